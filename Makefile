@@ -1,0 +1,36 @@
+# make demo   the main job: MTPD end to end on the built-in dataset, and its report
+# make test   the tests             make env    what both need, made once in .venv
+# make lint   style checks          make notebooks   sync notebooks/*.py with *.ipynb
+# Variables: PYTHON=python3.11  VENV=.venv  RECIPE=configs/...  ARGS='options'
+#            TORCH_INDEX=https://download.pytorch.org/whl/cpu (torch without CUDA)
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RECIPE ?= configs/mini/retinanet_r50__r101_rx101.py
+ARGS ?=
+export TORCH_INDEX
+
+.PHONY: env packages demo test lint notebooks clean
+
+env: packages
+	@$(BIN)/mtpd install-ops
+
+packages:
+	@$(PYTHON) -m mtpd.env $(VENV)
+
+demo: env
+	@$(BIN)/mtpd run $(RECIPE) $(ARGS)
+
+test: env
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: packages
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/nbstripout --verify $(wildcard notebooks/*.ipynb)
+
+notebooks: packages
+	@$(BIN)/jupytext --sync $(wildcard notebooks/*.py)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

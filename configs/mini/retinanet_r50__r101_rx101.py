@@ -1,0 +1,49 @@
+_base_ = [
+    '../_base_/datasets/digits.py',
+    '../_base_/schedules/pocket.py',
+    '../_base_/distill/mgd.py',
+]
+name = 'mini_retinanet_r50__r101_rx101'
+title = (
+    'RetinaNet at pocket size on DigitScenes: a ResNet-34 and a ResNeXt-50 teach a narrow ResNet-18'
+)
+paper = dict(
+    student='RetinaNet R50', baseline=36.5, after_stage=[37.9, 39.9], direct=41.0, result=41.7
+)
+expected_minutes = 14
+
+student = dict(label='RetinaNet R18, width 8', config='../_base_/models/pocket_retinanet.py')
+teachers = dict(
+    r101=dict(
+        label='RetinaNet R34, width 16',
+        config='../_base_/models/pocket_retinanet.py',
+        model=dict(
+            backbone=dict(depth=34, base_channels=16), neck=dict(in_channels=[16, 32, 64, 128])
+        ),
+        checkpoint=None,
+        updates=3500,
+        scenes=24000,
+    ),
+    rx101=dict(
+        label='RetinaNet ResNeXt-50, width 16',
+        config='../_base_/models/pocket_retinanet.py',
+        model=dict(
+            backbone=dict(type='ResNeXt', depth=50, base_channels=16, groups=8, base_width=4),
+            neck=dict(in_channels=[64, 128, 256, 512]),
+        ),
+        checkpoint=None,
+        updates=5000,
+        scenes=24000,
+    ),
+)
+arms = dict(
+    none=dict(label='no teacher', teachers=[None]),
+    direct=dict(label='teacher 2 only', teachers=['rx101']),
+    progressive=dict(label='teacher 1 → teacher 2', teachers=['r101', 'rx101']),
+    reverse=dict(label='teacher 2 → teacher 1', teachers=['rx101', 'r101']),
+)
+distill = dict(
+    settings=dict(mgd=dict(alpha=1e-4)),
+    levels=[0, 1, 2],
+    start='baseline',  # all arms continue the same trained student
+)

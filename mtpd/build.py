@@ -1,0 +1,215 @@
+"""Build mmcv-full's wheel, with its compiled ops, from the source distribution on PyPI."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from . import diagnose, machine
+from .errors import MtpdError
+
+REQUIREMENT = Path(__file__).parents[1] / 'requirements' / 'mmcv.txt'
+DISK = 2 * machine.GIB
+MEMORY_PER_JOB = 2 * machine.GIB
+
+
+class Target(NamedTuple):
+    """What to build for: CUDA's release and GPU architectures ('9.0' or '8.0;9.0'), or the CPU only."""
+
+    reason: str
+    cuda: str | None = None
+    arch: str | None = None
+    nvcc: str | None = None
+
+    @property
+    def ops(self) -> str:
+        return f'CUDA {self.cuda} ({self.arch})' if self.cuda else 'CPU'
+
+
+def mmcv_version() -> str:
+    """The pinned version; requirements/mmcv.txt is the one place that states it."""
+    return re.search(r'^mmcv-full==([\w.]+)', REQUIREMENT.read_text(), re.MULTILINE).group(1)
+
+
+def build_wheel(
+    target: Target, torch: machine.Torch, work: Path, log: Path, echo: Callable
+) -> Path:
+    """Build in the folder `work`; the output goes to `log`.
+
+    Raises MtpdError with the last errors and the likely cause; the log stays.
+    """
+    compiler = check_tools(work)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text('')
+    echo(f'Fetching the source of mmcv-full {mmcv_version()} ...')
+    source = fetch(work, log)
+    jobs = job_count()
+    echo(
+        f'Compiling the {target.ops} ops with {" ".join(compiler)}, {jobs} at a time: '
+        'a few minutes, once for this torch and Python.'
+    )
+    command = [sys.executable, 'setup.py', 'bdist_wheel', '--dist-dir', str(work / 'dist')]
+    environment = build_environment(target, torch, compiler, work, jobs)
+    run(command, log, cwd=source, env=environment, watch=lambda lines: show_progress(lines, echo))
+    return check_wheel(next((work / 'dist').glob('*.whl')))
+
+
+def check_tools(work: Path) -> list[str]:
+    """The C++ compiler's command. Raises MtpdError for everything that is missing, at once."""
+    problems = []
+    compiler = shlex.split(os.environ.get('CXX', '')) or ['c++' if shutil.which('c++') else 'g++']
+    if not shutil.which(compiler[0]):
+        problems.append(f'No C++ compiler found ({compiler[0]}). {diagnose.COMPILER}')
+    if not Path(sysconfig.get_path('include'), 'Python.h').is_file():
+        problems.append(f"Python's header files are missing. {diagnose.HEADERS}")
+    free = shutil.disk_usage(work).free
+    if free < DISK:
+        problems.append(
+            f'Only {free / machine.GIB:.1f} GiB are free for {work.parent}; the build needs '
+            f'{DISK // machine.GIB}. Free some, or set MTPD_CACHE to a folder on another disk.'
+        )
+    if problems:
+        raise MtpdError(
+            'mmcv-full cannot be built here:\n' + '\n'.join(f'- {text}' for text in problems)
+        )
+    return compiler
+
+
+def job_count() -> int:
+    """As many compilers as there are cores, and 2 GiB of memory for each; MAX_JOBS overrules."""
+    if os.environ.get('MAX_JOBS', '').isdigit():
+        return max(1, int(os.environ['MAX_JOBS']))
+    return max(1, min(machine.cores(), machine.free_memory() // MEMORY_PER_JOB))
+
+
+def fetch(work: Path, log: Path) -> Path:
+    """Download the source distribution (its sha256 is pinned) and unpack it."""
+    command = [sys.executable, '-m', 'pip', 'download', '--no-deps', '--no-binary=:all:']
+    command += ['--no-build-isolation', '--dest', str(work), '--requirement', str(REQUIREMENT)]
+    run(command, log)
+    archive = next(work.glob('mmcv-full-*.tar.gz'))
+    with tarfile.open(archive) as tar:
+        tar.extractall(work, filter='data')
+    return work / archive.name.removesuffix('.tar.gz')
+
+
+def build_environment(
+    target: Target, torch: machine.Torch, compiler: list[str], work: Path, jobs: int
+) -> dict[str, str]:
+    """The build's environment variables: no debug information, no other accelerator, our job count."""
+    env = {
+        key: value for key, value in os.environ.items() if not key.startswith(('FORCE_', 'MMCV_'))
+    }
+    cflags = f'{env.get("CFLAGS", "")} -O2 -DNDEBUG -g0 -w'.strip()
+    env |= {'MMCV_WITH_OPS': '1', 'MAX_JOBS': str(jobs), 'CFLAGS': cflags, 'LDFLAGS': '-s'}
+    env |= {'NINJA_STATUS': '[%f/%t] ', 'PYTHONWARNINGS': 'ignore', 'LC_ALL': 'C.UTF-8'}
+    env |= {'PATH': f'{Path(sys.executable).parent}{os.pathsep}{env["PATH"]}'}  # ninja
+    env |= {'CXX': compiler_command(compiler, work)}
+    if target.cuda:
+        env |= {'FORCE_CUDA': '1', 'TORCH_CUDA_ARCH_LIST': target.arch}
+        env |= {'CUDA_HOME': str(Path(target.nvcc).parents[1])}
+        # cusparse's and cublas' headers come with torch's nvidia-* wheels, not always with nvcc.
+        headers = sorted(str(path) for path in torch.folder.parent.glob('nvidia/*/include'))
+        env |= {'CPATH': os.pathsep.join([*headers, *filter(None, [env.get('CPATH')])])}
+    else:
+        env |= {'CUDA_VISIBLE_DEVICES': ''}  # mmcv compiles CUDA code wherever torch sees a GPU
+    return env
+
+
+def compiler_command(compiler: list[str], work: Path) -> str:
+    """The compiler itself or, for GNU's, a script that lets it share one precompiled header."""
+    version = subprocess.run([*compiler, '--version'], capture_output=True, text=True).stdout
+    if 'Free Software Foundation' not in version:
+        return shlex.join(compiler)
+    script = work / 'bin' / 'g++'
+    script.parent.mkdir()
+    parts = [
+        sys.executable,
+        '-S',
+        '-E',
+        str(Path(__file__).with_name('cxx.py')),
+        str(work),
+        *compiler,
+    ]
+    script.write_text(f'#!/bin/sh\nexec {shlex.join(parts)} -- "$@"\n')
+    script.chmod(0o755)
+    return str(script)
+
+
+def run(command: list[str], log: Path, watch: Callable | None = None, **options) -> None:
+    """Run a command, its output into `log` and past `watch`. Raises MtpdError if it fails."""
+    start = log.stat().st_size
+    with log.open('a', encoding='utf-8') as file:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            errors='replace',
+            **options,
+        )
+
+        def lines() -> Iterable[str]:
+            for line in process.stdout:
+                file.write(line)
+                yield line
+
+        try:
+            (watch or list)(lines())
+        finally:
+            if process.poll() is None and sys.exc_info()[0]:
+                process.terminate()
+            process.wait()
+    if process.returncode:
+        text = log.read_bytes()[start:].decode('utf-8', errors='replace')
+        raise MtpdError(diagnose.explain(text, log, process.returncode))
+
+
+def show_progress(lines: Iterable[str], echo: Callable) -> None:
+    """Turn ninja's `[n/N]` lines into one line that is rewritten, or a line every half minute."""
+    started = shown = time.monotonic()
+    alive = sys.stdout.isatty()
+    for line in lines:
+        if not (match := re.match(r'\[(\d+)/(\d+)\] ', line)):
+            continue
+        done, total = int(match[1]), int(match[2])
+        now = time.monotonic()
+        left = (now - started) / done * (total - done)
+        text = f'  {done} of {total} files, {time_left(left)}'
+        if alive:
+            print(f'\r{text:<60}', end='' if done < total else '\n', flush=True)
+        elif now - shown > 30 or done == total:
+            echo(text)
+            shown = now
+
+
+def time_left(seconds: float) -> str:
+    return f'about {seconds / 60:.0f} min left' if seconds >= 90 else f'about {seconds:.0f} s left'
+
+
+def check_wheel(wheel: Path) -> Path:
+    """The wheel, if it is whole and has compiled ops. Raises MtpdError otherwise."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            broken = archive.testzip()
+            ops = [name for name in archive.namelist() if re.fullmatch(r'mmcv/_ext[^/]*\.so', name)]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise MtpdError(
+            f'{wheel} is damaged ({error}). Run `mtpd install-ops --rebuild`.'
+        ) from None
+    if broken or not ops:
+        what = f'is damaged ({broken})' if broken else 'has no compiled ops (mmcv/_ext*.so)'
+        raise MtpdError(f'{wheel} {what}. Run `mtpd install-ops --rebuild`.')
+    return wheel

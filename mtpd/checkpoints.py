@@ -1,0 +1,263 @@
+"""Checkpoints: safe reading, both layouts, inheriting from a teacher, export, atomic writing.
+
+Layouts (keys of `state_dict`): *plain* is mmdet's own (`backbone.*`, `neck.*`, `bbox_head.*`);
+*distiller* is that of the MTPD and MGD repositories and of `mtpd.distiller.Distiller`
+(`student.<plain>`, `distill_losses.<name>.*`; the originals' also hold `teacher.<plain>`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from . import compat  # noqa: F401  (lets numpy numbers in `meta` load)
+from .errors import MtpdError
+
+
+def load(path: str | Path, map_location: str = 'cpu') -> dict:
+    """The checkpoint in `path`, read without running code from it (`weights_only`).
+
+    Raises:
+        MtpdError: no such file, not a checkpoint, a damaged one, or one with foreign objects.
+    """
+    path = Path(path)
+    if not (path.is_file() and os.access(path, os.R_OK)):
+        raise MtpdError(f'checkpoint {path}: no such file, or not readable; check the path')
+    with path.open('rb') as file:
+        head = file.read(64).lstrip()
+    if not head or head.startswith((b'<', b'version https://git-lfs')):
+        kind = 'a web page' if head[:1] == b'<' else 'a Git LFS pointer' if head else 'empty'
+        raise MtpdError(f'checkpoint {path} is {kind}: fetch or make the file itself again')
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # torch raises a dozen types, by where the file is damaged
+        if foreign := re.search(r'GLOBAL (\S*\w)\s', str(error)):
+            raise MtpdError(
+                f'checkpoint {path} holds a Python object ({foreign[1]}), which could run code and '
+                "is not loaded: where you trust the file, save its {'state_dict': ...} anew"
+            ) from error
+        raise MtpdError(
+            f'checkpoint {path} is damaged, cut short or no PyTorch file: fetch or make it again'
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise MtpdError(f"checkpoint {path} holds no dict: save it as {{'state_dict': ...}}")
+    return checkpoint
+
+
+def student_state(checkpoint: dict, source: str | Path = 'the checkpoint') -> dict[str, Tensor]:
+    """The detector's weights with plain keys, whatever the layout (see the module's docstring).
+
+    Raises:
+        MtpdError: there are no weights in it; `source` is named.
+    """
+    state = checkpoint.get('state_dict', checkpoint)
+    if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
+        raise MtpdError(f"{source} holds no weights: expected tensors under its 'state_dict'")
+    for prefix in ('module.', 'student.', ''):  # the last one copies
+        if any(key.startswith(prefix) for key in state):
+            state = _below(prefix, state)
+    # mmcv's EMA hook saves the average in the plain keys, and the raw weights as `ema_*`.
+    for key in [k for k, v in state.items() if k.startswith('ema_') or not isinstance(v, Tensor)]:
+        del state[key]
+    return state
+
+
+def _below(prefix: str, state: dict) -> dict:
+    """The entries under `prefix`, without it; also of the version metadata that modules need."""
+
+    def cut(entries):
+        return {k[len(prefix) :]: v for k, v in entries.items() if k.startswith(prefix)}
+
+    below = OrderedDict(cut(state))
+    versions = cut({f'{k}.': v for k, v in getattr(state, '_metadata', {}).items()})
+    below._metadata = {key.rstrip('.'): value for key, value in versions.items()}
+    return below
+
+
+def load_strictly(
+    model: nn.Module, state: dict, what: str, source: str | Path, only: tuple[str, ...] = ('',)
+) -> None:
+    """Loads `state` (its keys that start with one of `only`), cast to the model's types.
+
+    Raises:
+        MtpdError: missing, unexpected or differently shaped weights, all in one message with the
+            likely cause; it names `what` is loaded (e.g. 'the student') and the `source`.
+    """
+    own = model.state_dict()
+    fitting, shapes = copy.copy(state), {}
+    for key, value in state.items():
+        if key in own and own[key].shape != value.shape:
+            shapes[key] = (tuple(own[key].shape), tuple(value.shape))
+        if key in shapes or not key.startswith(only):
+            del fitting[key]
+    result = model.load_state_dict(fitting, strict=False)
+    absent = [key for key in result.missing_keys if key not in shapes]
+    problems = {
+        # Batch norm before PyTorch 0.4.1 did not count its batches.
+        'not in the file': [key for key in absent if not key.endswith('num_batches_tracked')],
+        f'not in {what}': result.unexpected_keys,
+        f'other shape ({what}, file)': [f'{key} {a} {b}' for key, (a, b) in shapes.items()],
+    }
+    problems = {kind: keys for kind, keys in problems.items() if keys}
+    if not problems:
+        return
+    lines = [f'{source} does not fit {what}:']
+    for kind, keys in problems.items():
+        more = f' and {len(keys) - 5} more' if len(keys) > 5 else ''
+        lines.append(f'  {kind}: {", ".join(keys[:5])}{more}')
+    only_shapes = len(problems) == 1 and bool(shapes)
+    lines.append(
+        (only_shapes and _classes_hint(model, shapes))
+        or f'  {len(own) - len(result.missing_keys)} of {len(own)} weights match: the file is of '
+        'another architecture (type, depth or width); give the checkpoint of this very config'
+    )
+    raise MtpdError('\n'.join(lines))
+
+
+def _classes_hint(model: nn.Module, shapes: dict) -> str:
+    """Names both numbers of classes where they explain all of `shapes` (own, file's)."""
+    own = max((m.num_classes for m in model.modules() if hasattr(m, 'num_classes')), default=0)
+    found = set()
+    for key, (mine, theirs) in shapes.items():
+        if not own or key.startswith(('backbone.', 'neck.')) or mine[1:] != theirs[1:]:
+            return ''
+        background = mine[0] == own + 1  # else a multiple of the classes: anchors, box sides
+        found.add(theirs[0] - 1 if background else theirs[0] * own / mine[0])
+    if len(found) != 1:
+        return ''
+    return (
+        f'  likely cause: the model has {own} classes and the file {found.pop():g}: give a '
+        'checkpoint of the same classes, or change num_classes'
+    )
+
+
+def load_student(model: nn.Module, path: str | Path) -> dict:
+    """Loads a plain detector from a checkpoint of any layout, strictly; returns its `meta`.
+
+    Raises:
+        MtpdError: from `load`, `student_state` and `load_strictly`.
+    """
+    checkpoint = load(path)
+    load_strictly(model, student_state(checkpoint, path), 'the student', path)
+    return checkpoint.get('meta') or {}
+
+
+@dataclass
+class InheritReport:
+    """What a student took from its teacher: keys copied, and keys skipped with the reason."""
+
+    copied: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"copied {len(self.copied)} of the teacher's weights, left {len(self.skipped)}"]
+        return '\n'.join(lines + [f'  {key}: {why}' for key, why in self.skipped.items()])
+
+
+def inherit(student: nn.Module, teacher_state: dict, allow: Iterable[str] = ()) -> InheritReport:
+    """Copies the teacher's neck and head (all outside `backbone.`) into the student.
+
+    Args:
+        student: a plain detector.
+        teacher_state: weights with plain keys, from `student_state`.
+        allow: patterns of weights that may be missing on either side or of another shape, and
+            then stay as they are: 'neck.lateral_convs.*' where the backbones differ in width.
+
+    Raises:
+        MtpdError: a mismatch that is not allowed, or nothing to copy; nothing is copied then.
+    """
+    own = {k: v for k, v in student.state_dict().items() if not k.startswith('backbone.')}
+    theirs = {k: v for k, v in teacher_state.items() if not k.startswith('backbone.')}
+    report = InheritReport(copied=[key for key in own if key in theirs])
+    for key in {**own, **theirs}:
+        if key not in own:
+            report.skipped[key] = 'the student has no such weight'
+        elif key not in theirs and not key.endswith('num_batches_tracked'):
+            report.skipped[key] = 'the teacher has no such weight'
+        elif key in theirs and own[key].shape != theirs[key].shape:
+            report.copied.remove(key)
+            shapes = tuple(own[key].shape), tuple(theirs[key].shape)
+            report.skipped[key] = f'other shape (student {shapes[0]}, teacher {shapes[1]})'
+    barred = [k for k in report.skipped if not any(fnmatch(k, pattern) for pattern in allow)]
+    if barred or not report.copied:
+        lines = ["the student cannot inherit the teacher's neck and head:"]
+        lines += [f'  {key}: {report.skipped[key]}' for key in barred] or ['  nothing agrees']
+        lines += ['make both alike, allow these weights to differ, or do not inherit']
+        raise MtpdError('\n'.join(lines))
+    for key in report.copied:
+        own[key].copy_(theirs[key])
+    return report
+
+
+def export_student(
+    src: str | Path, dst: str | Path, half: bool = False, meta: dict | None = None
+) -> Path:
+    """Writes the student in `src` (any layout) to `dst` as a plain mmdet checkpoint.
+
+    Args:
+        half: store floats as float16 (half the size; loading casts them back).
+        meta: entries to add to the `meta`, plain values only. Kept of the source's are the
+            classes, the config and the versions; `exported_from` names the source.
+
+    Raises:
+        MtpdError: `src` cannot be read or holds no weights, or `dst` cannot be written.
+    """
+    checkpoint = load(src)
+    state = student_state(checkpoint, src)
+    for key, value in state.items():
+        # A variance may exceed float16's 65504: such a tensor stays as it is.
+        if half and value.is_floating_point() and value.half().isfinite().all():
+            state[key] = value.half()
+    keep = ('CLASSES', 'PALETTE', 'config', 'mmdet_version', 'mmcv_version', 'epoch', 'iter')
+    old = checkpoint.get('meta') or {}
+    new = {
+        'mmdet_version': metadata.version('mmdet'),
+        'mmcv_version': metadata.version('mmcv-full'),
+        **{key: old[key] for key in keep if key in old},
+        'exported_from': {'file': Path(src).name, 'sha256': sha256(src), 'half': half},
+        **(meta or {}),
+    }
+    save_atomic({'meta': new, 'state_dict': state}, dst)
+    return Path(dst)
+
+
+def save_atomic(obj: object, path: str | Path) -> None:
+    """`torch.save` that leaves either the whole new file or the old one.
+
+    Raises:
+        MtpdError: the folder cannot be written to, or the disk is full.
+    """
+    path = Path(path)
+    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open('wb') as file:
+            torch.save(obj, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's zip writer wraps a full disk's OSError
+        raise MtpdError(
+            f'checkpoint {path} cannot be written ({error}): check permissions and free space'
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+def sha256(path: str | Path) -> str:
+    """The file's SHA-256 in hexadecimal."""
+    with Path(path).open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -1,0 +1,181 @@
+"""The command line: `mtpd ...`, a thin shell over the package. Heavy imports wait for a command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from . import __version__
+from .errors import MtpdError
+from .schema import parse_overrides
+
+
+class Main(click.Group):
+    """Prints a user's mistake as one message (exit code 2) instead of a traceback."""
+
+    def invoke(self, ctx: click.Context):
+        try:
+            return super().invoke(ctx)
+        except MtpdError as error:
+            click.echo(f'mtpd: {error}', err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo('mtpd: interrupted; the same command goes on from here.', err=True)
+            ctx.exit(130)
+
+
+def _overrides(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict:
+    found: dict = {}
+    for text in texts:
+        try:
+            found |= parse_overrides(text)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+    return found
+
+
+def recipe_options(command):
+    """RECIPE, --seed, --work-dir and --cfg-options; the command gets `recipe` (loaded) and `work_dir`."""
+
+    def call(recipe, seed, cfg_options, **rest):
+        from .recipe import load_recipe
+
+        return command(recipe=load_recipe(recipe, cfg_options, seed), **rest)
+
+    call.__name__, call.__doc__ = command.__name__, command.__doc__
+    call.__click_params__ = getattr(command, '__click_params__', [])
+    for option in (
+        click.option(
+            '--cfg-options',
+            multiple=True,
+            callback=_overrides,
+            metavar='KEY=VALUE ...',
+            help='Overrides of the recipe, several in one text or the option given again.',
+        ),
+        click.option(
+            '--work-dir', type=click.Path(path_type=Path), help='Default: runs/<recipe>/<seed>.'
+        ),
+        click.option('--seed', type=int, help="Default: the recipe's."),
+        click.argument('recipe'),
+    ):
+        call = option(call)
+    return call
+
+
+@click.group(cls=Main, context_settings={'help_option_names': ['-h', '--help']})
+@click.version_option(__version__)
+def main() -> None:
+    """MTPD reproduction kit: distil a detector from a sequence of teachers."""
+
+
+@main.command()
+@recipe_options
+@click.option('--smoke', is_flag=True, help='Next to no training: does everything work?')
+def run(recipe, work_dir: Path | None, smoke: bool) -> None:
+    """Run all steps of RECIPE, skipping what is done, and write the report."""
+    from .pipeline import run_recipe
+    from .report import make_report
+
+    minutes = recipe.cfg.get('expected_minutes')
+    if minutes and not smoke:
+        click.echo(f'{recipe.name}: about {minutes:g} minutes on 2 CPU cores')
+    run_dir = run_recipe(recipe, work_dir, smoke, click.echo, sys.stdout)
+    click.echo(f'report: {make_report(run_dir)}')
+
+
+@main.command()
+@recipe_options
+@click.option('--detector', default='student', show_default=True, help='student, or a teacher.')
+def train(recipe, work_dir: Path | None, detector: str) -> None:
+    """Train a plain detector of RECIPE: the student's baseline, or a teacher."""
+    from .train import train_detector_run
+
+    made = train_detector_run(recipe, detector, work_dir)
+    click.echo(f'AP {100 * made["metrics"]["bbox_mAP"]:.1f}  {made["checkpoint"]}')
+
+
+@main.command(name='eval')
+@recipe_options
+@click.option('--checkpoint', required=True, type=click.Path(path_type=Path))
+@click.option('--detector', default='student', show_default=True, help='Whose architecture it has.')
+@click.option(
+    '--metrics', multiple=True, type=click.Choice(['bbox', 'segm']), help='Default: bbox.'
+)
+@click.option('--out', type=click.Path(path_type=Path), help='Folder for metrics.json.')
+def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out) -> None:
+    """COCO numbers of a checkpoint on RECIPE's validation split, as JSON."""
+    import json
+
+    from .evaluate import evaluate
+
+    found = evaluate(recipe, checkpoint, metrics or ('bbox',), detector, out)
+    click.echo(json.dumps(found, indent=2))
+
+
+@main.command()
+@click.argument('source', type=click.Path(path_type=Path))
+@click.argument('target', type=click.Path(path_type=Path))
+@click.option('--half', is_flag=True, help='Store the weights in float16: half the size.')
+def export(source: Path, target: Path, half: bool) -> None:
+    """Write the student in SOURCE (any layout) to TARGET as a plain mmdet checkpoint."""
+    from .checkpoints import export_student
+
+    click.echo(export_student(source, target, half))
+
+
+@main.command()
+@click.argument('run_dir', metavar='RUN', type=click.Path(path_type=Path))
+def report(run_dir: Path) -> None:
+    """Write the HTML report of a run directory."""
+    from .report import make_report
+
+    click.echo(make_report(run_dir))
+
+
+@main.group()
+def data() -> None:
+    """Make datasets."""
+
+
+@data.command()
+@click.option('--root', default='data', show_default=True, type=click.Path(path_type=Path))
+@click.option('--train', default=2000, show_default=True, help='Training scenes.')
+@click.option('--val', default=200, show_default=True, help='Validation scenes.')
+@click.option('--size', default=128, show_default=True, help='Side of a scene in pixels.')
+@click.option('--seed', default=0, show_default=True)
+def digits(root: Path, train: int, val: int, size: int, seed: int) -> None:
+    """Make DigitScenes below ROOT, or check the ones that are there."""
+    from .data import digits as scenes
+
+    folder = scenes.make(root, train, val, size, seed)
+    broken = scenes.verify(folder)
+    if broken:
+        raise MtpdError(
+            f'{folder}: files of {", ".join(broken)} have changed. Remove the folder and make it again.'
+        )
+    click.echo(f'{folder}: {train} + {val} scenes of {size} x {size} pixels, checksums right')
+
+
+@main.command()
+@click.argument('recipe', required=False)
+def doctor(recipe: str | None) -> None:
+    """Check this machine (and RECIPE's data and checkpoints): all problems at once, with fixes."""
+    from .doctor import report as check
+
+    sys.exit(check(recipe))
+
+
+@main.command(name='install-ops')
+@click.option('--cuda-arch', help="For example 9.0. Default: the GPU's own.")
+@click.option('--rebuild', is_flag=True, help='Compile again even where a built wheel is cached.')
+def install_ops(cuda_arch: str | None, rebuild: bool) -> None:
+    """Build mmcv-full's compiled ops against the installed torch; cached outside the checkout."""
+    from .ops import install
+
+    install(cuda_arch, rebuild, echo=click.echo)
+
+
+if __name__ == '__main__':
+    main()

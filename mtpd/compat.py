@@ -1,0 +1,185 @@
+"""What mmcv 1.7 and mmdet 2.28 need to run on today's torch and numpy; imported before them.
+
+Importing this module applies every adaptation once; each function below is one, with its reason.
+`MTPD_VERBOSE=1` keeps the output that the last three silence.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+from .errors import MtpdError
+from .machine import check_torch, cores, find_torch
+
+__all__ = ['apply', 'cores']
+
+_libraries: list[Any] = []  # torch.library forgets a schema when its Library object is collected
+
+
+def apply() -> None:
+    """Apply everything (again, if called again: nothing changes the second time).
+
+    Raises MtpdError if torch is missing or too old, or mmcv has no compiled ops.
+    """
+    quiet_warnings()
+    require_ops()
+    import_torchvision()
+    numpy_int()
+    load_numpy_scalars()
+    scatter_stream()
+    ddp_forward()
+    resume_on_cpu()
+    if os.environ.get('MTPD_VERBOSE', '') in ('', '0'):
+        quiet_progress_bar()
+        quiet_initialisation()
+
+
+def require_ops() -> None:
+    """mmdet imports mmcv's compiled ops; without them it ends in a long, unhelpful traceback."""
+    check_torch(find_torch())
+    mmcv = importlib.util.find_spec('mmcv')
+    if mmcv is None or not list(Path(mmcv.origin).parent.glob('_ext*.so')):
+        raise MtpdError(
+            "mmcv-full's compiled ops are not installed in this Python. Run `make env` (or `mtpd install-ops`)."
+        )
+
+
+def quiet_warnings() -> None:
+    """mmcv's notes on its own future, and on names torch has renamed, are nothing a reader can act on."""
+    for message in (
+        'On January 1, 2023, MMCV will release v2.0.0',
+        r'``MultiScaleDeformableAttention`` has been moved',
+        r'`torch\.cuda\.amp\.',
+    ):
+        warnings.filterwarnings('ignore', message=message)
+
+
+def import_torchvision() -> None:
+    """Let torchvision import where its compiled part does not fit torch.
+
+    A CUDA torchvision (PyPI's) beside a CPU torch can't load its library, and fails with "operator
+    torchvision::nms does not exist". mmcv imports torchvision and uses none of its ops: declaring
+    the two schemas it asks for is enough.
+    """
+    try:
+        import torchvision
+    except RuntimeError as error:
+        if 'torchvision::' not in str(error):
+            raise
+        import torch
+
+        library = torch.library.Library('torchvision', 'FRAGMENT')
+        for name in ('nms', 'qnms'):
+            library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+        _libraries.append(library)
+        import torchvision  # noqa: F401
+
+
+def numpy_int() -> None:
+    """mmdet still says `np.int` (datasets/custom.py, openimages.py, IoU-balanced sampler).
+
+    numpy removed the alias of `int` in 1.24. It is set on numpy itself: those modules look it up
+    there when they run, and importing mmdet here to patch three of them would cost four seconds.
+    """
+    import numpy as np
+
+    if 'int' not in vars(np):
+        np.int = int
+
+
+def load_numpy_scalars() -> None:
+    """Let checkpoints load whose `meta` holds numpy numbers, as some in mmdet's model zoo do.
+
+    mmcv calls `torch.load` without `weights_only`; since torch 2.6 that means True, which refuses
+    them. Numbers are let in by name, arbitrary code stays refused. `numpy.core` is the name that
+    numpy 1 wrote.
+    """
+    import numpy as np
+    import torch
+
+    scalar = np._core.multiarray.scalar
+    names = [(scalar, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')]
+    dtypes = [type(np.dtype(name)) for name in ('bool', 'int32', 'int64', 'float32', 'float64')]
+    torch.serialization.add_safe_globals([*names, np.dtype, *dtypes])
+
+
+def scatter_stream() -> None:
+    """mmcv asks torch for a copy stream by device number; since torch 2.1 it must be a device.
+
+    Without this, every batch on a GPU fails: "'int' object has no attribute 'type'".
+    """
+    import torch
+    from mmcv.parallel import _functions
+    from torch.nn.parallel._functions import _get_stream
+
+    def get_stream(device: int | torch.device) -> Any:
+        if isinstance(device, int):
+            device = torch.device('cuda', device) if device >= 0 else torch.device('cpu')
+        return _get_stream(device)
+
+    _functions._get_stream = get_stream
+
+
+def ddp_forward() -> None:
+    """mmcv's DDP wrapper reads `_use_replicated_tensor_module`, which torch 2.1 removed.
+
+    False is what it was for every model that mmcv builds. Needed for distributed evaluation.
+    """
+    from mmcv.parallel import MMDistributedDataParallel
+
+    MMDistributedDataParallel._use_replicated_tensor_module = False
+
+
+def resume_on_cpu() -> None:
+    """`IterBasedRunner.resume` asks for the current GPU even where there is none, and fails."""
+    import torch
+    from mmcv.runner import IterBasedRunner
+
+    original = IterBasedRunner.resume
+    if hasattr(original, '__wrapped__'):
+        return
+
+    def resume(
+        self: IterBasedRunner,
+        checkpoint: str,
+        resume_optimizer: bool = True,
+        map_location: Any = 'default',
+    ) -> None:
+        if map_location == 'default' and not torch.cuda.is_available():
+            map_location = 'cpu'
+        original(self, checkpoint, resume_optimizer, map_location)
+
+    resume.__wrapped__ = original
+    IterBasedRunner.resume = resume
+
+
+def quiet_progress_bar() -> None:
+    """mmcv's evaluation bar rewrites its line for every image: pages of it in a notebook or a log."""
+    from mmcv import ProgressBar
+
+    def start(self: ProgressBar) -> None:
+        pass
+
+    def update(self: ProgressBar, num_tasks: int = 1) -> None:
+        self.completed += num_tasks
+
+    ProgressBar.start, ProgressBar.update = start, update
+
+
+def quiet_initialisation() -> None:
+    """mmcv reports the initialisation of every parameter at INFO: hundreds of lines a detector.
+
+    It reports to the first logger made, and makes 'mmcv' if there is none: made here, at WARNING.
+    Training's own log ('mmdet') is not touched.
+    """
+    from mmcv.utils import get_logger
+
+    get_logger('mmcv').setLevel(logging.WARNING)
+
+
+apply()

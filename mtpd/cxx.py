@@ -1,0 +1,53 @@
+"""Stands in for g++ while mmcv's ops are built: `python cxx.py WORK COMPILER... -- ARGUMENTS...`
+
+Parsing torch's headers is nine tenths of the time each of mmcv's 73 files takes. The first C++ file
+to come precompiles them, with exactly its own flags (g++ ignores a precompiled header made with
+others); the files after it use the result, and take a third of the time.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HEADER = '#include <torch/types.h>\n'
+
+
+def main(work: Path, compiler: list[str], arguments: list[str]) -> None:
+    if '-c' in arguments and any(name.endswith('.cpp') for name in arguments):
+        header, precompiled = work / 'shared.hpp', work / 'shared.hpp.gch'
+        if first_to_come(work):
+            header.write_text(HEADER)
+            unfinished = work / 'unfinished.gch'
+            command = [*compiler, *flags_only(arguments), '-x', 'c++-header', str(header)]
+            if subprocess.run([*command, '-o', str(unfinished)]).returncode == 0:
+                unfinished.replace(precompiled)
+        if precompiled.exists():
+            arguments = ['-include', str(header), *arguments]
+    os.execvp(compiler[0], [*compiler, *arguments])
+
+
+def first_to_come(work: Path) -> bool:
+    try:
+        (work / 'precompiling').mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+def flags_only(arguments: list[str]) -> list[str]:
+    """A compile command's arguments without its input, its outputs, and what makes them."""
+    flags, previous = [], ''
+    for argument in arguments:
+        is_file = previous in ('-o', '-MF') or argument.endswith('.cpp')
+        if not is_file and argument not in ('-c', '-o', '-MMD', '-MF'):
+            flags.append(argument)
+        previous = argument
+    return flags
+
+
+if __name__ == '__main__':
+    end = sys.argv.index('--')
+    main(Path(sys.argv[1]), sys.argv[2:end], sys.argv[end + 1 :])

@@ -1,0 +1,242 @@
+"""`mtpd doctor`: can this machine run the recipe? Everything at once, each problem with its fix."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from . import build, machine, ops
+from .errors import MtpdError
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+MAIN_JOB = 'configs/mini/retinanet_r50__r101_rx101.py'
+VERSIONS = ('torchvision', 'mmdet', 'numpy', 'pycocotools', 'opencv-python-headless', 'papermill')
+MEMORY = (1.5 * machine.GIB, 4 * machine.GIB)  # less: the job fails; may fail
+DISK = (0.5 * machine.GIB, 3 * machine.GIB)
+
+
+class Check(NamedTuple):
+    """One thing looked at: `state` is 'ok', 'warn' or 'fail' (the main job can't run)."""
+
+    name: str
+    state: str
+    found: str
+    fix: str = ''
+
+
+def check(recipe_path: str | None = None) -> list[Check]:
+    """Look at everything that `recipe_path` (default: the demo's recipe) needs. Never raises."""
+    checks: list[Check] = []
+    for look in (python, torch, versions, device, compiled_ops, memory, runs, kernel):
+        checks += _guarded(look.__name__.replace('_', ' '), look)
+    if any(one.name == 'ops' and one.state == 'fail' for one in checks):
+        return [
+            *checks,
+            Check('recipe', 'fail', 'not looked at: it needs mmcv', 'Mend the ops first.'),
+        ]
+    return checks + _guarded('recipe', lambda: recipe(recipe_path or MAIN_JOB))
+
+
+def report(recipe_path: str | None = None, echo: Callable = print) -> int:
+    """Show the checks as a table. Returns 1 if the main job can't run, else 0."""
+    checks = check(recipe_path)
+    wide = max(len(one.name) for one in checks)
+    for one in checks:
+        echo(f'{one.state:<5} {one.name:<{wide}}  {one.found}')
+        if one.fix:
+            echo(f'{"":<5} {"":<{wide}}  -> {one.fix}')
+    failed = sum(one.state == 'fail' for one in checks)
+    warned = sum(one.state == 'warn' for one in checks)
+    echo(f'\n{len(checks)} checks: {failed} failed, {warned} to look at.')
+    return 1 if failed else 0
+
+
+def _guarded(name: str, look: Callable[[], Iterator[Check]]) -> list[Check]:
+    """What a check finds, and its breakdown as one more failed check."""
+    found: list[Check] = []
+    try:
+        found.extend(look())
+    except Exception as error:  # a broken package can raise anything, and to say so is the job here
+        text = str(error) if isinstance(error, MtpdError) else f'{type(error).__name__}: {error}'
+        found.append(Check(name, 'fail', text, 'Run `make env`.'))
+    return found
+
+
+def python() -> Iterator[Check]:
+    version = '.'.join(map(str, sys.version_info[:3]))
+    try:
+        machine.check_python()
+    except MtpdError as error:
+        yield Check('python', 'fail', version, str(error))
+    else:
+        yield Check('python', 'ok', f'{version} ({sys.executable})')
+
+
+def torch() -> Iterator[Check]:
+    found = machine.find_torch()
+    try:
+        warning = machine.check_torch(found)
+    except MtpdError as error:
+        yield Check('torch', 'fail', found.version if found else 'not installed', str(error))
+    else:
+        yield Check('torch', 'warn' if warning else 'ok', found.version, warning or '')
+
+
+def versions() -> Iterator[Check]:
+    """Packages whose version the results depend on, against the pins."""
+    pins = pinned()
+    for name in VERSIONS:
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield Check(name, 'fail', 'not installed', 'Run `make env`.')
+            continue
+        same = name not in pins or version == pins[name]
+        fix = '' if same else f'{pins[name]} is pinned; results may differ. Run `make env`.'
+        yield Check(name, 'ok' if same else 'warn', version, fix)
+
+
+def pinned() -> dict[str, str]:
+    """Package -> version of requirements/base.txt."""
+    text = (ROOT / 'requirements' / 'base.txt').read_text()
+    return dict(re.findall(r'^([\w-]+)==(\S+)', text, re.MULTILINE))
+
+
+def device() -> Iterator[Check]:
+    cores = f'{machine.cores()} CPU cores'
+    gpus = machine.gpus()
+    names = ', '.join(f'{name} ({memory})' for name, memory, _ in gpus)
+    found = machine.find_torch()
+    if not gpus:
+        yield Check('device', 'ok', f'{cores}, no NVIDIA GPU')
+    elif found and found.cuda:
+        yield Check('device', 'ok', f'{names}; {cores}')
+    else:
+        fix = "torch is a CPU build and can't use the GPU. Install a CUDA build, then `mtpd install-ops`."
+        yield Check('device', 'warn', f'{names}; {cores}', fix)
+
+
+def compiled_ops() -> Iterator[Check]:
+    wanted = build.mmcv_version()
+    try:
+        version = metadata.version('mmcv-full')
+        cuda = ops.self_test()
+    except metadata.PackageNotFoundError:
+        yield Check('ops', 'fail', 'mmcv-full is not installed', 'Run `mtpd install-ops`.')
+        return
+    except MtpdError as error:
+        yield Check('ops', 'fail', f'mmcv-full {version}', str(error))
+        return
+    kind = f'CUDA {cuda}' if cuda else 'CPU'
+    fix = '' if version == wanted else f'{wanted} is pinned. Run `mtpd install-ops`.'
+    if machine.gpus() and machine.find_torch().cuda and not cuda:
+        fix = 'nms runs on the CPU although there is a GPU. `mtpd install-ops` builds CUDA ops, or says why not.'
+    yield Check(
+        'ops', 'warn' if fix else 'ok', f'mmcv-full {version}, {kind}: nms and roi_align right', fix
+    )
+
+
+def memory() -> Iterator[Check]:
+    free = machine.free_memory()
+    yield _amount('memory', free, MEMORY, 'free', 'Close other programs.')
+
+
+def runs() -> Iterator[Check]:
+    """The folder for results: writable, with room."""
+    folder = ROOT / 'runs'
+    place = folder if folder.exists() else ROOT
+    if not os.access(place, os.W_OK | os.X_OK):
+        yield Check(
+            'runs', 'fail', f'{place} is not writable', 'Give another folder: `--work-dir`.'
+        )
+        return
+    free = shutil.disk_usage(place).free
+    yield _amount(
+        'disk', free, DISK, f'free for {folder}', 'Free some, or give another: `--work-dir`.'
+    )
+
+
+def _amount(name: str, size: int, limits: tuple[float, float], what: str, fix: str) -> Check:
+    state = 'fail' if size < limits[0] else 'warn' if size < limits[1] else 'ok'
+    wanted = f'{limits[1] / machine.GIB:.0f} GiB are wanted. '
+    found = f'{size / machine.GIB:.1f} GiB {what}'
+    return Check(name, state, found, '' if state == 'ok' else wanted + fix)
+
+
+def kernel() -> Iterator[Check]:
+    """The notebooks run on the Jupyter kernel `python3`."""
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+    try:
+        spec = KernelSpecManager().get_kernel_spec('python3')
+    except NoSuchKernel:
+        fix = f'Run `{sys.executable} -m ipykernel install --sys-prefix --name python3`.'
+        yield Check('kernel', 'fail', 'no Jupyter kernel named python3', fix)
+    else:
+        yield Check('kernel', 'ok', f'python3 ({spec.resource_dir})')
+
+
+def recipe(path: str) -> Iterator[Check]:
+    """The recipe itself, its dataset and its checkpoints."""
+    from .recipe import load_recipe
+
+    try:
+        loaded = load_recipe(path)
+    except MtpdError as error:
+        yield Check('recipe', 'fail', path, str(error))
+        return
+    yield Check('recipe', 'ok', f'{loaded.name} ({path})')
+    yield dataset(loaded)
+    yield from checkpoints(loaded)
+
+
+def dataset(loaded: Recipe) -> Check:
+    if problems := loaded.data_problems():
+        return Check('dataset', 'fail', f'{len(problems)} problem(s)', ' '.join(problems))
+    if loaded.cfg.data.root is None:
+        return Check('dataset', 'ok', 'DigitScenes: made where they are missing')
+    return Check('dataset', 'ok', str(loaded.data_root()))
+
+
+def checkpoints(loaded: Recipe) -> Iterator[Check]:
+    """The checkpoints that the recipe names: there, and with the sha256 that is stated for them."""
+    missing = loaded.checkpoint_problems()
+    if missing:
+        yield Check('checkpoints', 'fail', f'{len(missing)} missing', ' '.join(missing))
+    for name in loaded.detectors:
+        path = loaded.checkpoint(name)
+        if path is None or not path.is_file():
+            continue
+        stated, actual = stated_sha256(path), sha256(path)
+        if stated and not actual.startswith(stated):
+            fix = f'Its sha256 starts {actual[:8]}, {stated[:8]} is stated: fetch it again (`git checkout`).'
+            yield Check(f'weights {name}', 'fail', str(path), fix)
+        else:
+            yield Check(f'weights {name}', 'ok', f'{path.name}, sha256 {actual[:8]}')
+
+
+def stated_sha256(path: Path) -> str | None:
+    """The sum in metrics.json beside a checkpoint, or the start of it that mmdet puts into file names."""
+    beside = path.with_name('metrics.json')
+    if beside.is_file():
+        metrics = json.loads(beside.read_text())
+        if metrics.get('checkpoint') == path.name and metrics.get('sha256'):
+            return metrics['sha256']
+    match = re.search(r'-([0-9a-f]{8})\.pth$', path.name)
+    return match[1] if match else None
+
+
+def sha256(path: Path) -> str:
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()

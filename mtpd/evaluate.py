@@ -1,0 +1,170 @@
+"""Detections of a checkpoint on the validation split, as COCO numbers; size and speed of a detector."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+import time
+from pathlib import Path
+from shutil import copyfile
+
+import numpy as np
+import torch
+from mmcv import ConfigDict
+from mmcv.cnn import get_model_complexity_info
+from mmcv.parallel import MMDataParallel
+from mmdet.apis import single_gpu_test
+from mmdet.datasets import build_dataloader
+from mmdet.models import build_detector
+from pycocotools.cocoeval import COCOeval
+
+from . import (
+    checkpoints,
+    compat,  # noqa: F401  (before mmcv)
+)
+from .data import pipelines
+from .files import write_json
+from .recipe import Recipe, RecipeError
+
+# pycocotools' `stats`, in its order.
+NUMBERS = (
+    'mAP',
+    'mAP_50',
+    'mAP_75',
+    'mAP_s',
+    'mAP_m',
+    'mAP_l',
+    'AR_1',
+    'AR_10',
+    'AR_100',
+    'AR_s',
+    'AR_m',
+    'AR_l',
+)
+
+
+def load_detector(
+    recipe: Recipe, checkpoint: str | Path, detector: str = 'student'
+) -> torch.nn.Module:
+    """The recipe's detector with a checkpoint's weights (any layout), in eval mode on the CPU.
+
+    Raises:
+        MtpdError: the checkpoint is missing, broken, or of another architecture or number of classes.
+    """
+    model = build_detector(ConfigDict(recipe.model(detector)))
+    checkpoints.load_student(model, checkpoint)
+    model.CLASSES = recipe.classes
+    return model.eval()
+
+
+def evaluate(
+    recipe: Recipe,
+    checkpoint: str | Path,
+    metrics: tuple[str, ...] = ('bbox',),
+    detector: str = 'student',
+    out: str | Path | None = None,
+) -> dict:
+    """COCO numbers of a checkpoint on the recipe's validation split, by mmdet and pycocotools.
+
+    Args:
+        metrics: 'bbox' and, for detectors with masks, 'segm'.
+        detector: whose architecture the checkpoint has: 'student' or a teacher's name.
+        out: a folder for metrics.json and detections.json.
+
+    Returns:
+        The twelve numbers of COCO per metric as fractions 0..1 (``bbox_mAP``, ``bbox_mAP_50``, ..., None where the
+        split has no such objects), ``per_class``, ``num_images``, ``checkpoint`` and its ``sha256``.
+
+    Raises:
+        RecipeError: a metric the detector cannot give, or a broken dataset.
+        MtpdError: the checkpoint does not load into the detector.
+    """
+    model = load_detector(recipe, checkpoint, detector)
+    if 'segm' in metrics and not getattr(model, 'with_mask', False):
+        raise RecipeError(
+            recipe.source, [f'metric segm: {detector} predicts no masks. Leave it out.']
+        )
+    from .train import device_of
+
+    device = device_of(recipe)
+    data = pipelines.build(pipelines.dataset(recipe, 'val'))
+    loader = build_dataloader(
+        data, recipe.cfg.evaluation.batch_size, workers_per_gpu=0, dist=False, shuffle=False
+    )
+    model = MMDataParallel(model.to(device), device_ids=[0] if device == 'cuda' else [])
+    results = single_gpu_test(model, loader)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        files, _ = data.format_results(results, jsonfile_prefix=str(Path(folder) / 'results'))
+        numbers = _numbers(data, files, metrics)
+        if out:
+            Path(out).mkdir(parents=True, exist_ok=True)
+            copyfile(files[metrics[0]], Path(out) / 'detections.json')
+    numbers |= {
+        'num_images': len(data),
+        'checkpoint': Path(checkpoint).name,
+        'sha256': checkpoints.sha256(checkpoint),
+    }
+    if out:
+        write_json(Path(out) / 'metrics.json', numbers)
+    return numbers
+
+
+def _numbers(data, files: dict, metrics: tuple[str, ...]) -> dict:
+    """The twelve numbers per metric and AP per class, from result files in COCO's format."""
+    numbers: dict = {'per_class': {}}
+    for metric in metrics:
+        try:
+            found = data.coco.loadRes(files[metric])
+        except IndexError:  # pycocotools on an empty list: nothing was detected
+            numbers |= {f'{metric}_{name}': 0.0 for name in NUMBERS}
+            numbers['per_class'][metric] = dict.fromkeys(data.CLASSES, 0.0)
+            continue
+        score = COCOeval(data.coco, found, metric)
+        score.params.catIds, score.params.imgIds = data.cat_ids, data.img_ids
+        score.evaluate()
+        score.accumulate()
+        score.summarize()
+        numbers |= {
+            f'{metric}_{name}': None if value < 0 else float(value)
+            for name, value in zip(NUMBERS, score.stats, strict=True)
+        }
+        precision = score.eval['precision'][
+            :, :, :, 0, -1
+        ]  # IoU x recall x class, all areas, 100 detections
+        numbers['per_class'][metric] = {
+            name: float(np.mean(values[values > -1])) if (values > -1).any() else None
+            for name, values in zip(data.CLASSES, np.moveaxis(precision, 2, 0), strict=True)
+        }
+    return numbers
+
+
+def describe(recipe: Recipe, detector: str, images: int = 20) -> dict:
+    """Size and speed: ``parameters``, ``gflops`` (multiply-adds counted as one, mmdet's convention) at ``input``
+    [height, width] pixels, and ``ms_per_image``, the median of `images` single-image forward passes on this machine.
+    """
+    from .train import device_of
+
+    model = build_detector(ConfigDict(recipe.model(detector))).eval().to(device_of(recipe))
+    height, width = pipelines.input_size(recipe.cfg.image)
+    forward, model.forward = model.forward, model.forward_dummy
+    with contextlib.redirect_stdout(io.StringIO()):
+        flops, _ = get_model_complexity_info(
+            model, (3, height, width), as_strings=False, print_per_layer_stat=False
+        )
+    model.forward = forward
+    image = torch.zeros(1, 3, height, width, device=next(model.parameters()).device)
+    times = []
+    with torch.no_grad():
+        for _ in range(images + 3):
+            began = time.perf_counter()
+            model.forward_dummy(image)
+            if image.is_cuda:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - began)
+    return {
+        'parameters': sum(parameter.numel() for parameter in model.parameters()),
+        'gflops': flops / 1e9,
+        'input': [height, width],
+        'ms_per_image': 1000 * float(np.median(times[3:])),
+    }

@@ -1,0 +1,103 @@
+"""Neck features of detectors on the same images: what adaptation costs and feature maps are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from mmdet.datasets import build_dataloader
+from torch import Tensor, nn
+
+from . import compat  # noqa: F401  (before mmcv)
+from .data import pipelines
+from .recipe import Recipe, RecipeError
+
+
+def batches(recipe: Recipe, count: int, split: str = 'val') -> Iterator[tuple[Tensor, list[dict]]]:
+    """The first `count` images of a split in file order, as detectors see them in testing.
+
+    Yields:
+        Images (N, 3, H, W), normalised and padded to a common size, and mmdet's img_metas.
+    """
+    data = pipelines.dataset(recipe, split)
+    data |= dict(pipeline=pipelines.test_pipeline(recipe.cfg.image), test_mode=True)
+    loader = build_dataloader(
+        pipelines.build(data),
+        recipe.cfg.evaluation.batch_size,
+        workers_per_gpu=0,
+        dist=False,
+        shuffle=False,
+    )
+    for batch in loader:
+        images, metas = batch['img'][0].data[0][:count], batch['img_metas'][0].data[0][:count]
+        yield images, metas
+        count -= len(images)
+        if count <= 0:
+            return
+
+
+@torch.no_grad()
+def neck_features(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
+    """Features per FPN level, each (N, C, H_l, W_l), of images (N, 3, H, W)."""
+    device = next(model.parameters()).device
+    return tuple(feature.cpu() for feature in model.extract_feat(images.to(device)))
+
+
+def strength(feature: Tensor) -> Tensor:
+    """Mean absolute activation over channels: (H, W) of one image's (C, H, W)."""
+    return feature.abs().mean(0)
+
+
+def load_all(recipe: Recipe, checkpoints: dict[str, tuple[str, Path]]) -> dict[str, nn.Module]:
+    """Detectors by label, from {label: (name in the recipe, checkpoint)}, on the recipe's device."""
+    from .evaluate import load_detector
+    from .train import device_of
+
+    device = device_of(recipe)
+    return {
+        label: load_detector(recipe, path, name).to(device)
+        for label, (name, path) in checkpoints.items()
+    }
+
+
+def stage_checkpoints(
+    recipe: Recipe, arm: str, work_dir: str | Path | None = None
+) -> dict[str, tuple[str, Path]]:
+    """The student before and after each stage of an arm, then the teachers, for `load_all`."""
+    from .train import detector_checkpoint, train_stage
+
+    plan = recipe.arm(arm)
+    found = {'student before': ('student', detector_checkpoint(recipe, 'student', work_dir))}
+    for stage in range(1, len(plan.teachers) + 1):
+        found[f'after stage {stage}'] = (
+            'student',
+            train_stage(recipe, stage, arm, work_dir)['checkpoint'],
+        )
+    for name, spec in recipe.cfg.teachers.items():
+        found[spec.get('label', name)] = (name, detector_checkpoint(recipe, name, work_dir))
+    return found
+
+
+def feature_rows(
+    recipe: Recipe, checkpoints: dict[str, tuple[str, Path]], count: int, level: int
+) -> list[list[tuple[str, Tensor]]]:
+    """A row per image, in it (label, strength (H, W)) per detector, for `plots.feature_maps`.
+
+    Raises:
+        RecipeError: the necks have no such level.
+    """
+    models = load_all(recipe, checkpoints)
+    rows: list[list] = []
+    for images, _ in batches(recipe, count):
+        found = {label: neck_features(model, images) for label, model in models.items()}
+        levels = min(len(features) for features in found.values())
+        if not 0 <= level < levels:
+            raise RecipeError(
+                recipe.source, [f'level {level}: the necks have levels 0 to {levels - 1}.']
+            )
+        rows += [
+            [(label, strength(features[level][i]).numpy()) for label, features in found.items()]
+            for i in range(len(images))
+        ]
+    return rows

@@ -1,0 +1,75 @@
+"""JSON and text files of a run directory: written whole or not at all, read with a clear message."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from .errors import MtpdError
+
+
+def write_json(path: str | Path, obj: Any, indent: int | None = 2) -> None:
+    """Write `obj` as JSON whole or not at all (temporary file, fsync, rename).
+
+    NaN and infinities become null, numpy scalars and arrays plain numbers and lists, paths text.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(plain(obj), indent=indent, ensure_ascii=False, allow_nan=False) + '\n'
+    write_text(path, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, so that a reader sees the old or the new file and never half of it."""
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        with temporary.open('w', encoding='utf-8') as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, 'tolist'):  # numpy scalars and arrays, torch tensors
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def read_json(path: Path, default: Any = None) -> Any:
+    """The content of a JSON file, `default` where there is none. Raises MtpdError if it is broken."""
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except (FileNotFoundError, NotADirectoryError):
+        return default
+    except ValueError as error:
+        raise MtpdError(
+            f'{path} is not valid JSON ({error}). Remove it and repeat the step that wrote it.'
+        ) from None
+
+
+def read_log(path: Path) -> list[dict]:
+    """The rows of a log.json (one JSON object a line); a line cut off by a crash is left out."""
+    rows = []
+    for line in path.read_text(encoding='utf-8').splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and 'update' in row:
+            rows.append(row)
+    return rows

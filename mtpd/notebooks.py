@@ -1,0 +1,236 @@
+"""A strict papermill runner: wrong parameters are refused, and success means that every cell ran.
+
+papermill itself only warns about an unknown parameter, turns tuples and numpy numbers into strings,
+and after a kernel was killed its metadata call every cell completed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from .errors import MtpdError
+from .files import write_text
+from .parameters import Parameter, checked, declared, parameters_of, read_notebook
+
+__all__ = ['NotebookError', 'Parameter', 'execute', 'parameters_of']
+
+
+class NotebookError(MtpdError):
+    """A notebook that did not run to its end.
+
+    Attributes:
+        ename, evalue: class name and message of the error raised in the kernel.
+        cell_index: its cell in the executed notebook, or None.
+        mistake: the kernel raised an MtpdError, so `str(self)` is that message as it was and
+            `exit_code` is 2; otherwise it names notebook, cell and error, and `exit_code` is 1.
+    """
+
+    def __init__(self, source: Path, out: Path, ename: str, evalue: str, cell_index: int | None):
+        self.ename, self.evalue, self.cell_index = ename, evalue, cell_index
+        self.mistake = ename in _mistakes()
+        self.exit_code = 2 if self.mistake else 1
+        where = source.name if cell_index is None else f'{source.name}, cell {cell_index}'
+        text = f'{where}: {ename}: {evalue}\nThe notebook with its traceback is {out}'
+        super().__init__(evalue if self.mistake else text)
+
+
+def execute(
+    source: str | Path,
+    out: str | Path,
+    parameters: dict[str, Any] | None = None,
+    cwd: str | Path | None = None,
+    kernel: str = 'python3',
+    timeout: int | None = None,
+    on_cell: Callable[[int, int], None] | None = None,
+    echo: TextIO | None = None,
+) -> None:
+    """Run notebook `source` with `parameters` and write it, executed, to `out` (also on failure).
+
+    Args:
+        source: the notebook; it is not changed.
+        out: where the executed notebook goes; written after every cell.
+        parameters: values for names of the parameters cell; checked before a kernel starts.
+        cwd: working directory of the kernel; the source's folder where None.
+        kernel: name of the Jupyter kernel.
+        timeout: seconds that one cell may take; None is for ever.
+        on_cell: called with (cell number from 1, number of cells) before each code cell.
+        echo: gets what the cells print, as it comes (for example `sys.stdout`).
+
+    Raises:
+        MtpdError: unreadable notebook, unknown parameter, wrong type, unknown kernel.
+        NotebookError: a cell failed, ran out of time, or the kernel died.
+    """
+    source, out = Path(source).resolve(), Path(out).resolve()
+    notebook = read_notebook(source)
+    values = checked(parameters or {}, declared(notebook, source), source)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    cells = len(notebook.cells) + bool(values)  # papermill adds one with the values
+
+    def before(cell, cell_index):
+        if on_cell and cell.cell_type == 'code':
+            on_cell(cell_index + 1, cells)
+
+    options = {
+        'kernel_name': kernel,
+        'timeout': timeout,
+        'on_cell_start': before,
+        'stdout_file': echo,
+        'resources': {'metadata': {'path': str(cwd or source.parent)}},  # papermill's cwd: a chdir
+    }
+    _run(source, out, values, options)
+    _prove(source, out)
+
+
+def _run(source: Path, out: Path, values: dict[str, Any], options: dict[str, Any]) -> None:
+    from jupyter_client.kernelspec import NoSuchKernel
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill import execute_notebook
+    from papermill.exceptions import PapermillExecutionError
+
+    started: list = []
+    with _quiet_papermill(), _no_kernel_left(started):
+        try:
+            execute_notebook(
+                _unformatted(source),
+                _unformatted(out),
+                values,
+                language='python',
+                progress_bar=False,
+                coalesce_streams=True,
+                kernel_manager_class=_manager(started),
+                extra_arguments=['--IPKernelApp.log_level=50'],  # its log is noise in a terminal
+                **options,
+            )
+            return
+        except NoSuchKernel:
+            raise MtpdError(
+                f'{source.name}: there is no Jupyter kernel {options["kernel_name"]!r}. '
+                '`jupyter kernelspec list` shows those there are.'
+            ) from None
+        except PapermillExecutionError as error:
+            ename, evalue, index = error.ename, error.evalue, error.cell_index
+            _drop_markers(out)
+        except DeadKernelError:
+            ename, evalue = 'KernelDied', _cause_of_death(started)
+            index = _record_end(out, ename, evalue)
+        except CellTimeoutError:
+            ename, evalue = 'Timeout', f'the cell took longer than {options["timeout"]} s'
+            index = _record_end(out, ename, evalue)
+        except KeyboardInterrupt:
+            _record_end(out, 'Interrupted', 'stopped by the user')
+            raise
+    raise NotebookError(source, out, ename, evalue, index)
+
+
+def _unformatted(path: Path) -> str:
+    # papermill takes a path for a format string.
+    return str(path).replace('{', '{{').replace('}', '}}')
+
+
+def _manager(started: list) -> type:
+    from jupyter_client.manager import AsyncKernelManager
+
+    class Manager(AsyncKernelManager):
+        async def start_kernel(self, **kwargs):
+            # Its own session: a Ctrl-C at the terminal reaches us, and we end the kernel.
+            await super().start_kernel(**kwargs)
+            started.append(self.provisioner.process)
+
+    return Manager
+
+
+@contextmanager
+def _no_kernel_left(started: list):
+    # Children of a kernel (data loader workers) survive it when it is killed: end the whole group.
+    try:
+        yield
+    finally:
+        for process in started:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                pass
+            process.wait()
+
+
+@contextmanager
+def _quiet_papermill():
+    logger = logging.getLogger('papermill')
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _cause_of_death(started: list) -> str:
+    code = started[-1].poll() if started else None
+    if code is None or code >= 0:
+        return f'the Python process of the notebook ended by itself (exit code {code})'
+    name = signal.Signals(-code).name
+    memory = ' (often: out of memory)' if name == 'SIGKILL' else ''
+    return f'the Python process of the notebook was ended by signal {name}{memory}'
+
+
+def _record_end(out: Path, ename: str, evalue: str) -> int | None:
+    """Put the end that papermill didn't see into the executed notebook; returns its cell."""
+    import nbformat
+
+    if not out.is_file():
+        return None
+    notebook = read_notebook(out)
+    index = next((i for i, c in enumerate(notebook.cells) if _open(c)), None)
+    if index is not None:
+        error = nbformat.v4.new_output('error', ename=ename, evalue=evalue, traceback=[evalue])
+        notebook.cells[index].outputs.append(error)
+        for cell in notebook.cells[index:]:
+            cell.metadata.get('papermill', {})['status'] = 'pending'
+        notebook.cells[index].metadata.get('papermill', {})['status'] = 'failed'
+    write_text(out, nbformat.writes(notebook))
+    return index
+
+
+def _drop_markers(out: Path) -> None:
+    # papermill puts two red notes into a failed notebook; they shift its cells' numbers.
+    import nbformat
+
+    notebook = read_notebook(out)
+    tag = 'papermill-error-cell-tag'
+    notebook.cells = [c for c in notebook.cells if tag not in c.metadata.get('tags', [])]
+    write_text(out, nbformat.writes(notebook))
+
+
+def _open(cell) -> bool:
+    # A cell interrupted at work has an execution count but no shell reply, hence no end time.
+    if cell.cell_type != 'code' or not cell.source.strip():
+        return False
+    return cell.execution_count is None or 'shell.execute_reply' not in cell.metadata.get(
+        'execution', {}
+    )
+
+
+def _prove(source: Path, out: Path) -> None:
+    for index, cell in enumerate(read_notebook(out).cells):
+        if cell.cell_type != 'code' or not cell.source.strip():
+            continue
+        errors = [o for o in cell.outputs if o.output_type == 'error']
+        if errors:  # papermill takes `sys.exit(0)` in the middle of a notebook for success
+            raise NotebookError(source, out, errors[0].ename, errors[0].evalue, index)
+        if cell.execution_count is None:
+            raise NotebookError(source, out, 'NotRun', 'the cell was never run', index)
+
+
+def _mistakes() -> set[str]:
+    # Only names come back from a kernel. A subclass may live in a module not imported here.
+    names, queue = {'RecipeError'}, [MtpdError]
+    while queue:
+        kind = queue.pop()
+        names.add(kind.__name__)
+        queue += kind.__subclasses__()
+    return names - {'NotebookError'}

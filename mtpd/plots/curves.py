@@ -1,0 +1,182 @@
+"""What changes during training: losses and AP over the stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from .figure import COLOURS, INK, TEXT, Figure, apart, dress, empty, new, signed, style
+
+SHADES = ('#f3f3f3', '#dfeaf3')
+
+
+def loss_curves(curves: Mapping[str, list[dict]] | list[dict]) -> Figure:
+    """Detection loss above, distillation loss below; a column for each arm, its stages shaded.
+
+    Args:
+        curves: `Run.curves()` ({arm label: log rows}) or the rows of one arm.
+    """
+    arms = curves if isinstance(curves, Mapping) else {'': curves}
+    arms = {label: rows for label, rows in arms.items() if rows}
+    if not arms:
+        return empty('No training log yet.')
+    fig = new(max(6.5, 3.1 * len(arms)), 5.2)
+    axes = fig.subplots(2, len(arms), sharex='col', sharey='row', squeeze=False)
+    alt = []
+    for column, (label, rows) in enumerate(arms.items()):
+        ends = []
+        for row, (key, name) in enumerate(
+            (('detection', 'detection loss'), ('distillation', 'distillation loss'))
+        ):
+            ax = axes[row][column]
+            dress(
+                ax,
+                xlabel='updates after the baseline' if row else '',
+                ylabel=name if column == 0 else '',
+                title='' if row else label,
+                grid='y',
+            )
+            _shade(ax, rows, named=row == 0)
+            drawn = _line(ax, rows, key, COLOURS[2] if row else COLOURS[6])
+            if drawn is None:
+                ax.text(0.5, 0.5, 'no teacher', transform=ax.transAxes, ha='center', color=INK)
+            else:
+                ends.append(f'{name} from {drawn[0]:.2f} to {drawn[1]:.2f}')
+        count = f'over {rows[-1]["update"]} updates'
+        alt.append(f'{label or "This arm"}: {", ".join(ends)} {count}.')
+    for row, key in enumerate(('detection', 'distillation')):
+        _scale(axes[row][0], [r[key] for rows in arms.values() for r in rows])
+    fig.alt = 'Loss curves, smoothed ends. ' + ' '.join(alt)
+    return fig
+
+
+def _shade(ax: Axes, rows: list[dict], named: bool) -> None:
+    start = 0
+    for stage in sorted({r['stage'] for r in rows}):
+        part = [r for r in rows if r['stage'] == stage]
+        end = part[-1]['update']
+        ax.axvspan(start, end, color=SHADES[(stage - 1) % 2], linewidth=0, zorder=0)
+        if named:
+            ax.text(
+                (start + end) / 2,
+                0.97,
+                f'stage {stage}\n{part[0]["teacher"]}',
+                transform=ax.get_xaxis_transform(),
+                ha='center',
+                va='top',
+                fontsize=TEXT - 2,
+                color=INK,
+            )
+        start = end
+    ax.set_xlim(0, start)
+    ax.xaxis.set_major_locator(MaxNLocator(4, prune='upper'))
+
+
+def _line(ax: Axes, rows: list[dict], key: str, colour: str) -> tuple[float, float] | None:
+    """Raw values thin and the moving mean thick, each stage for itself; first and last mean."""
+    ends = []
+    for stage in sorted({r['stage'] for r in rows}):
+        part = [r for r in rows if r['stage'] == stage and r[key] is not None]
+        if not part:
+            continue
+        x = [r['update'] for r in part]
+        y = np.array([r[key] for r in part], float)
+        smooth = moving_mean(y, max(1, len(y) // 20))
+        ax.plot(x, y, color=colour, alpha=0.35, linewidth=0.8)
+        ax.plot(x, smooth, color=colour, linewidth=1.9)
+        ends += [smooth[0], smooth[-1]]
+    return (ends[0], ends[-1]) if ends else None
+
+
+def moving_mean(values: np.ndarray, reach: int) -> np.ndarray:
+    """Mean over the neighbours up to `reach` away, fewer at the ends. Shape (N,) -> (N,)."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    low, high = np.maximum(index - reach, 0), np.minimum(index + reach + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)
+
+
+def _scale(ax: Axes, values: list[float | None]) -> None:
+    values = [v for v in values if v is not None]
+    if not values:
+        ax.set_yticks([])
+    elif min(values) > 0 and max(values) / min(values) > 10:
+        ax.set_yscale('log')
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter('{x:g}')
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.set_ylabel(f'{ax.get_ylabel()} (log scale)')
+        low, high = np.log(min(values)), np.log(max(values))
+        ax.set_ylim(np.exp(low - 0.05 * (high - low)), np.exp(high + 0.28 * (high - low)))
+    else:
+        low, high = min(values), max(values)
+        room = high - low or 1
+        ax.set_ylim(max(low - 0.08 * room, min(0, low)), high + 0.28 * room)
+
+
+def ap_over_stages(arms: Mapping[str, list[dict]]) -> Figure:
+    """AP from the baseline over the stages of each arm, as in the paper's walk-through.
+
+    Args:
+        arms: `Run.stage_aps()`: {arm label: rows with updates, AP (points), label}.
+    """
+    arms = {label: rows for label, rows in arms.items() if len(rows) > 1}
+    if not arms:
+        return empty('No stage has been evaluated yet.')
+    fig = new(8, 4.6)
+    ax = dress(
+        fig.subplots(),
+        xlabel='updates after the baseline',
+        ylabel='box AP on the validation set (points)',
+        grid='y',
+    )
+    ends, alt = [], []
+    for index, (label, rows) in enumerate(arms.items()):
+        look = style(index)
+        ax.plot(
+            [r['updates'] for r in rows],
+            [r['AP'] for r in rows],
+            **look,
+            linewidth=2,
+            markersize=7,
+            markeredgecolor='white',
+            zorder=3,
+        )
+        ends.append((rows[-1]['AP'], f'{label}  {rows[-1]["AP"]:.1f}', look['color'], rows[-1]))
+        steps = ', '.join(f'{r["AP"]:.1f} {r["label"]}' for r in rows[1:])
+        alt.append(f'{label}: {steps}.')
+    low, high = ax.get_ylim()
+    last = max(r['updates'] for *_, r in ends)
+    placed = apart([end[0] for end in ends], 0.062 * (high - low))
+    for (ap, text, colour, row), y in zip(ends, placed, strict=True):
+        ax.annotate(
+            text,
+            (row['updates'], ap),
+            (last * 1.04, y),
+            va='center',
+            fontsize=TEXT,
+            color=INK,
+            arrowprops={'arrowstyle': '-', 'color': colour, 'linewidth': 0.8, 'shrinkB': 5},
+            annotation_clip=False,
+        )
+    base = next(iter(arms.values()))[0]
+    if base['updates'] == 0:
+        ax.annotate(
+            f'baseline {base["AP"]:.1f}',
+            (0, base['AP']),
+            (8, -12),
+            textcoords='offset points',
+            fontsize=TEXT,
+            color=INK,
+        )
+    ax.set_xlim(-0.03 * last, last * 1.02)
+    best = max(ends)[3]
+    gain = signed(best['AP'] - base['AP'])
+    fig.alt = (
+        f'AP over the stages, from the baseline at {base["AP"]:.1f}. {" ".join(alt)} '
+        f'The best arm gains {gain} points.'
+    )
+    return fig

@@ -1,0 +1,118 @@
+"""What all figures share: the figure type, colours, markers and axes."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable
+
+import matplotlib.figure
+from matplotlib.axes import Axes
+
+# Okabe & Ito's colours, told apart by colour-blind readers; grey first, for the control. Markers,
+# lines and hatches carry the same information for a reader without colours.
+COLOURS = ('#595959', '#E69F00', '#0072B2', '#CC79A7', '#009E73', '#56B4E9', '#D55E00')
+MARKERS = ('o', 's', 'D', '^', 'v', 'P', 'X')
+LINES = ('-', (0, (5, 2)), (0, (8, 2, 2, 2)), (0, (2, 2)), (0, (1, 1)), (0, (6, 1)), (0, (3, 1)))
+HATCHES = ('...', '///', '', 'xxx', '\\\\\\', '++', 'oo')
+INK, FAINT = '#262626', '#8a8a8a'
+TEXT = 9.5
+
+
+class Figure(matplotlib.figure.Figure):
+    """A matplotlib figure with `alt`, the text for those who don't see it.
+
+    `photo` figures hold image panels and are encoded as JPEG, the others as PNG.
+    """
+
+    alt: str = ''
+    photo: bool = False
+
+    def encoded(self) -> tuple[str, bytes]:
+        """MIME type and bytes of the image."""
+        kind, options = 'png', {'dpi': 160, 'metadata': {'Software': None}}
+        if self.photo:
+            kind, options = 'jpeg', {'dpi': 130, 'pil_kwargs': {'quality': 88}}
+        buffer = io.BytesIO()
+        self.savefig(buffer, format=kind, facecolor='white', **options)
+        return f'image/{kind}', buffer.getvalue()
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
+        mime, data = self.encoded()
+        # Without a width a notebook would show all pixels, twice as large as meant.
+        metadata = {'alt': self.alt, 'width': round(96 * self.get_figwidth())}
+        return {mime: base64.b64encode(data).decode(), 'text/plain': self.alt}, {mime: metadata}
+
+
+def display(fig: Figure) -> None:
+    """Show a figure in a notebook; the output's metadata hold its alt text."""
+    from IPython.display import display as show
+
+    show(fig)
+
+
+def new(width: float, height: float, photo: bool = False) -> Figure:
+    """An empty figure of `width` x `height` inches."""
+    fig = Figure(figsize=(width, height), layout='constrained', facecolor='white')
+    fig.photo = photo
+    return fig
+
+
+def dress(ax: Axes, xlabel: str = '', ylabel: str = '', title: str = '', grid: str = '') -> Axes:
+    """Labels, quiet spines and, along `grid` ('x', 'y', 'both'), thin lines under the data."""
+    # Set on the axes and not in rcParams, which are the user's.
+    ax.set_xlabel(xlabel, fontsize=TEXT, color=INK)
+    ax.set_ylabel(ylabel, fontsize=TEXT, color=INK)
+    if title:
+        ax.set_title(title, fontsize=TEXT + 0.5, color=INK, loc='left', fontweight='bold')
+    ax.spines[['top', 'right']].set_visible(False)
+    ax.spines[['left', 'bottom']].set_color(FAINT)
+    ax.tick_params(labelsize=TEXT - 1, colors=FAINT, labelcolor=INK)
+    if grid:
+        ax.grid(axis=grid, color='#e4e4e4', linewidth=0.7)
+        ax.set_axisbelow(True)
+    return ax
+
+
+def style(index: int) -> dict:
+    """Colour, marker and line of the series number `index`."""
+    return {
+        'color': COLOURS[index % len(COLOURS)],
+        'marker': MARKERS[index % len(MARKERS)],
+        'linestyle': LINES[index % len(LINES)],
+    }
+
+
+def empty(reason: str) -> Figure:
+    """A figure that says why there is nothing to see."""
+    fig = new(6, 1.6)
+    fig.text(0.5, 0.5, reason, ha='center', va='center', fontsize=TEXT + 1, color=INK)
+    fig.alt = reason
+    return fig
+
+
+def apart(values: Iterable[float], gap: float) -> list[float]:
+    """`values` moved as little as needed for neighbours to be `gap` apart, their order kept."""
+    values = list(values)
+    order = sorted(range(len(values)), key=values.__getitem__)
+    groups: list[tuple[list[int], float]] = []  # members and their centre
+    for index in order:
+        groups.append(([index], values[index]))
+        while len(groups) > 1:
+            (low, a), (high, b) = groups[-2:]
+            if b - a >= gap * (len(low) + len(high)) / 2:
+                break
+            members = low + high
+            offset = sum(values[m] - gap * k for k, m in enumerate(members)) / len(members)
+            groups[-2:] = [(members, offset + gap * (len(members) - 1) / 2)]
+    placed = [0.0] * len(values)
+    for members, centre in groups:
+        for k, member in enumerate(members):
+            placed[member] = centre + gap * (k - (len(members) - 1) / 2)
+    return placed
+
+
+def signed(value: float) -> str:
+    """A difference with its sign: +1.2, −0.4, ±0.0."""
+    value = round(value, 1)
+    return '±0.0' if value == 0 else f'{"+" if value > 0 else "−"}{abs(value):.1f}'

@@ -1,0 +1,261 @@
+"""What came out: AP by arm, by class, against cost, and next to the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+
+from .figure import (
+    COLOURS,
+    FAINT,
+    HATCHES,
+    INK,
+    TEXT,
+    Figure,
+    apart,
+    dress,
+    empty,
+    new,
+    signed,
+    style,
+)
+
+
+def ap_by_arm(rows: list[dict]) -> Figure:
+    """AP of each arm as a dot, its gain over the baseline as a line; teachers as references.
+
+    Args:
+        rows: `Run.results()`, AP in points.
+    """
+    arms = [r for r in rows if r['role'] == 'arm' and r['AP'] is not None]
+    if not arms:
+        return empty('No arm has been evaluated yet.')
+    base = next((r['AP'] for r in rows if r['role'] == 'baseline'), None)
+    teachers = [r for r in rows if r['role'] == 'teacher' and r['AP'] is not None]
+    fig = new(8, 1.5 + 0.5 * len(arms))
+    ax = dress(fig.subplots(), xlabel='box AP on the validation set (points)', grid='x')
+    values = [r['AP'] for r in arms + teachers] + ([] if base is None else [base])
+    room = max(values) - min(values) or 1
+    for index, row in enumerate(arms):
+        y = len(arms) - 1 - index
+        look = style(index) | {'linestyle': 'none'}
+        if base is not None:
+            ax.plot([base, row['AP']], [y, y], color=look['color'], linewidth=3, zorder=2)
+        ax.plot(row['AP'], y, **look, markersize=10, markeredgecolor='white', zorder=3)
+        text = f'{row["AP"]:.1f}' + ('' if base is None else f'  ({signed(row["AP"] - base)})')
+        left = base is not None and row['AP'] < base
+        ax.annotate(
+            text,
+            (row['AP'], y),
+            (-9 if left else 9, 0),
+            textcoords='offset points',
+            ha='right' if left else 'left',
+            va='center',
+            fontsize=TEXT,
+            color=INK,
+            bbox={'facecolor': 'white', 'edgecolor': 'none', 'pad': 1, 'alpha': 0.8},
+        )
+    ax.set_yticks(range(len(arms)), [r['label'] for r in reversed(arms)])
+    ax.set_ylim(-0.6, len(arms) - 0.4)
+    ax.set_xlim(min(values) - 0.08 * room, max(values) + 0.12 * room)
+    lines = [(r['AP'], r['label'], ':') for r in teachers]
+    lines += [] if base is None else [(base, 'baseline', '-')]
+    places = apart([line[0] for line in lines], 0.17 * room)
+    for (ap, label, dash), x in zip(lines, places, strict=True):
+        ax.axvline(ap, color=FAINT, linestyle=dash, linewidth=1.3, zorder=1)
+        ax.annotate(
+            f'{label}\n{ap:.1f}',
+            (ap, 1),
+            (x, 1.04),
+            xycoords=ax.get_xaxis_transform(),
+            textcoords=ax.get_xaxis_transform(),
+            ha='center',
+            fontsize=TEXT - 1.5,
+            color=INK,
+            linespacing=1.2,
+        )
+    parts = [f'{r["label"]} {r["AP"]:.1f}' for r in arms]
+    refs = [f'{label} {ap:.1f}' for ap, label, _ in lines]
+    fig.alt = f'Box AP by arm: {", ".join(parts)}. For reference: {", ".join(refs)}.'
+    return fig
+
+
+def ap_versus_cost(rows: list[dict]) -> Figure:
+    """AP against parameters and against GFLOPs: the arms share the student's cost.
+
+    Args:
+        rows: `Run.results()`; parameters as a count, gflops for one image.
+    """
+    measures = [('parameters', 1e-6, 'parameters (millions)'), ('gflops', 1, 'GFLOPs per image')]
+    shown = [r for r in rows if r['AP'] is not None and r['parameters'] and r['gflops']]
+    if not shown:
+        return empty('No detector with AP and cost yet.')
+    fig = new(9, 4.2)
+    axes = fig.subplots(1, 2, sharey=True)
+    arms = [r['name'] for r in rows if r['role'] == 'arm']
+    for ax, (key, unit, label) in zip(axes, measures, strict=True):
+        dress(ax, xlabel=label, ylabel='box AP (points)' if ax is axes[0] else '', grid='both')
+        costs = [r[key] * unit for r in shown]
+        span = max(max(costs) - min(costs), 0.1 * max(costs))
+        for row in shown:
+            if row['role'] == 'arm':
+                look = style(arms.index(row['name'])) | {'linestyle': 'none'}
+            else:
+                face = 'white' if row['role'] == 'baseline' else INK
+                look = {'color': INK, 'marker': 'p', 'linestyle': 'none', 'markerfacecolor': face}
+            ax.plot(row[key] * unit, row['AP'], **look, markersize=7.5, zorder=3)
+        low, high = ax.get_ylim()
+        students = [r for r in shown if r['role'] != 'teacher']
+        places = apart([r['AP'] for r in students], 0.055 * (high - low))
+        for row, y in zip(students, places, strict=True):
+            _name(ax, row, row[key] * unit, row[key] * unit + 0.1 * span, y)
+        for row in (r for r in shown if r['role'] == 'teacher'):
+            _name(ax, row, row[key] * unit, row[key] * unit - 0.04 * span, row['AP'])
+        ax.set_xlim(max(min(costs) - 0.12 * span, 0), max(costs) + 0.12 * span)
+    parts = [
+        f'{r["label"]}: AP {r["AP"]:.1f}, {r["parameters"] / 1e6:.2f} million parameters, '
+        f'{r["gflops"]:.2f} GFLOPs'
+        for r in shown
+    ]
+    fig.alt = 'Box AP against cost. ' + '; '.join(parts) + '.'
+    return fig
+
+
+def _name(ax: Axes, row: dict, cost: float, x: float, y: float) -> None:
+    label = 'baseline' if row['role'] == 'baseline' else row['label']
+    ax.annotate(
+        f'{label}  {row["AP"]:.1f}',
+        (cost, row['AP']),
+        (x, y),
+        ha='left' if x > cost else 'right',
+        va='center',
+        fontsize=TEXT - 1.5,
+        color=INK,
+        arrowprops={'arrowstyle': '-', 'color': FAINT, 'linewidth': 0.8, 'shrinkB': 5},
+    )
+
+
+def per_class(
+    before: Mapping[str, float | None],
+    after: Mapping[str, float | None],
+    classes: Sequence[str],
+    labels: tuple[str, str] = ('before', 'after'),
+    most: int = 30,
+) -> Figure:
+    """AP of each class before and after, sorted by the change.
+
+    Args:
+        before, after: `metrics['per_class']['bbox']`, fractions 0..1 by class index as text.
+        classes: class names.
+        labels: names of the two.
+        most: with more classes than this, those that change most.
+    """
+    found = [
+        (classes[int(k)], 100 * before[k], 100 * after[k])
+        for k in before
+        if before[k] is not None and after.get(k) is not None
+    ]
+    if not found:
+        return empty('No class has an AP in both.')
+    total = len(found)
+    found = sorted(found, key=lambda f: -abs(f[2] - f[1]))[:most]
+    found.sort(key=lambda f: f[2] - f[1])
+    fig = new(7.5, 1.2 + 0.3 * len(found))
+    note = f' ({len(found)} of {total} classes, those that change most)' if total > most else ''
+    ax = dress(fig.subplots(), xlabel='box AP of the class (points)' + note, grid='x')
+    for y, (_, a, b) in enumerate(found):
+        colour = COLOURS[2] if b >= a else COLOURS[6]
+        line = '-' if b >= a else ':'
+        ax.plot([a, b], [y, y], color=colour, linewidth=2.2, linestyle=line, zorder=2)
+        ax.plot(b, y, 'D', color=colour, markersize=7, zorder=3, label='_')
+        ax.plot(a, y, 'o', color=INK, markerfacecolor='white', markersize=7, zorder=3, label='_')
+        ax.annotate(
+            signed(b - a),
+            (max(a, b), y),
+            (9, 0),
+            textcoords='offset points',
+            va='center',
+            fontsize=TEXT - 1,
+            color=INK,
+        )
+    ax.plot([], [], 'o', color=INK, markerfacecolor='white', label=labels[0])
+    ax.plot([], [], 'D', color=COLOURS[2], label=f'{labels[1]}, better')
+    ax.plot([], [], 'D', color=COLOURS[6], label=f'{labels[1]}, worse (dotted)')
+    fig.legend(loc='outside upper right', ncols=3, frameon=False, fontsize=TEXT - 1)
+    ax.set_yticks(range(len(found)), [f[0] for f in found])
+    ax.set_ylim(-0.7, len(found) - 0.3)
+    ax.margins(x=0.08)
+    up = sum(b > a for _, a, b in found)
+    down = sum(b < a for _, a, b in found)
+    name, a, b = found[-1]
+    fig.alt = (
+        f'AP by class, {labels[0]} and {labels[1]}: {up} classes better, {down} worse. '
+        f'Largest gain: {name}, {a:.1f} to {b:.1f}. '
+        f'At the bottom: {found[0][0]}, {found[0][1]:.1f} to {found[0][2]:.1f}.'
+    )
+    return fig
+
+
+def paper_next_to_ours(paper: Mapping, ours: Mapping, dataset: str = 'this run') -> Figure:
+    """Gains over the baseline in the paper (COCO, full size) and here, side by side.
+
+    Only the shape of the two can be compared: dataset, detectors and schedules differ.
+
+    Args:
+        paper, ours: `run.info['paper']` and `Run.walkthrough()`: baseline, after_stage (list),
+            result, direct, control in AP points; only baseline is needed.
+        dataset: what ours was measured on.
+    """
+    if 'baseline' not in paper or 'baseline' not in ours:
+        return empty('A baseline is missing, so there are no gains to compare.')
+    fig = new(9, 3.8)
+    axes = fig.subplots(1, 2, sharey=True)
+    alt = []
+    for ax, source, name in zip(
+        axes, (paper, ours), ('The paper, on COCO', f'Ours, on {dataset}'), strict=True
+    ):
+        base = source['baseline']
+        bars = _bars(source, walk=source is paper)
+        dress(
+            ax,
+            ylabel='gain over the baseline (AP points)' if ax is axes[0] else '',
+            title=f'{name}: baseline {base:.1f}',
+            grid='y',
+        )
+        for x, (label, ap, kind) in enumerate(bars):
+            colour, hatch = COLOURS[kind], HATCHES[kind]
+            ax.bar(x, ap - base, 0.65, color=colour, hatch=hatch, edgecolor='white', zorder=2)
+            ax.annotate(
+                f'{signed(ap - base)}\n({ap:.1f})',
+                (x, ap - base),
+                (0, 3 if ap >= base else -3),
+                textcoords='offset points',
+                ha='center',
+                va='bottom' if ap >= base else 'top',
+                fontsize=TEXT - 1,
+                color=INK,
+            )
+        ax.axhline(0, color=FAINT, linewidth=1)
+        ax.set_xticks(range(len(bars)), [bar[0] for bar in bars])
+        ax.margins(x=0.06, y=0.2)
+        parts = ', '.join(f'{b[0]} {signed(b[1] - base)}'.replace('\n', ' ') for b in bars)
+        alt.append(f'{name}, baseline {base:.1f}: {parts}.')
+    fig.alt = 'Gains over the baseline in AP points. ' + ' '.join(alt)
+    return fig
+
+
+def _bars(source: Mapping, walk: bool) -> list[tuple[str, float, int]]:
+    # The paper's stages (its walk-through) and final figures (its tables) are different runs.
+    bars = [
+        (f'after\nteacher {k}' + ('\n(walk-through)' if walk else ''), ap, 2)
+        for k, ap in enumerate(source.get('after_stage', []), 1)
+    ]
+    end = '\n(table)' if walk else ''
+    if walk and 'result' in source:
+        bars.append(('progressive' + end, source['result'], 2))
+    if 'direct' in source:
+        bars.append(('last teacher\nonly' + end, source['direct'], 1))
+    if 'control' in source:
+        bars.append(('no\nteacher' + end, source['control'], 0))
+    return bars

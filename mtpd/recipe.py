@@ -1,0 +1,264 @@
+"""Recipes: what to run, as mmcv Python configs. Loaded, checked whole, resolved."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmcv import Config, ConfigDict
+
+from . import (
+    compat,  # noqa: F401  (before mmcv)
+    schema,
+)
+from .data import coco, digits
+from .errors import MtpdError
+
+ROOT = (
+    Path(__file__).resolve().parents[1]
+)  # of the checkout: configs/, notebooks/ and runs/ lie here
+
+
+class RecipeError(MtpdError):
+    """Everything that is wrong with a recipe, in one message.
+
+    Attributes:
+        problems: one line each.
+    """
+
+    def __init__(self, source: str | Path, problems: list[str]):
+        self.problems = problems
+        count = 'a problem' if len(problems) == 1 else f'{len(problems)} problems'
+        super().__init__(
+            '\n'.join([f'{source} has {count}:', *(f'  - {problem}' for problem in problems)])
+        )
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A named sequence of teachers (None: a stage without one); its updates are split evenly over the stages."""
+
+    name: str
+    label: str
+    teachers: tuple[str | None, ...]
+    updates: int
+
+    @property
+    def stage_updates(self) -> int:
+        return self.updates // len(self.teachers)
+
+    def stage_name(self, stage: int) -> str:
+        """The folder's name of stage 1, 2, ..."""
+        return f'{stage}_{self.teachers[stage - 1] or "no_teacher"}'
+
+
+class Recipe:
+    """A checked recipe. `cfg` holds its values, the rest is derived from them."""
+
+    def __init__(self, cfg: Config, source: Path, overrides: dict | None = None):
+        self.cfg = cfg
+        self.source = source
+        self.overrides = overrides or {}
+
+    @property
+    def name(self) -> str:
+        return self.cfg.name
+
+    @property
+    def seed(self) -> int:
+        return self.cfg.seed
+
+    def run_dir(self, work_dir: str | Path | None = None) -> Path:
+        """Where the recipe's results go: `work_dir` or `runs/<name>/<seed>` of the checkout."""
+        return Path(work_dir).resolve() if work_dir else ROOT / 'runs' / self.name / str(self.seed)
+
+    @property
+    def arms(self) -> dict[str, Arm]:
+        updates = self.cfg.schedule.arm
+        return {
+            name: Arm(name, arm.get('label', name), tuple(arm.teachers), updates)
+            for name, arm in self.cfg.arms.items()
+        }
+
+    @property
+    def detectors(self) -> dict[str, dict]:
+        """The student first, then the teachers by their names in the recipe."""
+        return {'student': self.cfg.student, **self.cfg.teachers}
+
+    def arm(self, name: str, stage: int | None = None) -> Arm:
+        """An arm by name. Raises RecipeError where the recipe has no such arm or stage."""
+        arms = self.arms
+        if name not in arms:
+            raise RecipeError(self.source, [schema.unknown('arm', name, arms)])
+        if stage is not None and not 1 <= stage <= len(arms[name].teachers):
+            count = len(arms[name].teachers)
+            raise RecipeError(
+                self.source,
+                [f'arm {name!r} has {count} stage(s), and stage {stage} was asked for.'],
+            )
+        return arms[name]
+
+    # Data
+
+    def data_root(self, scenes: int | None = None) -> Path:
+        """The dataset's folder; DigitScenes are written where they are missing (`scenes`: training scenes)."""
+        data = self.cfg.data
+        if data.root is not None:
+            return resolve(data.root, self.source)
+        made = data.scenes
+        return digits.make(ROOT / data.cache, scenes or made.train, made.val, made.size, made.seed)
+
+    def split(self, name: str, scenes: int | None = None) -> tuple[Path, Path]:
+        """Annotation file and image folder of 'train' or 'val'."""
+        return coco.locate(self.data_root(scenes), self.cfg.data.splits[name])
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        if self.cfg.data.root is None:
+            return digits.CLASSES
+        return coco.classes(self.split('train')[0])
+
+    def data_problems(self) -> list[str]:
+        """What stops this recipe's dataset from being used; empty when all is well."""
+        if self.cfg.data.root is None:
+            return []
+        root = resolve(self.cfg.data.root, self.source)
+        if not root.is_dir():
+            return [f'data.root {root}: no such folder. Give the folder of a COCO-format dataset.']
+        found = [
+            problem
+            for split in ('train', 'val')
+            for problem in coco.problems(root, self.cfg.data.splits[split])
+        ]
+        if not found:
+            names = [
+                coco.classes(coco.locate(root, self.cfg.data.splits[split])[0])
+                for split in ('train', 'val')
+            ]
+            if names[0] != names[1]:
+                found.append(
+                    f'train has the classes {", ".join(names[0])} and val {", ".join(names[1])}: make them equal.'
+                )
+        return found
+
+    # Detectors
+
+    def model(self, name: str) -> ConfigDict:
+        """mmdet model config of 'student' or a teacher, with the heads sized to the dataset's classes."""
+        spec = self.detectors[name]
+        cfg = Config.fromfile(str(resolve(spec.config, self.source)))
+        cfg.merge_from_dict({'model': copy.deepcopy(spec.get('model', {}))})
+        model = cfg.model
+        _set_classes(model, len(self.classes))
+        return model
+
+    def checkpoint(self, name: str) -> Path | None:
+        """The checkpoint that the recipe names for a detector; None where the kit trains it."""
+        path = self.detectors[name].get('checkpoint')
+        return resolve(path, self.source) if path else None
+
+    def checkpoint_problems(self) -> list[str]:
+        """Checkpoints that are named and missing."""
+        paths = {name: self.checkpoint(name) for name in self.detectors}
+        return [
+            f'checkpoint of {name}: {path} is missing. Fetch it, or train it: --cfg-options {_key(name)}.checkpoint=None'
+            for name, path in paths.items()
+            if path and not path.is_file()
+        ]
+
+    @property
+    def text(self) -> str:
+        """The resolved recipe as Python: enough to run again."""
+        return ''.join(
+            f'{key} = {value!r}\n' for key, value in self.cfg._cfg_dict.to_dict().items()
+        )
+
+
+def _key(detector: str) -> str:
+    return detector if detector == 'student' else f'teachers.{detector}'
+
+
+def _set_classes(node: Any, count: int) -> None:
+    for item in (
+        node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
+    ):
+        _set_classes(item, count)
+    if isinstance(node, dict) and 'num_classes' in node:
+        node['num_classes'] = count
+
+
+def resolve(path: str, source: Path) -> Path:
+    """A path of a recipe: `mmdet::x.py` in mmdet's packaged configs, else absolute, or relative to the working
+    directory, the recipe's folder or the checkout (the first that exists; else the working directory's).
+
+    Raises:
+        RecipeError: mmdet has no such packaged config.
+    """
+    if str(path).startswith('mmdet::'):
+        import mmdet
+
+        found = Path(mmdet.__file__).parent / '.mim' / 'configs' / str(path).removeprefix('mmdet::')
+        if not found.is_file():
+            raise RecipeError(
+                source,
+                [f'{path}: mmdet has no such config. Its configs lie in {found.parents[1]}.'],
+            )
+        return found
+    places = [Path.cwd(), source.parent, ROOT]
+    return next((place / path for place in places if (place / path).exists()), Path.cwd() / path)
+
+
+def load_recipe(
+    path: str | Path | Recipe, overrides: dict | str | None = None, seed: int | None = None
+) -> Recipe:
+    """Reads and checks a recipe.
+
+    Args:
+        path: a recipe file; relative to the working directory or to the checkout.
+        overrides: dotted keys and values laid over it, such as
+            ``{'schedule.arm': 600, 'data.root': 'data/cells'}`` or ``'schedule.arm=600 data.root=data/cells'``.
+        seed: shorthand for the override of the same name.
+
+    Raises:
+        RecipeError: no such file, a file that does not load, unknown keys, wrong types, names that don't fit
+            together: all in one message.
+    """
+    try:
+        overrides = (
+            schema.parse_overrides(overrides) if isinstance(overrides, str) else overrides or {}
+        )
+    except ValueError as error:
+        raise RecipeError('an override', [str(error)]) from None
+    if seed is not None:
+        overrides = {**overrides, 'seed': seed}
+    if isinstance(path, Recipe):
+        return load_recipe(path.source, {**path.overrides, **overrides}) if overrides else path
+    source = next((p for p in (Path(path), ROOT / path) if p.is_file()), None)
+    if source is None:
+        known = sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'configs').glob('[!_]*/*.py'))
+        raise RecipeError(path, ['no such file. ' + schema.nearest(str(path), known)])
+    try:
+        cfg = Config.fromfile(str(source.resolve()))
+        cfg.merge_from_dict(copy.deepcopy(overrides))
+    except Exception as error:  # a recipe is Python: anything can go wrong in it
+        raise RecipeError(source, [f'it does not load: {type(error).__name__}: {error}']) from error
+    found = schema.problems(cfg._cfg_dict.to_dict())
+    if found:
+        raise RecipeError(source, found)
+    recipe = Recipe(cfg, source.resolve(), overrides)
+    found = _files(recipe)
+    if found:
+        raise RecipeError(source, found)
+    return recipe
+
+
+def _files(recipe: Recipe) -> list[str]:
+    """Detector configs that are missing; datasets and checkpoints are looked at when they are used."""
+    found = []
+    for name, spec in recipe.detectors.items():
+        path = resolve(spec.config, recipe.source)
+        if not path.is_file():
+            found.append(f'{_key(name)}.config: {path} is missing.')
+    return found

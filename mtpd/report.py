@@ -1,0 +1,246 @@
+"""The report of a run: HTML files that need nothing else, not even a network.
+
+A content security policy in each page lets the browser load nothing but what is inside the file.
+Notebooks bring no LaTeX (there is no MathJax offline); Unicode and MathML are shown as they are.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from . import plots
+from .files import read_json, write_text
+from .runs import Run, conclusion, load_run
+
+TEMPLATES = Path(__file__).parent / 'templates'
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {}"
+GROUPS = ('Student before distillation', 'Student after training in each arm', 'Teachers')
+HEADLINES = {
+    'complete': 'Complete.',
+    'failed': 'Failed.',
+    'running': 'In progress.',
+    'stopped': 'Stopped before its end.',
+    'unknown': 'No status was recorded.',
+}
+
+
+def make_report(run_dir: str | Path) -> Path:
+    """Write `report/index.html` and a page for each executed notebook; returns the index.
+
+    Also for runs that failed or are under way: the report says so. Raises MtpdError when `run_dir`
+    is no run.
+    """
+    run = load_run(run_dir)
+    folder = run.path / 'report'
+    folder.mkdir(exist_ok=True)
+    pages = _pages(run)
+    for href, html in _notebooks(pages):
+        write_text(folder / href, html)
+    write_text(folder / 'index.html', _index(run, pages))
+    return folder / 'index.html'
+
+
+def _pages(run: Run) -> list[dict[str, Any]]:
+    """The steps in order, then notebooks that no step names; `href` is None without a notebook."""
+    pages = []
+    for step in run.steps:
+        pages.append(
+            {'name': step['name'], 'path': run.path / (step.get('notebook') or 'none')}
+            | {key: step.get(key) for key in ('state', 'seconds', 'reason')}
+        )
+    known = {page['path'] for page in pages}
+    for path in sorted((run.path / 'notebooks').glob('*.ipynb')):
+        if path not in known:
+            page = {'name': path.stem, 'path': path, 'state': 'done'}
+            pages.append(page | {'seconds': None, 'reason': None})
+    for page in pages:
+        page['notebook'] = _read(page['path'])
+        page['href'] = f'{page["path"].stem}.html' if page['notebook'] else None
+        page['title'] = _title(page, run)
+    return pages
+
+
+def _read(path: Path):
+    import nbformat
+
+    if not path.is_file():
+        return None
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except Exception:  # half-written by a run in progress, or damaged: the report goes without it
+        return None
+    tag = 'papermill-error-cell-tag'
+    notebook.cells = [c for c in notebook.cells if tag not in c.metadata.get('tags', [])]
+    return notebook
+
+
+def _title(page: dict, run: Run) -> str:
+    cells = page['notebook'].cells if page['notebook'] else ()
+    heads = [c.source for c in cells if c.cell_type == 'markdown' and c.source.startswith('# ')]
+    if not heads:
+        return page['name']
+    title = heads[0].splitlines()[0][2:].replace('`', '').replace('*', '').strip()
+    arm, _, stage = page['name'].partition('__')[2].rpartition('_')
+    if not arm:
+        return title
+    # One notebook serves all stages, so its heading does not tell them apart.
+    label = next((a.get('label') for a in run.arms if a['name'] == arm), None) or arm
+    return f'{title} · {label}, stage {stage}'
+
+
+def _notebooks(pages: list[dict]):
+    from nbconvert import HTMLExporter
+    from traitlets.config import Config
+
+    shown = [page for page in pages if page['href']]
+    # Widgets and scripts are left out: they would need a live kernel or the network.
+    kinds = ['text/html', 'text/markdown', 'image/svg+xml', 'image/png', 'image/jpeg', 'text/plain']
+    exporter = HTMLExporter(
+        template_name='notebook',
+        extra_template_basedirs=[str(TEMPLATES)],
+        config=Config(NbConvertBase={'display_data_priority': kinds}),
+    )
+    script = (TEMPLATES / 'fold.js').read_text(encoding='utf-8')
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    for k, page in enumerate(shown):
+        resources = {
+            'metadata': {'name': page['title']},
+            'policy': POLICY.format(f"'sha256-{digest}'"),
+            'style': (TEMPLATES / 'style.css').read_text(encoding='utf-8'),
+            'script': script,
+            'state': page['state'],
+            'previous': shown[k - 1] if k else None,
+            'next': shown[k + 1] if k + 1 < len(shown) else None,
+        }
+        yield page['href'], exporter.from_notebook_node(page['notebook'], resources)[0]
+
+
+def _index(run: Run, pages: list[dict]) -> str:
+    from jinja2 import Environment, FileSystemLoader
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        'ap': lambda v: '–' if v is None else f'{v:.1f}',
+        'two': lambda v: '–' if v is None else f'{v:.2f}',
+        'whole': lambda v: '–' if v is None else f'{v:,}',
+        'millions': lambda v: '–' if v is None else f'{v / 1e6:.2f}',
+        'duration': duration,
+    }
+    results = run.results()
+    recipe = run.path / 'recipe.py'
+    return environment.get_template('index.html.j2').render(
+        info=run.info,
+        policy=POLICY.format("'none'"),
+        style=(TEMPLATES / 'style.css').read_text(encoding='utf-8'),
+        facts=_facts(run),
+        state=run.state,
+        headline=HEADLINES[run.state],
+        detail=_detail(run),
+        missing=[step for step in run.steps if step['state'] != 'done'],
+        conclusion=conclusion(results),
+        rows=_table(results, run.info.get('paper') or {}),
+        groups=GROUPS,
+        paper_shown=bool(run.info.get('paper')),
+        figures=_figures(run, results),
+        pages=pages,
+        environment=run.environment,
+        recipe=recipe.read_text(encoding='utf-8') if recipe.is_file() else None,
+    )
+
+
+def _facts(run: Run) -> list[str]:
+    facts = [run.info['name'], f'seed {run.info.get("seed")}']
+    if run.status.get('started'):
+        facts.append(run.status['started'][:16].replace('T', ' ') + ' UTC')
+    if run.environment.get('device'):
+        facts.append(str(run.environment['device']))
+    return facts
+
+
+def _detail(run: Run) -> str:
+    done = sum(step['state'] == 'done' for step in run.steps)
+    count = f'{done} of {len(run.steps)} steps are done'
+    if run.state == 'complete':
+        time = duration(run.info.get('seconds'))
+        return f'All {done} steps are done.' if time == '–' else f'All {done} steps, {time}.'
+    if run.state == 'running':
+        return f'{count}; this page shows what there is so far.'
+    if run.state == 'unknown':
+        return 'This page shows what there is.'
+    return f'{count}. The command below goes on from there.'
+
+
+def _table(results: list[dict], paper: dict) -> list[dict]:
+    base = next((r['AP'] for r in results if r['role'] == 'baseline'), None)
+    best = max((r['AP'] for r in results if r['role'] == 'arm' and r['AP'] is not None), default=0)
+    said = {'baseline': 'baseline', 'direct': 'direct', 'progressive': 'result'}
+    return [
+        row
+        | {
+            'group': ('baseline', 'arm', 'teacher').index(row['role']),
+            'paper': paper.get(said.get(row['kind'] or row['role'])),
+            'best': row['role'] == 'arm' and row['AP'] == best,
+            'gain': '–'
+            if row['role'] != 'arm' or None in (row['AP'], base)
+            else plots.signed(round(row['AP'], 1) - round(base, 1)),
+        }
+        for row in results
+    ]
+
+
+def _figures(run: Run, results: list[dict]) -> list[dict]:
+    costs = read_json(run.path / 'order' / 'costs.json', {'detectors': [], 'cost': []})
+    names = [run.label(name) for name in costs['detectors']]
+    drawn = [
+        (
+            plots.ap_over_stages(run.stage_aps()),
+            'AP from the common baseline over the stages of each arm.',
+        ),
+        (
+            plots.ap_by_arm(results),
+            'Final AP of each arm, and its gain over the baseline; vertical lines are references.',
+        ),
+        (
+            plots.loss_curves(run.curves()),
+            'Losses on the training data: thin as logged, thick smoothed; stages are shaded.',
+        ),
+        (
+            plots.paper_next_to_ours(run.info.get('paper') or {}, run.walkthrough()),
+            'Gains over the baseline, the paper’s beside ours. Dataset, detectors and schedules '
+            'differ, so compare the pattern and not the heights. The paper’s walk-through and its '
+            'table are different trainings.',
+        ),
+        (
+            plots.ap_versus_cost(results),
+            'AP against what a detector costs to run: distillation moves the student up at no cost.',
+        ),
+        (
+            plots.cost_matrix(names, costs['cost']),
+            'Adaptation cost: how much of a detector’s features (column) a linear map from '
+            'another’s (row) leaves unexplained. Low means close.',
+        ),
+    ]
+    figures = []
+    for fig, caption in drawn:
+        if fig.axes:  # else it only says that there is nothing yet
+            mime, data = fig.encoded()
+            figure = {'mime': mime, 'data': base64.b64encode(data).decode(), 'alt': fig.alt}
+            figures.append(figure | {'caption': caption, 'width': round(96 * fig.get_figwidth())})
+    return figures
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in words: 45 s, 13 min 32 s, 2 h 5 min; – for None."""
+    if seconds is None:
+        return '–'
+    seconds = round(seconds)
+    if seconds < 60:
+        return f'{seconds} s'
+    if seconds < 3600:
+        return f'{seconds // 60} min {seconds % 60} s'
+    return f'{seconds // 3600} h {seconds % 3600 // 60} min'

@@ -1,0 +1,211 @@
+"""What a recipe may say: its keys, their types, and how they must fit together."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+FREE = object()  # mmdet's or mmcv's own settings: checked by them
+NONE = type(None)
+NUMBER = (int, float)
+
+DETECTOR = {
+    'label': str,
+    'config': str,
+    'model': FREE,
+    'checkpoint': (str, NONE),
+    'updates': int,
+    'scenes': int,
+}
+
+RECIPE = {
+    'name': str,
+    'title': str,
+    'paper': FREE,
+    'seed': int,
+    'expected_minutes': NUMBER,
+    'data': {
+        'root': (str, NONE),
+        'cache': str,
+        'splits': FREE,
+        'scenes': {'train': int, 'val': int, 'size': int, 'seed': int},
+    },
+    'image': {
+        'scale': (int, list, tuple),
+        'flip': NUMBER,
+        'mean': (list, tuple),
+        'std': (list, tuple),
+        'to_rgb': bool,
+        'divisor': int,
+    },
+    'student': DETECTOR,
+    'teachers': {'*': DETECTOR},
+    'arms': {'*': {'label': str, 'teachers': (list, tuple)}},
+    'distill': {
+        'method': str,
+        'settings': {'*': FREE},
+        'levels': (list, tuple),
+        'student_module': str,
+        'teacher_module': str,
+        'start': str,
+        'inherit_allow': (list, tuple),
+        'teacher_mode': str,
+    },
+    'schedule': {
+        'batch_size': int,
+        'baseline': int,
+        'arm': int,
+        'teacher': int,
+        'optimizer': FREE,
+        'grad_clip': FREE,
+        'lr': FREE,
+        'log_interval': int,
+        'checkpoint_interval': int,
+        'eval_interval': int,
+    },
+    'evaluation': {'metrics': (list, tuple), 'batch_size': int},
+    'runtime': {'device': str, 'workers': int, 'threads': int},
+}
+OPTIONAL = {
+    'paper',
+    'title',
+    'expected_minutes',
+    'label',
+    'model',
+    'checkpoint',
+    'updates',
+    'scenes',
+}
+CHOICES = {
+    'distill.start': ('baseline', 'inherit', 'random'),
+    'distill.teacher_mode': ('eval', 'train'),
+}
+POSITIVE = (
+    ('schedule', 'batch_size'),
+    ('schedule', 'baseline'),
+    ('schedule', 'arm'),
+    ('schedule', 'teacher'),
+    ('schedule', 'log_interval'),
+    ('schedule', 'checkpoint_interval'),
+    ('evaluation', 'batch_size'),
+    ('image', 'divisor'),
+)
+
+
+def parse_overrides(text: str) -> dict[str, Any]:
+    """``KEY=VALUE KEY=VALUE ...`` as a dict; values are Python literals, never evaluated, or text.
+
+    Raises:
+        ValueError: a part without ``=``.
+    """
+    found = {}
+    for item in re.split(r'\s+(?=[\w.]+=)', text.strip()) if text.strip() else ():
+        key, equals, value = item.partition('=')
+        if not equals or not key:
+            raise ValueError(f'{item!r} is not KEY=VALUE, such as seed=1')
+        try:
+            found[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[key] = value
+    return found
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f'Did you mean {close[0]!r}?' if close else f'There are: {", ".join(known)}.'
+
+
+def unknown(what: str, word: str, known: Iterable[str]) -> str:
+    return f'unknown {what} {word!r}. {nearest(word, known)}'
+
+
+def problems(cfg: dict) -> list[str]:
+    """Everything wrong with a recipe's values, a line each; empty when all is well."""
+    found = _keys(cfg, RECIPE, '')
+    # Relations are only worth a look where the shape is right.
+    return found or _choices(cfg) + _arms(cfg) + _numbers(cfg)
+
+
+def _keys(node: Any, known: dict, place: str) -> list[str]:
+    found = []
+    for key, value in node.items():
+        rule = known.get(key, known.get('*'))
+        path = f'{place}{key}'
+        if rule is None:
+            found.append(unknown('key', path, [f'{place}{name}' for name in known]))
+        elif isinstance(rule, dict):
+            if isinstance(value, dict):
+                found += _keys(value, rule, f'{path}.')
+            else:
+                found.append(f'{path} is {value!r}: a dict with {", ".join(rule)} is needed.')
+        elif rule is not FREE and (
+            not isinstance(value, rule) or (isinstance(value, bool) and rule is not bool)
+        ):
+            kinds = rule if isinstance(rule, tuple) else (rule,)
+            names = ' or '.join('None' if kind is NONE else kind.__name__ for kind in kinds)
+            found.append(f'{path} is {value!r} ({type(value).__name__}): {names} is needed.')
+    absent = [key for key in known if key != '*' and key not in node and key not in OPTIONAL]
+    return found + [f'{place}{key} is missing.' for key in absent]
+
+
+def _choices(cfg: dict) -> list[str]:
+    found = []
+    for path, allowed in CHOICES.items():
+        section, key = path.split('.')
+        if cfg[section][key] not in allowed:
+            found.append(unknown(path, cfg[section][key], allowed))
+    if cfg['distill']['method'] not in cfg['distill']['settings']:
+        found.append(
+            unknown('distill.method', cfg['distill']['method'], cfg['distill']['settings'])
+        )
+    for split in ('train', 'val'):
+        if split not in cfg['data']['splits']:
+            found.append(f'data.splits.{split} is missing.')
+    unknown_metrics = set(cfg['evaluation']['metrics']) - {'bbox', 'segm'}
+    return found + [
+        unknown('evaluation.metrics', str(metric), ['bbox', 'segm'])
+        for metric in sorted(unknown_metrics)
+    ]
+
+
+def _arms(cfg: dict) -> list[str]:
+    found = []
+    teachers = cfg['teachers']
+    for name in ('student', 'baseline', 'none'):
+        if name in teachers:
+            found.append(f'teachers.{name}: this name is taken, choose another.')
+    if not cfg['arms']:
+        found.append('arms is empty: name at least one sequence of teachers.')
+    for name, arm in cfg['arms'].items():
+        if not arm['teachers']:
+            found.append(f'arms.{name}.teachers is empty: [None] is a stage without a teacher.')
+            continue
+        found += [
+            f'arms.{name}: ' + unknown('teacher', str(teacher), teachers)
+            for teacher in arm['teachers']
+            if teacher is not None and teacher not in teachers
+        ]
+        if cfg['schedule']['arm'] % len(arm['teachers']):
+            found.append(
+                f'arms.{name} has {len(arm["teachers"])} stages, which do not divide schedule.arm = '
+                f'{cfg["schedule"]["arm"]} evenly: every arm gets the same number of updates.'
+            )
+    return found
+
+
+def _numbers(cfg: dict) -> list[str]:
+    found = [
+        f'{section}.{key} is {cfg[section][key]}: it must be at least 1.'
+        for section, key in POSITIVE
+        if cfg[section][key] < 1
+    ]
+    levels = cfg['distill']['levels']
+    if not levels or any(not isinstance(level, int) or level < 0 for level in levels):
+        found.append(f'distill.levels is {list(levels)}: FPN levels 0, 1, ... are needed.')
+    if cfg['seed'] < 0:
+        found.append(f'seed is {cfg["seed"]}: it must not be negative.')
+    return found

@@ -1,0 +1,84 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,-all
+#     notebook_metadata_filter: kernelspec,jupytext
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+# ---
+
+# %% [markdown]
+# # 01 · Data
+#
+# **Question.** What do the detectors see, and how hard is it?
+#
+# The built-in *DigitScenes* put real handwritten digits on crops of real photographs. Digits differ in
+# size, colour, contrast and rotation, cover each other, and some are cut by the border. Training and
+# validation share neither digits nor photograph regions. Any COCO-format folder can take their place
+# (`data.root`).
+
+# %% tags=["parameters"]
+recipe: str = 'configs/mini/retinanet_r50__r101_rx101.py'  # recipe file
+seed: int = 0  # random seed of the run
+cfg_options: str = ''  # overrides of the recipe: KEY VALUE pairs joined by an equals sign
+work_dir: str = ''  # run directory; empty: runs, recipe, seed
+
+# %%
+from mtpd import load_recipe, plots
+from mtpd.data import view
+from mtpd.tables import say, table
+
+plan = load_recipe(recipe, cfg_options, seed)
+examples = view.samples(plan, 'val', 8)
+masks = [example['masks'] for example in examples]
+
+# %% [markdown]
+# ## Images with their objects
+#
+# Boxes are tight around what is visible; where the dataset has masks, they are tinted.
+
+# %%
+plots.scenes(
+    [example['image'] for example in examples],
+    [example['boxes'] for example in examples],
+    [example['labels'] for example in examples],
+    None if any(mask is None for mask in masks) else masks,
+    plan.classes,
+)
+
+# %% [markdown]
+# ## Counts
+
+# %%
+counted = view.statistics(plan)
+table(
+    [
+        {
+            'split': split,
+            'images': found['images'],
+            'objects': found['objects'],
+            'objects an image': found['objects'] / found['images'],
+            'crowd regions': found['crowds'],
+            'image sizes': ', '.join(found['sizes']),
+        }
+        for split, found in counted.items()
+    ]
+)
+
+# %%
+plots.size_histogram({split: found['areas'] for split, found in counted.items()})
+
+# %%
+plots.class_counts({split: found['counts'] for split, found in counted.items()}, plan.classes)
+
+# %%
+areas = counted['val']['areas']
+small = sum(area < 32**2 for area in areas)
+say(
+    f'**Conclusion.** {counted["train"]["images"]:,} images to learn from and',
+    f'{counted["val"]["images"]:,} to measure on, with {len(plan.classes)} classes.',
+    f'{small / max(len(areas), 1):.0%} of the validation objects are small (under 32 x 32 pixels).',
+)

@@ -1,0 +1,78 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,-all
+#     notebook_metadata_filter: kernelspec,jupytext
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+# ---
+
+# %% [markdown]
+# # 02 · Student and teachers
+#
+# **Question.** How good and how costly are the detectors before any distillation?
+#
+# The *student* is small and trained here: its *baseline* is where every arm starts. The *teachers* are
+# larger. Where the recipe names a checkpoint it is loaded, else the teacher is trained. Distillation has
+# something to give only if the teachers are clearly better than the student will become.
+
+# %% tags=["parameters"]
+recipe: str = 'configs/mini/retinanet_r50__r101_rx101.py'  # recipe file
+seed: int = 0  # random seed of the run
+cfg_options: str = ''  # overrides of the recipe: KEY VALUE pairs joined by an equals sign
+work_dir: str = ''  # run directory; empty: runs, recipe, seed
+
+# %%
+from mtpd import load_recipe, plots
+from mtpd.runs import loss_rows
+from mtpd.tables import say, table
+from mtpd.train import prepare_detector
+
+plan = load_recipe(recipe, cfg_options, seed)
+
+# %%
+found = {name: prepare_detector(plan, name, work_dir) for name in plan.detectors}
+
+# %% [markdown]
+# ## Accuracy, size and speed
+#
+# AP is COCO's mean over IoU thresholds 0.50 to 0.95, in points of 100. GFLOPs count a multiply-add as
+# one. Milliseconds are this machine's, one image at a time, without post-processing.
+
+# %%
+rows = [
+    {
+        'name': name,
+        'label': spec.get('label', name),
+        'role': 'baseline' if name == 'student' else 'teacher',
+        'AP': 100 * (found[name]['metrics']['bbox_mAP'] or 0),
+        'AP50': 100 * (found[name]['metrics']['bbox_mAP_50'] or 0),
+        **found[name]['model'],
+    }
+    for name, spec in plan.detectors.items()
+]
+headings = {'label': 'detector', 'role': 'role', 'AP': 'AP', 'AP50': 'AP50'}
+headings |= {'parameters': 'parameters', 'gflops': 'GFLOPs', 'ms_per_image': 'ms an image'}
+table(rows, headings)
+
+# %%
+plots.ap_versus_cost(rows)
+
+# %% [markdown]
+# ## How the baseline was trained
+
+# %%
+plots.loss_curves(loss_rows(found['student']['dir'] / 'log.json'))
+
+# %%
+best = max(rows, key=lambda row: row['AP'])
+student = rows[0]
+say(
+    f'**Conclusion.** The student starts at {student["AP"]:.1f} AP with',
+    f'{student["parameters"] / 1e6:.2f} million parameters. The best detector, {best["label"]}, has',
+    f'{best["AP"]:.1f} AP with {best["parameters"] / student["parameters"]:.1f} times as many:',
+    f'{best["AP"] - student["AP"]:.1f} AP lie between them.',
+)

@@ -1,0 +1,171 @@
+"""Figures: what they draw, their axes and their alt text, and that they touch no global state."""
+
+from __future__ import annotations
+
+import base64
+import io
+import subprocess
+import sys
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from fake_run import CLASSES, make_run
+from PIL import Image
+
+from mtpd import plots
+from mtpd.plots.curves import moving_mean
+from mtpd.plots.figure import apart
+from mtpd.runs import load_run
+
+IMAGE = np.zeros((48, 64, 3), np.uint8)
+MASK = np.zeros((1, 48, 64), bool)
+MASK[0, 10:20, 10:30] = True
+OBJECTS = {'boxes': np.array([[10.0, 10, 30, 20]]), 'labels': np.array([1]), 'masks': MASK}
+FOUND = {
+    'boxes': np.array([[10.0, 10, 30, 20], [1, 1, 5, 5]]),
+    'labels': np.array([1, 0]),
+    'scores': np.array([0.9, 0.1]),
+}
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    return load_run(make_run(tmp_path_factory.mktemp('runs') / 'recipe' / '0'))
+
+
+@pytest.fixture(scope='module')
+def figures(run):
+    rows = run.results()
+    shares = {'0': 0.1, '1': 0.3, '2': None}, {'0': 0.25, '1': 0.2, '2': 0.4}
+    maps = [('student', np.full((4, 6), 1.0)), ('teacher', np.full((4, 6), 3.0))]
+    return {
+        'loss_curves': plots.loss_curves(run.curves()),
+        'ap_over_stages': plots.ap_over_stages(run.stage_aps()),
+        'ap_by_arm': plots.ap_by_arm(rows),
+        'ap_versus_cost': plots.ap_versus_cost(rows),
+        'paper': plots.paper_next_to_ours(run.info['paper'], run.walkthrough(), 'digits'),
+        'cost_matrix': plots.cost_matrix(['a', 'b'], [[0, 0.4], [None, 0]]),
+        'size_histogram': plots.size_histogram({'train': [100, 1023, 1024, 9216], 'val': [50]}),
+        'class_counts': plots.class_counts({'train': [3, 1, 4]}, CLASSES),
+        'per_class': plots.per_class(*shares, CLASSES, ('baseline', 'distilled')),
+        'scenes': plots.scenes([IMAGE] * 2, *[[OBJECTS[k]] * 2 for k in OBJECTS], CLASSES),
+        'detections': plots.detections(IMAGE, OBJECTS, {'ours': FOUND}, CLASSES),
+        'feature_maps': plots.feature_maps(maps, IMAGE),
+    }
+
+
+def test_alt_texts_say_the_numbers(figures):
+    said = {
+        'loss_curves': ['Teacher 1 → teacher 2: detection loss from', 'over 800 updates'],
+        'ap_over_stages': ['baseline at 20.2', '26.1 after Teacher 1, 30.6 after', '+10.4 points'],
+        'ap_by_arm': ['No teacher 27.6', 'Teacher 2 52.3', 'baseline 20.2'],
+        'ap_versus_cost': ['AP 43.2, 2.90 million parameters, 1.20 GFLOPs'],
+        'paper': ['baseline 36.5: after teacher 1 (walk-through) +1.4', 'no teacher +7.4'],
+        'cost_matrix': ['a to b 0.40'],
+        # 32 x 32 and 96 x 96 pixels begin medium and large.
+        'size_histogram': ['small 50 % (train), 100 % (val); medium 25 %', 'large 25 % (train)'],
+        'class_counts': ['8 objects, <b>one</b> the rarest class with 1'],
+        'per_class': ['1 classes better, 1 worse', 'gain: zero, 10.0 to 25.0', '30.0 to 20.0'],
+        'scenes': ['2 images with 2 marked objects', '2 of class <b>one</b>'],
+        'detections': ['ground truth: 1 objects (<b>one</b>)', 'ours: 1 objects (<b>one</b>)'],
+        'feature_maps': ['from 1.00 to 3.00', 'teacher mean 3.00'],
+    }
+    for name, parts in said.items():
+        for part in parts:
+            assert part in figures[name].alt, (name, figures[name].alt)
+
+
+def test_every_axis_of_a_chart_is_labelled(figures):
+    for name, fig in figures.items():
+        if fig.photo or name == 'cost_matrix':
+            continue
+        for row in {ax.get_subplotspec().rowspan.start for ax in fig.axes}:
+            axes = [ax for ax in fig.axes if ax.get_subplotspec().rowspan.start == row]
+            named = [t.get_text() for ax in axes for t in ax.get_yticklabels()]
+            assert axes[0].get_ylabel() or any(named), name
+        bottom = [ax for ax in fig.axes if ax.get_subplotspec().is_last_row()]
+        assert all(ax.get_xlabel() or ax.get_xticklabels()[0].get_text() for ax in bottom), name
+
+
+def test_figures_become_images_with_alt_text_in_a_notebook(figures):
+    for name in ('ap_by_arm', 'detections'):
+        fig = figures[name]
+        data, metadata = fig._repr_mimebundle_()
+        mime = 'image/jpeg' if name == 'detections' else 'image/png'
+        assert metadata[mime]['alt'] == fig.alt and data['text/plain'] == fig.alt
+        image = Image.open(io.BytesIO(base64.b64decode(data[mime])))
+        assert image.format == mime.split('/')[1].upper()
+        assert image.width > metadata[mime]['width']  # sharper than its place on the page
+
+
+def test_stages_are_shaded_and_their_teachers_named(run):
+    fig = plots.loss_curves(run.curves('progressive'))
+    top, bottom = fig.axes
+    assert [t.get_text() for t in top.texts] == ['stage 1\nTeacher 1', 'stage 2\nTeacher 2']
+    assert len(top.lines) == len(bottom.lines) == 4  # raw and smooth for each stage
+    assert bottom.get_yscale() == 'log' and top.get_yscale() == 'linear'
+    control = plots.loss_curves(run.curves('none'))
+    assert [t.get_text() for t in control.axes[1].texts] == ['no teacher']
+
+
+def test_feature_maps_share_one_stated_scale(figures):
+    fig = figures['feature_maps']
+    scales = {ax.images[0].get_clim() for ax in fig.axes[1:3]}
+    assert scales == {(1.0, 3.0)}
+    assert 'one scale for all' in fig.axes[-1].get_ylabel()
+
+
+def test_masks_are_painted_where_they_are_and_boxes_enclose_their_pixels(figures):
+    ax = figures['scenes'].axes[0]
+    painted = np.asarray(ax.images[0].get_array()).any(-1)
+    assert (painted == MASK[0]).all()
+    box = ax.patches[0]
+    assert (box.get_x(), box.get_y(), box.get_width(), box.get_height()) == (9.5, 9.5, 20, 10)
+
+
+def test_nothing_there_yet_says_so_instead_of_failing():
+    empty = [
+        plots.loss_curves({}),
+        plots.ap_over_stages({}),
+        plots.ap_by_arm([]),
+        plots.ap_versus_cost([]),
+        plots.cost_matrix([], []),
+        plots.size_histogram([]),
+        plots.scenes([], [], []),
+        plots.paper_next_to_ours({}, {'baseline': 20.0}),
+        plots.per_class({'0': None}, {'0': 0.2}, CLASSES),
+    ]
+    assert all(fig.alt and not fig.axes for fig in empty)
+    blank = {'boxes': np.zeros((0, 4)), 'labels': np.zeros(0, int)}
+    fig = plots.detections(IMAGE, blank, {'ours': blank | {'scores': np.zeros(0)}})
+    assert 'ours: 0 objects' in fig.alt and fig.encoded()[1]
+
+
+def test_drawing_leaves_matplotlib_as_it_was(run):
+    before = dict(mpl.rcParams)
+    plots.ap_by_arm(run.results()).encoded()
+    assert dict(mpl.rcParams) == before
+    code = "import sys, mtpd.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, '-c', code], check=False).returncode == 0
+
+
+def test_labels_are_moved_apart_and_keep_their_order():
+    assert apart([1.0, 5.0], 1) == [1.0, 5.0]
+    assert apart([5.0, 5.0, 5.0], 2) == [3.0, 5.0, 7.0]
+    placed = apart([10.0, 9.9, 3.0, 9.8, 8.5], 1)
+    assert np.argsort(placed).tolist() == [2, 4, 3, 1, 0]
+    assert np.diff(sorted(placed)).min() >= 1 - 1e-9
+    assert apart([], 1) == []
+
+
+def test_moving_mean_by_hand():
+    assert moving_mean(np.array([0.0, 3, 6, 0]), 1).tolist() == [1.5, 3, 3, 3]
+    assert moving_mean(np.array([4.0]), 3).tolist() == [4.0]
+
+
+@pytest.mark.parametrize(
+    ('value', 'text'), [(1.24, '+1.2'), (-0.44, '−0.4'), (0.04, '±0.0'), (-0.04, '±0.0')]
+)
+def test_signed(value, text):
+    assert plots.signed(value) == text

@@ -1,0 +1,73 @@
+"""Detectors small enough for a unit test, and a batch for them."""
+
+from __future__ import annotations
+
+import torch
+from mtpd import compat  # noqa: F401  (before mmcv)
+from mmcv import ConfigDict
+from mmdet.models import build_detector
+
+
+def retinanet(depth=18, base=8, channels=16, num_classes=3) -> dict:
+    """Model config of a RetinaNet with FPN levels at strides 8, 16 and 32."""
+    widths = [base * 2, base * 4, base * 8]
+    return dict(
+        type='RetinaNet',
+        backbone=dict(
+            type='ResNet', depth=depth, base_channels=base, out_indices=(1, 2, 3), norm_eval=False
+        ),
+        neck=dict(type='FPN', in_channels=widths, out_channels=channels, num_outs=3),
+        bbox_head=dict(
+            type='RetinaHead',
+            num_classes=num_classes,
+            in_channels=channels,
+            feat_channels=channels,
+            stacked_convs=1,
+            anchor_generator=dict(
+                type='AnchorGenerator',
+                octave_base_scale=3,
+                scales_per_octave=1,
+                ratios=[0.7],
+                strides=[8, 16, 32],
+            ),
+        ),
+        train_cfg=dict(
+            assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0),
+            allowed_border=-1,
+            pos_weight=-1,
+            debug=False,
+        ),
+        # No threshold: an untrained head scores everything at 0.01.
+        test_cfg=dict(
+            nms_pre=50, score_thr=0.0, nms=dict(type='nms', iou_threshold=0.5), max_per_img=10
+        ),
+    )
+
+
+def detector(cfg: dict, seed: int):
+    """The detector with random weights and batch norm statistics that `seed` determines."""
+    model = build_detector(ConfigDict(cfg))
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            fan_in = value[0].numel() if value.dim() > 1 else 4
+            value.normal_(0, fan_in**-0.5, generator=generator)
+            if name.endswith('running_var'):
+                value.abs_().add_(0.5)
+    return model.eval()
+
+
+def batch(num_classes=3, images=2, boxes=2) -> dict:
+    """Keyword arguments of `forward_train`: 64 x 64 images, boxes xyxy in pixels."""
+    generator = torch.Generator().manual_seed(7)
+    corners = torch.rand(images, boxes, 2, generator=generator) * 32
+    sides = torch.rand(images, boxes, 2, generator=generator) * 24 + 6
+    meta = dict(
+        img_shape=(64, 64, 3), ori_shape=(64, 64, 3), pad_shape=(64, 64, 3), scale_factor=1.0
+    )
+    return dict(
+        img=torch.randn(images, 3, 64, 64, generator=generator),
+        img_metas=[dict(meta, filename=f'{i}.png', flip=False) for i in range(images)],
+        gt_bboxes=list(torch.cat([corners, corners + sides], dim=2)),
+        gt_labels=[torch.arange(boxes) % num_classes for _ in range(images)],
+    )
