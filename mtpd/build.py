@@ -20,6 +20,7 @@ from . import diagnose, machine
 from .errors import MtpdError
 
 REQUIREMENT = Path(__file__).parents[1] / 'requirements' / 'mmcv.txt'
+SHARED_HEADER = '#include <torch/types.h>\n'
 DISK = 2 * machine.GIB
 MEMORY_PER_JOB = 2 * machine.GIB
 
@@ -127,11 +128,12 @@ def build_environment(
     return env
 
 
-def compiler_command(compiler: list[str], work: Path) -> str:
+def compiler_command(compiler: list[str], work: Path, header: str = SHARED_HEADER) -> str:
     """The compiler itself or, for GNU's, a script that lets it share one precompiled header."""
     version = subprocess.run([*compiler, '--version'], capture_output=True, text=True).stdout
     if 'Free Software Foundation' not in version:
         return shlex.join(compiler)
+    (work / 'shared.hpp').write_text(header)
     script = work / 'bin' / 'g++'
     script.parent.mkdir()
     parts = [
@@ -186,8 +188,9 @@ def show_progress(lines: Iterable[str], echo: Callable) -> None:
             continue
         done, total = int(match[1]), int(match[2])
         now = time.monotonic()
-        left = (now - started) / done * (total - done)
-        text = f'  {done} of {total} files, {time_left(left)}'
+        text = f'  {done} of {total} files'
+        if done > 3:  # the first ones also make the header that speeds up the others
+            text += f', {time_left((now - started) / done * (total - done))}'
         if alive:
             print(f'\r{text:<60}', end='' if done < total else '\n', flush=True)
         elif now - shown > 30 or done == total:

@@ -103,10 +103,8 @@ def load_strictly(
         if key in shapes or not key.startswith(only):
             del fitting[key]
     result = model.load_state_dict(fitting, strict=False)
-    absent = [key for key in result.missing_keys if key not in shapes]
     problems = {
-        # Batch norm before PyTorch 0.4.1 did not count its batches.
-        'not in the file': [key for key in absent if not key.endswith('num_batches_tracked')],
+        'not in the file': [key for key in result.missing_keys if key not in shapes],
         f'not in {what}': result.unexpected_keys,
         f'other shape ({what}, file)': [f'{key} {a} {b}' for key, (a, b) in shapes.items()],
     }

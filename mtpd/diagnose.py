@@ -58,7 +58,7 @@ CAUSES = (
         r'No matching distribution found|Could not find a version|NewConnectionError|Max retries exceeded'
         r'|name resolution|Network is unreachable|ConnectTimeout|ProxyError|Read timed out',
         "mmcv-full's source could not be downloaded. Check the network and pip's index (`pip config list`), or "
-        'fetch it elsewhere with `pip download --no-deps --no-binary=:all: mmcv-full==1.7.2` and set '
+        'fetch it elsewhere with `pip download --no-deps --no-binary=:all: -r requirements/mmcv.txt` and set '
         'PIP_FIND_LINKS to the folder it is in.',
     ),
     (

@@ -9,6 +9,9 @@ import logging
 from operator import attrgetter
 
 from . import compat  # noqa: F401  (before mmcv)
+
+# isort: split
+
 import torch
 from mmcv import ConfigDict
 from mmdet.models import DETECTORS, BaseDetector, build_backbone, build_detector, build_neck

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from . import compat  # noqa: F401  (before mmcv)
+
+# isort: split
 import contextlib
 import io
 import tempfile
@@ -19,10 +22,7 @@ from mmdet.datasets import build_dataloader
 from mmdet.models import build_detector
 from pycocotools.cocoeval import COCOeval
 
-from . import (
-    checkpoints,
-    compat,  # noqa: F401  (before mmcv)
-)
+from . import checkpoints
 from .data import pipelines
 from .files import write_json
 from .recipe import Recipe, RecipeError

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from . import compat  # noqa: F401  (before mmcv)
+
+# isort: split
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +12,6 @@ import torch
 from mmdet.datasets import build_dataloader
 from torch import Tensor, nn
 
-from . import compat  # noqa: F401  (before mmcv)
 from .data import pipelines
 from .recipe import Recipe, RecipeError
 

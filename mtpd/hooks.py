@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from . import compat  # noqa: F401  (before mmcv)
+
+# isort: split
 import json
 import time
 from datetime import timedelta
@@ -9,7 +12,6 @@ from pathlib import Path
 
 from mmcv.runner import HOOKS, Hook, LoggerHook, save_checkpoint
 
-from . import compat  # noqa: F401  (before mmcv)
 from .files import plain
 
 

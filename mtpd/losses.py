@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 
 from . import compat  # noqa: F401  (before mmcv)
+
+# isort: split
+
 import torch
 from mmcv.utils import Registry
 from torch import Tensor, nn

@@ -20,6 +20,7 @@ PYTHON = ((3, 11), (3, 12))
 OLDEST_TORCH = (2, 6)
 TESTED_TORCH = {'CPU': (2, 13), 'CUDA': (2, 11)}
 GIB = 1024**3
+USUAL_NVCC = Path('/usr/local/cuda/bin/nvcc')
 
 
 class Torch(NamedTuple):
@@ -128,7 +129,7 @@ def find_nvcc() -> tuple[str, str] | None:
     home = os.environ.get('CUDA_HOME') or os.environ.get('CUDA_PATH')
     places = [Path(home, 'bin', 'nvcc')] if home else []
     places += [Path(found)] if (found := shutil.which('nvcc')) else []
-    places += [Path('/usr/local/cuda/bin/nvcc')]
+    places += [USUAL_NVCC]
     for place in places:
         if place.is_file():
             out = subprocess.run([str(place), '--version'], capture_output=True, text=True).stdout

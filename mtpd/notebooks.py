@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,6 +25,7 @@ class NotebookError(MtpdError):
     """A notebook that did not run to its end.
 
     Attributes:
+        out: the executed notebook.
         ename, evalue: class name and message of the error raised in the kernel.
         cell_index: its cell in the executed notebook, or None.
         mistake: the kernel raised an MtpdError, so `str(self)` is that message as it was and
@@ -32,6 +33,7 @@ class NotebookError(MtpdError):
     """
 
     def __init__(self, source: Path, out: Path, ename: str, evalue: str, cell_index: int | None):
+        self.out = out
         self.ename, self.evalue, self.cell_index = ename, evalue, cell_index
         self.mistake = ename in _mistakes()
         self.exit_code = 2 if self.mistake else 1
@@ -152,10 +154,8 @@ def _no_kernel_left(started: list):
         yield
     finally:
         for process in started:
-            try:
+            with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                pass
             process.wait()
 
 

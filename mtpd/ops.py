@@ -170,6 +170,9 @@ def build_into(folder: Path, torch: machine.Torch, target: Target, echo: Callabl
     cache = cache_dir()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for left in cache.glob('build-*'):  # by a build that was killed
+            if time.time() - left.stat().st_mtime > 86400:
+                shutil.rmtree(left, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix='build-', dir=cache))
     except OSError as error:
         raise MtpdError(

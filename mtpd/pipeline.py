@@ -98,7 +98,9 @@ def run_recipe(
         MtpdError: the directory can't be written, or holds the results of another recipe.
         NotebookError: a step failed; what was done before is kept, and the same call goes on from it.
     """
-    recipe = load_recipe(recipe, SMOKE if smoke else None)
+    recipe = load_recipe(recipe)
+    if smoke:
+        recipe = load_recipe(recipe, _smoke(recipe))
     if smoke and work_dir is None:
         work_dir = ROOT / 'runs' / f'{recipe.name}-smoke' / str(recipe.seed)
     run_dir = recipe.run_dir(work_dir)
@@ -121,6 +123,16 @@ def run_recipe(
     write_json(run_dir / 'run.json', info | {'seconds': round(spent, 1)})
     echo(f'all steps done in {(time.time() - began) / 60:.1f} minutes: {run_dir}')
     return run_dir
+
+
+def _smoke(recipe: Recipe) -> dict[str, Any]:
+    own = {'updates': SMOKE['schedule.teacher'], 'scenes': SMOKE['data.scenes.train']}
+    return SMOKE | {
+        f'teachers.{name}.{key}': value
+        for name, spec in recipe.cfg.teachers.items()
+        for key, value in own.items()
+        if key in spec
+    }
 
 
 def _run(recipe: Recipe, step: Step, entry: dict, status: dict, run_dir: Path, stream: Any) -> None:
@@ -193,14 +205,11 @@ def _open(recipe: Recipe, run_dir: Path, smoke: bool) -> None:
             'or remove that folder.'
         )
     write_text(kept, recipe.text)
+    hidden = _smoke(recipe) if smoke else {}
     command = ['mtpd', 'run', _shown(recipe.source)]
     if recipe.seed:
         command += ['--seed', str(recipe.seed)]
-    options = {
-        k: v
-        for k, v in recipe.overrides.items()
-        if k != 'seed' and not (smoke and SMOKE.get(k) == v)
-    }
+    options = {k: v for k, v in recipe.overrides.items() if k != 'seed' and k not in hidden}
     if options:
         command += ['--cfg-options', ' '.join(f'{key}={value}' for key, value in options.items())]
     cfg = recipe.cfg

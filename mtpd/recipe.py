@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from . import compat  # noqa: F401  (before mmcv)
+
+# isort: split
 import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +12,7 @@ from typing import Any
 
 from mmcv import Config, ConfigDict
 
-from . import (
-    compat,  # noqa: F401  (before mmcv)
-    schema,
-)
+from . import schema
 from .data import coco, digits
 from .errors import MtpdError
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,10 @@ def _notebooks(pages: list[dict]):
             'previous': shown[k - 1] if k else None,
             'next': shown[k + 1] if k + 1 < len(shown) else None,
         }
-        yield page['href'], exporter.from_notebook_node(page['notebook'], resources)[0]
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'Your element with mimetype')  # what is left out
+            html, _ = exporter.from_notebook_node(page['notebook'], resources)
+        yield page['href'], html
 
 
 def _index(run: Run, pages: list[dict]) -> str:

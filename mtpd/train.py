@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from . import compat  # noqa: F401  (before mmcv)
+
+# isort: split
 import time
 from pathlib import Path
 from typing import Any
@@ -11,11 +14,7 @@ from mmcv import Config, ConfigDict
 from mmdet.apis import set_random_seed, train_detector
 from mmdet.models import build_detector
 
-from . import (  # noqa: F401  (hooks: registered with mmcv)
-    checkpoints,
-    compat,
-    hooks,
-)
+from . import checkpoints, hooks  # noqa: F401  (hooks: registered with mmcv)
 from .compat import cores
 from .data import pipelines
 from .distiller import Distiller

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -240,6 +241,14 @@ def test_a_mismatch_is_an_error_and_copies_nothing_unless_it_is_allowed():
     assert all(key in str(report) for key in report.skipped)
 
 
+def test_a_batch_norm_counter_need_not_be_there_to_inherit():
+    model = torch.nn.ModuleDict({'neck': torch.nn.BatchNorm2d(2)})
+    state = {key: value + 1 for key, value in model.state_dict().items()}
+    del state['neck.num_batches_tracked']
+    assert len(checkpoints.inherit(model, state).copied) == 4
+    assert model['neck'].weight.tolist() == [2, 2]
+
+
 def test_nothing_to_inherit_is_an_error(student):
     assert 'nothing agrees' in message(checkpoints.inherit, student, {}, ['*'])
 
@@ -298,7 +307,7 @@ def test_an_unwritable_place_is_named(tmp_path):
     assert str(path) in message(checkpoints.save_atomic, {}, path)
 
 
-@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='needs /dev/full')
 def test_a_full_disk_is_an_error_with_its_cause(tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'getpid', lambda: 'x')
     (tmp_path / '.a.pth.x.part').symlink_to('/dev/full')

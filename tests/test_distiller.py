@@ -258,11 +258,15 @@ def test_configs_are_left_as_they_are_and_nothing_is_downloaded(files):
 def test_mmdet_builds_it_and_calls_init_weights_without_harm(files):
     from mmdet.models import build_detector
 
-    cfg = dict(type='Distiller', student=STUDENT, teacher=TEACHER, distill_cfg=methods())
+    student = copy.deepcopy(STUDENT)
+    outer = {name: mmcv.ConfigDict(student.pop(name)) for name in ('train_cfg', 'test_cfg')}
+    cfg = dict(type='Distiller', student=student, teacher=TEACHER, distill_cfg=methods())
     cfg |= dict(student_checkpoint=files['student'], teacher_checkpoint=files['teacher'])
-    distiller = build_detector(mmcv.ConfigDict(cfg))
+    distiller = build_detector(mmcv.ConfigDict(cfg), **outer)
     distiller.init_weights()
     assert same(snapshot(distiller.student), snapshot(detector(STUDENT, 1)))
+    assert distiller.student.test_cfg == STUDENT['test_cfg']
+    assert 'loss_cls' in distiller.forward_train(**batch())
     wanted = snapshot(detector(TEACHER, 2))
     found = snapshot(distiller.teacher)
     assert found.keys() == {k for k in wanted if not k.startswith('bbox_head.')}
@@ -346,6 +350,8 @@ def test_init_student_takes_neck_and_head_of_the_teacher(files):
 
     plain, inheriting = student(False), student(True)
     assert plain.inherit_report is None
+    prior = plain.student.bbox_head.retina_cls.bias  # the head's own initialisation: 0.01
+    assert prior.sigmoid().tolist() == pytest.approx([0.01] * len(prior), rel=1e-3)
     assert inheriting.inherit_report.skipped == {}
     theirs = snapshot(detector(deep, 3))
     for key, value in inheriting.student.state_dict().items():
@@ -486,8 +492,10 @@ def test_mmdets_own_test_tool_runs_the_exported_student(distiller, tmp_path):
     run = 'import runpy, sys, mtpd.compat; runpy.run_path(sys.argv.pop(1), run_name="__main__")'
     out = tmp_path / 'out.pkl'
     done = subprocess.run(
-        [sys.executable, '-c', run, str(tool), str(config), str(student)]
-        + ['--eval', 'bbox', '--out', str(out), '--work-dir', str(tmp_path)],
+        [
+            *(sys.executable, '-c', run, tool, config, student),
+            *('--eval', 'bbox', '--out', out, '--work-dir', tmp_path),
+        ],
         env={**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'},
         capture_output=True,
         text=True,

@@ -62,7 +62,7 @@ def test_what_is_no_notebook_is_named(tmp_path, text):
     path = tmp_path / 'gone.ipynb'
     if text is not None:
         path.write_text(text)
-    with pytest.raises(MtpdError, match='gone.ipynb'):
+    with pytest.raises(MtpdError, match=r'gone\.ipynb'):
         parameters_of(path)
 
 
@@ -157,7 +157,10 @@ def test_a_killed_kernel_is_an_error_whatever_papermill_wrote(tmp_path):
 
 
 def test_a_cell_that_takes_too_long_and_an_unknown_kernel(tmp_path):
-    source, out = notebook(tmp_path / 'a.ipynb', 'import time\ntime.sleep(60)'), tmp_path / 'o.ipynb'
+    source, out = (
+        notebook(tmp_path / 'a.ipynb', 'import time\ntime.sleep(60)'),
+        tmp_path / 'o.ipynb',
+    )
     with pytest.raises(NotebookError, match='took longer than 1 s'):
         execute(source, out, timeout=1)
     assert nbformat.read(out, 4).cells[1].outputs[-1].ename == 'Timeout'

@@ -16,7 +16,7 @@ from PIL import Image
 from mtpd import plots
 from mtpd.plots.curves import moving_mean
 from mtpd.plots.figure import apart
-from mtpd.runs import load_run
+from mtpd.runs import load_run, loss_rows
 
 IMAGE = np.zeros((48, 64, 3), np.uint8)
 MASK = np.zeros((1, 48, 64), bool)
@@ -107,6 +107,9 @@ def test_stages_are_shaded_and_their_teachers_named(run):
     assert bottom.get_yscale() == 'log' and top.get_yscale() == 'linear'
     control = plots.loss_curves(run.curves('none'))
     assert [t.get_text() for t in control.axes[1].texts] == ['no teacher']
+    plain = plots.loss_curves(loss_rows(run.path / 'detectors/r50/log.json'))
+    assert len(plain.axes) == 1 and not plain.axes[0].texts
+    assert 'over 900 updates' in plain.alt
 
 
 def test_feature_maps_share_one_stated_scale(figures):

@@ -106,13 +106,13 @@ def test_the_state_is_never_just_believed(tmp_path, status, state):
 
 
 def test_what_is_no_run_is_refused_with_the_fix(tmp_path):
-    with pytest.raises(MtpdError, match='does not exist.*mtpd run RECIPE'):
+    with pytest.raises(MtpdError, match=r'does not exist.*mtpd run RECIPE'):
         load_run(tmp_path / 'gone')
     put(tmp_path / 'mini' / '0' / 'run.json', {})
-    with pytest.raises(MtpdError, match='Did you mean .*mini/0'):
+    with pytest.raises(MtpdError, match=r'Did you mean .*mini/0'):
         load_run(tmp_path)
     (tmp_path / 'mini' / '0' / 'run.json').write_text('{"half')
-    with pytest.raises(MtpdError, match='run.json is not valid JSON'):
+    with pytest.raises(MtpdError, match=r'run\.json is not valid JSON'):
         load_run(tmp_path / 'mini' / '0')
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from mtpd import compat  # noqa: F401  (before mmcv)
+
+# isort: split
+
+import torch
 from mmcv import ConfigDict
 from mmdet.models import build_detector
 

@@ -8,7 +8,8 @@ from .curves import ap_over_stages, loss_curves
 from .dataset import class_counts, cost_matrix, size_histogram
 from .figure import Figure, display, signed
 from .images import detections, feature_maps, scenes
-from .results import ap_by_arm, ap_versus_cost, paper_next_to_ours, per_class
+from .paper import paper_next_to_ours
+from .results import ap_by_arm, ap_versus_cost, per_class
 
 __all__ = [
     'Figure',

@@ -17,53 +17,56 @@ def loss_curves(curves: Mapping[str, list[dict]] | list[dict]) -> Figure:
     """Detection loss above, distillation loss below; a column for each arm, its stages shaded.
 
     Args:
-        curves: `Run.curves()` ({arm label: log rows}) or the rows of one arm.
+        curves: `Run.curves()` ({arm label: log rows}), or the rows of one arm or of one training
+            (`loss_rows`); where no row names a teacher, there is no panel for distillation.
     """
     arms = curves if isinstance(curves, Mapping) else {'': curves}
     arms = {label: rows for label, rows in arms.items() if rows}
     if not arms:
         return empty('No training log yet.')
-    fig = new(max(6.5, 3.1 * len(arms)), 5.2)
-    axes = fig.subplots(2, len(arms), sharex='col', sharey='row', squeeze=False)
+    taught = any(r['teacher'] is not None for rows in arms.values() for r in rows)
+    names = ('detection', 'distillation') if taught else ('detection',)
+    fig = new(max(6.5, 3.1 * len(arms)), 0.5 + 2.4 * len(names))
+    axes = fig.subplots(len(names), len(arms), sharex='col', sharey='row', squeeze=False)
+    last = 'updates after the baseline' if isinstance(curves, Mapping) else 'updates'
     alt = []
     for column, (label, rows) in enumerate(arms.items()):
         ends = []
-        for row, (key, name) in enumerate(
-            (('detection', 'detection loss'), ('distillation', 'distillation loss'))
-        ):
+        for row, name in enumerate(names):
             ax = axes[row][column]
             dress(
                 ax,
-                xlabel='updates after the baseline' if row else '',
-                ylabel=name if column == 0 else '',
+                xlabel=last if row == len(names) - 1 else '',
+                ylabel=f'{name} loss' if column == 0 else '',
                 title='' if row else label,
                 grid='y',
             )
-            _shade(ax, rows, named=row == 0)
-            drawn = _line(ax, rows, key, COLOURS[2] if row else COLOURS[6])
+            _shade(ax, rows, named=taught and row == 0)
+            drawn = _line(ax, rows, name, COLOURS[2] if row else COLOURS[6])
             if drawn is None:
                 ax.text(0.5, 0.5, 'no teacher', transform=ax.transAxes, ha='center', color=INK)
             else:
-                ends.append(f'{name} from {drawn[0]:.2f} to {drawn[1]:.2f}')
+                ends.append(f'{name} loss from {drawn[0]:.2f} to {drawn[1]:.2f}')
         count = f'over {rows[-1]["update"]} updates'
-        alt.append(f'{label or "This arm"}: {", ".join(ends)} {count}.')
-    for row, key in enumerate(('detection', 'distillation')):
-        _scale(axes[row][0], [r[key] for rows in arms.values() for r in rows])
+        alt.append(f'{label or "This training"}: {", ".join(ends)} {count}.')
+    for row, name in enumerate(names):
+        _scale(axes[row][0], [r[name] for rows in arms.values() for r in rows])
     fig.alt = 'Loss curves, smoothed ends. ' + ' '.join(alt)
     return fig
 
 
 def _shade(ax: Axes, rows: list[dict], named: bool) -> None:
-    start = 0
-    for stage in sorted({r['stage'] for r in rows}):
+    start, stages = 0, sorted({r['stage'] for r in rows})
+    for stage in stages:
         part = [r for r in rows if r['stage'] == stage]
         end = part[-1]['update']
         ax.axvspan(start, end, color=SHADES[(stage - 1) % 2], linewidth=0, zorder=0)
         if named:
+            teacher = part[0]['teacher']
             ax.text(
                 (start + end) / 2,
                 0.97,
-                f'stage {stage}\n{part[0]["teacher"]}',
+                f'stage {stage}\n{teacher}' if len(stages) > 1 else teacher,
                 transform=ax.get_xaxis_transform(),
                 ha='center',
                 va='top',

@@ -77,7 +77,8 @@ def detections(
     height, width = image.shape[:2]
     fig = new(2.9 * len(panels), 2.9 * height / width + 0.45, photo=True)
     counts = []
-    for ax, (name, objects) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+    axes = fig.subplots(1, len(panels), squeeze=False)[0]
+    for ax, (name, objects) in zip(axes, panels.items(), strict=True):
         ax.axis('off')
         _objects(ax, image, objects, classes)
         count = len(objects['boxes'])
@@ -104,7 +105,7 @@ def feature_maps(
     """
     if not len(maps):
         return empty('No feature maps.')
-    rows = maps if isinstance(maps[0], list) else [maps]
+    rows = maps if not isinstance(maps[0][0], str) else [maps]
     images = [image] * len(rows) if image is None or hasattr(image, 'shape') else list(image)
     first = image is not None
     columns = max(len(row) for row in rows) + first
@@ -121,9 +122,10 @@ def feature_maps(
         if first:
             axes[r][0].imshow(images[r])
             axes[r][0].set_title('' if r else 'image', fontsize=TEXT - 0.5, color=INK)
-        for ax, (title, array) in zip(axes[r][first:], row):
+        for c, (title, array) in enumerate(row):
+            ax = axes[r][c + first]
             shown = ax.imshow(array, cmap='viridis', vmin=low, vmax=high, interpolation='nearest')
-            if r == 0 or title != rows[0][row.index((title, array))][0]:
+            if r == 0 or title != rows[0][c][0]:
                 ax.set_title(title, fontsize=TEXT - 0.5, color=INK)
         if r < len(row_titles):
             axes[r][0].set_ylabel(row_titles[r], fontsize=TEXT - 0.5, color=INK)
@@ -143,14 +145,16 @@ def _class(index: int, classes: Sequence[str]) -> str:
 
 def _objects(ax: Axes, image: np.ndarray, objects: Mapping, classes: Sequence[str]) -> None:
     picture = image.astype(float) / 255
-    for label, mask in zip(objects['labels'], objects.get('masks', ())):
+    for label, mask in zip(objects['labels'], objects.get('masks', ()), strict=False):
         colour = np.array(to_rgb(CLASS_COLOURS[int(label) % len(CLASS_COLOURS)]))
         mask = np.asarray(mask, bool)
         picture[mask] = 0.5 * picture[mask] + 0.5 * colour
     height, width = image.shape[:2]
     ax.imshow(picture, interpolation='nearest' if width < 200 else 'antialiased')
     scores = objects.get('scores')
-    for k, (label, (x1, y1, x2, y2)) in enumerate(zip(objects['labels'], objects['boxes'])):
+    for k, (label, (x1, y1, x2, y2)) in enumerate(
+        zip(objects['labels'], objects['boxes'], strict=True)
+    ):
         colour = CLASS_COLOURS[int(label) % len(CLASS_COLOURS)]
         # Edges in a picture lie between pixels, pixel centres at whole numbers.
         corner = (x1 - 0.5, y1 - 0.5)

@@ -1,0 +1,178 @@
+"""`mtpd doctor`: every problem found, with its fix, whatever is broken."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from mtpd import doctor, machine
+from mtpd.errors import MtpdError
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_report_of_this_machine():
+    lines = []
+    code = doctor.report('configs/mini/no_such_recipe.py', lines.append)
+    text = '\n'.join(lines)
+    for name in (
+        'python',
+        'torch',
+        'mmdet',
+        'numpy',
+        'device',
+        'ops',
+        'memory',
+        'disk',
+        'kernel',
+        'recipe',
+    ):
+        assert f' {name} ' in text
+    assert code == 1
+    assert 'no_such_recipe.py' in text
+    columns = {
+        line.index(line.split()[2]) for line in lines if line[:4] in ('ok  ', 'warn', 'fail')
+    }
+    assert len(columns) == 1  # aligned
+
+
+BROKEN = 'raise ImportError("libcudart.so.13: cannot open shared object file")\n'
+
+
+def test_broken_torch_is_reported_not_raised(tmp_path):
+    (tmp_path / 'torch').mkdir()
+    (tmp_path / 'torch' / '__init__.py').write_text(BROKEN)
+    (tmp_path / 'torch' / 'version.py').write_text('__version__ = "2.13.0"\ncuda = "13.0"\n')
+    done = subprocess.run(
+        [sys.executable, '-c', 'import sys; from mtpd import doctor; sys.exit(doctor.report())'],
+        env={**os.environ, 'PYTHONPATH': f'{tmp_path}{os.pathsep}{ROOT}'},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr == ''
+    assert 'libcudart.so.13' in done.stdout
+    assert 'mtpd install-ops' in done.stdout
+    assert 'not looked at' in done.stdout
+
+
+def test_missing_torch(monkeypatch):
+    monkeypatch.setattr(machine, 'find_torch', lambda: None)
+    (one,) = doctor.torch()
+    assert (one.state, one.found) == ('fail', 'not installed')
+    assert 'make env' in one.fix
+
+
+def test_other_versions_than_the_pinned_are_named(monkeypatch):
+    monkeypatch.setattr(doctor, 'pinned', lambda: {'numpy': '1.0'})
+    monkeypatch.setattr(doctor, 'VERSIONS', ('numpy', 'no-such-package', 'mmdet'))
+    numpy, missing, mmdet = doctor.versions()
+    assert numpy.state == 'warn'
+    assert '1.0 is pinned' in numpy.fix
+    assert missing.state == 'fail'
+    assert mmdet.state == 'ok'
+
+
+def test_pins_are_read():
+    assert doctor.pinned()['mmdet'] == '2.28.2'
+
+
+@pytest.mark.parametrize(('size', 'state'), [(0.1, 'fail'), (1, 'warn'), (5, 'ok')])
+def test_amounts(size, state):
+    limits = (0.5 * machine.GIB, 3 * machine.GIB)
+    found = doctor._amount('disk', int(size * machine.GIB), limits, 'free', 'Free some.')
+    assert found.state == state
+    assert bool(found.fix) is (state != 'ok')
+    assert found.found == f'{size:.1f} GiB free'
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')
+def test_folder_that_is_not_writable(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, 'ROOT', tmp_path)
+    tmp_path.chmod(0o500)
+    (one,) = doctor.runs()
+    assert one.state == 'fail'
+    assert '--work-dir' in one.fix
+
+
+def test_gpu_that_torch_cannot_use(monkeypatch):
+    monkeypatch.setattr(machine, 'gpus', lambda: [('NVIDIA H200', '143771 MiB', '9.0')])
+    monkeypatch.setattr(machine, 'find_torch', lambda: machine.Torch('2.13.0+cpu', None, Path()))
+    (one,) = doctor.device()
+    assert one.state == 'warn'
+    assert 'H200' in one.found
+    assert 'CPU build' in one.fix
+
+
+def test_a_check_that_breaks_is_a_failed_check():
+    def look():
+        yield doctor.Check('first', 'ok', '')
+        raise OSError('gone')
+
+    def user_mistake():
+        raise MtpdError('do this')
+        yield
+
+    first, broken = doctor._guarded('second', look)
+    assert (first.name, broken.name, broken.state) == ('first', 'second', 'fail')
+    assert 'OSError: gone' in broken.found
+    assert doctor._guarded('third', user_mistake)[0].found == 'do this'
+
+
+# A recipe's data and checkpoints
+
+
+class Loaded(SimpleNamespace):
+    """A recipe with one teacher and what the tests make wrong with it."""
+
+    detectors = ('student', 'r101')
+
+    def data_problems(self):
+        return self.wrong_data
+
+    def checkpoint_problems(self):
+        return self.wrong_checkpoints
+
+    def checkpoint(self, name):
+        return self.path if name == 'r101' else None
+
+
+def loaded(path: Path | None = None, data=(), checkpoints=()) -> Loaded:
+    cfg = SimpleNamespace(data=SimpleNamespace(root=None))
+    return Loaded(path=path, wrong_data=list(data), wrong_checkpoints=list(checkpoints), cfg=cfg)
+
+
+def test_every_data_problem_is_shown():
+    one = doctor.dataset(loaded(data=['train.json is missing.', 'val has no images.']))
+    assert one.state == 'fail'
+    assert 'train.json is missing. val has no images.' in one.fix
+    assert doctor.dataset(loaded()).state == 'ok'
+
+
+def test_missing_checkpoint(tmp_path):
+    checks = list(doctor.checkpoints(loaded(tmp_path / 'a.pth', checkpoints=['a.pth is missing.'])))
+    assert [(one.name, one.state, one.fix) for one in checks] == [
+        ('checkpoints', 'fail', 'a.pth is missing.')
+    ]
+
+
+@pytest.mark.parametrize('named', [False, True])
+def test_checkpoint_is_compared_with_its_stated_sum(tmp_path, named):
+    total = hashlib.sha256(b'weights').hexdigest()
+    path = tmp_path / (f'retinanet-{total[:8]}.pth' if named else 'r101.pth')
+    if not named:
+        metrics = {'checkpoint': path.name, 'sha256': total}
+        (tmp_path / 'metrics.json').write_text(json.dumps(metrics))
+    path.write_bytes(b'weights')
+    assert [one.state for one in doctor.checkpoints(loaded(path))] == ['ok']
+    path.write_bytes(b'other weights')
+    (one,) = doctor.checkpoints(loaded(path))
+    assert one.state == 'fail'
+    assert total[:8] in one.fix

@@ -1,0 +1,472 @@
+"""`mtpd install-ops`: what is built, what is cached, what is refused, and what is said when it fails."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from mtpd import build, cxx, diagnose, machine, ops, selftest
+from mtpd.build import Target
+from mtpd.errors import MtpdError
+
+CPU = machine.Torch('2.13.0+cpu', None, Path('/nowhere/torch'))
+CUDA = machine.Torch('2.11.0+cu130', '13.0', Path('/nowhere/torch'))
+gnu = pytest.mark.skipif(not shutil.which('g++'), reason='needs g++')
+
+
+# Versions
+
+
+def test_torch_is_found_without_importing_it():
+    code = (
+        'import sys; from mtpd import machine; t = machine.find_torch();'
+        'assert "torch" not in sys.modules; import torch;'
+        'assert t.version == torch.__version__ and t.cuda == torch.version.cuda'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=Path(__file__).parents[1])
+
+
+@pytest.mark.parametrize(
+    ('version', 'cuda', 'warns'),
+    [
+        ('2.13.0+cpu', None, False),
+        ('2.11.0+cu130', '13.0', False),
+        ('2.6.0', None, True),
+        ('2.13.0', '13.0', True),
+    ],
+)
+def test_torch_versions(version, cuda, warns):
+    warning = machine.check_torch(machine.Torch(version, cuda, Path()))
+    assert bool(warning) is warns
+    assert not warns or version in warning
+
+
+@pytest.mark.parametrize('torch', [None, machine.Torch('2.5.1', None, Path())])
+def test_missing_or_old_torch_is_refused(torch):
+    with pytest.raises(MtpdError, match='make env'):
+        machine.check_torch(torch)
+
+
+@pytest.mark.parametrize('version', [(3, 10), (3, 13)])
+def test_other_pythons_are_refused(version):
+    with pytest.raises(MtpdError, match=r'3\.11 or 3\.12'):
+        machine.check_python(version)
+
+
+# What to build
+
+
+@pytest.fixture
+def tools(monkeypatch, tmp_path):
+    """Puts an nvcc of a release and an nvidia-smi that lists GPUs first on PATH; None: neither."""
+
+    def put(nvcc: str | None = None, gpus: str = '') -> None:
+        folder = tmp_path / 'bin'
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for name, output in (
+            ('nvcc', nvcc and f'Cuda tools, release {nvcc}, V{nvcc}.1'),
+            ('nvidia-smi', gpus),
+        ):
+            if output:
+                (folder / name).write_text(f'#!/bin/sh\necho "{output}"\n')
+                (folder / name).chmod(0o755)
+        monkeypatch.setenv('PATH', str(folder))
+
+    for name in ('CUDA_HOME', 'CUDA_PATH'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(machine, 'USUAL_NVCC', tmp_path / 'none')
+    return put
+
+
+H200 = 'NVIDIA H200, 143771 MiB, 9.0'
+
+
+@pytest.mark.parametrize(
+    ('torch', 'nvcc', 'gpus', 'reason'),
+    [
+        (CPU, '13.0', H200, 'without CUDA'),
+        (CUDA, None, H200, 'no nvcc'),
+        (CUDA, '12.8', H200, 'of CUDA 12.8, torch of CUDA 13.0'),
+        (CUDA, '13.0', '', 'no NVIDIA GPU'),
+    ],
+)
+def test_cpu_ops_where_cuda_ops_cannot_be(tools, torch, nvcc, gpus, reason):
+    tools(nvcc, gpus)
+    target = ops.choose_target(torch)
+    assert target.ops == 'CPU'
+    assert reason in target.reason
+
+
+def test_cuda_ops_for_the_gpus_that_are_here(tools):
+    tools('13.1', H200 + '\nNVIDIA A100, 81920 MiB, 8.0\n' + H200)
+    target = ops.choose_target(CUDA)
+    assert (target.cuda, target.arch) == ('13.0', '8.0;9.0')
+    assert target.ops == 'CUDA 13.0 (8.0;9.0)'
+
+
+def test_cuda_ops_for_another_gpu(tools):
+    tools('13.0')
+    assert ops.choose_target(CUDA, '8.0 9.0+PTX').arch == '8.0;9.0+PTX'
+    assert ops.choose_target(CUDA, 'cpu').cuda is None
+
+
+@pytest.mark.parametrize(
+    ('torch', 'nvcc', 'arch', 'message'),
+    [
+        (CPU, '13.0', '9.0', 'built without CUDA'),
+        (CUDA, None, '9.0', 'no nvcc'),
+        (CUDA, '12.8', '9.0', 'of CUDA 12.8'),
+        (CUDA, '13.0', 'sm_90', 'not an architecture'),
+    ],
+)
+def test_cuda_ops_asked_for_in_vain(tools, torch, nvcc, arch, message):
+    tools(nvcc)
+    with pytest.raises(MtpdError, match=message):
+        ops.choose_target(torch, arch)
+
+
+def test_key_tells_everything_apart_that_a_wheel_depends_on(monkeypatch):
+    keys = {
+        ops.key(CPU, Target('')),
+        ops.key(CPU._replace(version='2.12.0+cpu'), Target('')),
+        ops.key(CUDA, Target('')),
+        ops.key(CUDA, Target('', '13.0', '9.0')),
+        ops.key(CUDA, Target('', '13.0', '8.0;9.0')),
+    }
+    monkeypatch.setattr(ops.sysconfig, 'get_platform', lambda: 'linux-aarch64')
+    keys.add(ops.key(CPU, Target('')))
+    assert len(keys) == 6
+    assert not any(set(key) & set('/;: ') for key in keys)
+
+
+def test_cache_lies_where_it_is_told(monkeypatch, tmp_path):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    monkeypatch.delenv('MTPD_CACHE', raising=False)
+    assert ops.cache_dir() == tmp_path / 'mtpd'
+    monkeypatch.setenv('MTPD_CACHE', str(tmp_path / 'mine'))
+    assert ops.cache_dir() == tmp_path / 'mine'
+
+
+# The installed ops
+
+
+def test_installed_ops_give_known_values():
+    assert ops.self_test() in (None, machine.find_torch().cuda)
+
+
+def test_wrong_values_are_told():
+    with pytest.raises(SystemExit, match=r'nms gave \[0\], not \[1, 2\]'):
+        selftest.expect('nms', [0], selftest.KEPT)
+
+
+def test_known_values_are_right_by_hand():
+    first, second, third = selftest.BOXES
+    overlap = (second[2] * second[3]) / (first[2] * first[3])  # the second lies inside the first
+    assert overlap == 0.9 > 0.5
+    assert third[0] > first[2]
+    pixels = [[4 * y + x for x in range(4)] for y in range(4)]
+    means = [
+        [sum(pixels[2 * i + y][2 * j + x] for y in (0, 1) for x in (0, 1)) / 4 for j in (0, 1)]
+        for i in (0, 1)
+    ]
+    assert means == selftest.POOLED
+
+
+@pytest.fixture
+def marked(monkeypatch, tmp_path):
+    """An mmcv with ops that work, and a marker file; returns the calls of the self test."""
+    calls = []
+    (tmp_path / '_ext.so').write_text('ops')
+    monkeypatch.setattr(ops, 'find_extension', lambda: tmp_path / '_ext.so')
+    monkeypatch.setattr(ops, 'marker_file', lambda: tmp_path / 'marker.json')
+    monkeypatch.setattr(ops, 'self_test', lambda full=True: calls.append(full))
+    monkeypatch.setattr(ops.metadata, 'version', lambda name: build.mmcv_version())
+    return calls
+
+
+def test_what_works_is_kept(marked):
+    ops.write_marker(CPU, Target(''))
+    assert ops.installed(CPU, Target(''), True) == {'action': 'kept', 'ops': 'CPU'}
+    assert marked == [False]
+
+
+def test_ops_for_another_torch_are_not_kept(marked):
+    ops.write_marker(CPU._replace(version='2.12.0+cpu'), Target(''))
+    assert ops.installed(CPU, Target(''), True) == {}
+
+
+def test_cpu_ops_are_not_kept_where_cuda_ops_can_be(marked):
+    ops.write_marker(CUDA, Target(''))
+    assert ops.installed(CUDA, Target('', '13.0', '9.0'), True) == {}
+
+
+def test_cuda_ops_stay_on_a_machine_without_gpu_unless_cpu_ops_are_asked_for(marked):
+    ops.write_marker(CUDA, Target('', '13.0', '9.0'))
+    assert ops.installed(CUDA, Target('no GPU'), keep_cuda=True)['ops'] == 'CUDA 13.0 (9.0)'
+    assert ops.installed(CUDA, Target('asked for'), keep_cuda=False) == {}
+
+
+def test_ops_of_unknown_origin_are_tried_once(marked):
+    for _ in range(2):
+        assert ops.installed(CPU, Target(''), True)['action'] == 'kept'
+    assert marked == [True, False, False]  # tried in full, then as any other
+
+
+def test_broken_ops_are_not_kept(marked, monkeypatch):
+    ops.write_marker(CPU, Target(''))
+
+    def broken(full: bool = True) -> None:
+        raise MtpdError('undefined symbol')
+
+    monkeypatch.setattr(ops, 'self_test', broken)
+    assert ops.installed(CPU, Target(''), True) == {}
+
+
+# Wheels
+
+
+def make_wheel(folder: Path, *names: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    wheel = folder / 'mmcv_full-1.7.2-cp311-cp311-linux_x86_64.whl'
+    with zipfile.ZipFile(wheel, 'w') as archive:
+        for name in names:
+            archive.writestr(name, f'the content of {name}')
+    return wheel
+
+
+def test_wheel_without_ops_is_refused(tmp_path):
+    whole = make_wheel(tmp_path, 'mmcv/__init__.py', 'mmcv/_ext.cpython-311-x86_64-linux-gnu.so')
+    assert build.check_wheel(whole) == whole
+    with pytest.raises(MtpdError, match='no compiled ops'):
+        build.check_wheel(make_wheel(tmp_path, 'mmcv/__init__.py', 'mmcv/ops/_ext.py'))
+
+
+def test_damaged_wheel_is_refused(tmp_path):
+    wheel = make_wheel(tmp_path, 'mmcv/_ext.so')
+    whole = wheel.read_bytes()
+    wheel.write_bytes(whole.replace(b'content', b'c0ntent'))
+    with pytest.raises(MtpdError, match='damaged'):
+        build.check_wheel(wheel)
+    wheel.write_bytes(whole[:40])
+    with pytest.raises(MtpdError, match='damaged'):
+        build.check_wheel(wheel)
+
+
+@pytest.fixture
+def bench(marked, monkeypatch, tmp_path):
+    """Building and pip replaced: a wheel appears, and is noted as installed."""
+    monkeypatch.setenv('MTPD_CACHE', str(tmp_path / 'cache'))
+    installed = []
+
+    def make(target, torch, work, log, echo):
+        return make_wheel(work / 'dist', 'mmcv/_ext.so')
+
+    monkeypatch.setattr(build, 'build_wheel', make)
+    monkeypatch.setattr(ops, 'pip_install', installed.append)
+    monkeypatch.setattr(ops, 'refuse_plain_mmcv', lambda: None)
+    return installed
+
+
+def test_wheel_is_built_once_and_cached(bench, tmp_path):
+    assert ops.put_in_place(CPU, Target(''), False, print) == 'built'
+    assert ops.put_in_place(CPU, Target(''), False, print) == 'installed'
+    assert ops.put_in_place(CPU, Target(''), True, print) == 'built'
+    assert len({*bench}) == 1
+    assert bench[0].parent == tmp_path / 'cache' / 'wheels' / ops.key(CPU, Target(''))
+    assert not list((tmp_path / 'cache').glob('build-*'))
+
+
+def test_damaged_cached_wheel_is_built_again(bench):
+    ops.put_in_place(CPU, Target(''), False, print)
+    bench[0].write_bytes(b'half a wheel')
+    said = []
+    assert ops.put_in_place(CPU, Target(''), False, said.append) == 'built'
+    assert 'building another' in said[0]
+    build.check_wheel(bench[-1])
+
+
+def test_failed_build_leaves_nothing_in_the_cache(bench, monkeypatch, tmp_path):
+    def fail(target, torch, work, log, echo):
+        (work / 'half.whl').write_text('half')
+        raise MtpdError('no')
+
+    monkeypatch.setattr(build, 'build_wheel', fail)
+    with pytest.raises(MtpdError):
+        ops.put_in_place(CPU, Target(''), False, print)
+    assert not list((tmp_path / 'cache').rglob('*.whl'))
+    assert not list((tmp_path / 'cache').glob('build-*'))
+
+
+def test_unwritable_cache_is_one_message(bench, monkeypatch, tmp_path):
+    (tmp_path / 'file').write_text('in the way')
+    monkeypatch.setenv('MTPD_CACHE', str(tmp_path / 'file'))
+    with pytest.raises(MtpdError, match='Set MTPD_CACHE'):
+        ops.put_in_place(CPU, Target(''), False, print)
+
+
+# Building
+
+
+def test_all_missing_tools_at_once(monkeypatch, tmp_path):
+    monkeypatch.setenv('CXX', 'no-such-compiler')
+    monkeypatch.setattr(build, 'DISK', 10**18)
+    monkeypatch.setattr(build.sysconfig, 'get_path', lambda name: str(tmp_path))
+    with pytest.raises(MtpdError) as caught:
+        build.check_tools(tmp_path)
+    for word in ('no-such-compiler', 'apt install g++', 'python3-dev', 'MTPD_CACHE'):
+        assert word in str(caught.value)
+
+
+def test_jobs_by_cores_and_memory(monkeypatch):
+    monkeypatch.delenv('MAX_JOBS', raising=False)
+    monkeypatch.setattr(machine, 'cores', lambda: 8)
+    for memory, jobs in ((64, 8), (7, 3), (1, 1)):
+        monkeypatch.setattr(machine, 'free_memory', lambda memory=memory: memory * machine.GIB)
+        assert build.job_count() == jobs
+    monkeypatch.setenv('MAX_JOBS', '5')
+    assert build.job_count() == 5
+
+
+def test_environment_of_a_cpu_build_hides_the_gpu(monkeypatch, tmp_path):
+    monkeypatch.setenv('MMCV_WITH_TRT', '1')
+    monkeypatch.setenv('CFLAGS', '-g')
+    env = build.build_environment(Target(''), CUDA, ['/bin/echo', 'clang'], tmp_path, 3)
+    assert env['CUDA_VISIBLE_DEVICES'] == ''
+    assert env['CFLAGS'].split()[-2:] == ['-g0', '-w']
+    assert (env['MMCV_WITH_OPS'], env['MAX_JOBS'], env['CXX']) == ('1', '3', '/bin/echo clang')
+    assert 'MMCV_WITH_TRT' not in env
+    assert 'FORCE_CUDA' not in env
+
+
+def test_environment_of_a_cuda_build(tmp_path):
+    headers = tmp_path / 'nvidia' / 'cu13' / 'include'
+    headers.mkdir(parents=True)
+    torch = CUDA._replace(folder=tmp_path / 'torch')
+    target = Target('', '13.0', '9.0', '/opt/cuda/bin/nvcc')
+    env = build.build_environment(target, torch, ['/bin/echo', 'clang'], tmp_path, 1)
+    assert (env['FORCE_CUDA'], env['TORCH_CUDA_ARCH_LIST']) == ('1', '9.0')
+    assert env['CUDA_HOME'] == '/opt/cuda'
+    assert env['CPATH'].split(os.pathsep)[0] == str(headers)
+
+
+def test_progress_shows_the_last_file(capsys):
+    lines = ['running build_ext', *(f'[{n}/73] c++ ...' for n in range(1, 74)), 'done']
+    shown = []
+    build.show_progress(lines, shown.append)
+    assert shown == ['  73 of 73 files, about 0 s left']
+
+
+@pytest.mark.parametrize(('seconds', 'text'), [(30, 'about 30 s left'), (150, 'about 2 min left')])
+def test_time_left(seconds, text):
+    assert build.time_left(seconds) == text
+
+
+def test_flags_are_what_is_left_of_a_compile_command():
+    command = (
+        '-MMD -MF /b/x.o.d -O2 -g0 -fPIC -I/inc -c -c /s/x.cpp -o /b/x.o -std=c++17 -DNAME=_ext'
+    )
+    assert cxx.flags_only(command.split()) == [
+        '-O2',
+        '-g0',
+        '-fPIC',
+        '-I/inc',
+        '-std=c++17',
+        '-DNAME=_ext',
+    ]
+
+
+@gnu
+def test_files_share_one_precompiled_header(tmp_path):
+    compiler = build.compiler_command(['g++'], tmp_path, header='#include <vector>\n')
+    for name in ('a', 'b'):
+        source = tmp_path / f'{name}.cpp'
+        source.write_text(
+            f'#include <vector>\nint {name}() {{ return std::vector<int>(2).size(); }}\n'
+        )
+        command = [compiler, '-MMD', '-MF', f'{source}.d', '-O1', '-H', '-c', str(source)]
+        done = subprocess.run(
+            [*command, '-o', f'{source}.o'], capture_output=True, text=True, check=True
+        )
+        used = [line for line in done.stderr.splitlines() if line.startswith('! ')]
+        assert used == [f'! {tmp_path}/shared.hpp.gch']  # gcc -H: a valid precompiled header
+
+
+@gnu
+def test_header_that_cannot_be_precompiled_stops_nothing(tmp_path):
+    compiler = build.compiler_command(['g++'], tmp_path, header='#include <no/such/header>\n')
+    (tmp_path / 'a.cpp').write_text('int a() { return 1; }\n')
+    command = [compiler, '-c', str(tmp_path / 'a.cpp'), '-o', str(tmp_path / 'a.o')]
+    subprocess.run(command, check=True, capture_output=True)
+    assert (tmp_path / 'a.o').is_file()
+
+
+# Failing
+
+
+@gnu
+def test_failing_compiler_keeps_its_log_and_names_the_cause(tmp_path):
+    (tmp_path / 'a.cpp').write_text('#include <Python.h>\n')
+    log = tmp_path / 'build.log'
+    log.write_text('')
+    with pytest.raises(MtpdError) as caught:
+        build.run(['g++', '-c', str(tmp_path / 'a.cpp')], log, env={**os.environ, 'LC_ALL': 'C'})
+    message = str(caught.value)
+    assert 'fatal error: Python.h: No such file' in message
+    assert 'python3-dev' in message
+    assert str(log) in message
+    assert 'Python.h' in log.read_text()
+
+
+CASES = {
+    'C++ compiler was found. Install one': '/bin/sh: 1: c++: not found\nninja: build stopped: subcommand failed.',
+    'apt install g++': "FileNotFoundError: [Errno 2] No such file or directory: 'g++'",
+    'ran out of memory': 'c++: fatal error: Killed signal terminated program cc1plus\ncompilation terminated.',
+    'out of memory': 'virtual memory exhausted: Cannot allocate memory',
+    'disk is full': '/tmp/ccX.s: fatal error: error writing to x.s: No space left on device',
+    'CUDA 12.1, torch was built with 13.0': (
+        'RuntimeError:\nThe detected CUDA version (12.1) mismatches the version that was used to compile\n'
+        'PyTorch (13.0). Please make sure to use the same CUDA versions.'
+    ),
+    'too new for this CUDA': 'host_config.h:132:2: error: #error -- unsupported GNU version! gcc versions later',
+    'architecture compute_120': "nvcc fatal   : Unsupported gpu architecture 'compute_120'",
+    'CUDA header': 'ATen/cuda/CUDAContext.h:5:10: fatal error: cusparse.h: No such file or directory',
+    'header files': 'x.cpp:1:10: fatal error: Python.h: No such file or directory',
+    'too old': 'c++: error: unrecognized command line option ‘-std=c++17’; did you mean ‘-std=c++14’?',
+    'could not be downloaded': (
+        'ERROR: Could not find a version that satisfies the requirement mmcv-full==1.7.2 (from versions: none)'
+    ),
+    'Check the network': (
+        'WARNING: Retrying after connection broken by NewConnectionError: Temporary failure in name resolution'
+    ),
+    'not the pinned one': 'ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.',
+    'setuptools older than 81': "ModuleNotFoundError: No module named 'pkg_resources'",
+    'package wheel': "ModuleNotFoundError: No module named 'wheel'",
+    'No known cause': 'error: something quite new',
+}
+
+
+@pytest.mark.parametrize('cause', CASES)
+def test_likely_cause(cause):
+    said = diagnose.likely_cause('[3/73] c++ -O2 ...\n' + CASES[cause] + '\n')
+    assert cause in said
+
+
+def test_last_errors_are_those_that_say_something():
+    log = """[1/73] c++ a.cpp
+x.cpp:3:10: fatal error: Python.h: No such file or directory
+compilation terminated.
+FAILED: x.o
+ninja: build stopped: subcommand failed.
+subprocess.CalledProcessError: Command '['ninja', '-v']' returned non-zero exit status 1.
+RuntimeError: Error compiling objects for extension
+"""
+    assert diagnose.last_errors(log) == [
+        'x.cpp:3:10: fatal error: Python.h: No such file or directory'
+    ]

@@ -1,0 +1,197 @@
+"""The HTML report: right numbers, nothing from the network, nothing unescaped, honest status."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from html.parser import HTMLParser
+
+import nbformat
+import pytest
+from fake_run import ARMS, make_run, put
+
+from mtpd.errors import MtpdError
+from mtpd.report import duration, make_report
+
+LOADS = {'src', 'srcset', 'poster', 'data', 'action', 'background'}
+
+
+class Page(HTMLParser):
+    """What a page would load, its text, and its tables, without a browser."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.loads, self.images, self.links, self.tags, self.rows = [], [], [], [], []
+        self.text, self.css, self.script, self.closed = '', '', '', True
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.append((tag, attrs))
+        self.loads += [attrs[k] for k in LOADS & set(attrs)]
+        if tag == 'link':
+            self.loads.append(attrs.get('href'))
+        if tag == 'a':
+            self.links.append(attrs.get('href'))
+        if tag == 'img':
+            self.images.append(attrs)
+        if tag == 'tr':
+            self.rows.append([])
+        if tag in ('td', 'th') and self.rows:
+            self.rows[-1].append('')
+            self.closed = False
+        self.css += attrs.get('style') or ''
+
+    def handle_data(self, data):
+        inside = self.tags[-1][0] if self.tags else ''
+        if inside == 'style':
+            self.css += data
+        elif inside == 'script':
+            self.script += data
+        else:
+            self.text += data
+            if self.rows and self.rows[-1] and not self.closed:
+                self.rows[-1][-1] += data.strip()
+
+    def handle_endtag(self, tag):
+        self.closed = self.closed or tag in ('td', 'th')
+
+    def row(self, label: str) -> list[str]:
+        return next(row for row in self.rows if len(row) > 1 and row[0].startswith(label))
+
+
+@pytest.fixture(scope='module')
+def done(tmp_path_factory):
+    run = make_run(tmp_path_factory.mktemp('runs') / 'mini' / '0')
+    index = make_report(run)
+    assert index == run / 'report' / 'index.html'
+    return {path.name: Page(path.read_text('utf-8')) for path in index.parent.iterdir()}
+
+
+@pytest.fixture(scope='module')
+def failed(tmp_path_factory):
+    run = make_run(tmp_path_factory.mktemp('runs') / 'mini' / '0', done=False)
+    put(run / 'order/costs.json', {'detectors': ['r50', 'r101'], 'cost': [[0, 0.4], [0.3, 0]]})
+    (run / 'notebooks' / '99_broken.ipynb').write_text('{"cells": [')
+    index = make_report(run)
+    return {path.name: Page(path.read_text('utf-8')) for path in index.parent.iterdir()}
+
+
+def test_the_table_has_the_numbers_and_the_papers_beside_them(done):
+    page = done['index.html']
+    assert page.row('Student')[1:] == ['20.2', '–', '34.3', '18.2', '0.71', '0.31', '900', '36.5']
+    best = page.row('Teacher 1 → teacher 2')
+    assert best[0].endswith('(best arm)')
+    assert best[1:] == ['30.6', '+10.4', '52.0', '27.5', '0.71', '0.31', '800', '41.7']
+    assert page.row('Teacher 2 only')[-1] == '41.0' and page.row('No teacher')[-1] == '–'
+    assert ['Teacher 1', '43.2', '–', '73.4', '38.9', '2.90', '1.20', '–', '–'] in page.rows
+
+
+def test_the_index_says_status_answer_command_and_environment(done):
+    page = done['index.html']
+    assert 'Complete. All 9 steps, 13 min 32 s.' in ' '.join(page.text.split())
+    assert 'is the best arm with AP 30.6' in page.text
+    assert 'mtpd run configs/mini/retinanet_r50__r101_rx101.py --seed 0' in page.text
+    assert page.row('torch') == ['torch', '2.13.0'] and page.row('cuda') == ['cuda', 'none']
+    assert "title = 'a <recipe>'" in page.text
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count('h1') == 1 and ('html', {'lang': 'en'}) in page.tags
+    assert all('scope' in attrs for tag, attrs in page.tags if tag == 'th')
+
+
+def test_no_page_loads_anything(done, failed):
+    for name, page in [*done.items(), *failed.items()]:
+        assert all(url.startswith('data:') for url in page.loads), name
+        assert 'url(' not in page.css and '@import' not in page.css, name
+        assert not any(word in page.script for word in ('http', 'import', 'fetch', 'src')), name
+        policy = [a['content'] for t, a in page.tags if a.get('http-equiv')]
+        assert len(policy) == 1 and policy[0].startswith("default-src 'none'; img-src data:"), name
+        assert not [t for t, _ in page.tags if t in ('link', 'iframe', 'object', 'embed', 'base')]
+        for link in page.links:
+            outside = link.startswith('https://arxiv.org/')
+            assert outside or link.startswith('#') or link in done, (name, link)
+
+
+def test_every_image_has_a_text_that_says_something(done):
+    images = [image for page in done.values() for image in page.images]
+    assert len(images) >= 5 + len(done) - 1
+    assert all(len(image['alt']) > 10 and image['width'] for image in images)
+    assert 'A dot of "06_analysis"' in [i['alt'] for i in done['06_analysis.html'].images]
+
+
+def test_notebook_pages_fold_code_and_link_to_their_neighbours(done):
+    page = done['02_detectors.html']
+    assert page.links.count('00_environment.html') == 2
+    assert page.links.count('04_distill_stage__none_1.html') == 2
+    assert page.links.count('index.html') == 2
+    folds = [attrs for tag, attrs in page.tags if tag == 'details']
+    assert len(folds) == 3 and not any('open' in attrs for attrs in folds)
+    assert '<i>raw</i> & text' in page.text
+    assert '1 < 2' in page.text.replace('\n', '')
+
+
+def test_stages_of_one_notebook_are_told_apart(done):
+    label = f'04_distill_stage__progressive_2 · {ARMS["progressive"][0]}, stage 2'
+    assert label in done['index.html'].text
+
+
+def test_a_failed_run_says_so_and_markup_in_errors_is_text(failed):
+    page = failed['index.html']
+    text = ' '.join(page.text.split())
+    assert 'Failed. 5 of 9 steps are done.' in text
+    assert '04_distill_stage__progressive_2: failed, ValueError: bad <script>alert(1)' in text
+    assert '06_analysis: pending' in text
+    assert page.row('Teacher 1 → teacher 2')[1:4] == ['–', '–', '–']
+    assert 'Not evaluated, so not compared: Teacher 1 → teacher 2' in text
+    assert 'Adaptation cost' in text and '06_analysis.html' not in failed
+    assert 'alert' not in page.script
+    own = failed['04_distill_stage__progressive_2.html']
+    assert 'This notebook failed.' in own.text and 'bad <script>alert(1)' in own.text
+    assert 'alert' not in own.script
+
+
+def test_markup_in_any_name_is_text(tmp_path):
+    evil = '<img src=x onerror=alert(1)>'
+    run = make_run(tmp_path / 'mini' / '0', done=False)
+    shutil.rmtree(run / 'stages')  # fewer figures to draw
+    info = json.loads((run / 'run.json').read_text())
+    for item in [info, *info['arms'], *info['detectors']]:
+        item['title' if item is info else 'label'] = evil
+    put(run / 'run.json', info | {'command': evil, 'smoke': True})
+    put(run / 'environment.json', {evil: evil})
+    path = run / 'notebooks' / '00_environment.ipynb'
+    notebook = nbformat.read(path, 4)
+    notebook.cells[0].source = f'# {evil}'
+    notebook.cells[2].outputs[0].metadata['image/png'] = {'alt': f'"{evil}', 'width': '1" x="'}
+    notebook.cells += [
+        nbformat.v4.new_code_cell('x', outputs=[output], execution_count=9)
+        for output in (
+            nbformat.v4.new_output('display_data', {'application/javascript': 'alert(2)'}),
+            nbformat.v4.new_output('display_data', {'text/plain': evil}),
+        )
+    ]
+    nbformat.write(notebook, path)
+    index = make_report(run)
+    page = Page(index.read_text('utf-8'))
+    assert page.text.count(evil) > 8 and 'A smoke run' in page.text
+    assert all(image['src'].startswith('data:') for image in page.images)
+    own = Page((index.parent / '00_environment.html').read_text('utf-8'))
+    assert 'alert' not in own.script
+    assert [image['alt'] for image in own.images if image['src'][:5] == 'data:'] == [f'"{evil}']
+
+
+def test_a_run_with_nothing_but_its_plan_has_a_report(tmp_path):
+    put(tmp_path / 'run.json', {'name': 'bare', 'recipe': 'r.py', 'seed': 3})
+    page = Page(make_report(tmp_path).read_text('utf-8'))
+    assert 'No status was recorded.' in page.text and 'nothing to conclude' in page.text
+    assert 'mtpd run r.py' in page.text and not page.images
+    with pytest.raises(MtpdError, match='not a run'):
+        make_report(tmp_path / 'gone')
+
+
+@pytest.mark.parametrize(
+    ('seconds', 'text'),
+    [(None, '–'), (44.6, '45 s'), (59.9, '1 min 0 s'), (812, '13 min 32 s'), (7530, '2 h 5 min')],
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
