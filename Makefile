@@ -27,10 +27,10 @@ test: env
 
 lint: packages
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@$(BIN)/nbstripout --verify $(wildcard notebooks/*.ipynb)
+	@$(BIN)/nbstripout --keep-id --verify $(wildcard notebooks/*.ipynb)
 
 notebooks: packages
-	@$(BIN)/jupytext --sync $(wildcard notebooks/*.py)
+	@$(BIN)/jupytext --set-kernel python3 --sync $(wildcard notebooks/*.py)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

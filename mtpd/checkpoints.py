@@ -152,6 +152,26 @@ def load_student(model: nn.Module, path: str | Path) -> dict:
     return checkpoint.get('meta') or {}
 
 
+def warm_start(model: nn.Module, path: str | Path) -> int:
+    """Copies every weight of the same name and shape from a checkpoint; returns how many it were.
+
+    For training on from another dataset or architecture; a stage inherits through `inherit`.
+
+    Raises:
+        MtpdError: from `load` and `student_state`, or nothing agrees.
+    """
+    state = student_state(load(path), path)
+    own = model.state_dict()
+    alike = [key for key in own if key in state and state[key].shape == own[key].shape]
+    if not alike:
+        raise MtpdError(
+            f'{path} has no weight in common with the detector that should start from it'
+        )
+    for key in alike:
+        own[key].copy_(state[key])
+    return len(alike)
+
+
 @dataclass
 class InheritReport:
     """What a student took from its teacher: keys copied, and keys skipped with the reason."""

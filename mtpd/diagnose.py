@@ -72,10 +72,10 @@ UNKNOWN = 'No known cause was found; the log has the whole story.'
 # An error that only says that there was one before it.
 _AFTERMATH = re.compile(
     r'CalledProcessError|subprocess-exited-with-error|Error compiling objects|^FAILED|ninja: build stopped'
-    r'|metadata-generation-failed'
+    r'|metadata-generation-failed|^raise '
 )
 _ERROR = re.compile(
-    r'\b(?:fatal )?error\b|\w+Error\b|\bERROR\b|Killed|undefined reference|No space left|not found$|nvcc fatal'
+    r'\b(?:fatal )?error\b|\w+Error\b|\bERROR\b|Killed|Cannot allocate|undefined reference|No space left|not found$|nvcc fatal'
 )
 
 

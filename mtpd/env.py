@@ -71,7 +71,7 @@ def install(python: Path) -> None:
                 'No NVIDIA GPU here. If pip now fetches gigabytes of CUDA packages, the smaller CPU build comes '
                 'with `make env TORCH_INDEX=https://download.pytorch.org/whl/cpu`.'
             )
-        pip(python, *extra, '-r', str(REQUIREMENTS / 'torch.txt'))
+        pip(python, *extra, '-r', str(REQUIREMENTS / 'torch.txt'), quiet=False)
         torch = version_of(python, 'torch')
     elif not version_of(python, 'torchvision'):
         pip(python, *extra, '--no-deps', f'torchvision=={torchvision_for(torch)}')
@@ -85,18 +85,10 @@ def install(python: Path) -> None:
     pip(python, '--no-deps', '--no-build-isolation', '-e', str(ROOT))
 
 
-def pip(python: Path, *arguments: str) -> None:
+def pip(python: Path, *arguments: str, quiet: bool = True) -> None:
     print('pip install', *arguments, flush=True)
-    command = [
-        str(python),
-        '-m',
-        'pip',
-        'install',
-        '--quiet',
-        '--disable-pip-version-check',
-        *arguments,
-    ]
-    if code := subprocess.run(command).returncode:
+    command = [str(python), '-m', 'pip', 'install', '--disable-pip-version-check', *arguments]
+    if code := subprocess.run([*command, '--quiet'] if quiet else command).returncode:
         stop(
             f'pip ended with code {code}; the lines above say why. Nothing is lost: repeat `make env`.'
         )

@@ -159,6 +159,11 @@ class Recipe:
         path = self.detectors[name].get('checkpoint')
         return resolve(path, self.source) if path else None
 
+    def init(self, name: str) -> Path | None:
+        """The checkpoint whose weights a detector's training begins with, where they fit."""
+        path = self.detectors[name].get('init')
+        return resolve(path, self.source) if path else None
+
     def checkpoint_problems(self) -> list[str]:
         """Checkpoints that are named and missing."""
         paths = {name: self.checkpoint(name) for name in self.detectors}

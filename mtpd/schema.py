@@ -17,6 +17,7 @@ DETECTOR = {
     'config': str,
     'model': FREE,
     'checkpoint': (str, NONE),
+    'init': (str, NONE),
     'updates': int,
     'scenes': int,
 }
@@ -76,6 +77,7 @@ OPTIONAL = {
     'label',
     'model',
     'checkpoint',
+    'init',
     'updates',
     'scenes',
 }

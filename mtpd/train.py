@@ -43,7 +43,7 @@ def device_of(recipe: Recipe) -> str:
 def train_detector_run(
     recipe: Recipe, detector: str = 'student', work_dir: str | Path | None = None
 ) -> dict:
-    """Trains the student's baseline or a teacher from scratch, evaluates it and writes `detectors/<name>/`.
+    """Trains the student's baseline or a teacher (from scratch, or from its `init`), evaluates it and writes `detectors/<name>/`.
 
     What is done is not done again; an interrupted training resumes at its last checkpoint.
 
@@ -64,6 +64,8 @@ def train_detector_run(
         def build():
             model = build_detector(ConfigDict(cfg))
             model.init_weights()
+            if origin := recipe.init(detector):
+                print(f'{detector}: {checkpoints.warm_start(model, origin)} tensors from {origin}')
             return model
 
         _fit(recipe, build, cfg, out, spec.get('updates', default), recipe.seed, spec.get('scenes'))

@@ -40,3 +40,43 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f'no real data in {SHARED_DATA}')
     return SHARED_DATA
+
+
+@pytest.fixture(scope='session')
+def tiny_coco():
+    """A function that writes 4 + 4 images of 64 x 64 with two boxes each as a COCO-format folder."""
+    import json
+
+    import numpy as np
+    from PIL import Image
+
+    def write(root: Path, classes: tuple[str, ...] = ('cat', 'dog')) -> Path:
+        rng = np.random.default_rng(0)
+        for split in ('train', 'val'):
+            (root / split).mkdir(parents=True)
+            (root / 'annotations').mkdir(exist_ok=True)
+            images, annotations = [], []
+            for i in range(4):
+                name = f'{i:06d}.png'
+                pixels = rng.integers(0, 256, (64, 64, 3), np.uint8)
+                Image.fromarray(pixels).save(root / split / name)
+                images.append({'id': i, 'file_name': name, 'width': 64, 'height': 64})
+                if i == 3:
+                    continue  # an image without objects, as COCO has them
+                for k, box in enumerate(([4, 6, 20, 30], [30, 10, 28, 40])[: 1 + (i > 0)]):
+                    annotations.append(
+                        {
+                            'id': 10 * i + k + 1,
+                            'image_id': i,
+                            'category_id': 5 + (k % len(classes)),
+                            'bbox': box,
+                            'area': box[2] * box[3],
+                            'iscrowd': 0,
+                        }
+                    )
+            categories = [{'id': 5 + k, 'name': name} for k, name in enumerate(classes)]
+            table = {'images': images, 'annotations': annotations, 'categories': categories}
+            (root / 'annotations' / f'{split}.json').write_text(json.dumps(table))
+        return root
+
+    return write

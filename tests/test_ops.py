@@ -440,7 +440,7 @@ CASES = {
     'header files': 'x.cpp:1:10: fatal error: Python.h: No such file or directory',
     'too old': 'c++: error: unrecognized command line option ‘-std=c++17’; did you mean ‘-std=c++14’?',
     'could not be downloaded': (
-        'ERROR: Could not find a version that satisfies the requirement mmcv-full==1.7.2 (from versions: none)'
+        'ERROR: Could not find a version that satisfies the requirement mmcv-full==9.9 (from versions: none)'
     ),
     'Check the network': (
         'WARNING: Retrying after connection broken by NewConnectionError: Temporary failure in name resolution'
@@ -463,10 +463,14 @@ def test_last_errors_are_those_that_say_something():
 x.cpp:3:10: fatal error: Python.h: No such file or directory
 compilation terminated.
 FAILED: x.o
+virtual memory exhausted: Cannot allocate memory
+virtual memory exhausted: Cannot allocate memory
 ninja: build stopped: subcommand failed.
+    raise RuntimeError(message) from e
 subprocess.CalledProcessError: Command '['ninja', '-v']' returned non-zero exit status 1.
 RuntimeError: Error compiling objects for extension
 """
     assert diagnose.last_errors(log) == [
-        'x.cpp:3:10: fatal error: Python.h: No such file or directory'
+        'x.cpp:3:10: fatal error: Python.h: No such file or directory',
+        'virtual memory exhausted: Cannot allocate memory',
     ]

@@ -1,3 +1,8 @@
+# The paper's first sequence (RetinaNet R50 <- R101 -> X101-64x4d, 36.5 -> 41.7 AP on COCO) at pocket size.
+#
+# Prerequisites: none. DigitScenes are made on the spot, the teachers are shipped in configs/mini/teachers/.
+# Launch: mtpd run configs/mini/retinanet_r50__r101_rx101.py
+# Expected: see the README's table. Every arm continues the same baseline for the same number of updates.
 _base_ = [
     '../_base_/datasets/digits.py',
     '../_base_/schedules/pocket.py',
@@ -12,10 +17,10 @@ paper = dict(
 )
 expected_minutes = 14
 
-student = dict(label='RetinaNet R18, width 8', config='../_base_/models/pocket_retinanet.py')
+student = dict(label='student: ResNet-18, width 8', config='../_base_/models/pocket_retinanet.py')
 teachers = dict(
     r101=dict(
-        label='RetinaNet R34, width 16',
+        label='teacher 1: ResNet-34, width 16',
         config='../_base_/models/pocket_retinanet.py',
         model=dict(
             backbone=dict(depth=34, base_channels=16), neck=dict(in_channels=[16, 32, 64, 128])
@@ -25,7 +30,7 @@ teachers = dict(
         scenes=24000,
     ),
     rx101=dict(
-        label='RetinaNet ResNeXt-50, width 16',
+        label='teacher 2: ResNeXt-50, width 16',
         config='../_base_/models/pocket_retinanet.py',
         model=dict(
             backbone=dict(type='ResNeXt', depth=50, base_channels=16, groups=8, base_width=4),

@@ -236,7 +236,7 @@ def make(root: Path, train: int = 2000, val: int = 200, size: int = 128, seed: i
     if train < 1 or val < 1 or size < 64:
         raise MtpdError(
             f'DigitScenes needs at least 1 training and 1 validation scene of 64 pixels or more, '
-            f'got train={train}, val={val}, size={size}. Raise data.train / data.val / data.size.'
+            f'got train={train}, val={val}, size={size}. Raise data.scenes.train, .val or .size.'
         )
     folder = Path(root) / folder_name(train, val, size, seed)
     if is_complete(folder, train, val):

@@ -1,0 +1,100 @@
+"""COCO-format folders: found in their usual layouts, and every fault named."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mtpd import load_recipe
+from mtpd.data import coco, view
+from mtpd.errors import MtpdError
+
+MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
+
+
+def test_usual_layouts_are_found(tmp_path, tiny_coco):
+    short = tiny_coco(tmp_path / 'short')
+    assert coco.locate(short, 'train') == (short / 'annotations/train.json', short / 'train')
+    long = tmp_path / 'long'
+    (long / 'annotations').mkdir(parents=True)
+    (long / 'train2017').mkdir()
+    (long / 'annotations/instances_train2017.json').write_text('{}')
+    assert coco.locate(long, 'train') == (
+        long / 'annotations/instances_train2017.json',
+        long / 'train2017',
+    )
+    own = {'annotations': 'labels.json', 'images': 'jpg'}
+    assert coco.locate(tmp_path, own) == (tmp_path / 'labels.json', tmp_path / 'jpg')
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('', 'is not JSON'),
+        ('{"images": [', 'is not JSON'),
+        ('[]', 'not in COCO format: no list images, annotations, categories'),
+        ('{"images": [], "annotations": {}, "categories": []}', 'no list annotations'),
+    ],
+)
+def test_annotation_files_that_are_none(tmp_path, text, message):
+    path = tmp_path / 'train.json'
+    path.write_text(text)
+    with pytest.raises(MtpdError, match=message):
+        coco.read(path)
+
+
+def test_findings_of_a_split(tmp_path, tiny_coco):
+    root = tiny_coco(tmp_path)
+    assert coco.problems(root, 'train') == []
+    (root / 'train' / '000001.png').unlink()
+    found = coco.problems(root, 'train')
+    assert len(found) == 1 and '1 of 4 images' in found[0] and '000001.png' in found[0]
+    path = root / 'annotations' / 'val.json'
+    table = json.loads(path.read_text())
+    path.write_text(json.dumps(table | {'categories': table['categories'] * 2}))
+    assert 'a class name appears twice' in coco.problems(root, 'val')[0]
+    path.unlink()
+    assert 'val.json: no such file' in coco.problems(root, 'val')[0]
+
+
+def test_train_and_val_must_agree_on_the_classes(tmp_path, tiny_coco):
+    root = tiny_coco(tmp_path, classes=('cat', 'dog'))
+    path = root / 'annotations' / 'val.json'
+    table = json.loads(path.read_text())
+    table['categories'][1]['name'] = 'emu'
+    path.write_text(json.dumps(table))
+    found = load_recipe(MINI, {'data.root': str(root)}).data_problems()
+    assert len(found) == 1 and 'cat, dog' in found[0] and 'cat, emu' in found[0]
+
+
+def test_a_missing_root_is_named(tmp_path):
+    found = load_recipe(MINI, {'data.root': str(tmp_path / 'none')}).data_problems()
+    assert len(found) == 1 and 'no such folder' in found[0]
+
+
+@pytest.mark.parametrize(
+    ('name', 'classes', 'masks'), [('coco_tiny', 80, True), ('bccd', 3, False)]
+)
+def test_real_data_passes_and_shows(shared_data, name, classes, masks):
+    recipe = load_recipe(MINI, {'data.root': str(shared_data / name)})
+    assert recipe.data_problems() == []
+    assert len(recipe.classes) == classes
+    examples = view.samples(recipe, 'val', 6)
+    for example in examples:
+        height, width = example['image'].shape[:2]
+        assert example['boxes'].shape == (len(example['labels']), 4)
+        assert (example['boxes'] >= -1).all()
+        assert (example['boxes'][:, 2] <= width + 1).all()
+        assert (example['boxes'][:, 3] <= height + 1).all()
+    shown = [example for example in examples if len(example['labels'])]
+    assert all((example['masks'] is not None) == masks for example in shown)
+    counted = view.statistics(recipe)['val']
+    assert sum(counted['counts']) == counted['objects'] == len(counted['areas'])
+
+
+def test_samples_have_the_objects_of_the_file(tmp_path, tiny_coco):
+    recipe = load_recipe(MINI, {'data.root': str(tiny_coco(tmp_path, classes=('cat', 'dog')))})
+    first = view.samples(recipe, 'train', 1)[0]
+    assert first['image'].shape == (64, 64, 3) and first['masks'] is None
+    np.testing.assert_array_equal(first['boxes'], [[4, 6, 24, 36]])  # xyxy of xywh [4, 6, 20, 30]
+    np.testing.assert_array_equal(first['labels'], [0])

@@ -1,0 +1,140 @@
+"""Recipes: every shipped one loads; whatever is wrong is said at once, with the nearest right name."""
+
+import pytest
+
+from mtpd.recipe import ROOT, RecipeError, load_recipe
+from mtpd.schema import parse_overrides
+
+MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
+RECIPES = sorted(
+    str(path.relative_to(ROOT))
+    for path in (ROOT / 'configs').rglob('*.py')
+    if '_base_' not in path.parts
+)
+
+
+def refused(overrides) -> str:
+    with pytest.raises(RecipeError) as error:
+        load_recipe(MINI, overrides)
+    return str(error.value)
+
+
+@pytest.mark.parametrize('path', RECIPES)
+def test_every_shipped_recipe_loads_and_its_header_says_how_to_launch_it(path):
+    recipe = load_recipe(path)
+    assert recipe.name and recipe.arms
+    for name in recipe.detectors:
+        recipe.model(name) if recipe.cfg.data.root is None else None
+    header = (ROOT / path).read_text().split('_base_')[0]
+    assert f'mtpd run {path}' in header and 'Prerequisites' in header
+
+
+def test_the_recipe_may_be_named_from_any_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe(MINI).source == ROOT / MINI
+
+
+def test_overrides_reach_the_values_and_the_seed_has_a_short_form():
+    recipe = load_recipe(MINI, 'schedule.arm=8 distill.settings.mgd.alpha=1e-3', seed=4)
+    assert recipe.cfg.schedule.arm == 8 and recipe.cfg.distill.settings.mgd.alpha == 1e-3
+    assert recipe.seed == 4 and recipe.run_dir().parts[-2:] == (recipe.name, '4')
+    again = load_recipe(recipe, {'schedule.baseline': 3})
+    assert again.cfg.schedule.arm == 8 and again.cfg.schedule.baseline == 3
+
+
+def test_every_arm_gets_the_same_number_of_updates():
+    arms = load_recipe(MINI).arms
+    assert {arm.stage_updates * len(arm.teachers) for arm in arms.values()} == {
+        load_recipe(MINI).cfg.schedule.arm
+    }
+    assert arms['progressive'].teachers == tuple(reversed(arms['reverse'].teachers))
+    assert arms['progressive'].stage_name(2) == '2_rx101'
+    assert arms['none'].stage_name(1) == '1_no_teacher'
+
+
+def test_all_problems_come_in_one_message_with_the_nearest_names():
+    text = refused({'schedul': 1, 'image.scal': 128, 'seed': 'one', 'data.scenes.train': 2.5})
+    for part in (
+        "unknown key 'schedul'. Did you mean 'schedule'?",
+        "unknown key 'image.scal'. Did you mean 'image.scale'?",
+        "seed is 'one' (str): int is needed",
+        'data.scenes.train is 2.5 (float): int is needed',
+        'has 4 problems',
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ('overrides', 'message'),
+    [
+        (
+            {'arms.progressive.teachers': ['r11', 'rx101']},
+            "unknown teacher 'r11'. Did you mean 'r101'?",
+        ),
+        ({'arms.progressive.teachers': []}, 'arms.progressive.teachers is empty'),
+        ({'schedule.arm': 1201}, 'do not divide schedule.arm = 1201'),
+        ({'schedule.baseline': 0}, 'schedule.baseline is 0: it must be at least 1'),
+        ({'distill.method': 'mgt'}, "unknown distill.method 'mgt'. Did you mean 'mgd'?"),
+        ({'distill.start': 'basline'}, "Did you mean 'baseline'?"),
+        ({'distill.levels': []}, 'FPN levels 0, 1, ... are needed'),
+        ({'evaluation.metrics': ['bboxes']}, "unknown evaluation.metrics 'bboxes'"),
+        ({'seed': -1}, 'seed is -1'),
+        ({'student.config': 'nowhere.py'}, 'student.config'),
+        ({'student.config': 'mmdet::retinanet/nothing.py'}, 'mmdet has no such config'),
+        ({'data.splits': {'_delete_': True, 'train': 'train'}}, 'data.splits.val is missing'),
+    ],
+)
+def test_values_that_do_not_fit_together(overrides, message):
+    assert message in refused(overrides)
+
+
+def test_an_arm_or_stage_that_is_not_there():
+    recipe = load_recipe(MINI)
+    with pytest.raises(RecipeError, match=r"unknown arm 'progresive'. Did you mean 'progressive'"):
+        recipe.arm('progresive')
+    with pytest.raises(RecipeError, match=r'2 stage\(s\), and stage 3'):
+        recipe.arm('progressive', 3)
+
+
+def test_a_missing_recipe_names_the_nearest_one():
+    with pytest.raises(RecipeError, match=r'Did you mean .*retinanet_r50__r101_rx101'):
+        load_recipe('configs/mini/retinanet_r50_r101_rx101.py')
+
+
+def test_a_recipe_that_is_not_python_is_named(tmp_path):
+    path = tmp_path / 'broken.py'
+    path.write_text('name = (')
+    with pytest.raises(RecipeError, match=r'broken\.py has a problem'):
+        load_recipe(path)
+
+
+def test_missing_checkpoints_are_listed_with_the_way_to_train_them():
+    recipe = load_recipe(
+        MINI, {'teachers.r101.checkpoint': 'none/a.pth', 'teachers.rx101.checkpoint': 'none/b.pth'}
+    )
+    problems = recipe.checkpoint_problems()
+    assert len(problems) == 2
+    assert 'a.pth is missing' in problems[0] and 'teachers.r101.checkpoint=None' in problems[0]
+
+
+def test_heads_follow_from_the_annotation_file(tmp_path, tiny_coco):
+    recipe = load_recipe(
+        MINI, {'data.root': str(tiny_coco(tmp_path, classes=('cat', 'dog', 'emu')))}
+    )
+    assert recipe.classes == ('cat', 'dog', 'emu')
+    assert recipe.model('student').bbox_head.num_classes == 3
+    assert recipe.model('rx101').bbox_head.num_classes == 3
+
+
+def test_overrides_are_literals_and_never_evaluated():
+    assert parse_overrides("a=1 b.c=None d=[1,2] e=__import__('os') f=two words g=x=y") == {
+        'a': 1,
+        'b.c': None,
+        'd': [1, 2],
+        'e': "__import__('os')",
+        'f': 'two words',
+        'g': 'x=y',
+    }
+    assert parse_overrides('') == {}
+    with pytest.raises(ValueError, match='KEY=VALUE'):
+        parse_overrides('seed')
