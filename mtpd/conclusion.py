@@ -38,7 +38,8 @@ def conclusion(rows: list[dict], seeds: int | None = None) -> str:
 
 
 def _best(best: dict, baseline: float | None) -> str:
-    text = f'{best["label"]} is the best arm with AP {best["AP"]:.1f}'
+    label = best['label'][:1].upper() + best['label'][1:]
+    text = f'{label} is the best arm with AP {best["AP"]:.1f}'
     if baseline is None:
         return text + '.'
     return text + f', {_words(best["AP"], baseline)} the common baseline ({baseline:.1f}).'

@@ -7,6 +7,7 @@ from . import compat  # noqa: F401  (before mmcv)
 # isort: split
 import contextlib
 import io
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from mmcv.parallel import MMDataParallel
 from mmdet.apis import single_gpu_test
 from mmdet.datasets import build_dataloader
 from mmdet.models import build_detector
+from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from . import checkpoints
@@ -114,12 +116,7 @@ def _numbers(data, files: dict, metrics: tuple[str, ...]) -> dict:
     """The twelve numbers per metric and AP per class, from result files in COCO's format."""
     numbers: dict = {'per_class': {}}
     for metric in metrics:
-        try:
-            found = data.coco.loadRes(files[metric])
-        except IndexError:  # pycocotools on an empty list: nothing was detected
-            numbers |= {f'{metric}_{name}': 0.0 for name in NUMBERS}
-            numbers['per_class'][metric] = dict.fromkeys(data.CLASSES, 0.0)
-            continue
+        found = _loaded(data.coco, files[metric])
         score = COCOeval(data.coco, found, metric)
         score.params.catIds, score.params.imgIds = data.cat_ids, data.img_ids
         score.evaluate()
@@ -137,6 +134,16 @@ def _numbers(data, files: dict, metrics: tuple[str, ...]) -> dict:
             for name, values in zip(data.CLASSES, np.moveaxis(precision, 2, 0), strict=True)
         }
     return numbers
+
+
+def _loaded(truth: COCO, path: str) -> COCO:
+    """Detections as pycocotools wants them; its own `loadRes` fails on an empty list."""
+    if json.loads(Path(path).read_text()):
+        return truth.loadRes(path)
+    nothing = COCO()
+    nothing.dataset = truth.dataset | {'annotations': []}
+    nothing.createIndex()
+    return nothing
 
 
 def describe(recipe: Recipe, detector: str, images: int = 20) -> dict:

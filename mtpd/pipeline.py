@@ -16,7 +16,7 @@ from typing import Any
 from .errors import MtpdError
 from .files import read_json, write_json, write_text
 from .notebooks import execute
-from .recipe import ROOT, Recipe, load_recipe
+from .recipe import ROOT, Recipe, load_recipe, shown
 from .train import stage_dir
 
 NOTEBOOKS = ROOT / 'notebooks'
@@ -166,7 +166,7 @@ def _run(recipe: Recipe, step: Step, entry: dict, status: dict, run_dir: Path, s
 
 def _parameters(recipe: Recipe, step: Step, run_dir: Path) -> dict[str, Any]:
     common = {
-        'recipe': _shown(recipe.source),
+        'recipe': shown(recipe.source),
         'seed': recipe.seed,
         'cfg_options': options_text(recipe),
         'work_dir': str(run_dir),
@@ -206,7 +206,7 @@ def _open(recipe: Recipe, run_dir: Path, smoke: bool) -> None:
         )
     write_text(kept, recipe.text)
     hidden = _smoke(recipe) if smoke else {}
-    command = ['mtpd', 'run', _shown(recipe.source)]
+    command = ['mtpd', 'run', shown(recipe.source)]
     if recipe.seed:
         command += ['--seed', str(recipe.seed)]
     options = {k: v for k, v in recipe.overrides.items() if k != 'seed' and k not in hidden}
@@ -216,7 +216,7 @@ def _open(recipe: Recipe, run_dir: Path, smoke: bool) -> None:
     info = {
         'name': recipe.name,
         'title': cfg.get('title', recipe.name),
-        'recipe': _shown(recipe.source),
+        'recipe': shown(recipe.source),
         'seed': recipe.seed,
         'smoke': smoke,
         'command': shlex.join(command + ['--smoke'] * smoke),
@@ -272,11 +272,6 @@ def _status(plan: list[Step], run_dir: Path) -> dict:
     }
     write_json(run_dir / 'status.json', status)
     return status
-
-
-def _shown(path: Path) -> str:
-    """A path relative to the checkout where it lies in it."""
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
 def _now() -> str:

@@ -6,6 +6,8 @@ from . import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import copy
+import functools
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +62,15 @@ class Recipe:
     def __init__(self, cfg: Config, source: Path, overrides: dict | None = None):
         self.cfg = cfg
         self.source = source
-        self.overrides = overrides or {}
+        # With their paths settled, as a process in another working directory needs them.
+        self.overrides = {
+            key: self.value(key) if key.endswith(PATHS) else value
+            for key, value in (overrides or {}).items()
+        }
+
+    def value(self, key: str) -> Any:
+        """A setting by its dotted key."""
+        return functools.reduce(lambda node, part: node[part], key.split('.'), self.cfg)
 
     @property
     def name(self) -> str:
@@ -252,18 +262,33 @@ def load_recipe(
     found = schema.problems(cfg._cfg_dict.to_dict())
     if found:
         raise RecipeError(source, found)
-    recipe = Recipe(cfg, source.resolve(), overrides)
-    found = _files(recipe)
+    found = _settle(cfg, source.resolve())
     if found:
         raise RecipeError(source, found)
-    return recipe
+    return Recipe(cfg, source.resolve(), overrides)
 
 
-def _files(recipe: Recipe) -> list[str]:
-    """Detector configs that are missing; datasets and checkpoints are looked at when they are used."""
+def _settle(cfg: Config, source: Path) -> list[str]:
+    """Makes the recipe's paths independent of where it lies and of the working directory.
+
+    Returns what is wrong with detector configs; datasets and checkpoints are looked at when used.
+    """
     found = []
-    for name, spec in recipe.detectors.items():
-        path = resolve(spec.config, recipe.source)
-        if not path.is_file():
-            found.append(f'{_key(name)}.config: {path} is missing.')
+    places = {'student': cfg.student} | {f'teachers.{k}': v for k, v in cfg.teachers.items()}
+    for name, spec in places.items():
+        for key in ('config', 'checkpoint', 'init'):
+            if spec.get(key):
+                path = resolve(spec[key], source)
+                if key == 'config' and not path.is_file():
+                    found.append(f'{name}.config: {path} is missing.')
+                if not spec[key].startswith('mmdet::'):
+                    spec[key] = shown(path)
+    if cfg.data.root is not None:
+        cfg.data.root = shown(resolve(cfg.data.root, source))
     return found
+
+
+def shown(path: Path) -> str:
+    """A path relative to the checkout where it lies in it, else absolute."""
+    path = Path(os.path.normpath(path))
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

@@ -42,6 +42,14 @@ def test_overrides_reach_the_values_and_the_seed_has_a_short_form():
     assert again.cfg.schedule.arm == 8 and again.cfg.schedule.baseline == 3
 
 
+def test_paths_of_overrides_are_settled_where_they_are_given(tmp_path, monkeypatch, tiny_coco):
+    tiny_coco(tmp_path / 'cells')
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(MINI, 'data.root=cells')
+    assert recipe.overrides == {'data.root': str(tmp_path / 'cells')}
+    assert recipe.cfg.student.config == 'configs/_base_/models/pocket_retinanet.py'
+
+
 def test_every_arm_gets_the_same_number_of_updates():
     arms = load_recipe(MINI).arms
     assert {arm.stage_updates * len(arm.teachers) for arm in arms.values()} == {

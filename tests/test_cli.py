@@ -1,0 +1,117 @@
+"""The command line: what it prints, how it ends, and that a user's mistake is one message."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from mtpd.cli import main
+from mtpd.recipe import ROOT
+
+MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
+
+
+def call(*arguments):
+    return CliRunner().invoke(main, [str(item) for item in arguments])
+
+
+def refused(*arguments) -> str:
+    """The message of a user's mistake: exit code 2 and no traceback."""
+    found = call(*arguments)
+    assert found.exit_code == 2, found.output
+    assert 'Traceback' not in found.output
+    return found.output
+
+
+def test_help_needs_no_heavy_import():
+    code = (
+        'import sys; from mtpd.cli import main\n'
+        'try: main(["--help"])\n'
+        'except SystemExit: pass\n'
+        'print(sorted({"torch", "mmdet", "mmcv", "matplotlib", "numpy"} & set(sys.modules)))'
+    )
+    found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == '[]'
+    for command in ('run', 'train', 'eval', 'export', 'report', 'data', 'doctor', 'install-ops'):
+        assert f'  {command} ' in found.stdout
+
+
+def test_digits_are_made_and_checked(tmp_path):
+    arguments = ('data', 'digits', '--root', tmp_path, '--train', 3, '--val', 2, '--size', 64)
+    found = call(*arguments)
+    assert found.exit_code == 0 and '3 + 2 scenes of 64 x 64' in found.output
+    folder = next(tmp_path.iterdir())
+    (folder / 'val' / '000000.png').write_bytes(b'changed')
+    assert 'files of val have changed' in refused(*arguments)
+
+
+@pytest.mark.parametrize('command', ['run', 'train', 'eval'])
+def test_mistakes_in_a_recipe_are_one_message(command):
+    more = ('--checkpoint', 'x.pth') if command == 'eval' else ()
+    text = refused(command, MINI, '--cfg-options', 'schedul.arm=3 seed=a', *more)
+    assert "Did you mean 'schedule'?" in text and "seed is 'a'" in text
+    assert 'no such file' in refused(command, 'configs/none.py', *more)
+
+
+def test_an_override_without_a_value_is_refused():
+    assert 'KEY=VALUE' in refused('train', MINI, '--cfg-options', 'seed')
+
+
+def test_a_missing_dataset_is_named_before_anything_is_written(tmp_path):
+    out = tmp_path / 'run'
+    options = f'data.root={tmp_path}/none'
+    assert 'no such folder' in refused('run', MINI, '--work-dir', out, '--cfg-options', options)
+    assert not out.exists()
+
+
+def test_a_missing_annotation_file_is_named(tmp_path, tiny_coco):
+    root = tiny_coco(tmp_path / 'coco')
+    (root / 'annotations' / 'val.json').unlink()
+    text = refused(
+        'run', MINI, '--work-dir', tmp_path / 'run', '--cfg-options', f'data.root={root}'
+    )
+    assert 'val.json: no such file' in text
+
+
+def test_missing_teachers_are_all_named(tmp_path):
+    options = 'teachers.r101.checkpoint=none/a.pth teachers.rx101.checkpoint=none/b.pth'
+    text = refused('run', MINI, '--work-dir', tmp_path / 'run', '--cfg-options', options)
+    assert 'a.pth is missing' in text and 'b.pth is missing' in text
+    assert 'teachers.rx101.checkpoint=None' in text
+
+
+def test_a_work_dir_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / 'file').write_text('')
+    options = 'teachers.r101.checkpoint=None teachers.rx101.checkpoint=None'
+    text = refused('run', MINI, '--work-dir', tmp_path / 'file' / 'run', '--cfg-options', options)
+    assert 'cannot be written to' in text and '--work-dir' in text
+
+
+def test_a_run_dir_of_other_settings_is_kept(tmp_path):
+    (tmp_path / 'recipe.py').write_text("name = 'another'\n")
+    options = 'teachers.r101.checkpoint=None teachers.rx101.checkpoint=None'
+    text = refused('run', MINI, '--work-dir', tmp_path, '--cfg-options', options)
+    assert 'holds a run with other settings' in text
+    assert (tmp_path / 'recipe.py').read_text() == "name = 'another'\n"
+
+
+def test_a_report_of_nothing_is_refused(tmp_path):
+    assert 'is not a run' in refused('report', tmp_path)
+
+
+def test_a_web_page_saved_as_checkpoint_is_named(tmp_path):
+    page = tmp_path / 'student.pth'
+    page.write_text('<!DOCTYPE html><html></html>')
+    assert 'is a web page' in refused('export', page, tmp_path / 'out.pth')
+    options = 'data.scenes.train=4 data.scenes.val=2 data.scenes.size=64'
+    cache = f'data.cache={tmp_path}'
+    text = refused('eval', MINI, '--checkpoint', page, '--cfg-options', f'{options} {cache}')
+    assert 'is a web page' in text
+    assert not (tmp_path / 'out.pth').exists()
+
+
+def test_the_makefile_runs_the_shipped_recipe():
+    assert MINI in (ROOT / 'Makefile').read_text()
+    assert json.loads((ROOT / 'notebooks/04_distill_stage.ipynb').read_text())['cells']

@@ -1,0 +1,116 @@
+"""A recipe's steps: their order, what is skipped, what a failure leaves; the whole once, in small."""
+
+import json
+
+import nbformat
+import pytest
+
+from mtpd import load_recipe, pipeline
+from mtpd.errors import MtpdError
+from mtpd.notebooks import NotebookError, execute
+from mtpd.recipe import ROOT
+
+MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
+OWN = {'teachers.r101.checkpoint': None, 'teachers.rx101.checkpoint': None}
+
+
+def notebook(path, body):
+    """A notebook with the pipeline's parameters and one cell."""
+    parameters = "recipe: str = ''\nseed: int = 0\ncfg_options: str = ''\nwork_dir: str = ''"
+    if path.stem == '04_distill_stage':
+        parameters += "\narm: str = ''\nstage: int = 1"
+    cells = [nbformat.v4.new_code_cell(parameters), nbformat.v4.new_code_cell(body)]
+    cells[0].metadata['tags'] = ['parameters']
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+
+
+def status(run_dir):
+    return json.loads((run_dir / 'status.json').read_text())
+
+
+def test_the_steps_are_all_arms_stages_between_preparation_and_evaluation(tmp_path):
+    names = [s.notebook for s in pipeline.steps(load_recipe(MINI), tmp_path)]
+    stages = ('none_1', 'direct_1', 'progressive_1', 'progressive_2', 'reverse_1', 'reverse_2')
+    wanted = ['00_environment', '01_data', '02_detectors', '03_teacher_order']
+    wanted += [f'04_distill_stage__{stage}' for stage in stages] + ['05_evaluate', '06_analysis']
+    assert names == [f'notebooks/{name}.ipynb' for name in wanted]
+
+
+def test_a_failed_step_is_recorded_and_the_next_call_goes_on_from_it(tmp_path, monkeypatch):
+    """The real runner over small notebooks in place of the kit's."""
+    sources = tmp_path / 'sources'
+    sources.mkdir()
+    for step in pipeline.steps(load_recipe(MINI), tmp_path):
+        body = 'from pathlib import Path'
+        for path in step.makes:
+            inside = path.relative_to(tmp_path)
+            body += f"\nPath(work_dir, '{inside}').parent.mkdir(parents=True, exist_ok=True)"
+            body += f"\nPath(work_dir, '{inside}').write_text('{{}}')"
+        if not (sources / step.source.name).is_file():
+            notebook(sources / step.source.name, body)
+    kept = (sources / '01_data.ipynb').read_text()
+    notebook(sources / '01_data.ipynb', "raise ValueError('broken <b>')")
+    monkeypatch.setattr(pipeline, 'NOTEBOOKS', sources)
+    run_dir, lines = tmp_path / 'run', []
+    with pytest.raises(NotebookError, match='broken'):
+        pipeline.run_recipe(load_recipe(MINI, OWN), run_dir, echo=lines.append)
+    steps = status(run_dir)['steps']
+    assert [step['state'] for step in steps[:3]] == ['done', 'failed', 'pending']
+    assert 'broken <b>' in steps[1]['reason'] and status(run_dir)['state'] == 'failed'
+    assert (run_dir / 'notebooks' / '01_data.ipynb').is_file()
+    (sources / '01_data.ipynb').write_text(kept)
+    notebook(sources / '02_detectors.ipynb', 'pass')  # ends well and writes nothing
+    with pytest.raises(MtpdError, match=r'ended without writing detectors/student/metrics\.json'):
+        pipeline.run_recipe(load_recipe(MINI, OWN), run_dir, echo=lines.append)
+    assert lines[2:] == [
+        '[1/12] 00_environment: done before',
+        '[2/12] 01_data',
+        '[3/12] 02_detectors',
+    ]
+    assert [step['state'] for step in status(run_dir)['steps'][:3]] == ['done', 'done', 'failed']
+
+
+def test_what_a_run_says_of_itself(tmp_path):
+    recipe = load_recipe(MINI, {**OWN, 'schedule.arm': 8}, seed=3)
+    pipeline._open(recipe, tmp_path, smoke=False)
+    info = json.loads((tmp_path / 'run.json').read_text())
+    assert info['command'].startswith(f'mtpd run {MINI} --seed 3 --cfg-options')
+    assert 'schedule.arm=8' in info['command']
+    assert [arm['updates'] for arm in info['arms']] == [8, 8, 8, 8]
+    assert info['arms'][0]['teachers'] == [None]
+    again = load_recipe(tmp_path / 'recipe.py')
+    assert again.cfg.schedule.arm == 8 and again.seed == 3
+
+
+def test_one_of_the_kits_notebooks_runs_by_itself(tmp_path):
+    options = f'data.scenes.train=6 data.scenes.val=8 data.cache={tmp_path}'
+    out = tmp_path / 'out.ipynb'
+    execute(
+        ROOT / 'notebooks/01_data.ipynb',
+        out,
+        {'cfg_options': options, 'work_dir': str(tmp_path / 'run')},
+    )
+    cells = nbformat.read(out, as_version=4).cells
+    images = [
+        o for c in cells for o in c.get('outputs', []) if 'image/' in str(o.get('data', ''))[:40]
+    ]
+    assert len(images) == 3
+    texts = [
+        o['data'].get('text/markdown', '')
+        for c in cells
+        for o in c.get('outputs', [])
+        if 'data' in o
+    ]
+    assert any(
+        '**Conclusion.** 6 images to learn from and 8 to measure on' in text for text in texts
+    )
+
+
+@pytest.mark.slow
+def test_every_notebook_runs_in_a_smoke_run(tmp_path):
+    options = {**OWN, 'runtime.threads': 1, 'teachers.rx101.init': None}
+    run_dir = pipeline.run_recipe(load_recipe(MINI, options), tmp_path / 'run', smoke=True)
+    assert {step['state'] for step in status(run_dir)['steps']} == {'done'}
+    for path in (run_dir / 'notebooks').glob('*.ipynb'):
+        for cell in nbformat.read(path, as_version=4).cells:
+            assert not [o for o in cell.get('outputs', []) if o.output_type == 'error']
