@@ -18,9 +18,9 @@ from . import schema
 from .data import coco, digits
 from .errors import MtpdError
 
-ROOT = (
-    Path(__file__).resolve().parents[1]
-)  # of the checkout: configs/, notebooks/ and runs/ lie here
+PATHS = ('data.root', '.config', '.checkpoint', '.init')  # keys whose values are paths
+# Of the checkout: configs/, notebooks/ and runs/ lie here.
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class RecipeError(MtpdError):
