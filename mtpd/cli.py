@@ -92,12 +92,19 @@ def run(recipe, work_dir: Path | None, smoke: bool) -> None:
 
 @main.command()
 @recipe_options
-@click.option('--detector', default='student', show_default=True, help='student, or a teacher.')
-def train(recipe, work_dir: Path | None, detector: str) -> None:
-    """Train a plain detector of RECIPE: the student's baseline, or a teacher."""
-    from .train import train_detector_run
+@click.option('--detector', help='student (its baseline), or a teacher. Default: student.')
+@click.option('--arm', help='Train a stage of this arm instead.')
+@click.option('--stage', type=int, default=1, show_default=True, help='Which stage of the arm.')
+def train(recipe, work_dir: Path | None, detector: str | None, arm: str | None, stage: int) -> None:
+    """Train a plain detector of RECIPE, or one stage of distillation with what comes before it."""
+    from .train import train_detector_run, train_stage
 
-    made = train_detector_run(recipe, detector, work_dir)
+    if arm and detector:
+        raise click.UsageError('--arm trains a stage and --detector a plain detector: give one.')
+    if arm:
+        made = train_stage(recipe, stage, arm, work_dir)
+    else:
+        made = train_detector_run(recipe, detector or 'student', work_dir)
     click.echo(f'AP {100 * made["metrics"]["bbox_mAP"]:.1f}  {made["checkpoint"]}')
 
 

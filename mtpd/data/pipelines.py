@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from .. import compat  # noqa: F401  (before mmcv)
+
+# isort: split
 import contextlib
 import io
 
