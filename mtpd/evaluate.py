@@ -27,6 +27,7 @@ from pycocotools.cocoeval import COCOeval
 from . import checkpoints
 from .data import pipelines
 from .files import write_json
+from .loop import device_of
 from .recipe import Recipe, RecipeError
 
 # pycocotools' `stats`, in its order.
@@ -87,8 +88,6 @@ def evaluate(
         raise RecipeError(
             recipe.source, [f'metric segm: {detector} predicts no masks. Leave it out.']
         )
-    from .train import device_of
-
     device = device_of(recipe)
     data = pipelines.build(pipelines.dataset(recipe, 'val'))
     loader = build_dataloader(
@@ -150,8 +149,6 @@ def describe(recipe: Recipe, detector: str, images: int = 20) -> dict:
     """Size and speed: ``parameters``, ``gflops`` (multiply-adds counted as one, mmdet's convention) at ``input``
     [height, width] pixels, and ``ms_per_image``, the median of `images` single-image forward passes on this machine.
     """
-    from .train import device_of
-
     model = build_detector(ConfigDict(recipe.model(detector))).eval().to(device_of(recipe))
     height, width = pipelines.input_size(recipe.cfg.image)
     forward, model.forward = model.forward, model.forward_dummy

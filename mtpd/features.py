@@ -13,6 +13,8 @@ from mmdet.datasets import build_dataloader
 from torch import Tensor, nn
 
 from .data import pipelines
+from .evaluate import load_detector
+from .loop import device_of
 from .recipe import Recipe, RecipeError
 
 
@@ -53,9 +55,6 @@ def strength(feature: Tensor) -> Tensor:
 
 def load_all(recipe: Recipe, checkpoints: dict[str, tuple[str, Path]]) -> dict[str, nn.Module]:
     """Detectors by label, from {label: (name in the recipe, checkpoint)}, on the recipe's device."""
-    from .evaluate import load_detector
-    from .train import device_of
-
     device = device_of(recipe)
     return {
         label: load_detector(recipe, path, name).to(device)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import shlex
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from .errors import MtpdError
-from .files import read_json, write_json, write_text
+from .files import read_json, write_json
 from .notebooks import execute
-from .recipe import ROOT, Recipe, load_recipe, shown
+from .recipe import ROOT, Recipe, RecipeError, load_recipe, shown
+from .rundir import now, open_run, open_status
 from .train import stage_dir
 
 NOTEBOOKS = ROOT / 'notebooks'
@@ -37,24 +33,27 @@ SMOKE = {
 class Step:
     """One notebook execution: its source, its parameters beyond the recipe's, the files it must leave."""
 
-    name: str
     source: Path
     parameters: dict[str, Any] = field(default_factory=dict)
     makes: tuple[Path, ...] = ()
 
     @property
+    def title(self) -> str:
+        """The source's name and the step's own parameters: ``04_distill_stage__progressive_1``."""
+        own = ''.join(f'_{value}' for value in self.parameters.values())
+        return f'{self.source.stem}{"_" + own if own else ""}'
+
+    @property
     def notebook(self) -> str:
-        suffix = ''.join(f'_{value}' for value in self.parameters.values())
-        return f'notebooks/{self.source.stem}{"_" + suffix if suffix else ""}.ipynb'
+        return f'notebooks/{self.title}.ipynb'
 
 
 def steps(recipe: Recipe, run_dir: Path) -> list[Step]:
     """The steps in order; every arm's stages one after the other."""
 
     def step(name: str, *makes: str, **parameters: Any) -> Step:
-        return Step(
-            name, NOTEBOOKS / f'{name}.ipynb', parameters, tuple(run_dir / item for item in makes)
-        )
+        files = tuple(run_dir / item for item in makes)
+        return Step(NOTEBOOKS / f'{name}.ipynb', parameters, files)
 
     trained = [f'detectors/{name}/metrics.json' for name in recipe.detectors]
     plan = [
@@ -105,18 +104,17 @@ def run_recipe(
         work_dir = ROOT / 'runs' / f'{recipe.name}-smoke' / str(recipe.seed)
     run_dir = recipe.run_dir(work_dir)
     _preflight(recipe)
-    _open(recipe, run_dir, smoke)
+    open_run(recipe, run_dir, smoke, _smoke(recipe) if smoke else ())
     plan = steps(recipe, run_dir)
-    status = _status(plan, run_dir)
+    status = open_status([(step.title, step.notebook) for step in plan], run_dir)
     began = time.time()
     for number, (step, entry) in enumerate(zip(plan, status['steps'], strict=True), start=1):
-        title = step.notebook.removeprefix('notebooks/').removesuffix('.ipynb')
         if entry['state'] == 'done' and all(path.is_file() for path in step.makes):
-            echo(f'[{number}/{len(plan)}] {title}: done before')
+            echo(f'[{number}/{len(plan)}] {step.title}: done before')
             continue
-        echo(f'[{number}/{len(plan)}] {title}')
+        echo(f'[{number}/{len(plan)}] {step.title}')
         _run(recipe, step, entry, status, run_dir, stream)
-    status |= {'state': 'done', 'ended': _now()}
+    status |= {'state': 'done', 'ended': now()}
     write_json(run_dir / 'status.json', status)
     spent = sum(entry['seconds'] or 0 for entry in status['steps'])
     info = read_json(run_dir / 'run.json')
@@ -143,7 +141,7 @@ def _run(recipe: Recipe, step: Step, entry: dict, status: dict, run_dir: Path, s
         entry.update(values)
         write_json(run_dir / 'status.json', status)
 
-    note(state='running', started=_now(), ended=None, reason=None)
+    note(state='running', started=now(), ended=None, reason=None)
     try:
         execute(
             step.source,
@@ -157,11 +155,11 @@ def _run(recipe: Recipe, step: Step, entry: dict, status: dict, run_dir: Path, s
             raise MtpdError(f'{step.source.name} ended without writing {", ".join(missing)}.')
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt)
-        status |= {'state': 'failed', 'ended': _now()}
+        status |= {'state': 'failed', 'ended': now()}
         reason = 'interrupted' if stopped else f'{error}'
-        note(state='failed', ended=_now(), seconds=round(time.time() - began, 1), reason=reason)
+        note(state='failed', ended=now(), seconds=round(time.time() - began, 1), reason=reason)
         raise
-    note(state='done', ended=_now(), seconds=round(time.time() - began, 1))
+    note(state='done', ended=now(), seconds=round(time.time() - began, 1))
 
 
 def _parameters(recipe: Recipe, step: Step, run_dir: Path) -> dict[str, Any]:
@@ -180,99 +178,6 @@ def options_text(recipe: Recipe) -> str:
 
 
 def _preflight(recipe: Recipe) -> None:
-    from .recipe import RecipeError
-
     problems = recipe.data_problems() + recipe.checkpoint_problems()
     if problems:
         raise RecipeError(recipe.source, problems)
-
-
-def _open(recipe: Recipe, run_dir: Path, smoke: bool) -> None:
-    """Makes the run directory and its descriptions, or checks that they are this recipe's."""
-    kept = run_dir / 'recipe.py'
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        probe = run_dir / f'.{os.getpid()}'
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise MtpdError(
-            f'{run_dir} cannot be written to ({error.strerror}). Choose another folder with --work-dir.'
-        ) from None
-    if kept.is_file() and kept.read_text() != recipe.text:
-        raise MtpdError(
-            f'{run_dir} holds a run with other settings (compare {kept}). Choose another --work-dir, '
-            'or remove that folder.'
-        )
-    write_text(kept, recipe.text)
-    hidden = _smoke(recipe) if smoke else {}
-    command = ['mtpd', 'run', shown(recipe.source)]
-    if recipe.seed:
-        command += ['--seed', str(recipe.seed)]
-    options = {k: v for k, v in recipe.overrides.items() if k != 'seed' and k not in hidden}
-    if options:
-        command += ['--cfg-options', ' '.join(f'{key}={value}' for key, value in options.items())]
-    cfg = recipe.cfg
-    info = {
-        'name': recipe.name,
-        'title': cfg.get('title', recipe.name),
-        'recipe': shown(recipe.source),
-        'seed': recipe.seed,
-        'smoke': smoke,
-        'command': shlex.join(command + ['--smoke'] * smoke),
-        'expected_minutes': cfg.get('expected_minutes'),
-        'arms': [
-            {'name': a.name, 'label': a.label, 'teachers': list(a.teachers), 'updates': a.updates}
-            for a in recipe.arms.values()
-        ],
-        'detectors': [
-            {
-                'name': name,
-                'role': 'student' if name == 'student' else 'teacher',
-                'label': spec.get('label', name),
-                'shipped': recipe.checkpoint(name) is not None,
-            }
-            for name, spec in recipe.detectors.items()
-        ],
-        'paper': cfg.get('paper', {}),
-        'classes': list(recipe.classes),
-        'seconds': (read_json(run_dir / 'run.json') or {}).get('seconds'),
-    }
-    write_json(run_dir / 'run.json', info)
-
-
-def _status(plan: list[Step], run_dir: Path) -> dict:
-    """status.json for this start: what an earlier start finished stays done."""
-    before = {
-        entry['name']: entry
-        for entry in (read_json(run_dir / 'status.json') or {}).get('steps', [])
-    }
-    entries = []
-    for step in plan:
-        name = step.notebook.removeprefix('notebooks/').removesuffix('.ipynb')
-        entry = before.get(name, {})
-        if entry.get('state') != 'done':
-            entry = {
-                'name': name,
-                'state': 'pending',
-                'started': None,
-                'ended': None,
-                'seconds': None,
-                'reason': None,
-                'notebook': step.notebook,
-            }
-        entries.append(entry)
-    status = {
-        'state': 'running',
-        'pid': os.getpid(),
-        'host': platform.node() or socket.gethostname(),
-        'started': _now(),
-        'ended': None,
-        'steps': entries,
-    }
-    write_json(run_dir / 'status.json', status)
-    return status
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec='seconds')

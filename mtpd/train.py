@@ -1,4 +1,4 @@
-"""One training run by mmdet's own loop: a plain detector, or one stage of distillation."""
+"""What is trained: a plain detector, or one stage of distillation with what comes before it."""
 
 from __future__ import annotations
 
@@ -7,45 +7,24 @@ from . import compat  # noqa: F401  (before mmcv)
 # isort: split
 import time
 from pathlib import Path
-from typing import Any
 
-import torch
-from mmcv import Config, ConfigDict
-from mmdet.apis import set_random_seed, train_detector
+from mmcv import ConfigDict
 from mmdet.models import build_detector
 
-from . import checkpoints, hooks  # noqa: F401  (hooks: registered with mmcv)
-from .compat import cores
-from .data import pipelines
+from . import checkpoints
 from .distiller import Distiller
-from .errors import MtpdError
 from .evaluate import describe, evaluate
 from .files import read_json, write_json
+from .loop import fit
 from .recipe import Arm, Recipe, RecipeError
-
-
-def device_of(recipe: Recipe) -> str:
-    """'cuda' or 'cpu', as `runtime.device` and the machine say. Raises RecipeError for a GPU that is not there."""
-    asked = recipe.cfg.runtime.device
-    if asked == 'auto':
-        return 'cuda' if torch.cuda.is_available() else 'cpu'
-    if asked not in ('cpu', 'cuda'):
-        raise RecipeError(
-            recipe.source, [f'runtime.device is {asked!r}: auto, cpu or cuda is needed.']
-        )
-    if asked == 'cuda' and not torch.cuda.is_available():
-        raise RecipeError(
-            recipe.source, ['runtime.device is cuda, and torch sees no GPU. Set it to auto or cpu.']
-        )
-    return asked
 
 
 def train_detector_run(
     recipe: Recipe, detector: str = 'student', work_dir: str | Path | None = None
 ) -> dict:
-    """Trains the student's baseline or a teacher (from scratch, or from its `init`), evaluates it and writes `detectors/<name>/`.
+    """Trains and evaluates the student's baseline or a teacher into ``detectors/<name>/``.
 
-    What is done is not done again; an interrupted training resumes at its last checkpoint.
+    It starts from scratch, or from the weights of its `init` that fit. What is done is not done again; an interrupted training resumes at its last checkpoint.
 
     Returns:
         As `prepare_detector`.
@@ -68,7 +47,7 @@ def train_detector_run(
                 print(f'{detector}: {checkpoints.warm_start(model, origin)} tensors from {origin}')
             return model
 
-        _fit(recipe, build, cfg, out, spec.get('updates', default), recipe.seed, spec.get('scenes'))
+        fit(recipe, build, cfg, out, spec.get('updates', default), recipe.seed, spec.get('scenes'))
         _export(recipe, detector, out / 'latest.pth', final)
     return _measured(recipe, detector, out, final)
 
@@ -95,7 +74,7 @@ def train_stage(
         teacher = plan.teachers[stage - 1]
         model, cfg = _stage_model(recipe, teacher, start, origin, work_dir)
         began = time.time()
-        fitted = _fit(recipe, model, cfg, out, plan.stage_updates, recipe.seed * 1000 + stage)
+        fitted = fit(recipe, model, cfg, out, plan.stage_updates, recipe.seed * 1000 + stage)
         report = getattr(fitted, 'inherit_report', None)
         write_json(
             out / 'stage.json',
@@ -207,95 +186,6 @@ def distill_cfg(recipe: Recipe, student: dict, teacher: dict) -> list[dict]:
         )
         for level in distill.levels
     ]
-
-
-def _fit(
-    recipe: Recipe,
-    build,
-    model_cfg: dict,
-    out: Path,
-    updates: int,
-    seed: int,
-    scenes: int | None = None,
-):
-    """Trains what `build` makes for `updates` optimizer steps into ``out/latest.pth``; returns it."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / 'log.json').touch()
-    except OSError as error:
-        raise MtpdError(
-            f'{out} cannot be written to ({error.strerror}). Choose another --work-dir.'
-        ) from None
-    device = device_of(recipe)
-    if device == 'cpu':
-        torch.set_num_threads(recipe.cfg.runtime.threads or cores())
-    masks = pipelines.with_masks(recipe, model_cfg)
-    train, val = (pipelines.dataset(recipe, split, scenes, masks) for split in ('train', 'val'))
-    set_random_seed(seed)
-    model, data = build(), pipelines.build(train)
-    model.CLASSES = data.CLASSES
-    if len(data) == 0:
-        raise RecipeError(
-            recipe.source, [f'{train["ann_file"]} has no image with an object to train on.']
-        )
-    model = model.to(device)
-    latest = out / 'latest.pth'
-    cfg = _mmdet_cfg(recipe, train, val, out, updates, seed, device)
-    cfg.resume_from = str(latest) if latest.is_file() else None
-    if cfg.resume_from is None:
-        (out / 'log.json').write_text('')
-    train_detector(
-        model,
-        data,
-        cfg,
-        validate=bool(recipe.cfg.schedule.eval_interval),
-        meta={'CLASSES': data.CLASSES},
-    )
-    return model
-
-
-def _mmdet_cfg(
-    recipe: Recipe, train, val, out: Path, updates: int, seed: int, device: str
-) -> Config:
-    """The config that mmdet's `train_detector` reads."""
-    schedule, runtime = recipe.cfg.schedule, recipe.cfg.runtime
-    batch = dict(samples_per_gpu=schedule.batch_size, workers_per_gpu=runtime.workers)
-    settings: dict[str, Any] = dict(
-        data=dict(
-            train=train,
-            val=val,
-            test=val,
-            train_dataloader=dict(**batch, persistent_workers=runtime.workers > 0),
-            val_dataloader=dict(
-                samples_per_gpu=recipe.cfg.evaluation.batch_size, workers_per_gpu=0
-            ),
-        ),
-        optimizer=schedule.optimizer,
-        optimizer_config=dict(grad_clip=schedule.grad_clip),
-        lr_config=schedule.lr,
-        runner=dict(type='IterBasedRunner', max_iters=updates),
-        checkpoint_config=None,
-        log_config=dict(
-            interval=schedule.log_interval, hooks=[dict(type='JsonLog', path=str(out / 'log.json'))]
-        ),
-        custom_hooks=[
-            dict(
-                type='SaveLatest',
-                path=str(out / 'latest.pth'),
-                interval=schedule.checkpoint_interval,
-            )
-        ],
-        evaluation=dict(interval=schedule.eval_interval or updates, metric='bbox'),
-        workflow=[('train', 1)],
-        work_dir=str(out),
-        log_level='WARNING',
-        load_from=None,
-        resume_from=None,
-        gpu_ids=[0],
-        device=device,
-        seed=seed,
-    )
-    return Config(settings)
 
 
 def _export(recipe: Recipe, detector: str, source: Path, target: Path, **provenance) -> None:

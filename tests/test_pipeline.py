@@ -9,6 +9,7 @@ from mtpd import load_recipe, pipeline
 from mtpd.errors import MtpdError
 from mtpd.notebooks import NotebookError, execute
 from mtpd.recipe import ROOT
+from mtpd.rundir import open_run
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 OWN = {'teachers.r101.checkpoint': None, 'teachers.rx101.checkpoint': None}
@@ -72,7 +73,7 @@ def test_a_failed_step_is_recorded_and_the_next_call_goes_on_from_it(tmp_path, m
 
 def test_what_a_run_says_of_itself(tmp_path):
     recipe = load_recipe(MINI, {**OWN, 'schedule.arm': 8}, seed=3)
-    pipeline._open(recipe, tmp_path, smoke=False)
+    open_run(recipe, tmp_path, smoke=False)
     info = json.loads((tmp_path / 'run.json').read_text())
     assert info['command'].startswith(f'mtpd run {MINI} --seed 3 --cfg-options')
     assert 'schedule.arm=8' in info['command']

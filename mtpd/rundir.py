@@ -1,0 +1,110 @@
+"""A run directory at the start of a run: whose it is, what will happen in it, what is done already."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+
+from .errors import MtpdError
+from .files import read_json, write_json, write_text
+from .recipe import Recipe, shown
+
+
+def open_run(recipe: Recipe, run_dir: Path, smoke: bool, hidden: Iterable[str] = ()) -> None:
+    """Makes the run directory with recipe.py and run.json, or checks that they are this recipe's.
+
+    Args:
+        hidden: overrides that the smoke flag stands for, and the command to repeat leaves out.
+
+    Raises:
+        MtpdError: it cannot be written to, or holds a run with other settings.
+    """
+    kept = run_dir / 'recipe.py'
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        probe = run_dir / f'.{os.getpid()}'
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise MtpdError(
+            f'{run_dir} cannot be written to ({error.strerror}). Choose another folder with --work-dir.'
+        ) from None
+    if kept.is_file() and kept.read_text() != recipe.text:
+        raise MtpdError(
+            f'{run_dir} holds a run with other settings (compare {kept}). Choose another --work-dir, '
+            'or remove that folder.'
+        )
+    write_text(kept, recipe.text)
+    command = ['mtpd', 'run', shown(recipe.source)]
+    if recipe.seed:
+        command += ['--seed', str(recipe.seed)]
+    options = {k: v for k, v in recipe.overrides.items() if k != 'seed' and k not in hidden}
+    if options:
+        command += ['--cfg-options', ' '.join(f'{key}={value}' for key, value in options.items())]
+    cfg = recipe.cfg
+    info = {
+        'name': recipe.name,
+        'title': cfg.get('title', recipe.name),
+        'recipe': shown(recipe.source),
+        'seed': recipe.seed,
+        'smoke': smoke,
+        'command': shlex.join(command + ['--smoke'] * smoke),
+        'expected_minutes': cfg.get('expected_minutes'),
+        'arms': [
+            {'name': a.name, 'label': a.label, 'teachers': list(a.teachers), 'updates': a.updates}
+            for a in recipe.arms.values()
+        ],
+        'detectors': [
+            {
+                'name': name,
+                'role': 'student' if name == 'student' else 'teacher',
+                'label': spec.get('label', name),
+                'shipped': recipe.checkpoint(name) is not None,
+            }
+            for name, spec in recipe.detectors.items()
+        ],
+        'paper': cfg.get('paper', {}),
+        'classes': list(recipe.classes),
+        'seconds': (read_json(run_dir / 'run.json') or {}).get('seconds'),
+    }
+    write_json(run_dir / 'run.json', info)
+
+
+def open_status(steps: list[tuple[str, str]], run_dir: Path) -> dict:
+    """status.json for this start; what an earlier start finished stays done. `steps`: name, notebook."""
+    before = {
+        entry['name']: entry
+        for entry in (read_json(run_dir / 'status.json') or {}).get('steps', [])
+    }
+    entries = []
+    for name, notebook in steps:
+        entry = before.get(name, {})
+        if entry.get('state') != 'done':
+            entry = {
+                'name': name,
+                'state': 'pending',
+                'started': None,
+                'ended': None,
+                'seconds': None,
+                'reason': None,
+                'notebook': notebook,
+            }
+        entries.append(entry)
+    status = {
+        'state': 'running',
+        'pid': os.getpid(),
+        'host': platform.node(),
+        'started': now(),
+        'ended': None,
+        'steps': entries,
+    }
+    write_json(run_dir / 'status.json', status)
+    return status
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec='seconds')
