@@ -6,7 +6,7 @@ import os
 import platform
 import shlex
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from .errors import MtpdError
