@@ -25,8 +25,8 @@ teachers = dict(
         model=dict(
             backbone=dict(depth=34, base_channels=16), neck=dict(in_channels=[16, 32, 64, 128])
         ),
-        checkpoint=None,
-        updates=3500,
+        checkpoint='teachers/r101/model.pth',
+        updates=4000,
         scenes=24000,
     ),
     rx101=dict(
@@ -37,7 +37,8 @@ teachers = dict(
             neck=dict(in_channels=[64, 128, 256, 512]),
         ),
         checkpoint=None,
-        updates=5000,
+        init='teachers/r101/model.pth',
+        updates=7000,
         scenes=24000,
     ),
 )
