@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import plots
-from .files import read_json, write_text
+from .files import read_json, write_json, write_text
 from .runs import Run, conclusion, load_run
 
 TEMPLATES = Path(__file__).parent / 'templates'
@@ -29,7 +29,7 @@ HEADLINES = {
 
 
 def make_report(run_dir: str | Path) -> Path:
-    """Write `report/index.html` and a page for each executed notebook; returns the index.
+    """Write `report/index.html`, a page for each executed notebook, and results.json; returns the index.
 
     Also for runs that failed or are under way: the report says so. Raises MtpdError when `run_dir`
     is no run.
@@ -41,6 +41,8 @@ def make_report(run_dir: str | Path) -> Path:
     for href, html in _notebooks(pages):
         write_text(folder / href, html)
     write_text(folder / 'index.html', _index(run, pages))
+    kept = {'run': run.info, 'environment': run.environment, 'results': run.results()}
+    write_json(folder / 'results.json', kept)
     return folder / 'index.html'
 
 

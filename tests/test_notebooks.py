@@ -175,7 +175,10 @@ def test_an_interrupt_leaves_no_process_behind(tmp_path):
         "open('pids', 'w').write(f'{os.getpid()} {child.pid}')\nchild.wait()"
     )
     source, out = notebook(tmp_path / 'a.ipynb', code), tmp_path / 'out.ipynb'
+    # A test run started in the background, as CI may start it, ignores SIGINT and so do its children.
     script = f"""
+        import signal
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         from mtpd.notebooks import execute
         try:
             execute({str(source)!r}, {str(out)!r})

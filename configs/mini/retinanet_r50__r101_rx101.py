@@ -49,7 +49,6 @@ arms = dict(
     reverse=dict(label='teacher 2 → teacher 1', teachers=['rx101', 'r101']),
 )
 distill = dict(
-    settings=dict(mgd=dict(alpha=1e-4)),
     levels=[0, 1, 2],
     start='baseline',  # all arms continue the same trained student
 )
