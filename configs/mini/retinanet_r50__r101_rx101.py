@@ -36,7 +36,7 @@ teachers = dict(
             backbone=dict(type='ResNeXt', depth=50, base_channels=16, groups=8, base_width=4),
             neck=dict(in_channels=[64, 128, 256, 512]),
         ),
-        checkpoint=None,
+        checkpoint='teachers/rx101/model.pth',
         init='teachers/r101/model.pth',
         updates=7000,
         scenes=24000,
