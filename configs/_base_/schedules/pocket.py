@@ -2,8 +2,8 @@
 seed = 0
 schedule = dict(
     batch_size=16,
-    baseline=900,
-    arm=1200,  # of every arm, split evenly over its stages
+    baseline=600,
+    arm=400,  # of every arm, split evenly over its stages
     teacher=5000,
     optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
     grad_clip=dict(max_norm=35, norm_type=2),
@@ -12,4 +12,4 @@ schedule = dict(
     checkpoint_interval=200,
     eval_interval=0,  # updates between evaluations during training; 0: at the end only
 )
-runtime = dict(device='auto', workers=2, threads=0)  # threads 0: one per core
+runtime = dict(device='auto', workers=1, threads=0)  # threads 0: one per core
