@@ -29,7 +29,7 @@ HEADLINES = {
 
 
 def make_report(run_dir: str | Path) -> Path:
-    """Write `report/index.html`, a page for each executed notebook, and results.json; returns the index.
+    """Write `report/index.html`, a page for each notebook, and `results.json`; returns the index.
 
     Also for runs that failed or are under way: the report says so. Raises MtpdError when `run_dir`
     is no run.
@@ -42,7 +42,7 @@ def make_report(run_dir: str | Path) -> Path:
         write_text(folder / href, html)
     write_text(folder / 'index.html', _index(run, pages))
     kept = {'run': run.info, 'environment': run.environment, 'results': run.results()}
-    write_json(folder / 'results.json', kept)
+    write_json(run.path / 'results.json', kept)
     return folder / 'index.html'
 
 
