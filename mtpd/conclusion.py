@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-# AP points. On small validation sets, two trainings that differ only in their seed differ by this
-# much, so one seed cannot decide a smaller difference.
+# AP points: an assumed bound on what a change of seed alone may do, not a measured one. Runs with
+# several seeds have to replace it.
 DECISIVE_AP = 1.0
 
 
