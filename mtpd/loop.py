@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import compat  # noqa: F401  (before mmcv)
 
 # isort: split
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,9 @@ def fit(
         ) from None
     device = device_of(recipe)
     if device == 'cpu':
-        torch.set_num_threads(recipe.cfg.runtime.threads or cores())
+        shared_out = os.environ.get('OMP_NUM_THREADS')  # torch has read it
+        if recipe.cfg.runtime.threads or not shared_out:
+            torch.set_num_threads(recipe.cfg.runtime.threads or cores())
     masks = pipelines.with_masks(recipe, model_cfg)
     train, val = (pipelines.dataset(recipe, split, scenes, masks) for split in ('train', 'val'))
     set_random_seed(seed)
@@ -78,6 +81,8 @@ def fit(
             recipe.source, [f'{train["ann_file"]} has no image with an object to train on.']
         )
     model = model.to(device)
+    if device == 'cpu':  # the faster layout for narrow convolutions there, up to a third
+        model = model.to(memory_format=torch.channels_last)
     latest = out / 'latest.pth'
     cfg = mmdet_cfg(recipe, train, val, out, updates, seed, device)
     cfg.resume_from = str(latest) if latest.is_file() else None

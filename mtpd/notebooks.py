@@ -21,6 +21,9 @@ from .parameters import Parameter, checked, declared, parameters_of, read_notebo
 __all__ = ['NotebookError', 'Parameter', 'execute', 'parameters_of']
 
 
+_kernels: list = []  # processes of the kernels at work
+
+
 class NotebookError(MtpdError):
     """A notebook that did not run to its end.
 
@@ -51,6 +54,7 @@ def execute(
     timeout: int | None = None,
     on_cell: Callable[[int, int], None] | None = None,
     echo: TextIO | None = None,
+    env: dict[str, str] | None = None,
 ) -> None:
     """Run notebook `source` with `parameters` and write it, executed, to `out` (also on failure).
 
@@ -63,6 +67,7 @@ def execute(
         timeout: seconds that one cell may take; None is for ever.
         on_cell: called with (cell number from 1, number of cells) before each code cell.
         echo: gets what the cells print, as it comes (for example `sys.stdout`).
+        env: environment variables of the kernel beside this process's.
 
     Raises:
         MtpdError: unreadable notebook, unknown parameter, wrong type, unknown kernel.
@@ -85,18 +90,19 @@ def execute(
         'stdout_file': echo,
         'resources': {'metadata': {'path': str(cwd or source.parent)}},  # papermill's cwd: a chdir
     }
-    _run(source, out, values, options)
+    _run(source, out, values, options, env or {})
     _prove(source, out)
 
 
-def _run(source: Path, out: Path, values: dict[str, Any], options: dict[str, Any]) -> None:
+def _run(source: Path, out: Path, values: dict, options: dict, env: dict) -> None:
     from jupyter_client.kernelspec import NoSuchKernel
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
 
     started: list = []
-    with _quiet_papermill(), _no_kernel_left(started):
+    logging.getLogger('papermill').disabled = True
+    with _no_kernel_left(started):
         try:
             execute_notebook(
                 _unformatted(source),
@@ -105,7 +111,7 @@ def _run(source: Path, out: Path, values: dict[str, Any], options: dict[str, Any
                 language='python',
                 progress_bar=False,
                 coalesce_streams=True,
-                kernel_manager_class=_manager(started),
+                kernel_manager_class=_manager(started, env),
                 extra_arguments=['--IPKernelApp.log_level=50'],  # its log is noise in a terminal
                 **options,
             )
@@ -135,14 +141,15 @@ def _unformatted(path: Path) -> str:
     return str(path).replace('{', '{{').replace('}', '}}')
 
 
-def _manager(started: list) -> type:
+def _manager(started: list, env: dict[str, str]) -> type:
     from jupyter_client.manager import AsyncKernelManager
 
     class Manager(AsyncKernelManager):
         async def start_kernel(self, **kwargs):
             # Its own session: a Ctrl-C at the terminal reaches us, and we end the kernel.
-            await super().start_kernel(**kwargs)
+            await super().start_kernel(**{'env': os.environ | env, **kwargs})
             started.append(self.provisioner.process)
+            _kernels.append(self.provisioner.process)
 
     return Manager
 
@@ -154,19 +161,20 @@ def _no_kernel_left(started: list):
         yield
     finally:
         for process in started:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
+            _kill(process)
+            _kernels.remove(process)
             process.wait()
 
 
-@contextmanager
-def _quiet_papermill():
-    logger = logging.getLogger('papermill')
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
+def _kill(process) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def end_kernels() -> None:
+    """Ends every kernel that `execute` has at work, in whichever thread; those calls raise NotebookError."""
+    for process in list(_kernels):
+        _kill(process)
 
 
 def _cause_of_death(started: list) -> str:

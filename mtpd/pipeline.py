@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,8 +11,9 @@ from typing import Any
 
 from .errors import MtpdError
 from .files import read_json, write_json
+from .lanes import Lanes, Marked
 from .notebooks import execute
-from .recipe import ROOT, Recipe, RecipeError, load_recipe, shown
+from .recipe import ROOT, Arm, Recipe, RecipeError, load_recipe, shown
 from .rundir import now, open_run, open_status
 from .train import stage_dir
 
@@ -44,37 +46,44 @@ class Step:
         return f'{self.source.stem}{"_" + own if own else ""}'
 
     @property
+    def short(self) -> str:
+        """For the head of an output line: ``progressive 1``."""
+        return ' '.join(map(str, self.parameters.values())) or self.source.stem
+
+    @property
     def notebook(self) -> str:
         return f'notebooks/{self.title}.ipynb'
 
 
-def steps(recipe: Recipe, run_dir: Path) -> list[Step]:
-    """The steps in order; every arm's stages one after the other."""
+def chains(recipe: Recipe, run_dir: Path) -> list[list[list[Step]]]:
+    """The steps in order: groups of chains, which may run side by side, of steps that need each other."""
 
     def step(name: str, *makes: str, **parameters: Any) -> Step:
         files = tuple(run_dir / item for item in makes)
         return Step(NOTEBOOKS / f'{name}.ipynb', parameters, files)
 
-    trained = [f'detectors/{name}/metrics.json' for name in recipe.detectors]
-    plan = [
-        step('00_environment', 'environment.json'),
-        step('01_data'),
-        step('02_detectors', *trained),
-        step('03_teacher_order', 'order/costs.json', 'order/sequence.json'),
-    ]
-    for arm in recipe.arms.values():
+    def stages(arm: Arm) -> list[Step]:
+        plan = []
         for stage in range(1, len(arm.teachers) + 1):
             folder = stage_dir(recipe, arm, stage, run_dir).relative_to(run_dir)
-            plan.append(
-                step(
-                    '04_distill_stage',
-                    f'{folder}/student.pth',
-                    f'{folder}/metrics.json',
-                    arm=arm.name,
-                    stage=stage,
-                )
-            )
-    return [*plan, step('05_evaluate'), step('06_analysis')]
+            makes = (f'{folder}/student.pth', f'{folder}/metrics.json')
+            plan.append(step('04_distill_stage', *makes, arm=arm.name, stage=stage))
+        return plan
+
+    trained = [f'detectors/{name}/metrics.json' for name in recipe.detectors]
+    order = step('03_teacher_order', 'order/costs.json', 'order/sequence.json')
+    return [
+        [[step('00_environment', 'environment.json')]],
+        [[step('01_data')]],
+        [[step('02_detectors', *trained)]],
+        [[order], *(stages(arm) for arm in recipe.arms.values())],
+        [[step('05_evaluate')], [step('06_analysis')]],
+    ]
+
+
+def steps(recipe: Recipe, run_dir: Path) -> list[Step]:
+    """The steps in order; every arm's stages one after the other."""
+    return [step for group in chains(recipe, run_dir) for chain in group for step in chain]
 
 
 def run_recipe(
@@ -105,22 +114,72 @@ def run_recipe(
     run_dir = recipe.run_dir(work_dir)
     _preflight(recipe)
     open_run(recipe, run_dir, smoke, _smoke(recipe) if smoke else ())
-    plan = steps(recipe, run_dir)
-    status = open_status([(step.title, step.notebook) for step in plan], run_dir)
+    work = _Work(recipe, run_dir, echo, stream)
     began = time.time()
-    for number, (step, entry) in enumerate(zip(plan, status['steps'], strict=True), start=1):
-        if entry['state'] == 'done' and all(path.is_file() for path in step.makes):
-            echo(f'[{number}/{len(plan)}] {step.title}: done before')
-            continue
-        echo(f'[{number}/{len(plan)}] {step.title}')
-        _run(recipe, step, entry, status, run_dir, stream)
-    status |= {'state': 'done', 'ended': now()}
-    write_json(run_dir / 'status.json', status)
-    spent = sum(entry['seconds'] or 0 for entry in status['steps'])
-    info = read_json(run_dir / 'run.json')
-    write_json(run_dir / 'run.json', info | {'seconds': round(spent, 1)})
-    echo(f'all steps done in {(time.time() - began) / 60:.1f} minutes: {run_dir}')
+    try:
+        for group in chains(recipe, run_dir):
+            work.lanes.run(group, work)
+        work.note(work.status, state='done', ended=now())
+    except BaseException:
+        work.note(work.status, state='failed', ended=now())
+        raise
+    finally:
+        info = read_json(run_dir / 'run.json')
+        seconds = round((info['seconds'] or 0) + time.time() - began, 1)
+        write_json(run_dir / 'run.json', info | {'seconds': seconds})
+    echo(f'all steps done in {seconds / 60:.1f} minutes: {run_dir}')
     return run_dir
+
+
+class _Work:
+    """Executes steps' notebooks, from several threads at once, and keeps status.json true."""
+
+    def __init__(self, recipe: Recipe, run_dir: Path, echo: Callable[[str], None], stream: Any):
+        self.recipe, self.run_dir, self.echo, self.stream = recipe, run_dir, echo, stream
+        self.lanes = Lanes(recipe.cfg.runtime.jobs)
+        self.names = [step.title for step in steps(recipe, run_dir)]
+        self.status = open_status(self.names, run_dir)
+        self.lock = threading.Lock()
+
+    def note(self, entry: dict, **values: Any) -> None:
+        with self.lock:
+            entry.update(values)
+            write_json(self.run_dir / 'status.json', self.status)
+
+    def __call__(self, step: Step, env: dict[str, str], mark: str) -> None:
+        number = self.names.index(step.title)
+        entry, place = self.status['steps'][number], f'[{number + 1}/{len(self.names)}]'
+        if entry['state'] == 'done' and all(path.is_file() for path in step.makes):
+            self.echo(f'{place} {step.title}: done before')
+            return
+        self.echo(f'{place} {step.title}')
+        began = time.time()
+        self.note(entry, state='running', started=now(), ended=None, reason=None)
+        try:
+            self._execute(step, env, mark)
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt) or self.lanes.interrupted
+            reason, state = 'interrupted' if stopped else f'{error}', 'failed'
+            raise
+        else:
+            reason, state = None, 'done'
+        finally:
+            seconds = round(time.time() - began, 1)
+            self.note(entry, state=state, ended=now(), seconds=seconds, reason=reason)
+
+    def _execute(self, step: Step, env: dict[str, str], mark: str) -> None:
+        parameters = {
+            'recipe': shown(self.recipe.source),
+            'seed': self.recipe.seed,
+            'cfg_options': options_text(self.recipe),
+            'work_dir': str(self.run_dir),
+        } | step.parameters
+        stream = Marked(self.stream, mark) if mark and self.stream else self.stream
+        out = self.run_dir / step.notebook
+        execute(step.source, out, parameters, ROOT, echo=stream, env=env)
+        missing = [str(path.relative_to(self.run_dir)) for path in step.makes if not path.is_file()]
+        if missing:
+            raise MtpdError(f'{step.source.name} ended without writing {", ".join(missing)}.')
 
 
 def _smoke(recipe: Recipe) -> dict[str, Any]:
@@ -131,45 +190,6 @@ def _smoke(recipe: Recipe) -> dict[str, Any]:
         for key, value in own.items()
         if key in spec
     }
-
-
-def _run(recipe: Recipe, step: Step, entry: dict, status: dict, run_dir: Path, stream: Any) -> None:
-    """Executes a step's notebook and keeps its entry of status.json true."""
-    began = time.time()
-
-    def note(**values: Any) -> None:
-        entry.update(values)
-        write_json(run_dir / 'status.json', status)
-
-    note(state='running', started=now(), ended=None, reason=None)
-    try:
-        execute(
-            step.source,
-            run_dir / step.notebook,
-            _parameters(recipe, step, run_dir),
-            ROOT,
-            echo=stream,
-        )
-        missing = [str(path.relative_to(run_dir)) for path in step.makes if not path.is_file()]
-        if missing:
-            raise MtpdError(f'{step.source.name} ended without writing {", ".join(missing)}.')
-    except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt)
-        status |= {'state': 'failed', 'ended': now()}
-        reason = 'interrupted' if stopped else f'{error}'
-        note(state='failed', ended=now(), seconds=round(time.time() - began, 1), reason=reason)
-        raise
-    note(state='done', ended=now(), seconds=round(time.time() - began, 1))
-
-
-def _parameters(recipe: Recipe, step: Step, run_dir: Path) -> dict[str, Any]:
-    common = {
-        'recipe': shown(recipe.source),
-        'seed': recipe.seed,
-        'cfg_options': options_text(recipe),
-        'work_dir': str(run_dir),
-    }
-    return common | step.parameters
 
 
 def options_text(recipe: Recipe) -> str:

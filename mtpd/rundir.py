@@ -74,14 +74,14 @@ def open_run(recipe: Recipe, run_dir: Path, smoke: bool, hidden: Iterable[str] =
     write_json(run_dir / 'run.json', info)
 
 
-def open_status(steps: list[tuple[str, str]], run_dir: Path) -> dict:
-    """status.json for this start; what an earlier start finished stays done. `steps`: name, notebook."""
+def open_status(steps: list[str], run_dir: Path) -> dict:
+    """status.json for this start; what an earlier start finished stays done."""
     before = {
         entry['name']: entry
         for entry in (read_json(run_dir / 'status.json') or {}).get('steps', [])
     }
     entries = []
-    for name, notebook in steps:
+    for name in steps:
         entry = before.get(name, {})
         if entry.get('state') != 'done':
             entry = {
@@ -91,7 +91,7 @@ def open_status(steps: list[tuple[str, str]], run_dir: Path) -> dict:
                 'ended': None,
                 'seconds': None,
                 'reason': None,
-                'notebook': notebook,
+                'notebook': f'notebooks/{name}.ipynb',
             }
         entries.append(entry)
     status = {

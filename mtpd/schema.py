@@ -68,7 +68,7 @@ RECIPE = {
         'eval_interval': int,
     },
     'evaluation': {'metrics': (list, tuple), 'batch_size': int},
-    'runtime': {'device': str, 'workers': int, 'threads': int},
+    'runtime': {'device': str, 'workers': int, 'threads': int, 'jobs': int},
 }
 OPTIONAL = {
     'paper',
@@ -94,6 +94,7 @@ POSITIVE = (
     ('schedule', 'checkpoint_interval'),
     ('evaluation', 'batch_size'),
     ('image', 'divisor'),
+    ('runtime', 'jobs'),
 )
 
 

@@ -42,3 +42,4 @@ schedule = dict(
     checkpoint_interval=2000,
 )
 evaluation = dict(batch_size=1)
+runtime = dict(workers=2, jobs=1)

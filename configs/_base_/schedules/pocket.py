@@ -12,4 +12,5 @@ schedule = dict(
     checkpoint_interval=200,
     eval_interval=0,  # updates between evaluations during training; 0: at the end only
 )
-runtime = dict(device='auto', workers=1, threads=0)  # threads 0: one per core
+# threads 0: one per core; jobs: arms that train side by side, which share the cores
+runtime = dict(device='auto', workers=1, threads=0, jobs=2)
