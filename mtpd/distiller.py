@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import difflib
 import logging
 from operator import attrgetter
 
@@ -19,7 +18,8 @@ from torch import Tensor, nn
 
 from . import checkpoints
 from .errors import MtpdError
-from .losses import build_distill_loss
+from .inherit import InheritReport, inherit
+from .losses import build_losses
 
 _log = logging.getLogger('mtpd')
 
@@ -62,7 +62,7 @@ class Distiller(BaseDetector):
         init_student: the student takes over the teacher's neck and head; see `inherit_report`.
         teacher_mode: 'eval', or 'train' for the original code's behaviour, where the runner puts
             the teacher into train mode (DropPath acts, batch norm updates its statistics).
-        inherit_allow: patterns of weights that may differ then, see `checkpoints.inherit`.
+        inherit_allow: patterns of weights that may differ then, see `mtpd.inherit`.
         train_cfg, test_cfg: the student's, where its config does not hold them.
 
     Raises:
@@ -86,12 +86,12 @@ class Distiller(BaseDetector):
         super().__init__()
         _check_options(student_checkpoint, teacher_checkpoint, init_student, teacher_mode)
         self.teacher_mode = teacher_mode
-        self.inherit_report: checkpoints.InheritReport | None = None
+        self.inherit_report: InheritReport | None = None
         student, teacher = (ConfigDict(copy.deepcopy(dict(cfg))) for cfg in (student, teacher))
         self.student = build_detector(student, train_cfg, test_cfg)
         # In a tuple, as nn.Module would register a module that is a plain attribute.
         self._teacher = (Teacher(teacher),)
-        self.distill_losses = nn.ModuleDict(_build_losses(distill_cfg, self.student, self.teacher))
+        self.distill_losses = nn.ModuleDict(build_losses(distill_cfg, self.student, self.teacher))
         self._links = [
             (method['name'], item['student_module'], item['teacher_module'])
             for item in distill_cfg
@@ -108,7 +108,7 @@ class Distiller(BaseDetector):
                 self.teacher, state, 'the teacher', teacher_checkpoint, only=('backbone.', 'neck.')
             )
             if init_student:
-                self.inherit_report = checkpoints.inherit(self.student, state, inherit_allow)
+                self.inherit_report = inherit(self.student, state, inherit_allow)
                 _log.info('%s', self.inherit_report)
         self.train()
 
@@ -226,40 +226,6 @@ def _check_options(student_checkpoint, teacher_checkpoint, init_student, teacher
         problems.append(f"teacher_mode must be 'eval' or 'train', it is {teacher_mode!r}")
     if problems:
         raise MtpdError('\n'.join(problems))
-
-
-def _build_losses(distill_cfg: list[dict], student: nn.Module, teacher: nn.Module) -> dict:
-    losses, problems = {}, []
-    for item in distill_cfg:
-        if set(item) != {'student_module', 'teacher_module', 'methods'}:
-            given = ', '.join(item)
-            problems.append(f'an entry has student_module, teacher_module, methods; not: {given}')
-        for who, model in (('student', student), ('teacher', teacher)):
-            path, paths = item.get(f'{who}_module'), [name for name, _ in model.named_modules()][1:]
-            if path not in paths:
-                near = difflib.get_close_matches(str(path), paths) or [
-                    n for n, _ in model.named_children()
-                ]
-                problems.append(f'the {who} has no module {path!r}; near: {", ".join(near)}')
-        for method in item.get('methods', ()):
-            name = str(method.get('name'))
-            if 'loss' not in name or name == 'loss' or '.' in name:
-                problems.append(
-                    f"loss name {name!r}: give one like 'loss_mgd_fpn_0' (mmdet trains only what "
-                    "has 'loss' in its name and calls the sum 'loss'; a dot splits weights' names)"
-                )
-            if name in losses:
-                problems.append(f'loss name {name!r} is given twice: make it unique')
-            losses[name] = None
-            try:
-                losses[name] = build_distill_loss(method)
-            except MtpdError as error:
-                problems.append(f'{name}: {error}')
-    if not losses:
-        problems.append('there is no method in it, so nothing would be distilled')
-    if problems:
-        raise MtpdError('\n  '.join(['distill_cfg:', *problems]))
-    return losses
 
 
 def _feature(features: dict, who: str, path: str) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -15,11 +14,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from . import build, machine, ops
 from .errors import MtpdError
+from .files import sha256
+from .paths import ROOT
 
 if TYPE_CHECKING:
     from .recipe import Recipe
 
-ROOT = Path(__file__).resolve().parents[1]
 MAIN_JOB = 'configs/mini/retinanet_r50__r101_rx101.py'
 VERSIONS = ('torchvision', 'mmdet', 'numpy', 'pycocotools', 'opencv-python-headless', 'papermill')
 MEMORY = (1.5 * machine.GIB, 4 * machine.GIB)  # less: the job fails; may fail
@@ -235,8 +235,3 @@ def stated_sha256(path: Path) -> str | None:
             return metrics['sha256']
     match = re.search(r'-([0-9a-f]{8})\.pth$', path.name)
     return match[1] if match else None
-
-
-def sha256(path: Path) -> str:
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -10,7 +10,7 @@ from pathlib import Path
 from . import __version__
 from .files import write_json
 from .machine import cores, find_torch, gpus
-from .recipe import ROOT
+from .paths import ROOT
 
 PACKAGES = ('torch', 'torchvision', 'mmcv-full', 'mmdet', 'numpy', 'pycocotools', 'scikit-learn')
 

@@ -1,6 +1,8 @@
-"""The one exception a user of the kit should ever see."""
+"""The exceptions that a user of the kit should ever see."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 
 class MtpdError(Exception):
@@ -10,3 +12,18 @@ class MtpdError(Exception):
     """
 
     exit_code = 2
+
+
+class RecipeError(MtpdError):
+    """Everything that is wrong with a recipe, in one message.
+
+    Attributes:
+        problems: one line each.
+    """
+
+    def __init__(self, source: str | Path, problems: list[str]):
+        self.problems = problems
+        count = 'a problem' if len(problems) == 1 else f'{len(problems)} problems'
+        super().__init__(
+            '\n'.join([f'{source} has {count}:', *(f'  - {problem}' for problem in problems)])
+        )

@@ -26,9 +26,10 @@ from pycocotools.cocoeval import COCOeval
 
 from . import checkpoints
 from .data import pipelines
-from .files import write_json
+from .errors import RecipeError
+from .files import sha256, write_json
 from .loop import device_of
-from .recipe import Recipe, RecipeError
+from .recipe import Recipe
 
 # pycocotools' `stats`, in its order.
 NUMBERS = (
@@ -104,7 +105,7 @@ def evaluate(
     numbers |= {
         'num_images': len(data),
         'checkpoint': Path(checkpoint).name,
-        'sha256': checkpoints.sha256(checkpoint),
+        'sha256': sha256(checkpoint),
     }
     if out:
         write_json(Path(out) / 'metrics.json', numbers)

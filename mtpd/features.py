@@ -13,9 +13,10 @@ from mmdet.datasets import build_dataloader
 from torch import Tensor, nn
 
 from .data import pipelines
+from .errors import RecipeError
 from .evaluate import load_detector
 from .loop import device_of
-from .recipe import Recipe, RecipeError
+from .recipe import Recipe
 
 
 def batches(recipe: Recipe, count: int, split: str = 'val') -> Iterator[tuple[Tensor, list[dict]]]:

@@ -1,7 +1,8 @@
-"""JSON and text files of a run directory: written whole or not at all, read with a clear message."""
+"""Files of a run directory: JSON and text written whole or not at all, read with a clear message; checksums."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -73,3 +74,9 @@ def read_log(path: Path) -> list[dict]:
         if isinstance(row, dict) and 'update' in row:
             rows.append(row)
     return rows
+
+
+def sha256(path: str | Path) -> str:
+    """The file's SHA-256 in hexadecimal."""
+    with Path(path).open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()

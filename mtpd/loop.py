@@ -17,9 +17,9 @@ from torch import nn
 
 from . import hooks  # noqa: F401  (registered with mmcv)
 from .data import pipelines
-from .errors import MtpdError
+from .errors import MtpdError, RecipeError
 from .machine import cores
-from .recipe import Recipe, RecipeError
+from .recipe import Recipe
 
 
 def device_of(recipe: Recipe) -> str:

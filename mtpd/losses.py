@@ -1,4 +1,4 @@
-"""Distillation losses between one student feature map and one teacher feature map."""
+"""Distillation losses between one student feature map and one teacher feature map, built from a recipe's settings."""
 
 from __future__ import annotations
 
@@ -124,3 +124,44 @@ class MGD(nn.Module):
         kept = torch.rand((n, 1, h, w), device=feature.device) >= self.mask_ratio
         generated = self.generation(feature * kept.to(feature.dtype))
         return self.alpha / n * (in_full(generated) - in_full(teacher_feature)).pow(2).sum()
+
+
+def build_losses(
+    distill_cfg: list[dict], student: nn.Module, teacher: nn.Module
+) -> dict[str, nn.Module]:
+    """The losses of a `Distiller`'s `distill_cfg` by name.
+
+    Raises:
+        MtpdError: everything wrong with it at once: keys, modules that the models lack, names, settings.
+    """
+    losses, problems = {}, []
+    for item in distill_cfg:
+        if set(item) != {'student_module', 'teacher_module', 'methods'}:
+            given = ', '.join(item)
+            problems.append(f'an entry has student_module, teacher_module, methods; not: {given}')
+        for who, model in (('student', student), ('teacher', teacher)):
+            path, paths = item.get(f'{who}_module'), [name for name, _ in model.named_modules()][1:]
+            if path not in paths:
+                near = difflib.get_close_matches(str(path), paths) or [
+                    n for n, _ in model.named_children()
+                ]
+                problems.append(f'the {who} has no module {path!r}; near: {", ".join(near)}')
+        for method in item.get('methods', ()):
+            name = str(method.get('name'))
+            if 'loss' not in name or name == 'loss' or '.' in name:
+                problems.append(
+                    f"loss name {name!r}: give one like 'loss_mgd_fpn_0' (mmdet trains only what "
+                    "has 'loss' in its name and calls the sum 'loss'; a dot splits weights' names)"
+                )
+            if name in losses:
+                problems.append(f'loss name {name!r} is given twice: make it unique')
+            losses[name] = None
+            try:
+                losses[name] = build_distill_loss(method)
+            except MtpdError as error:
+                problems.append(f'{name}: {error}')
+    if not losses:
+        problems.append('there is no method in it, so nothing would be distilled')
+    if problems:
+        raise MtpdError('\n  '.join(['distill_cfg:', *problems]))
+    return losses

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import MtpdError
+from .errors import MtpdError, RecipeError
 from .files import read_json, write_json
 from .lanes import Lanes, Marked
 from .notebooks import execute
-from .recipe import ROOT, Arm, Recipe, RecipeError, load_recipe, shown
+from .paths import ROOT, shown
+from .recipe import Arm, Recipe, load_recipe
 from .rundir import now, open_run, open_status
 from .train import stage_dir
 

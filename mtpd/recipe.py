@@ -7,7 +7,6 @@ from . import compat  # noqa: F401  (before mmcv)
 # isort: split
 import copy
 import functools
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,26 +15,10 @@ from mmcv import Config, ConfigDict
 
 from . import schema
 from .data import coco, digits
-from .errors import MtpdError
+from .errors import RecipeError
+from .paths import ROOT, resolve, shown
 
 PATHS = ('data.root', '.config', '.checkpoint', '.init')  # keys whose values are paths
-# Of the checkout: configs/, notebooks/ and runs/ lie here.
-ROOT = Path(__file__).resolve().parents[1]
-
-
-class RecipeError(MtpdError):
-    """Everything that is wrong with a recipe, in one message.
-
-    Attributes:
-        problems: one line each.
-    """
-
-    def __init__(self, source: str | Path, problems: list[str]):
-        self.problems = problems
-        count = 'a problem' if len(problems) == 1 else f'{len(problems)} problems'
-        super().__init__(
-            '\n'.join([f'{source} has {count}:', *(f'  - {problem}' for problem in problems)])
-        )
 
 
 @dataclass(frozen=True)
@@ -204,27 +187,6 @@ def _set_classes(node: Any, count: int) -> None:
         node['num_classes'] = count
 
 
-def resolve(path: str, source: Path) -> Path:
-    """A path of a recipe: `mmdet::x.py` in mmdet's packaged configs, else absolute, or relative to the working
-    directory, the recipe's folder or the checkout (the first that exists; else the working directory's).
-
-    Raises:
-        RecipeError: mmdet has no such packaged config.
-    """
-    if str(path).startswith('mmdet::'):
-        import mmdet
-
-        found = Path(mmdet.__file__).parent / '.mim' / 'configs' / str(path).removeprefix('mmdet::')
-        if not found.is_file():
-            raise RecipeError(
-                source,
-                [f'{path}: mmdet has no such config. Its configs lie in {found.parents[1]}.'],
-            )
-        return found
-    places = [Path.cwd(), source.parent, ROOT]
-    return next((place / path for place in places if (place / path).exists()), Path.cwd() / path)
-
-
 def load_recipe(
     path: str | Path | Recipe, overrides: dict | str | None = None, seed: int | None = None
 ) -> Recipe:
@@ -286,9 +248,3 @@ def _settle(cfg: Config, source: Path) -> list[str]:
     if cfg.data.root is not None:
         cfg.data.root = shown(resolve(cfg.data.root, source))
     return found
-
-
-def shown(path: Path) -> str:
-    """A path relative to the checkout where it lies in it, else absolute."""
-    path = Path(os.path.normpath(path))
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

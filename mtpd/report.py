@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from . import plots
+from .conclusion import conclusion
 from .files import read_json, write_json, write_text
-from .runs import Run, conclusion, load_run
+from .runs import Run, load_run
 
 TEMPLATES = Path(__file__).parent / 'templates'
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {}"

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from .errors import MtpdError
 from .files import read_json, write_json, write_text
-from .recipe import Recipe, shown
+from .paths import shown
+from .recipe import Recipe
 
 
 def open_run(recipe: Recipe, run_dir: Path, smoke: bool, hidden: Iterable[str] = ()) -> None:

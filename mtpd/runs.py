@@ -10,23 +10,9 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from .conclusion import DECISIVE_AP, arm_kinds, conclusion
+from .conclusion import arm_kinds
 from .errors import MtpdError
-from .files import read_json, read_log, write_json, write_text
-
-__all__ = [
-    'DECISIVE_AP',
-    'Run',
-    'arm_kinds',
-    'conclusion',
-    'load_run',
-    'points',
-    'read_json',
-    'read_log',
-    'split_loss',
-    'write_json',
-    'write_text',
-]
+from .files import read_json, read_log
 
 # Column name -> key in metrics.json.
 AP_KEYS = {

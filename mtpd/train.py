@@ -13,10 +13,12 @@ from mmdet.models import build_detector
 
 from . import checkpoints
 from .distiller import Distiller
+from .errors import RecipeError
 from .evaluate import describe, evaluate
-from .files import read_json, write_json
+from .files import read_json, sha256, write_json
+from .inherit import warm_start
 from .loop import fit
-from .recipe import Arm, Recipe, RecipeError
+from .recipe import Arm, Recipe
 
 
 def train_detector_run(
@@ -44,7 +46,7 @@ def train_detector_run(
             model = build_detector(ConfigDict(cfg))
             model.init_weights()
             if origin := recipe.init(detector):
-                print(f'{detector}: {checkpoints.warm_start(model, origin)} tensors from {origin}')
+                print(f'{detector}: {warm_start(model, origin)} tensors from {origin}')
             return model
 
         fit(recipe, build, cfg, out, spec.get('updates', default), recipe.seed, spec.get('scenes'))
@@ -202,7 +204,7 @@ def _export(recipe: Recipe, detector: str, source: Path, target: Path, **provena
 def _measured(recipe: Recipe, detector: str, out: Path, checkpoint: Path) -> dict:
     """A detector's metrics and size in `out`, measured unless they are there for this checkpoint."""
     metrics = read_json(out / 'metrics.json')
-    if metrics is None or metrics['sha256'] != checkpoints.sha256(checkpoint):
+    if metrics is None or metrics['sha256'] != sha256(checkpoint):
         wanted = recipe.cfg.evaluation.metrics
         metrics = evaluate(recipe, checkpoint, wanted, detector, out)
     if not (out / 'model.json').is_file():

@@ -16,8 +16,8 @@ threshold: float = 0.3  # least score of a detection that is drawn
 
 # %%
 from mtpd import load_recipe, load_run, plots
+from mtpd.conclusion import conclusion
 from mtpd.data import view
-from mtpd.runs import conclusion
 from mtpd.tables import say, table
 
 plan = load_recipe(recipe, cfg_options, seed)

@@ -14,9 +14,9 @@ images: int = 3  # validation images to show
 
 # %%
 from mtpd import load_recipe, load_run, plots
+from mtpd.conclusion import conclusion
 from mtpd.data import view
 from mtpd.features import feature_rows, stage_checkpoints
-from mtpd.runs import conclusion
 from mtpd.tables import say
 
 plan = load_recipe(recipe, cfg_options, seed)

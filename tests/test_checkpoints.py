@@ -13,6 +13,8 @@ from tiny import detector, retinanet
 
 from mtpd import checkpoints
 from mtpd.errors import MtpdError
+from mtpd.files import sha256
+from mtpd.inherit import inherit
 
 
 class Foreign:
@@ -211,7 +213,7 @@ def test_batch_norm_of_old_files_without_a_counter_loads(tmp_path, student):
 def test_neck_and_head_are_inherited_and_the_backbone_is_not():
     model, teacher = detector(retinanet(), 1), detector(retinanet(depth=34), 2)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    report = checkpoints.inherit(model, teacher.state_dict())
+    report = inherit(model, teacher.state_dict())
     theirs = teacher.state_dict()
     for key, value in model.state_dict().items():
         source = before if key.startswith('backbone.') else theirs
@@ -229,11 +231,11 @@ def test_a_mismatch_is_an_error_and_copies_nothing_unless_it_is_allowed():
     laterals = [f'neck.lateral_convs.{i}.conv.weight' for i in range(3)]
     others = ['bbox_head.more.weight', 'bbox_head.retina_reg.bias']
 
-    text = message(checkpoints.inherit, model, teacher, ['neck.lateral_convs.*'])
+    text = message(inherit, model, teacher, ['neck.lateral_convs.*'])
     assert all(key in text for key in others) and 'lateral' not in text
     assert same(before, model.state_dict())
 
-    report = checkpoints.inherit(model, teacher, ['neck.lateral_convs.*', 'bbox_head.*'])
+    report = inherit(model, teacher, ['neck.lateral_convs.*', 'bbox_head.*'])
     assert set(report.skipped) == {*laterals, *others}
     assert 'student (16, 16, 1, 1), teacher (16, 32, 1, 1)' in report.skipped[laterals[0]]
     after = model.state_dict()
@@ -247,12 +249,12 @@ def test_a_batch_norm_counter_need_not_be_there_to_inherit():
     model = torch.nn.ModuleDict({'neck': torch.nn.BatchNorm2d(2)})
     state = {key: value + 1 for key, value in model.state_dict().items()}
     del state['neck.num_batches_tracked']
-    assert len(checkpoints.inherit(model, state).copied) == 4
+    assert len(inherit(model, state).copied) == 4
     assert model['neck'].weight.tolist() == [2, 2]
 
 
 def test_nothing_to_inherit_is_an_error(student):
-    assert 'nothing agrees' in message(checkpoints.inherit, student, {}, ['*'])
+    assert 'nothing agrees' in message(inherit, student, {}, ['*'])
 
 
 # --- export and writing -------------------------------------------------------------------------
@@ -266,7 +268,7 @@ def test_export_is_a_plain_checkpoint_that_says_where_it_is_from(tmp_path, stude
     meta = written['meta']
     assert meta['CLASSES'] == ('a', 'b', 'c') and meta['config'] == 'x=1'
     assert meta['mmdet_version'] and meta['mmcv_version']
-    origin = {'file': 'latest.pth', 'sha256': checkpoints.sha256(src), 'half': False}
+    origin = {'file': 'latest.pth', 'sha256': sha256(src), 'half': False}
     assert meta['exported_from'] == origin
     assert checkpoints.student_state(written).keys() == student.state_dict().keys()
 
@@ -319,4 +321,4 @@ def test_a_full_disk_is_an_error_with_its_cause(tmp_path, monkeypatch):
 
 def test_sha256_of_a_known_content(tmp_path):
     (tmp_path / 'a').write_bytes(b'abc')
-    assert checkpoints.sha256(tmp_path / 'a').startswith('ba7816bf8f01cfea414140de5dae2223')
+    assert sha256(tmp_path / 'a').startswith('ba7816bf8f01cfea414140de5dae2223')

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from mtpd.cli import main
-from mtpd.recipe import ROOT
+from mtpd.paths import ROOT
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 

@@ -8,7 +8,7 @@ import pytest
 from mtpd import load_recipe, pipeline
 from mtpd.errors import MtpdError
 from mtpd.notebooks import NotebookError, execute
-from mtpd.recipe import ROOT
+from mtpd.paths import ROOT
 from mtpd.rundir import open_run
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'

@@ -2,7 +2,9 @@
 
 import pytest
 
-from mtpd.recipe import ROOT, RecipeError, load_recipe
+from mtpd.errors import RecipeError
+from mtpd.paths import ROOT
+from mtpd.recipe import load_recipe
 from mtpd.schema import parse_overrides
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'

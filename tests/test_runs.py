@@ -11,16 +11,10 @@ import numpy as np
 import pytest
 from fake_run import ARMS, make_run, put
 
+from mtpd.conclusion import arm_kinds, conclusion
 from mtpd.errors import MtpdError
-from mtpd.runs import (
-    arm_kinds,
-    conclusion,
-    load_run,
-    read_json,
-    read_log,
-    split_loss,
-    write_json,
-)
+from mtpd.files import read_json, read_log, write_json
+from mtpd.runs import load_run, split_loss
 
 
 @pytest.fixture(scope='module')

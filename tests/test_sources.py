@@ -7,7 +7,7 @@ import jupytext
 import pytest
 
 from mtpd.parameters import parameters_of
-from mtpd.recipe import ROOT
+from mtpd.paths import ROOT
 
 SOURCES = sorted((ROOT / 'notebooks').glob('*.py'))
 NAMES = [path.stem for path in SOURCES]

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from mtpd import checkpoints, load_recipe
+from mtpd import load_recipe
 from mtpd.evaluate import evaluate
-from mtpd.recipe import ROOT
+from mtpd.files import sha256
+from mtpd.paths import ROOT
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 TEACHERS = sorted(path.parent.name for path in (ROOT / 'configs/mini/teachers').glob('*/model.pth'))
@@ -17,7 +18,7 @@ def test_the_weights_give_the_stated_ap(name, tmp_path):
     recipe = load_recipe(MINI, {'data.scenes.train': 1, 'data.cache': str(tmp_path)})
     folder = ROOT / 'configs/mini/teachers' / name
     stated = json.loads((folder / 'metrics.json').read_text())
-    assert stated['sha256'] == checkpoints.sha256(folder / 'model.pth')
+    assert stated['sha256'] == sha256(folder / 'model.pth')
     found = evaluate(recipe, folder / 'model.pth', detector=name)
     assert stated['num_images'] == found['num_images'] == 300
     # Not bit-equal: other processors add in another order.

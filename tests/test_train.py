@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from mtpd import checkpoints, load_recipe
-from mtpd.errors import MtpdError
+from mtpd.errors import MtpdError, RecipeError
 from mtpd.evaluate import NUMBERS, describe, evaluate
-from mtpd.recipe import RecipeError
+from mtpd.files import sha256
 from mtpd.train import distill_cfg, prepare_detector, train_detector_run, train_stage
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
@@ -178,7 +178,7 @@ def test_metrics_have_the_twelve_numbers_and_classes(recipe, run_dir, progressiv
     assert metrics['bbox_mAP_l'] is None  # no object of the tiny images is that large
     assert set(metrics['per_class']['bbox']) == {'cat', 'dog'}
     assert metrics['num_images'] == 4
-    assert metrics['sha256'] == checkpoints.sha256(progressive['checkpoint'])
+    assert metrics['sha256'] == sha256(progressive['checkpoint'])
 
 
 def test_perfect_detections_score_one(recipe, tmp_path):

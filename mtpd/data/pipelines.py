@@ -10,7 +10,8 @@ import io
 
 from mmdet.datasets import build_dataset
 
-from ..recipe import Recipe, RecipeError
+from ..errors import RecipeError
+from ..recipe import Recipe
 from . import coco
 
 
