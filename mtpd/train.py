@@ -40,6 +40,7 @@ def train_detector_run(
     default = schedule.baseline if detector == 'student' else schedule.teacher
     final = out / 'model.pth'
     if not final.is_file():
+        print(f'training {spec.get("label", detector)}')
         cfg = recipe.model(detector)
 
         def build():

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from .figure import COLOURS, INK, TEXT, Figure, apart, dress, empty, new, signed, style
+from .figure import COLOURS, INK, TEXT, Figure, apart, dress, empty, narrow, new, signed, style
 
 SHADES = ('#f3f3f3', '#dfeaf3')
 
@@ -62,7 +62,7 @@ def _shade(ax: Axes, rows: list[dict], named: bool) -> None:
         end = part[-1]['update']
         ax.axvspan(start, end, color=SHADES[(stage - 1) % 2], linewidth=0, zorder=0)
         if named:
-            teacher = part[0]['teacher']
+            teacher = narrow(part[0]['teacher'])
             ax.text(
                 (start + end) / 2,
                 0.97,

@@ -116,3 +116,8 @@ def signed(value: float) -> str:
     """A difference with its sign: +1.2, −0.4, ±0.0."""
     value = round(value, 1)
     return '±0.0' if value == 0 else f'{"+" if value > 0 else "−"}{abs(value):.1f}'
+
+
+def narrow(label: str) -> str:
+    """A label on several lines, broken after colons and commas."""
+    return label.replace(': ', ':\n').replace(', ', ',\n')

@@ -15,6 +15,7 @@ from .figure import (
     apart,
     dress,
     empty,
+    narrow,
     new,
     signed,
     style,
@@ -60,11 +61,11 @@ def ap_by_arm(rows: list[dict]) -> Figure:
     ax.set_xlim(min(values) - 0.08 * room, max(values) + 0.12 * room)
     lines = [(r['AP'], r['label'], ':') for r in teachers]
     lines += [] if base is None else [(base, 'baseline', '-')]
-    places = apart([line[0] for line in lines], 0.17 * room)
+    places = apart([line[0] for line in lines], 0.16 * room)
     for (ap, label, dash), x in zip(lines, places, strict=True):
         ax.axvline(ap, color=FAINT, linestyle=dash, linewidth=1.3, zorder=1)
         ax.annotate(
-            f'{label}\n{ap:.1f}',
+            f'{narrow(label)}\n{ap:.1f}',
             (ap, 1),
             (x, 1.04),
             xycoords=ax.get_xaxis_transform(),
