@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .errors import MtpdError
-from .files import write_text
+from .executed import drop_markers, record_end
 from .parameters import Parameter, checked, declared, parameters_of, read_notebook
 
 __all__ = ['NotebookError', 'Parameter', 'execute', 'parameters_of']
@@ -123,15 +123,15 @@ def _run(source: Path, out: Path, values: dict, options: dict, env: dict) -> Non
             ) from None
         except PapermillExecutionError as error:
             ename, evalue, index = error.ename, error.evalue, error.cell_index
-            _drop_markers(out)
+            drop_markers(out)
         except DeadKernelError:
             ename, evalue = 'KernelDied', _cause_of_death(started)
-            index = _record_end(out, ename, evalue)
+            index = record_end(out, ename, evalue)
         except CellTimeoutError:
             ename, evalue = 'Timeout', f'the cell took longer than {options["timeout"]} s'
-            index = _record_end(out, ename, evalue)
+            index = record_end(out, ename, evalue)
         except KeyboardInterrupt:
-            _record_end(out, 'Interrupted', 'stopped by the user')
+            record_end(out, 'Interrupted', 'stopped by the user')
             raise
     raise NotebookError(source, out, ename, evalue, index)
 
@@ -184,43 +184,6 @@ def _cause_of_death(started: list) -> str:
     name = signal.Signals(-code).name
     memory = ' (often: out of memory)' if name == 'SIGKILL' else ''
     return f'the Python process of the notebook was ended by signal {name}{memory}'
-
-
-def _record_end(out: Path, ename: str, evalue: str) -> int | None:
-    """Put the end that papermill didn't see into the executed notebook; returns its cell."""
-    import nbformat
-
-    if not out.is_file():
-        return None
-    notebook = read_notebook(out)
-    index = next((i for i, c in enumerate(notebook.cells) if _open(c)), None)
-    if index is not None:
-        error = nbformat.v4.new_output('error', ename=ename, evalue=evalue, traceback=[evalue])
-        notebook.cells[index].outputs.append(error)
-        for cell in notebook.cells[index:]:
-            cell.metadata.get('papermill', {})['status'] = 'pending'
-        notebook.cells[index].metadata.get('papermill', {})['status'] = 'failed'
-    write_text(out, nbformat.writes(notebook))
-    return index
-
-
-def _drop_markers(out: Path) -> None:
-    # papermill puts two red notes into a failed notebook; they shift its cells' numbers.
-    import nbformat
-
-    notebook = read_notebook(out)
-    tag = 'papermill-error-cell-tag'
-    notebook.cells = [c for c in notebook.cells if tag not in c.metadata.get('tags', [])]
-    write_text(out, nbformat.writes(notebook))
-
-
-def _open(cell) -> bool:
-    # A cell interrupted at work has an execution count but no shell reply, hence no end time.
-    if cell.cell_type != 'code' or not cell.source.strip():
-        return False
-    return cell.execution_count is None or 'shell.execute_reply' not in cell.metadata.get(
-        'execution', {}
-    )
 
 
 def _prove(source: Path, out: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault('OMP_NUM_THREADS', '2')  # read by torch when it is imported
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # read by torch when it is imported
 os.environ.setdefault('MPLBACKEND', 'agg')
 
 SHARED_DATA = Path(__file__).parents[1].parent / 'shared' / 'data'

@@ -9,6 +9,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from mtpd.data import digits
+from mtpd.data.scenes import SPLITS, _sources, scene
 from mtpd.errors import MtpdError
 
 
@@ -25,7 +26,7 @@ def test_the_pixels_of_a_seed_are_the_same_on_every_machine():
     total = hashlib.sha256()
     for split in ('train', 'val'):
         for index in range(5):
-            pixels, objects = digits.scene(split, index, size=128, seed=7)
+            pixels, objects = scene(split, index, size=128, seed=7)
             total.update(pixels.tobytes())
             total.update(json.dumps([(o['label'], o['bbox']) for o in objects]).encode())
     # Made with the pinned versions; a change of pixels needs a new digits.VERSION and shipped teachers.
@@ -39,16 +40,14 @@ def test_a_scene_does_not_depend_on_how_many_are_made(tmp_path, made):
 
 
 def test_seeds_and_splits_differ():
-    first = digits.scene('train', 0, seed=0)[0]
-    assert not np.array_equal(first, digits.scene('train', 0, seed=1)[0])
-    assert not np.array_equal(first, digits.scene('val', 0, seed=0)[0])
+    first = scene('train', 0, seed=0)[0]
+    assert not np.array_equal(first, scene('train', 0, seed=1)[0])
+    assert not np.array_equal(first, scene('val', 0, seed=0)[0])
 
 
 def test_train_and_validation_share_neither_digits_nor_photograph_regions():
-    glyphs, regions = digits._sources()
-    seen = {
-        split: {d.tobytes() for group in glyphs[split] for d in group} for split in digits.SPLITS
-    }
+    glyphs, regions = _sources()
+    seen = {split: {d.tobytes() for group in glyphs[split] for d in group} for split in SPLITS}
     assert len(seen['train']) > 1000 and len(seen['val']) > 400
     assert not seen['train'] & seen['val']
     for left, right in zip(regions['train'], regions['val'], strict=True):
@@ -58,7 +57,7 @@ def test_train_and_validation_share_neither_digits_nor_photograph_regions():
 
 
 def test_boxes_are_tight_around_the_visible_mask(made):
-    for split in digits.SPLITS:
+    for split in SPLITS:
         table = load(made, split)
         assert len(table['categories']) == 10
         for item in table['annotations']:
@@ -73,7 +72,7 @@ def test_boxes_are_tight_around_the_visible_mask(made):
 def test_masks_of_a_scene_never_overlap():
     overlaps = cut = border = 0
     for index in range(40):
-        _, objects = digits.scene('train', index)
+        _, objects = scene('train', index)
         stacked = np.sum([o['mask'] for o in objects], axis=0)
         overlaps += int((stacked > 1).sum())
         for o in objects:
@@ -87,7 +86,7 @@ def test_masks_of_a_scene_never_overlap():
 
 
 def test_sizes_reach_all_of_cocos_ranges_where_the_image_is_large_enough():
-    areas = [o['mask'].sum() for i in range(20) for o in digits.scene('train', i, size=512)[1]]
+    areas = [o['mask'].sum() for i in range(20) for o in scene('train', i, size=512)[1]]
     assert min(areas) < 32**2 and max(areas) > 96**2
     assert any(32**2 <= area < 96**2 for area in areas)
 

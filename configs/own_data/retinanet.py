@@ -15,4 +15,4 @@ teachers = dict(
     r101=dict(checkpoint=None, init='../mini/teachers/r101/model.pth', updates=600),
     rx101=dict(checkpoint=None, init='../mini/teachers/rx101/model.pth', updates=800),
 )
-schedule = dict(batch_size=8, baseline=300, arm=400)
+schedule = dict(baseline=300, arm=400)

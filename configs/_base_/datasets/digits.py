@@ -3,7 +3,7 @@ data = dict(
     root=None,
     cache='data',
     splits=dict(train='train', val='val'),
-    scenes=dict(train=4000, val=300, size=128, seed=0),
+    scenes=dict(train=3000, val=300, size=128, seed=0),
 )
 image = dict(
     scale=128,
