@@ -47,7 +47,6 @@ per_class = {
 plots.per_class(
     per_class[control['label']],
     per_class[best['label']],
-    plan.classes,
     (control['label'], best['label']),
 )
 

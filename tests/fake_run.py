@@ -36,7 +36,10 @@ def metrics(ap: float) -> dict:
     f = ap / 100
     numbers = {'bbox_mAP': f, 'bbox_mAP_50': 1.7 * f, 'bbox_mAP_75': 0.9 * f, 'bbox_mAP_s': 0.5 * f}
     numbers |= {'bbox_mAP_m': 1.1 * f, 'bbox_mAP_l': None}
-    return numbers | {'per_class': {'bbox': {'0': f, '1': 0.8 * f, '2': None}}, 'num_images': 200}
+    return numbers | {
+        'per_class': {'bbox': dict(zip(CLASSES, (f, 0.8 * f, None), strict=True))},
+        'num_images': 200,
+    }
 
 
 def log(path: Path, updates: int, distilled: bool, every: int = 20) -> None:

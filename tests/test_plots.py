@@ -37,7 +37,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope='module')
 def figures(run):
     rows = run.results()
-    shares = {'0': 0.1, '1': 0.3, '2': None}, {'0': 0.25, '1': 0.2, '2': 0.4}
+    shares = {'zero': 0.1, 'one': 0.3, 'two': None}, {'zero': 0.25, 'one': 0.2, 'two': 0.4}
     maps = [('student', np.full((4, 6), 1.0)), ('teacher', np.full((4, 6), 3.0))]
     return {
         'loss_curves': plots.loss_curves(run.curves()),
@@ -48,7 +48,7 @@ def figures(run):
         'cost_matrix': plots.cost_matrix(['a', 'b'], [[0, 0.4], [None, 0]]),
         'size_histogram': plots.size_histogram({'train': [100, 1023, 1024, 9216], 'val': [50]}),
         'class_counts': plots.class_counts({'train': [3, 1, 4]}, CLASSES),
-        'per_class': plots.per_class(*shares, CLASSES, ('baseline', 'distilled')),
+        'per_class': plots.per_class(*shares, ('baseline', 'distilled')),
         'scenes': plots.scenes([IMAGE] * 2, *[[OBJECTS[k]] * 2 for k in OBJECTS], CLASSES),
         'detections': plots.detections(IMAGE, OBJECTS, {'ours': FOUND}, CLASSES),
         'feature_maps': plots.feature_maps(maps, IMAGE),
@@ -137,7 +137,7 @@ def test_nothing_there_yet_says_so_instead_of_failing():
         plots.size_histogram([]),
         plots.scenes([], [], []),
         plots.paper_next_to_ours({}, {'baseline': 20.0}),
-        plots.per_class({'0': None}, {'0': 0.2}, CLASSES),
+        plots.per_class({'cat': None}, {'cat': 0.2}),
     ]
     assert all(fig.alt and not fig.axes for fig in empty)
     blank = {'boxes': np.zeros((0, 4)), 'labels': np.zeros(0, int)}

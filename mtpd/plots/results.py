@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from matplotlib.axes import Axes
 
@@ -139,22 +139,20 @@ def _name(ax: Axes, row: dict, cost: float, x: float, y: float) -> None:
 def per_class(
     before: Mapping[str, float | None],
     after: Mapping[str, float | None],
-    classes: Sequence[str],
     labels: tuple[str, str] = ('before', 'after'),
     most: int = 30,
 ) -> Figure:
     """AP of each class before and after, sorted by the change.
 
     Args:
-        before, after: `metrics['per_class']['bbox']`, fractions 0..1 by class index as text.
-        classes: class names.
+        before, after: `metrics['per_class']['bbox']`, fractions 0..1 by class name.
         labels: names of the two.
         most: with more classes than this, those that change most.
     """
     found = [
-        (classes[int(k)], 100 * before[k], 100 * after[k])
-        for k in before
-        if before[k] is not None and after.get(k) is not None
+        (name, 100 * ap, 100 * after[name])
+        for name, ap in before.items()
+        if ap is not None and after.get(name) is not None
     ]
     if not found:
         return empty('No class has an AP in both.')
