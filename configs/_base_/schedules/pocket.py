@@ -3,7 +3,7 @@ seed = 0
 schedule = dict(
     batch_size=8,  # learns more from the same images than 16: results/mini_*/search.json
     baseline=1000,
-    arm=800,  # of every arm, split evenly over its stages
+    arm=600,  # of every arm, split evenly over its stages
     teacher=5000,
     optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
     grad_clip=dict(max_norm=35, norm_type=2),
