@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
-from .figure import INK, TEXT, Figure, empty, new
+from .figure import INK, TEXT, Figure, empty, narrow, new
 
 # One colour a class, in turn; every box is named as well.
 CLASS_COLOURS = ('#E69F00', '#56B4E9', '#009E73', '#F0E442', '#0072B2', '#D55E00', '#CC79A7')
@@ -82,7 +82,7 @@ def detections(
         ax.axis('off')
         _objects(ax, image, objects, classes)
         count = len(objects['boxes'])
-        ax.set_title(f'{name} ({count})', fontsize=TEXT, color=INK)
+        ax.set_title(narrow(f'{name} ({count})'), fontsize=TEXT, color=INK)
         names = ', '.join(_class(c, classes) for c in objects['labels'])
         counts.append(f'{name}: {count} objects' + (f' ({names})' if count else ''))
     fig.alt = f'Objects with a score of at least {threshold:g}. ' + '; '.join(counts) + '.'
@@ -126,7 +126,7 @@ def feature_maps(
             ax = axes[r][c + first]
             shown = ax.imshow(array, cmap='viridis', vmin=low, vmax=high, interpolation='nearest')
             if r == 0 or title != rows[0][c][0]:
-                ax.set_title(title, fontsize=TEXT - 0.5, color=INK)
+                ax.set_title(narrow(title), fontsize=TEXT - 0.5, color=INK)
         if r < len(row_titles):
             axes[r][0].set_ylabel(row_titles[r], fontsize=TEXT - 0.5, color=INK)
     bar = fig.colorbar(shown, ax=axes, shrink=0.8, pad=0.01)
