@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import threading
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.message import Message
 from hashlib import md5
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+from socketserver import ThreadingTCPServer
 
 
 @dataclass
@@ -65,13 +66,14 @@ def serve():
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            _respond(site, self)
+            with suppress(ConnectionError):  # the client may have read enough
+                _respond(site, self)
 
         def log_message(self, *_):
             pass
 
-    server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-    site.url = f'http://127.0.0.1:{server.server_port}'
+    server = ThreadingTCPServer(('127.0.0.1', 0), Handler)  # HTTPServer would ask DNS for its name
+    site.url = f'http://127.0.0.1:{server.server_address[1]}'
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield site
