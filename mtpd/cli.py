@@ -11,6 +11,8 @@ from . import __version__
 from .errors import MtpdError
 from .schema import parse_overrides
 
+SPLIT = click.Choice(['train', 'val'])
+
 
 class Main(click.Group):
     """Prints a user's mistake as one message (exit code 2) instead of a traceback."""
@@ -148,7 +150,7 @@ def report(run_dir: Path) -> None:
 
 @main.group()
 def data() -> None:
-    """Make datasets."""
+    """Make or fetch datasets."""
 
 
 @data.command()
@@ -168,6 +170,30 @@ def digits(root: Path, train: int, val: int, size: int, seed: int) -> None:
             f'{folder}: files of {", ".join(broken)} have changed. Remove the folder and make it again.'
         )
     click.echo(f'{folder}: {train} + {val} scenes of {size} x {size} pixels, checksums right')
+
+
+@data.command()
+@click.option('--root', default='data/coco', show_default=True, type=click.Path(path_type=Path))
+@click.option(
+    '--split',
+    'splits',
+    multiple=True,
+    type=SPLIT,
+    help='One or both: --split train val. Default: both.',
+)
+@click.argument('more', nargs=-1, type=SPLIT, metavar='')  # `--split train val`
+@click.option('--server', envvar='MTPD_COCO_SERVER', help='A mirror with the same archives.')
+@click.option('--remove-zips', is_flag=True, help='Remove the archives once all is checked.')
+def coco(root: Path, splits, more, server: str | None, remove_zips: bool) -> None:
+    """Fetch COCO 2017 (20 GB, 40 GB with what it unpacks to) into ROOT, or check what is there.
+
+    Goes on where it was interrupted. Sizes and SHA-256 of the archives are compared with those that TensorFlow
+    Datasets recorded, as COCO publishes none. Terms of use: https://cocodataset.org/#termsofuse
+    """
+    from .data.coco_download import SERVER, download
+
+    splits = (*splits, *more) or ('train', 'val')
+    download(root, splits, server or SERVER, remove_zips, click.echo)
 
 
 @main.command()

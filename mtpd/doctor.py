@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from . import build, machine, ops
 from .errors import MtpdError
-from .files import sha256
+from .files import sha256, sha256_in_name
 from .paths import ROOT
 
 if TYPE_CHECKING:
@@ -210,12 +210,17 @@ def dataset(loaded: Recipe) -> Check:
 
 
 def checkpoints(loaded: Recipe) -> Iterator[Check]:
-    """The checkpoints that the recipe names: there, and with the sha256 that is stated for them."""
+    """The checkpoints that the recipe names: there or to be fetched, with the sha256 that is stated for them."""
+    from .data.download import fits
+
     missing = loaded.checkpoint_problems()
     if missing:
         yield Check('checkpoints', 'fail', f'{len(missing)} missing', ' '.join(missing))
     for name in loaded.detectors:
-        path = loaded.checkpoint(name)
+        path, url = loaded.checkpoint(name), loaded.url(name)
+        if url and not fits(path, sha256_in_name(path.name)):
+            yield Check(f'weights {name}', 'ok', f'will be fetched from {url} to {path.parent}')
+            continue
         if path is None or not path.is_file():
             continue
         stated, actual = stated_sha256(path), sha256(path)
@@ -233,5 +238,4 @@ def stated_sha256(path: Path) -> str | None:
         metrics = json.loads(beside.read_text())
         if metrics.get('checkpoint') == path.name and metrics.get('sha256'):
             return metrics['sha256']
-    match = re.search(r'-([0-9a-f]{8})\.pth$', path.name)
-    return match[1] if match else None
+    return sha256_in_name(path.name)

@@ -6,6 +6,8 @@ import hashlib
 import json
 import math
 import os
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +82,19 @@ def sha256(path: str | Path) -> str:
     """The file's SHA-256 in hexadecimal."""
     with Path(path).open('rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def sha256_in_name(name: str) -> str | None:
+    """The start of its SHA-256 that mmdet puts into a checkpoint's name, such as ``retinanet-7ee888e0.pth``."""
+    match = re.search(r'-([0-9a-f]{8})\.pth$', name)
+    return match[1] if match else None
+
+
+def room(folder: Path, needed: int, what: str) -> None:
+    """Raises MtpdError where the folder's disk has fewer than `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise MtpdError(
+            f'{what} takes {needed / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free: '
+            'free some, or choose a folder on another disk.'
+        )

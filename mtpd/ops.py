@@ -23,6 +23,7 @@ from . import build, machine
 from .build import Target
 from .errors import MtpdError
 from .files import read_json, write_json
+from .paths import cache_dir
 
 
 def install(cuda_arch: str | None = None, rebuild: bool = False, echo: Callable = print) -> dict:
@@ -92,13 +93,6 @@ def choose_target(torch: machine.Torch, cuda_arch: str | None = None) -> Target:
     if cuda_arch:
         raise MtpdError(f'CUDA ops for {cuda_arch} cannot be built: {missing}.')
     return Target(missing)
-
-
-def cache_dir() -> Path:
-    """MTPD_CACHE, or `mtpd` in the user's cache folder: outside the checkout, shared by checkouts."""
-    if place := os.environ.get('MTPD_CACHE'):
-        return Path(place).expanduser().absolute()
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mtpd'
 
 
 def key(torch: machine.Torch, target: Target) -> str:

@@ -1,14 +1,39 @@
-"""Where things are: the checkout, and the paths that recipes name."""
+"""Where things are: the checkout, the cache, and the paths that recipes name."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 from .errors import RecipeError
+from .files import sha256_in_name
 
 # Of the checkout: configs/, notebooks/ and runs/ lie here.
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def cache_dir() -> Path:
+    """MTPD_CACHE, or `mtpd` in the user's cache folder: outside the checkout, shared by checkouts."""
+    if place := os.environ.get('MTPD_CACHE'):
+        return Path(place).expanduser().absolute()
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mtpd'
+
+
+def is_url(path: str) -> bool:
+    return path.startswith(('http://', 'https://'))
+
+
+def cached(url: str) -> Path:
+    """Where the checkpoint of a URL is kept, whether it is there or not: in the cache, shared by runs.
+
+    A name with a checksum is its own; another gets the URL's in front, so that two `student.pth` keep apart.
+    """
+    name = PurePosixPath(urlsplit(url).path).name
+    if not sha256_in_name(name):
+        name = f'{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}'
+    return cache_dir() / 'checkpoints' / name
 
 
 def resolve(path: str, source: Path) -> Path:

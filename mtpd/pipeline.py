@@ -202,3 +202,6 @@ def _preflight(recipe: Recipe) -> None:
     problems = recipe.data_problems() + recipe.checkpoint_problems()
     if problems:
         raise RecipeError(recipe.source, problems)
+    for name in recipe.detectors:  # now, rather than after hours of training
+        for key in ('checkpoint', 'init'):
+            recipe.fetch(name, key)

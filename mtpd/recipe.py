@@ -14,9 +14,10 @@ from typing import Any
 from mmcv import Config, ConfigDict
 
 from . import schema
-from .data import coco, digits
+from .data import coco, digits, download
 from .errors import RecipeError
-from .paths import ROOT, resolve, shown
+from .files import sha256_in_name
+from .paths import ROOT, cached, is_url, resolve, shown
 
 PATHS = ('data.root', '.config', '.checkpoint', '.init')  # keys whose values are paths
 
@@ -147,23 +148,42 @@ class Recipe:
         _set_classes(model, len(self.classes))
         return model
 
-    def checkpoint(self, name: str) -> Path | None:
-        """The checkpoint that the recipe names for a detector; None where the kit trains it."""
-        path = self.detectors[name].get('checkpoint')
-        return resolve(path, self.source) if path else None
+    def checkpoint(self, name: str, key: str = 'checkpoint') -> Path | None:
+        """The checkpoint that the recipe names for a detector; None where the kit trains it.
 
-    def init(self, name: str) -> Path | None:
-        """The checkpoint whose weights a detector's training begins with, where they fit."""
-        path = self.detectors[name].get('init')
-        return resolve(path, self.source) if path else None
+        That of a URL lies in the cache, once `fetch` has been there.
+
+        Args:
+            key: 'checkpoint', or 'init' for the weights with which the detector's training begins.
+        """
+        path = self.detectors[name].get(key)
+        if not path:
+            return None
+        return cached(path) if is_url(path) else resolve(path, self.source)
+
+    def url(self, name: str, key: str = 'checkpoint') -> str | None:
+        """Where the checkpoint is fetched from; None where it is a local file, or none is named."""
+        path = self.detectors[name].get(key)
+        return path if path and is_url(path) else None
+
+    def fetch(self, name: str, key: str = 'checkpoint') -> Path | None:
+        """As `checkpoint`, and that of a URL is fetched unless it is in the cache.
+
+        Raises:
+            MtpdError: it can't be had, or its SHA-256 does not begin as its name ends (``x-7ee888e0.pth``).
+        """
+        path = self.checkpoint(name, key)
+        if url := self.url(name, key):
+            download.fetch(url, path, sha256_in_name(path.name))
+        return path
 
     def checkpoint_problems(self) -> list[str]:
-        """Checkpoints that are named and missing."""
+        """Checkpoints that are named and missing, and can't be fetched."""
         paths = {name: self.checkpoint(name) for name in self.detectors}
         return [
             f'checkpoint of {name}: {path} is missing. Fetch it, or train it: --cfg-options {_key(name)}.checkpoint=None'
             for name, path in paths.items()
-            if path and not path.is_file()
+            if path and not path.is_file() and not self.url(name)
         ]
 
     @property
@@ -239,7 +259,7 @@ def _settle(cfg: Config, source: Path) -> list[str]:
     places = {'student': cfg.student} | {f'teachers.{k}': v for k, v in cfg.teachers.items()}
     for name, spec in places.items():
         for key in ('config', 'checkpoint', 'init'):
-            if spec.get(key):
+            if spec.get(key) and (key == 'config' or not is_url(spec[key])):
                 path = resolve(spec[key], source)
                 if key == 'config' and not path.is_file():
                     found.append(f'{name}.config: {path} is missing.')

@@ -46,7 +46,7 @@ def train_detector_run(
         def build():
             model = build_detector(ConfigDict(cfg))
             model.init_weights()
-            if origin := recipe.init(detector):
+            if origin := recipe.fetch(detector, 'init'):
                 print(f'{detector}: {warm_start(model, origin)} tensors from {origin}')
             return model
 
@@ -117,12 +117,13 @@ def prepare_detector(recipe: Recipe, name: str, work_dir: str | Path | None = No
 
 
 def detector_checkpoint(recipe: Recipe, name: str, work_dir: str | Path | None = None) -> Path:
-    """The checkpoint of a detector: the recipe's, or the one trained in this run (now, if need be).
+    """The checkpoint of a detector: the recipe's (fetched now, if need be), or the one trained in this run (likewise).
 
     Raises:
         RecipeError: the recipe's checkpoint is missing.
+        MtpdError: it can't be fetched.
     """
-    if named := recipe.checkpoint(name):
+    if named := recipe.fetch(name):
         if not named.is_file():
             raise RecipeError(recipe.source, recipe.checkpoint_problems())
         return named

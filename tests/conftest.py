@@ -80,3 +80,14 @@ def tiny_coco():
         return root
 
     return write
+
+
+@pytest.fixture
+def site(monkeypatch):
+    """A web server on localhost (tests/web.py); no proxy comes between."""
+    from web import serve
+
+    for name in ('no_proxy', 'NO_PROXY'):
+        monkeypatch.setenv(name, '127.0.0.1')
+    with serve() as running:
+        yield running

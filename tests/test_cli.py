@@ -82,6 +82,13 @@ def test_missing_teachers_are_all_named(tmp_path):
     assert 'teachers.rx101.checkpoint=None' in text
 
 
+def test_a_teacher_that_cannot_be_fetched_is_named_before_anything_is_written(tmp_path, site):
+    options = f'teachers.r101.checkpoint={site.url}/r101.pth'
+    text = refused('run', MINI, '--work-dir', tmp_path / 'run', '--cfg-options', options)
+    assert 'answers 404' in text and f'{site.url}/r101.pth' in text
+    assert not (tmp_path / 'run').exists()
+
+
 def test_a_work_dir_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / 'file').write_text('')
     options = 'teachers.r101.checkpoint=None teachers.rx101.checkpoint=None'

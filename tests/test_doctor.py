@@ -142,10 +142,14 @@ class Loaded(SimpleNamespace):
     def checkpoint(self, name):
         return self.path if name == 'r101' else None
 
+    def url(self, name):
+        return self.address if name == 'r101' else None
 
-def loaded(path: Path | None = None, data=(), checkpoints=()) -> Loaded:
+
+def loaded(path: Path | None = None, data=(), checkpoints=(), address=None) -> Loaded:
     cfg = SimpleNamespace(data=SimpleNamespace(root=None))
-    return Loaded(path=path, wrong_data=list(data), wrong_checkpoints=list(checkpoints), cfg=cfg)
+    wrong = {'wrong_data': list(data), 'wrong_checkpoints': list(checkpoints)}
+    return Loaded(path=path, address=address, cfg=cfg, **wrong)
 
 
 def test_every_data_problem_is_shown():
@@ -175,3 +179,18 @@ def test_checkpoint_is_compared_with_its_stated_sum(tmp_path, named):
     (one,) = doctor.checkpoints(loaded(path))
     assert one.state == 'fail'
     assert total[:8] in one.fix
+
+
+def test_checkpoint_of_a_url_is_to_be_fetched_or_cached(tmp_path):
+    total = hashlib.sha256(b'weights').hexdigest()
+    path = tmp_path / f'retinanet-{total[:8]}.pth'
+    recipe = loaded(path, address=f'https://example.org/{path.name}')
+    for content in (None, b'of another sum'):
+        if content:
+            path.write_bytes(content)
+        (one,) = doctor.checkpoints(recipe)
+        assert one.state == 'ok'
+        assert f'will be fetched from https://example.org/{path.name}' in one.found
+    path.write_bytes(b'weights')
+    (one,) = doctor.checkpoints(recipe)
+    assert one.state == 'ok' and f'sha256 {total[:8]}' in one.found

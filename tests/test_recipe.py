@@ -1,11 +1,17 @@
 """Recipes: every shipped one loads; whatever is wrong is said at once, with the nearest right name."""
 
-import pytest
+import hashlib
+from importlib import resources
 
-from mtpd.errors import RecipeError
+import pytest
+import yaml
+
+from mtpd.errors import MtpdError, RecipeError
+from mtpd.files import sha256_in_name
 from mtpd.paths import ROOT
 from mtpd.recipe import load_recipe
 from mtpd.schema import parse_overrides
+from mtpd.train import detector_checkpoint
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 RECIPES = sorted(
@@ -125,6 +131,60 @@ def test_missing_checkpoints_are_listed_with_the_way_to_train_them():
     problems = recipe.checkpoint_problems()
     assert len(problems) == 2
     assert 'a.pth is missing' in problems[0] and 'teachers.r101.checkpoint=None' in problems[0]
+
+
+@pytest.fixture
+def remote(site, tmp_path, monkeypatch):
+    """MINI with a teacher from a server: its URL's path, which ends in the start of its sha256, and the overrides."""
+    monkeypatch.setenv('MTPD_CACHE', str(tmp_path / 'cache'))
+    path = f'/zoo/r101-{hashlib.sha256(b"weights").hexdigest()[:8]}.pth'
+    site.files[path] = b'weights'
+    return path, {'teachers.r101.checkpoint': f'{site.url}{path}'}
+
+
+def test_a_checkpoint_of_a_url_is_fetched_when_it_is_used_and_shared(remote, site, tmp_path):
+    path, overrides = remote
+    recipe = load_recipe(MINI, overrides)
+    assert recipe.overrides == overrides and recipe.checkpoint_problems() == []
+    assert recipe.checkpoint('r101') == tmp_path / 'cache' / 'checkpoints' / path.split('/')[-1]
+    assert site.asked == []
+    assert detector_checkpoint(recipe, 'r101').read_bytes() == b'weights'
+    again = load_recipe(MINI, overrides | {'seed': 1})
+    assert detector_checkpoint(again, 'r101') == recipe.checkpoint('r101')
+    assert len(site.asked) == 1
+
+
+def test_a_checkpoint_of_another_sum_than_its_name_is_refused(remote, site):
+    path, overrides = remote
+    site.files[path] = b'other weights'
+    recipe = load_recipe(MINI, overrides)
+    with pytest.raises(MtpdError, match=sha256_in_name(path)):
+        recipe.fetch('r101')
+    assert not recipe.checkpoint('r101').exists()
+
+
+def test_files_of_one_name_from_two_places_keep_apart(site, tmp_path, monkeypatch):
+    monkeypatch.setenv('MTPD_CACHE', str(tmp_path))
+    for place in ('a', 'b'):
+        site.files[f'/{place}/student.pth'] = place.encode()
+    urls = {
+        f'teachers.{t}.init': f'{site.url}/{p}/student.pth'
+        for t, p in (('r101', 'a'), ('rx101', 'b'))
+    }
+    recipe = load_recipe(MINI, urls)
+    assert recipe.fetch('r101', 'init').read_bytes() == b'a'
+    assert recipe.fetch('rx101', 'init').read_bytes() == b'b'
+
+
+def test_urls_of_shipped_recipes_are_the_model_zoos():
+    zoo = resources.files('mmdet') / '.mim' / 'configs'
+    for path in RECIPES:
+        recipe = load_recipe(path)
+        for name, spec in recipe.detectors.items():
+            if url := recipe.url(name):
+                folder = spec.config.removeprefix('mmdet::').split('/')[0]
+                models = yaml.safe_load((zoo / folder / 'metafile.yml').read_text())['Models']
+                assert url in [model.get('Weights') for model in models]
 
 
 def test_heads_follow_from_the_annotation_file(tmp_path, tiny_coco):

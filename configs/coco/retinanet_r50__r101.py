@@ -1,6 +1,6 @@
 # RetinaNet R50 distilled from RetinaNet R101 at full size, with mmdet's own configs, on COCO.
 #
-# Prerequisites: COCO 2017 in data/coco; the teacher's checkpoint from mmdet's model zoo in checkpoints/.
+# Prerequisites: COCO 2017 in data/coco (mtpd data coco). The teacher is fetched from mmdet's model zoo.
 # Launch: mtpd run configs/coco/retinanet_r50__r101.py
 # One stage with MGD, the student inheriting the teacher's neck and head. Images are resized to 1333 x 800 at most.
 _base_ = [
@@ -17,7 +17,7 @@ teachers = dict(
     r101=dict(
         label='RetinaNet R101',
         config='mmdet::retinanet/retinanet_r101_fpn_1x_coco.py',
-        checkpoint='checkpoints/retinanet_r101_fpn_mstrain_3x_coco_20210720_214650-7ee888e0.pth',
+        checkpoint='https://download.openmmlab.com/mmdetection/v2.0/retinanet/retinanet_r101_fpn_mstrain_3x_coco/retinanet_r101_fpn_mstrain_3x_coco_20210720_214650-7ee888e0.pth',
     ),
 )
 arms = dict(

@@ -1,0 +1,107 @@
+"""Files from the web: gone on with where a connection broke off, checked, written whole or not at all."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from filelock import FileLock
+from requests import RequestException
+
+from .. import files
+from ..errors import MtpdError
+from .transfer import Part, transfer
+
+WAITS = (1, 4, 10)  # seconds before each attempt that follows one without progress
+
+
+def fetch(
+    url: str,
+    target: str | Path,
+    sha256: str | None = None,
+    size: int | None = None,
+    waits: tuple[float, ...] | None = None,
+) -> Path:
+    """Fetches a file unless it is there.
+
+    What arrives goes to ``<target>.part``, which an interrupted fetch leaves and the next one goes on with; the
+    whole, checked file gets the target's name. Processes that want the same file take turns.
+
+    Args:
+        url: http or https; proxies of the environment are used.
+        target: the file to be; its folder is made.
+        sha256: the file's SHA-256 in hexadecimal, or the start of it.
+        size: the file's length in bytes.
+        waits: seconds before each attempt that follows one without progress (default: ``WAITS``); after that
+            many it gives up.
+
+    Returns:
+        The target.
+
+    Raises:
+        MtpdError: it can't be had, is another file, or can't be written. What was in the target's place stays.
+    """
+    target = Path(target)
+    if fits(target, sha256, size):
+        return target
+    part = Part(url, target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(f'.{target.name}.lock')):
+            if not fits(target, sha256, size):  # else another process was first
+                _complete(part, size, WAITS if waits is None else waits)
+                _check(part, sha256, size)
+                part.path.replace(target)
+                part.remove()
+    except OSError as error:
+        raise MtpdError(
+            f'{target} cannot be written ({error.strerror or error}): check permissions and free space, '
+            'or choose another folder.'
+        ) from error
+    return target
+
+
+def fits(path: Path, sha256: str | None = None, size: int | None = None) -> bool:
+    """Whether the file is there and, as far as that is known, the one that is meant."""
+    if not path.is_file() or size not in (None, path.stat().st_size):
+        return False
+    return sha256 is None or files.sha256(path).startswith(sha256)
+
+
+def _complete(part: Part, size: int | None, waits: tuple[float, ...]) -> None:
+    """Requests until the part is whole, as long as they make progress, and ``len(waits)`` more."""
+    most, idle = part.size, 0
+    while True:
+        try:
+            return transfer(part, size)
+        except ValueError as error:  # which requests raises for what is no URL
+            raise MtpdError(f'{part.url} is no http or https address ({error}).') from None
+        except RequestException as error:
+            reason = error.args[0] if error.args else type(error).__name__
+            idle = 0 if part.size > most else idle + 1
+            most = max(most, part.size)
+            if idle > len(waits):
+                raise MtpdError(
+                    f'{part.url} cannot be fetched: {idle} attempts in a row brought nothing new ({reason}). '
+                    f'Check the network and its proxy, then repeat; what came is in {part.path}. '
+                    f'Or fetch the file elsewhere and put it to {part.target}.'
+                ) from error
+            wait = waits[max(idle - 1, 0)] if waits else 0
+            print(f'{part.target.name}: {reason}; again in {wait:g} s', file=sys.stderr)
+            time.sleep(wait)
+
+
+def _check(part: Part, sha256: str | None, size: int | None) -> None:
+    """Raises MtpdError, and removes the part, where it is not the file that is meant."""
+    if fits(part.path, sha256, size):
+        return
+    if size not in (None, part.size):
+        wrong = f'{part.size} bytes came, {size} are expected'
+    else:
+        wrong = f'its sha256 begins {files.sha256(part.path)[: len(sha256)]}, {sha256} is expected'
+    part.remove()
+    raise MtpdError(
+        f'{part.url} is not the file that is meant: {wrong}. '
+        'It was damaged on its way or replaced on the server: try again, or give another source.'
+    )
