@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from .checkpoints import load, student_state
@@ -35,18 +37,23 @@ def warm_start(model: nn.Module, path: str | Path) -> int:
 
 @dataclass
 class InheritReport:
-    """What a student took from its teacher: keys copied, and keys skipped with the reason."""
+    """What a student took from its teacher: keys copied, which of them adapted and how, keys skipped and why."""
 
     copied: list[str] = field(default_factory=list)
+    adapted: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"copied {len(self.copied)} of the teacher's weights, left {len(self.skipped)}"]
-        return '\n'.join(lines + [f'  {key}: {why}' for key, why in self.skipped.items()])
+        notes = {**self.adapted, **self.skipped}
+        return '\n'.join(lines + [f'  {key}: {why}' for key, why in notes.items()])
 
 
 def inherit(student: nn.Module, teacher_state: dict, allow: Iterable[str] = ()) -> InheritReport:
     """Copies the teacher's neck and head (all outside `backbone.`) into the student.
+
+    Of a cascade, a student with one stage takes the first; box regression for all classes at once
+    (4 outputs) is repeated for each class where the student has its own for each.
 
     Args:
         student: a plain detector.
@@ -59,7 +66,8 @@ def inherit(student: nn.Module, teacher_state: dict, allow: Iterable[str] = ()) 
     """
     own = {k: v for k, v in student.state_dict().items() if not k.startswith('backbone.')}
     theirs = {k: v for k, v in teacher_state.items() if not k.startswith('backbone.')}
-    report = InheritReport(copied=[key for key in own if key in theirs])
+    theirs, report = _first_stage(theirs, own)
+    report.copied = [key for key in own if key in theirs]
     for key in {**own, **theirs}:
         if key not in own:
             report.skipped[key] = 'the student has no such weight'
@@ -78,3 +86,24 @@ def inherit(student: nn.Module, teacher_state: dict, allow: Iterable[str] = ()) 
     for key in report.copied:
         own[key].copy_(theirs[key])
     return report
+
+
+def _first_stage(theirs: dict, own: dict) -> tuple[dict, InheritReport]:
+    """The teacher's weights under the names, and in the shapes, of a student without a cascade."""
+    found, report = {}, InheritReport()
+    for key, value in theirs.items():
+        stage = re.fullmatch(r'(roi_head\.\w+_head\.)(\d+)\.(.+)', key)
+        single = stage[1] + stage[3] if stage else key
+        if key in own or not stage or not any(name.startswith(stage[1]) for name in own):
+            found[key] = value
+            continue
+        if stage[2] != '0':
+            continue  # the later stages have no counterpart
+        report.adapted[single] = f'from {key}, the first stage of a cascade'
+        mine = own.get(single, value)
+        if '.fc_reg.' in single and value.shape[0] == 4 < mine.shape[0]:
+            times = mine.shape[0] // 4
+            value = torch.cat([value] * times)
+            report.adapted[single] += f', repeated for {times} classes'
+        found[single] = value
+    return found, report

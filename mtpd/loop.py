@@ -114,9 +114,9 @@ def mmdet_cfg(
                 samples_per_gpu=recipe.cfg.evaluation.batch_size, workers_per_gpu=0
             ),
         ),
-        optimizer=schedule.optimizer,
+        optimizer=_for_batch(schedule),
         optimizer_config=dict(grad_clip=schedule.grad_clip),
-        lr_config=schedule.lr,
+        lr_config=_in_updates(schedule.lr, updates),
         runner=dict(type='IterBasedRunner', max_iters=updates),
         checkpoint_config=None,
         log_config=dict(
@@ -140,3 +140,21 @@ def mmdet_cfg(
         seed=seed,
     )
     return Config(settings)
+
+
+def _in_updates(lr: dict, updates: int) -> dict:
+    """The learning rate's policy; a `step` between 0 and 1 is a share of the training's updates."""
+    if 'step' not in lr:
+        return lr
+    steps = lr['step'] if isinstance(lr['step'], (list, tuple)) else [lr['step']]
+    return {**lr, 'step': [round(s * updates) if 0 < s < 1 else s for s in steps]}
+
+
+def _for_batch(schedule: dict) -> dict:
+    """The optimizer; where `lr_batch_size` says which batch its learning rate is for, scaled linearly to ours."""
+    meant = schedule.get('lr_batch_size')
+    if meant in (None, schedule.batch_size):
+        return schedule.optimizer
+    lr = schedule.optimizer.lr * schedule.batch_size / meant
+    print(f'learning rate {lr:g}: {schedule.optimizer.lr:g} is for {meant} images an update')
+    return {**schedule.optimizer, 'lr': lr}

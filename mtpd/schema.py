@@ -57,6 +57,7 @@ RECIPE = {
     },
     'schedule': {
         'batch_size': int,
+        'lr_batch_size': (int, NONE),
         'baseline': int,
         'arm': int,
         'teacher': int,
@@ -80,6 +81,7 @@ OPTIONAL = {
     'init',
     'updates',
     'scenes',
+    'lr_batch_size',
 }
 CHOICES = {
     'distill.start': ('baseline', 'inherit', 'random'),

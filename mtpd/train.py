@@ -89,6 +89,7 @@ def train_stage(
                 'seconds': round(time.time() - began, 1),
                 'start': origin,
                 'copied': len(report.copied) if report else 0,
+                'adapted': report.adapted if report else {},
                 'skipped': report.skipped if report else {},
             },
         )

@@ -253,6 +253,50 @@ def test_a_batch_norm_counter_need_not_be_there_to_inherit():
     assert model['neck'].weight.tolist() == [2, 2]
 
 
+class Roi(torch.nn.Module):
+    """The names of a two-stage detector's box head, one or `stages` of them."""
+
+    def __init__(self, classes: int, outputs: int, stages: int = 0):
+        super().__init__()
+        head = [
+            torch.nn.ModuleDict(
+                {'fc_cls': torch.nn.Linear(2, classes + 1), 'fc_reg': torch.nn.Linear(2, outputs)}
+            )
+            for _ in range(stages or 1)
+        ]
+        self.roi_head = torch.nn.Module()
+        self.roi_head.bbox_head = torch.nn.ModuleList(head) if stages else head[0]
+
+
+@pytest.mark.parametrize('classes', [3, 80])
+def test_of_a_cascade_the_first_stage_is_inherited(classes):
+    student, teacher = Roi(classes, 4 * classes), Roi(classes, 4, stages=3)
+    report = inherit(student, teacher.state_dict())
+    first, mine = teacher.roi_head.bbox_head[0], student.roi_head.bbox_head
+    assert torch.equal(mine['fc_cls'].weight, first['fc_cls'].weight)
+    for k in range(classes):  # the four outputs of class k
+        rows = slice(4 * k, 4 * k + 4)
+        assert torch.equal(mine['fc_reg'].weight[rows], first['fc_reg'].weight)
+        assert torch.equal(mine['fc_reg'].bias[rows], first['fc_reg'].bias)
+    assert len(report.copied) == len(report.adapted) == 4 and not report.skipped
+    assert f'repeated for {classes} classes' in report.adapted['roi_head.bbox_head.fc_reg.bias']
+
+
+def test_a_class_agnostic_student_and_a_cascade_student_take_a_cascade_as_it_is():
+    teacher = Roi(3, 4, stages=3)
+    student = Roi(3, 4)
+    inherit(student, teacher.state_dict())
+    assert same(student.roi_head.bbox_head.state_dict(), teacher.roi_head.bbox_head[0].state_dict())
+    student = Roi(3, 4, stages=3)
+    assert inherit(student, teacher.state_dict()).adapted == {}
+    assert same(student.state_dict(), teacher.state_dict())
+
+
+def test_a_cascade_of_another_number_of_classes_is_refused():
+    text = message(inherit, Roi(5, 20), Roi(3, 4, stages=3).state_dict())
+    assert 'roi_head.bbox_head.fc_cls.weight: other shape (student (6, 2), teacher (4, 2))' in text
+
+
 def test_nothing_to_inherit_is_an_error(student):
     assert 'nothing agrees' in message(inherit, student, {}, ['*'])
 

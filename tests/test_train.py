@@ -9,6 +9,7 @@ from mtpd import checkpoints, load_recipe
 from mtpd.errors import MtpdError, RecipeError
 from mtpd.evaluate import NUMBERS, describe, evaluate
 from mtpd.files import sha256
+from mtpd.loop import mmdet_cfg
 from mtpd.train import distill_cfg, prepare_detector, train_detector_run, train_stage
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
@@ -261,3 +262,14 @@ def test_a_gpu_that_is_not_there_is_refused(recipe, tmp_path):
 def test_a_stage_trains_on_the_gpu(recipe, tmp_path):
     made = train_stage(load_recipe(recipe, {'runtime.device': 'cuda'}), 1, 'direct', tmp_path)
     assert made['metrics']['num_images'] == 4
+
+
+def test_the_learning_rate_follows_batch_and_length(tmp_path, capsys):
+    options = {'schedule.batch_size': 4, 'teachers.r101.checkpoint': None, 'data.root': '.'}
+    coco = load_recipe('configs/coco/retinanet_r50__r101.py', options)
+    for updates, steps in ((12 * 7330, [58640, 80630]), (24, [16, 22])):
+        cfg = mmdet_cfg(coco, {}, {}, tmp_path, updates, 0, 'cpu')
+        assert cfg.lr_config.step == steps
+        assert cfg.optimizer.lr == pytest.approx(0.01 * 4 / 16)
+    assert 'learning rate 0.0025' in capsys.readouterr().out
+    assert coco.cfg.schedule.optimizer.lr == 0.01
