@@ -6,6 +6,7 @@ Files hold fractions in 0..1 (pycocotools' convention); this module turns them i
 from __future__ import annotations
 
 import os
+import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +25,14 @@ AP_KEYS = {
     'AP_l': 'bbox_mAP_l',
     'mask_AP': 'segm_mAP',
 }
-DISTILLATION = tuple(f'loss_{m}' for m in ('mgd', 'cwd', 'fgd', 'pkd', 'mse', 'feature'))
+DISTILLATION = re.compile(r'loss_.+_fpn_\d+')  # as `train.distill_cfg` names them, by any method
 
 
 def split_loss(row: dict) -> tuple[float | None, float | None]:
     """Detection loss and distillation loss of a log row (None: not in the row)."""
     parts = {k: v for k, v in row.items() if k.startswith('loss_') and v is not None}
-    distillation = [v for k, v in parts.items() if k.startswith(DISTILLATION)]
-    detection = [v for k, v in parts.items() if not k.startswith(DISTILLATION)]
+    distillation = [v for k, v in parts.items() if DISTILLATION.fullmatch(k)]
+    detection = [v for k, v in parts.items() if not DISTILLATION.fullmatch(k)]
     if detection:
         total = sum(detection)
     else:

@@ -208,9 +208,25 @@ def _numbers(cfg: dict) -> list[str]:
         for section, key in POSITIVE
         if cfg[section][key] < 1
     ]
-    levels = cfg['distill']['levels']
-    if not levels or any(not isinstance(level, int) or level < 0 for level in levels):
-        found.append(f'distill.levels is {list(levels)}: FPN levels 0, 1, ... are needed.')
+    found += _levels(cfg['distill'])
     if cfg['seed'] < 0:
         found.append(f'seed is {cfg["seed"]}: it must not be negative.')
+    return found
+
+
+def _levels(distill: dict) -> list[str]:
+    """FPN levels, the recipe's and those that its method keeps to."""
+    places = {'distill.levels': distill['levels']}
+    settings = distill['settings'].get(distill['method'])
+    if isinstance(settings, dict) and 'levels' in settings:
+        places[f'distill.settings.{distill["method"]}.levels'] = settings['levels']
+    found = [
+        f'{place} is {levels!r}: FPN levels 0, 1, ... are needed.'
+        for place, levels in places.items()
+        if not (isinstance(levels, (list, tuple)) and levels)
+        or any(not isinstance(level, int) or level < 0 for level in levels)
+    ]
+    if not found and not set.intersection(*map(set, places.values())):
+        both = ' and '.join(f'{place} {list(levels)}' for place, levels in places.items())
+        found.append(f'{both} have no level in common: nothing would be distilled.')
     return found

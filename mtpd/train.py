@@ -176,9 +176,13 @@ def _stage_model(recipe: Recipe, teacher: str | None, start: Path | None, origin
 
 
 def distill_cfg(recipe: Recipe, student: dict, teacher: dict) -> list[dict]:
-    """The recipe's distillation settings in the original code's form: one entry per FPN level."""
+    """The recipe's distillation settings in the original code's form: one entry per FPN level.
+
+    The losses are named loss_<method>_fpn_<level>, which `mtpd.runs.split_loss` goes by.
+    """
     distill = recipe.cfg.distill
     settings = distill.settings[distill.method].to_dict()
+    own_levels = settings.pop('levels', distill.levels)
     channels = dict(
         student_channels=student['neck']['out_channels'],
         teacher_channels=teacher['neck']['out_channels'],
@@ -190,6 +194,7 @@ def distill_cfg(recipe: Recipe, student: dict, teacher: dict) -> list[dict]:
             methods=[dict(name=f'loss_{distill.method}_fpn_{level}', **channels, **settings)],
         )
         for level in distill.levels
+        if level in own_levels
     ]
 
 

@@ -19,9 +19,13 @@ import pytest
 import torch
 from tiny import batch, detector, retinanet
 
-from mtpd import checkpoints
+from mtpd import checkpoints, load_recipe
 from mtpd.distiller import Distiller
 from mtpd.errors import MtpdError
+from mtpd.train import distill_cfg
+
+MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
+METHODS = list(load_recipe(MINI).cfg.distill.settings)
 
 STUDENT = retinanet()
 TEACHER = retinanet(depth=34, base=12, num_classes=5)  # wider, and of other classes
@@ -114,6 +118,49 @@ def test_train_step_trains_on_the_sum_of_all_losses(distiller):
     out['loss'].backward()
     for part in (distiller.student.backbone, distiller.student.neck, distiller.distill_losses):
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
+
+
+@pytest.mark.parametrize('channels', [16, 24])
+@pytest.mark.parametrize('method', METHODS)
+def test_every_method_of_the_recipes_trains_the_student(method, channels, tmp_path):
+    teacher = retinanet(depth=34, base=12, channels=channels)
+    torch.save({'state_dict': detector(teacher, 2).state_dict()}, tmp_path / 'teacher.pth')
+    recipe = load_recipe(MINI, {'distill.method': method, 'distill.levels': [0, 1]})
+    cfg = distill_cfg(recipe, STUDENT, teacher)
+    distiller = Distiller(STUDENT, teacher, cfg, None, str(tmp_path / 'teacher.pth'))
+    distiller.to(memory_format=torch.channels_last)
+    data = batch()
+    data['gt_bboxes'][1], data['gt_labels'][1] = torch.zeros(0, 4), torch.zeros(0).long()
+    losses = distiller.forward_train(**data)
+    for level in (0, 1):
+        value = losses[f'loss_{method}_fpn_{level}']
+        convolution = distiller.student.neck.fpn_convs[level].conv.weight
+        (grad,) = torch.autograd.grad(value, convolution, retain_graph=True)
+        assert value.item() > 0 and grad.isfinite().all() and grad.abs().sum() > 0
+    out = distiller.train_step(data, None)
+    out['loss'].backward()
+    assert all(p.grad is not None for p in distiller.distill_losses.parameters())
+    assert ('align' in str(distiller.distill_losses)) == (channels != 16)
+
+
+def test_a_loss_gets_the_boxes_and_sizes_of_the_batch(files):
+    cfg, data = methods((0,)), batch()
+    name = 'loss_fgd_fpn_0'
+    channels = dict(student_channels=16, teacher_channels=16)
+    cfg[0]['methods'] = [dict(type='FGD', name=name, box_scale='img_shape', alpha=1.0, **channels)]
+    data['img_metas'][1]['img_shape'] = (48, 40, 3)
+    distiller = Distiller(STUDENT, TEACHER, cfg, files['student'], files['teacher'])
+    of_student = detector(STUDENT, 1).train().extract_feat(data['img'])[0]
+    of_teacher = detector(TEACHER, 2).extract_feat(data['img'])[0]
+    found = distiller.forward_train(**data)[name].item()
+
+    def value(**changed):
+        given = {key: data[key] for key in ('gt_bboxes', 'img_metas')} | changed
+        return distiller.distill_losses[name](of_student, of_teacher, **given).item()
+
+    assert found == pytest.approx(value(), rel=1e-5)
+    assert found != pytest.approx(value(gt_bboxes=data['gt_bboxes'][::-1]), rel=1e-2)
+    assert found != pytest.approx(value(img_metas=batch()['img_metas']), rel=1e-2)
 
 
 def test_a_batch_without_ground_truth(distiller):

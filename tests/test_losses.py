@@ -5,9 +5,154 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from loss_formulas import slopes, value_of
 
 from mtpd.errors import MtpdError
-from mtpd.losses import MGD, build_distill_loss
+from mtpd.losses import CWD, DISTILL_LOSSES, MGD, PKD, FeatureMSE, build_distill_loss
+
+KINDS = sorted(DISTILL_LOSSES.module_dict)
+# Boxes of two images of different size: overlapping, partly outside, within a cell; and none.
+BOXES = [[[3, 5, 40, 20], [30, -9, 70, 12], [10.5, 10.5, 12.5, 11.5]], []]
+METAS = [
+    dict(img_shape=(30, 44, 3), pad_shape=(32, 48, 3)),
+    dict(img_shape=(28, 33, 3), pad_shape=(32, 40, 3)),
+]
+# The heights and widths that these maps cover by either way of scaling the boxes.
+SIZES = {'pad_shape': [(32, 48), (32, 48)], 'img_shape': [(30, 44), (28, 33)]}
+SETTINGS = {
+    'CWD': dict(tau=2.0, weight=3.0),
+    'FGD': dict(temperature=0.7, alpha=0.03, beta=0.04, gamma=0.3, relation=0.02),
+    'PKD': dict(weight=4.0),
+    'FeatureMSE': dict(weight=2.0),
+}
+# A constant added before a softmax, or before standardising, changes nothing.
+IDLE = {
+    'CWD': ['align.bias'],
+    'PKD': ['align.bias'],
+    'FGD': ['conv_mask_s.bias', 'conv_mask_t.bias'],
+}
+
+
+def make(kind, student_channels=4, **settings):
+    """A loss with random weights: at first FGD's relation adds nothing."""
+    torch.manual_seed(2)  # no hidden unit of FGD's relation is cut off by its ReLU
+    loss = build_distill_loss(
+        dict(type=kind, student_channels=student_channels, teacher_channels=6)
+        | SETTINGS.get(kind, {})
+        | settings
+    )
+    for parameter in loss.parameters():
+        torch.nn.init.normal_(parameter)
+    return loss
+
+
+def annotations(dtype=torch.float32):
+    boxes = [torch.tensor(rows, dtype=dtype).reshape(-1, 4) for rows in BOXES]
+    return dict(gt_bboxes=boxes, img_metas=METAS)
+
+
+@pytest.mark.parametrize('student_channels', [4, 6])
+@pytest.mark.parametrize(
+    'kind, more',
+    [
+        *((kind, {}) for kind in KINDS if kind != 'MGD'),  # its mask is random: see below
+        ('FGD', {'box_scale': 'img_shape'}),
+    ],
+)
+def test_value_and_gradients_follow_the_formula(kind, more, student_channels):
+    loss = make(kind, student_channels, **more).double()
+    student = torch.randn(2, student_channels, 4, 6, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(2, 6, 4, 6, dtype=torch.float64)
+    given = annotations(torch.float64)
+    result = loss(student, teacher, **given)
+    assert result.shape == ()
+    result.backward()
+
+    inputs = dict(loss.named_parameters()) | {'student': student}
+    assert ('align.weight' in inputs) == (student_channels != 6)
+    p = {name: tensor.detach().numpy().copy() for name, tensor in inputs.items()}
+    boxes = [image.numpy() for image in given['gt_bboxes']]
+    sizes = SIZES[more.get('box_scale', 'pad_shape')]
+
+    def by_hand():
+        return value_of(loss, p, p['student'], teacher.numpy(), boxes, sizes)
+
+    np.testing.assert_allclose(result.item(), by_hand(), rtol=1e-12)
+    expected = {name: slopes(by_hand, array) for name, array in p.items()}
+    largest = max(np.abs(grad).max() for grad in expected.values())
+    for name, grad in expected.items():
+        scale = largest if name in IDLE.get(kind, ()) else np.abs(grad).max()
+        assert scale > 1e-3 * largest, f'{name}: too small to compare'
+        found = inputs[name].grad.numpy()
+        np.testing.assert_allclose(found, grad, rtol=0, atol=1e-7 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_any_precision_and_memory_layout_gives_the_loss_in_float32(kind):
+    loss = make(kind, student_channels=6)
+    student, teacher = torch.randn(2, 2, 6, 32, 48).mul(30).half()
+
+    def value(*features):
+        torch.manual_seed(1)  # MGD's mask
+        return loss(*features, **annotations())
+
+    expected = value(student.float(), teacher.float())
+    last = value(*(f.float().to(memory_format=torch.channels_last) for f in (student, teacher)))
+    assert last.item() == pytest.approx(expected.item(), rel=1e-5)
+    with torch.autocast('cpu', dtype=torch.float16):
+        feature = student.clone().requires_grad_()
+        half = value(feature, teacher)
+    half.backward()
+    assert half.dtype == torch.float32 and feature.grad.isfinite().all()
+    # MGD's generation, two convolutions, is all that runs in half precision.
+    assert half.item() == pytest.approx(expected.item(), rel=1e-2 if kind == 'MGD' else 1e-5)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_equal_features_cost_nothing_and_only_mgd_and_fgd_have_weights(kind):
+    feature = torch.randn(2, 6, 4, 6)
+    loss = build_distill_loss(dict(type=kind, student_channels=6, teacher_channels=6))
+    if kind != 'MGD':
+        assert loss(feature, feature, **annotations()).item() == pytest.approx(0, abs=1e-6)
+    assert bool(loss.state_dict()) == (kind in ('MGD', 'FGD'))
+
+
+def test_cwd_sees_where_a_channel_is_strong_and_not_how_strong_it_is_on_the_whole():
+    student, teacher = torch.randn(2, 2, 3, 4, 6)
+    loss = CWD(3, 3)
+    value = loss(student, teacher).item()
+    assert value > 0.1
+    assert loss(student + 5, teacher - 3).item() == pytest.approx(value, rel=1e-4)
+    assert loss(student.flip(3), teacher).item() != pytest.approx(value, rel=1e-2)
+    # One channel of two cells by hand: p_t = (1/2, 1/2), p_s = (1/4, 3/4).
+    logits = torch.tensor([1.0, 3.0]).log().view(1, 1, 1, 2)
+    by_hand = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
+    assert CWD(1, 1, weight=1)(logits, torch.zeros(1, 1, 1, 2)).item() == pytest.approx(by_hand)
+
+
+def test_pkd_is_one_minus_the_correlation_whatever_the_magnitudes():
+    student, teacher = torch.randn(2, 3, 1, 4, 6)
+    loss = PKD(1, 1, weight=1.0)
+    r = np.corrcoef(student.flatten(), teacher.flatten())[0, 1]
+    n = student.numel()
+    assert loss(student, teacher).item() == pytest.approx((1 - r) * (n - 1) / n, rel=1e-4)
+    assert loss(7 * student + 4, teacher).item() == pytest.approx(
+        loss(student, teacher).item(), rel=1e-4
+    )
+
+
+def test_pkd_of_a_constant_channel_has_a_finite_gradient():
+    student = torch.ones(2, 3, 4, 4, requires_grad=True)
+    PKD(3, 3)(student, torch.randn(2, 3, 4, 4)).backward()
+    assert student.grad.isfinite().all()
+    with pytest.raises(MtpdError, match=r'\(1, 3, 1, 1\).*one cell'):
+        PKD(3, 3)(torch.ones(1, 3, 1, 1), torch.ones(1, 3, 1, 1))
+
+
+def test_feature_mse_by_hand():
+    student, teacher = torch.zeros(2, 3, 4, 6), torch.zeros(2, 3, 4, 6)
+    student[0, 0, 0, 0] = 12.0  # 144 over 144 elements
+    assert FeatureMSE(3, 3, weight=0.5)(student, teacher).item() == pytest.approx(0.5)
 
 
 def conv(x, weight, bias):
@@ -138,6 +283,9 @@ def test_mgd_sums_in_float32_under_autocast():
     assert value.item() == pytest.approx(loss(feature, far).item(), rel=1e-2)
 
 
+GOOD = {'student_channels': 4, 'teacher_channels': 4}
+
+
 @pytest.mark.parametrize(
     'cfg, words',
     [
@@ -149,6 +297,15 @@ def test_mgd_sums_in_float32_under_autocast():
             ['[0, 1)'],
         ),
         ({'type': 'MGD', 'student_channels': 4, 'teacher_channels': 4, 'alpha': -1}, ['alpha']),
+        (GOOD | {'type': 'CWD', 'tau': 0}, ['CWD: tau must be above 0', '0']),
+        (GOOD | {'type': 'CWD', 'weight': -5}, ['CWD: weight must not be negative', '-5']),
+        (GOOD | {'type': 'PKD', 'weight': float('nan')}, ['PKD: weight', 'nan']),
+        (GOOD | {'type': 'FeatureMSE', 'weight': -1}, ['FeatureMSE: weight']),
+        (GOOD | {'type': 'FeatureMSE', 'weight': 'big'}, ['FeatureMSE: wrong arguments']),
+        (GOOD | {'type': 'FGD', 'temperature': -0.5}, ['FGD: temperature must be above 0']),
+        (GOOD | {'type': 'FGD', 'relation': -1}, ['FGD: relation must not be negative']),
+        (GOOD | {'type': 'FGD', 'box_scale': 'padshape'}, ['pad_shape or img_shape', "'padshape'"]),
+        (GOOD | {'type': 'FGD', 'teacher_channels': 1}, ['FGD: teacher_channels', '2 or more']),
     ],
 )
 def test_a_wrong_loss_config_is_named(cfg, words):

@@ -5,9 +5,11 @@ from importlib import resources
 
 import pytest
 import yaml
+from mmcv import Config
 
 from mtpd.errors import MtpdError, RecipeError
 from mtpd.files import sha256_in_name
+from mtpd.losses import DISTILL_LOSSES, build_distill_loss
 from mtpd.paths import ROOT
 from mtpd.recipe import load_recipe
 from mtpd.schema import parse_overrides
@@ -93,6 +95,15 @@ def test_all_problems_come_in_one_message_with_the_nearest_names():
         ({'distill.method': 'mgt'}, "unknown distill.method 'mgt'. Did you mean 'mgd'?"),
         ({'distill.start': 'basline'}, "Did you mean 'baseline'?"),
         ({'distill.levels': []}, 'FPN levels 0, 1, ... are needed'),
+        (
+            {'distill.settings.mgd.levels': [-1]},
+            'distill.settings.mgd.levels is [-1]: FPN levels 0, 1, ... are needed',
+        ),
+        ({'distill.settings.mgd.levels': 3}, 'distill.settings.mgd.levels is 3'),
+        (
+            {'distill.method': 'cwd', 'distill.levels': [4]},
+            'distill.levels [4] and distill.settings.cwd.levels [0, 1, 2, 3] have no level in common',
+        ),
         ({'evaluation.metrics': ['bboxes']}, "unknown evaluation.metrics 'bboxes'"),
         ({'seed': -1}, 'seed is -1'),
         ({'student.config': 'nowhere.py'}, 'student.config'),
@@ -102,6 +113,35 @@ def test_all_problems_come_in_one_message_with_the_nearest_names():
 )
 def test_values_that_do_not_fit_together(overrides, message):
     assert message in refused(overrides)
+
+
+FGD_WEIGHTS = ('alpha', 'beta', 'gamma', 'relation')
+
+
+@pytest.mark.parametrize(
+    ('name', 'mgd', 'fgd', 'pkd', 'levels'),
+    [
+        ('methods', (2e-5, 0.65), (1e-3, 5e-4, 5e-4, 5e-6), 10, 5),
+        ('methods_reppoints', (2e-5, 0.65), (1.6e-3, 8e-4, 8e-4, 8e-6), 10, 5),
+        ('methods_mask_rcnn', (5e-7, 0.45), (5e-5, 2.5e-5, 5e-5, 5e-7), 6, 4),
+    ],
+)
+def test_settings_of_the_methods_are_the_published_ones_and_build(name, mgd, fgd, pkd, levels):
+    distill = Config.fromfile(str(ROOT / f'configs/_base_/distill/{name}.py')).distill
+    settings = distill.settings
+    assert (settings.mgd.alpha, settings.mgd.mask_ratio) == mgd
+    assert tuple(settings.fgd[key] for key in FGD_WEIGHTS) == fgd
+    assert (settings.fgd.temperature, settings.fgd.box_scale) == (0.5, 'pad_shape')
+    assert (settings.cwd.tau, settings.cwd.weight) == (1, 5)
+    assert (settings.pkd.weight, settings.mse.weight) == (pkd, 1)
+    assert distill.levels == list(range(levels))
+    assert {key for key, value in settings.items() if 'levels' in value} == {'cwd', 'pkd'}
+    assert settings.cwd.levels == settings.pkd.levels == [0, 1, 2, 3]
+    kinds = set()
+    for method in settings.values():
+        cfg = {key: value for key, value in method.items() if key != 'levels'}
+        kinds.add(type(build_distill_loss(cfg | {'student_channels': 8, 'teacher_channels': 8})))
+    assert kinds == set(DISTILL_LOSSES.module_dict.values())
 
 
 def test_an_arm_or_stage_that_is_not_there():

@@ -52,6 +52,7 @@ def test_curves_count_on_over_the_stages_and_split_the_loss(run):
 def test_split_loss_takes_the_total_when_there_are_no_parts():
     assert split_loss({'loss': 1.5}) == (1.5, None)
     assert split_loss({'loss': 1.5, 'loss_fgd_fpn_0': 0.5}) == (1.0, 0.5)
+    assert split_loss({'loss_cls': 1.0, 'loss_new_idea_fpn_12': 0.5}) == (1.0, 0.5)
     assert split_loss({'loss_cls': 1.0, 'loss_mask': 0.5, 'loss': 9.0, 'lr': 0.1}) == (1.5, None)
     assert split_loss({'lr': 0.1}) == (None, None)
 

@@ -10,6 +10,7 @@ from mtpd.errors import MtpdError, RecipeError
 from mtpd.evaluate import NUMBERS, describe, evaluate
 from mtpd.files import sha256
 from mtpd.loop import mmdet_cfg
+from mtpd.runs import split_loss
 from mtpd.train import distill_cfg, prepare_detector, train_detector_run, train_stage
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
@@ -217,6 +218,18 @@ def test_distillation_settings_in_the_originals_form(recipe):
     method = cfg[1]['methods'][0]
     assert method['name'] == 'loss_mgd_fpn_1' and method['type'] == 'MGD'
     assert method['student_channels'] == method['teacher_channels'] == 64
+
+
+@pytest.mark.parametrize('method', ['mgd', 'cwd', 'fgd', 'pkd', 'mse'])
+def test_a_method_is_one_override_and_its_losses_count_as_distillation(recipe, method):
+    plan = load_recipe(recipe, {'distill.method': method, 'distill.levels': [0, 2, 4]})
+    cfg = distill_cfg(plan, plan.model('student'), plan.model('r101'))
+    levels = [0, 2] if method in ('cwd', 'pkd') else [0, 2, 4]  # these two stop at level 3
+    assert [item['teacher_module'] for item in cfg] == [f'neck.fpn_convs.{k}.conv' for k in levels]
+    names = [item['methods'][0]['name'] for item in cfg]
+    assert names == [f'loss_{method}_fpn_{k}' for k in levels]
+    row = {'loss_cls': 1.0, 'loss_bbox': 2.0} | dict.fromkeys(names, 0.5)
+    assert split_loss(row) == (3.0, 0.5 * len(levels))
 
 
 def test_a_checkpoint_of_other_classes_is_refused_with_both_numbers(recipe, tmp_path):

@@ -6,7 +6,7 @@
 _base_ = [
     '../_base_/datasets/coco.py',
     '../_base_/schedules/coco_1x.py',
-    '../_base_/distill/mgd.py',
+    '../_base_/distill/methods.py',
 ]
 name = 'coco_retinanet_r50__r101'
 title = 'RetinaNet R50 taught by RetinaNet R101 on COCO'

@@ -6,7 +6,7 @@
 _base_ = [
     '../_base_/datasets/digits.py',
     '../_base_/schedules/pocket.py',
-    '../_base_/distill/mgd.py',
+    '../_base_/distill/methods.py',
 ]
 name = 'mini_retinanet_r50__r101_rx101'
 title = (
