@@ -136,10 +136,10 @@ def _start(recipe: Recipe, arm: Arm, stage: int, work_dir) -> tuple[Path | None,
     if stage > 1:
         return train_stage(recipe, stage - 1, arm.name, work_dir)['checkpoint'], 'previous stage'
     origin = recipe.cfg.distill.start
-    if origin == 'inherit' and arm.teachers[0] is not None:
-        return None, 'inherit'
-    if origin == 'random':
-        return None, 'random'
+    if origin == 'inherit' and arm.teachers[0] is None:
+        origin = 'random'  # nobody to inherit from: as its own config initialises it
+    if origin != 'baseline':
+        return None, origin
     return detector_checkpoint(recipe, 'student', work_dir), 'baseline'
 
 

@@ -1,0 +1,41 @@
+# Mask R-CNN R50 <- Swin-T -> Swin-S: box 38.2 -> 42.6, mask 34.7 -> 38.4 AP on COCO.
+#
+# Prerequisites: COCO 2017 in data/coco (mtpd data coco); the checkpoints are fetched from mmdet's model zoo.
+# Launch: mtpd run configs/paper/mask_rcnn_r50__swint_swins.py
+# Expected: the AP above, as published; neither AP nor GPU hours have been measured with this kit.
+_base_ = [
+    '../_base_/datasets/coco.py',
+    '../_base_/schedules/coco_1x.py',
+    '../_base_/distill/methods_mask_rcnn.py',
+]
+name = 'paper_mask_rcnn_r50__swint_swins'
+title = 'Mask R-CNN R50 taught by Mask R-CNN Swin-T, then Mask R-CNN Swin-S'
+paper = dict(student='Mask R-CNN R50', baseline=38.2, result=42.6)
+student = dict(
+    label='Mask R-CNN R50',
+    config='mmdet::mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py',
+    checkpoint='https://download.openmmlab.com/mmdetection/v2.0/mask_rcnn/mask_rcnn_r50_fpn_1x_coco/mask_rcnn_r50_fpn_1x_coco_20200205-d4b0c5d6.pth',
+)
+teachers = dict(
+    swint=dict(
+        label='Mask R-CNN Swin-T',
+        config='mmdet::swin/mask_rcnn_swin-t-p4-w7_fpn_fp16_ms-crop-3x_coco.py',
+        checkpoint='https://download.openmmlab.com/mmdetection/v2.0/swin/mask_rcnn_swin-t-p4-w7_fpn_fp16_ms-crop-3x_coco/mask_rcnn_swin-t-p4-w7_fpn_fp16_ms-crop-3x_coco_20210908_165006-90a4008c.pth',
+    ),
+    swins=dict(
+        label='Mask R-CNN Swin-S',
+        config='mmdet::swin/mask_rcnn_swin-s-p4-w7_fpn_fp16_ms-crop-3x_coco.py',
+        checkpoint='https://download.openmmlab.com/mmdetection/v2.0/swin/mask_rcnn_swin-s-p4-w7_fpn_fp16_ms-crop-3x_coco/mask_rcnn_swin-s-p4-w7_fpn_fp16_ms-crop-3x_coco_20210903_104808-b92c91f1.pth',
+    ),
+)
+arms = dict(
+    none=dict(label='no teacher', teachers=[None]),
+    direct=dict(label='teacher 2 only', teachers=['swins']),
+    progressive=dict(label='teacher 1 → teacher 2', teachers=['swint', 'swins']),
+    reverse=dict(label='teacher 2 → teacher 1', teachers=['swins', 'swint']),
+)
+distill = dict(
+    inherit_allow=['neck.lateral_convs.*.conv.weight']
+)  # Swin's features have other widths
+schedule = dict(optimizer=dict(lr=0.02))
+evaluation = dict(metrics=['bbox', 'segm'])

@@ -1,0 +1,38 @@
+# RetinaNet R50 <- R101 -> X101-64x4d: 36.5 -> 41.7 AP on COCO.
+#
+# Prerequisites: COCO 2017 in data/coco (mtpd data coco); the checkpoints are fetched from mmdet's model zoo.
+# Launch: mtpd run configs/paper/retinanet_r50__r101_rx101.py
+# Expected: the AP above, as published; neither AP nor GPU hours have been measured with this kit.
+_base_ = [
+    '../_base_/datasets/coco.py',
+    '../_base_/schedules/coco_1x.py',
+    '../_base_/distill/methods.py',
+]
+name = 'paper_retinanet_r50__r101_rx101'
+title = 'RetinaNet R50 taught by RetinaNet R101, then RetinaNet X101-64x4d'
+paper = dict(
+    student='RetinaNet R50', baseline=36.5, after_stage=[37.9, 39.9], direct=41.0, result=41.7
+)
+student = dict(
+    label='RetinaNet R50',
+    config='mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+    checkpoint='https://download.openmmlab.com/mmdetection/v2.0/retinanet/retinanet_r50_fpn_1x_coco/retinanet_r50_fpn_1x_coco_20200130-c2398f9e.pth',
+)
+teachers = dict(
+    r101=dict(
+        label='RetinaNet R101',
+        config='mmdet::retinanet/retinanet_r101_fpn_mstrain_640-800_3x_coco.py',
+        checkpoint='https://download.openmmlab.com/mmdetection/v2.0/retinanet/retinanet_r101_fpn_mstrain_3x_coco/retinanet_r101_fpn_mstrain_3x_coco_20210720_214650-7ee888e0.pth',
+    ),
+    rx101=dict(
+        label='RetinaNet X101-64x4d',
+        config='mmdet::retinanet/retinanet_x101_64x4d_fpn_1x_coco.py',
+        checkpoint='https://download.openmmlab.com/mmdetection/v2.0/retinanet/retinanet_x101_64x4d_fpn_mstrain_3x_coco/retinanet_x101_64x4d_fpn_mstrain_3x_coco_20210719_051838-022c2187.pth',
+    ),
+)
+arms = dict(
+    none=dict(label='no teacher', teachers=[None]),
+    direct=dict(label='teacher 2 only', teachers=['rx101']),
+    progressive=dict(label='teacher 1 → teacher 2', teachers=['r101', 'rx101']),
+    reverse=dict(label='teacher 2 → teacher 1', teachers=['rx101', 'r101']),
+)

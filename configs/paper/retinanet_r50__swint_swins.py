@@ -1,0 +1,31 @@
+# RetinaNet R50 <- Swin-T -> Swin-S: 36.5 -> 42.0 AP on COCO.
+#
+# Prerequisites: COCO 2017 in data/coco (mtpd data coco). The teachers of the paper were not published: put them, or
+#   your own RetinaNets on Swin, to checkpoints/ (mmdet's public 1x Swin-T has another name and lower AP).
+# Launch: mtpd run configs/paper/retinanet_r50__swint_swins.py
+# Expected: the AP above, as published; neither AP nor GPU hours have been measured with this kit.
+_base_ = ['retinanet_r50__r101_rx101.py']
+name = 'paper_retinanet_r50__swint_swins'
+title = 'RetinaNet R50 taught by RetinaNet Swin-T, then RetinaNet Swin-S'
+paper = dict(_delete_=True, student='RetinaNet R50', baseline=36.5, result=42.0)
+teachers = dict(
+    _delete_=True,
+    swint=dict(
+        label='RetinaNet Swin-T',
+        config='mmdet::swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py',
+        checkpoint='checkpoints/retinanet_swin-t-p4-w7_fpn_fp16_ms-crop-3x_coco-db1f3f49.pth',
+    ),
+    swins=dict(
+        label='RetinaNet Swin-S',
+        config='mmdet::swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py',
+        model=dict(backbone=dict(depths=[2, 2, 18, 2])),
+        checkpoint='checkpoints/retinanet_swin-s-p4-w7_fpn_fp16_ms-crop-3x_coco-d5f20abb.pth',
+    ),
+)
+arms = dict(
+    direct=dict(teachers=['swins']),
+    progressive=dict(teachers=['swint', 'swins']),
+    reverse=dict(teachers=['swins', 'swint']),
+)
+# Swin's features have other widths: at the laterals, and at the first extra level, which is made from them.
+distill = dict(inherit_allow=['neck.lateral_convs.*.conv.weight', 'neck.fpn_convs.3.conv.weight'])

@@ -1,0 +1,116 @@
+"""The paper's five sequences: every setting against mmdet's own configs and the paper's table."""
+
+from importlib import resources
+
+import pytest
+from mmcv import Config
+
+from mtpd.data.pipelines import test_pipeline as pipeline_of_val
+from mtpd.data.pipelines import train_pipeline
+from mtpd.loop import mmdet_cfg
+from mtpd.paths import ROOT
+from mtpd.recipe import load_recipe
+from mtpd.train import distill_cfg
+
+EPOCH = 7330  # updates of 16 images: COCO's 117,266 training images with objects
+# name: student, teachers (mmdet's configs), learning rate, alpha, mask ratio, FPN levels, masks
+TABLE = {
+    'retinanet_r50__r101_rx101': (
+        'retinanet/retinanet_r50_fpn_1x_coco',
+        [
+            'retinanet/retinanet_r101_fpn_mstrain_640-800_3x_coco',
+            'retinanet/retinanet_x101_64x4d_fpn_1x_coco',
+        ],
+        (0.01, 2e-5, 0.65, 5, False),
+    ),
+    'retinanet_r50__swint_swins': (
+        'retinanet/retinanet_r50_fpn_1x_coco',
+        ['swin/retinanet_swin-t-p4-w7_fpn_1x_coco', None],
+        (0.01, 2e-5, 0.65, 5, False),
+    ),
+    'mask_rcnn_r50__cascade_r50dcn_rx101dcn': (
+        'mask_rcnn/mask_rcnn_r50_fpn_1x_coco',
+        [
+            'dcn/cascade_mask_rcnn_r50_fpn_dconv_c3-c5_1x_coco',
+            'dcn/cascade_mask_rcnn_x101_32x4d_fpn_dconv_c3-c5_1x_coco',
+        ],
+        (0.02, 5e-7, 0.45, 4, True),
+    ),
+    'mask_rcnn_r50__swint_swins': (
+        'mask_rcnn/mask_rcnn_r50_fpn_1x_coco',
+        [
+            'swin/mask_rcnn_swin-t-p4-w7_fpn_fp16_ms-crop-3x_coco',
+            'swin/mask_rcnn_swin-s-p4-w7_fpn_fp16_ms-crop-3x_coco',
+        ],
+        (0.02, 5e-7, 0.45, 4, True),
+    ),
+    'reppoints_r50__r101_rx101dcn': (
+        'reppoints/reppoints_moment_r50_fpn_gn-neck+head_1x_coco',
+        [
+            'reppoints/reppoints_moment_r101_fpn_gn-neck+head_2x_coco',
+            'reppoints/reppoints_moment_x101_fpn_dconv_c3-c5_gn-neck+head_2x_coco',
+        ],
+        (0.01, 2e-5, 0.65, 5, False),
+    ),
+}
+
+
+def of_mmdet(name):
+    return Config.fromfile(str(resources.files('mmdet') / '.mim' / 'configs' / f'{name}.py'))
+
+
+@pytest.fixture(params=TABLE)
+def row(request, tiny_coco, tmp_path):
+    root = tiny_coco(tmp_path / 'coco', tuple(f'class {k}' for k in range(80)))
+    recipe = load_recipe(f'configs/paper/{request.param}.py', {'data.root': str(root)})
+    return recipe, *TABLE[request.param]
+
+
+def test_there_is_a_recipe_for_each():
+    assert {path.stem for path in (ROOT / 'configs' / 'paper').glob('*.py')} == set(TABLE)
+
+
+def test_schedule_and_pipeline_are_mmdets(row, tmp_path):
+    recipe, student, _, (lr, *_, masks) = row
+    theirs = of_mmdet(student)
+    ours = mmdet_cfg(recipe, {}, {}, tmp_path, recipe.arm('progressive').stage_updates, 0, 'cpu')
+    assert ours.runner.max_iters == theirs.runner.max_epochs * EPOCH
+    assert ours.optimizer == theirs.optimizer and ours.optimizer.lr == lr
+    assert ours.optimizer_config.grad_clip == {'max_norm': 35, 'norm_type': 2}
+    steps = [epoch * EPOCH for epoch in theirs.lr_config.step]
+    assert ours.lr_config == {**theirs.lr_config, 'step': steps}
+    image, val = recipe.cfg.image, theirs.data.val.pipeline
+    assert pipeline_of_val(image)[0] == val[0]
+    found, wanted = pipeline_of_val(image)[1], val[1]
+    assert found['img_scale'] == wanted.img_scale and found['flip'] == wanted.flip
+    # mmdet writes ImageToTensor where ours has the bundle: both make a tensor of the image.
+    assert found['transforms'][:4] == wanted.transforms[:4]
+    ours_train = train_pipeline(image, masks)
+    assert ours_train[1].pop('with_mask') == theirs.data.train.pipeline[1].pop('with_mask', False)
+    assert ours_train == theirs.data.train.pipeline
+
+
+def test_models_are_mmdets(row):
+    recipe, student, teachers, _ = row
+    for name, config in zip(recipe.detectors, [student, *teachers], strict=True):
+        if config:
+            assert recipe.model(name) == of_mmdet(config).model, name
+    if None in teachers:  # Swin-S: Swin-T with a third stage three times as deep
+        deeper = of_mmdet(teachers[0]).model
+        deeper.backbone.depths = [2, 2, 18, 2]
+        assert recipe.model('swins') == deeper
+
+
+def test_distillation_is_the_papers(row):
+    recipe, _, _, (_, alpha, ratio, levels, masks) = row
+    for teacher in recipe.cfg.teachers:
+        cfg = distill_cfg(recipe, recipe.model('student'), recipe.model(teacher))
+        assert len(cfg) == levels
+        for level, item in enumerate(cfg):
+            place = f'neck.fpn_convs.{level}.conv'
+            assert (item['student_module'], item['teacher_module']) == (place, place)
+            method = dict(type='MGD', name=f'loss_mgd_fpn_{level}', alpha=alpha, mask_ratio=ratio)
+            assert item['methods'] == [method | dict(student_channels=256, teacher_channels=256)]
+    assert recipe.cfg.distill.start == 'inherit' and recipe.cfg.distill.teacher_mode == 'eval'
+    assert recipe.cfg.evaluation.metrics == ['bbox', 'segm'][: 1 + masks]
+    assert recipe.arm('progressive').teachers == tuple(recipe.cfg.teachers)
