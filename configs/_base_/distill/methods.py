@@ -29,7 +29,9 @@ distill = dict(
     levels=[0, 1, 2, 3, 4],
     student_module='neck.fpn_convs.{level}.conv',
     teacher_module='neck.fpn_convs.{level}.conv',
-    start='inherit',  # of stage 1: inherit the teacher's neck and head, or start from the baseline, or random
+    # Of stage 1: inherit the teacher's neck and head, or start from the baseline, or as the student's config says
+    # (random). An arm without a teacher has nobody to inherit from and starts as the student's config says.
+    start='inherit',
     inherit_allow=[],  # weights that may differ when inheriting, as patterns
     teacher_mode='eval',
 )
