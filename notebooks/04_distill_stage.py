@@ -3,10 +3,11 @@
 #
 # **Question.** What does a student gain from one teacher?
 #
-# *Masked generative distillation* (MGD): random cells of the student's feature map are blanked, and a
-# small network on top of it has to generate the teacher's whole map from the rest. Its error, summed over
-# the FPN levels, is added to the detection loss. The teacher never changes. The next stage starts from
-# this stage's student; the small networks are thrown away.
+# The student's features are compared with the teacher's, FPN level by level, and the loss is added to the
+# detection loss. By default it is *masked generative distillation* (MGD): random cells of the student's
+# feature map are blanked, and a small network on top of it has to generate the teacher's whole map from the
+# rest. The teacher never changes. The next stage starts from this stage's student; what a loss trains beside
+# the student is thrown away.
 
 # %% tags=["parameters"]
 recipe: str = 'configs/mini/retinanet_r50__r101_rx101.py'  # recipe file
