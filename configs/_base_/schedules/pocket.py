@@ -13,5 +13,5 @@ schedule = dict(
     eval_interval=0,  # updates between evaluations during training; 0: at the end only
 )
 # threads 0: one per core; jobs: arms that train side by side, which share the cores; channels_last: the faster layout
-# for these detectors on a CPU, by up to a third, which deformable convolutions don't take
+# for these detectors on a CPU; deformable convolutions do not take it
 runtime = dict(device='auto', workers=1, threads=0, jobs=2, channels_last=True)
