@@ -81,8 +81,6 @@ def fit(
             recipe.source, [f'{train["ann_file"]} has no image with an object to train on.']
         )
     model = model.to(device)
-    if recipe.cfg.runtime.channels_last:
-        model = model.to(memory_format=torch.channels_last)
     latest = out / 'latest.pth'
     cfg = mmdet_cfg(recipe, train, val, out, updates, seed, device)
     cfg.resume_from = str(latest) if latest.is_file() else None

@@ -69,7 +69,7 @@ RECIPE = {
         'eval_interval': int,
     },
     'evaluation': {'metrics': (list, tuple), 'batch_size': int},
-    'runtime': {'device': str, 'workers': int, 'threads': int, 'jobs': int, 'channels_last': bool},
+    'runtime': {'device': str, 'workers': int, 'threads': int, 'jobs': int},
 }
 OPTIONAL = {
     'paper',

@@ -19,4 +19,4 @@ schedule = dict(
     checkpoint_interval=2000,
     eval_interval=0,
 )
-runtime = dict(device='auto', workers=2, threads=0, jobs=1, channels_last=False)
+runtime = dict(device='auto', workers=2, threads=0, jobs=1)
