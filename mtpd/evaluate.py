@@ -24,7 +24,7 @@ from mmdet.models import build_detector
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from . import checkpoints
+from . import checkpoints, modules  # noqa: F401  (adapted before detectors are built)
 from .data import pipelines
 from .errors import RecipeError
 from .files import sha256, write_json
@@ -116,7 +116,7 @@ def _numbers(data, files: dict, metrics: tuple[str, ...]) -> dict:
     """The twelve numbers per metric and AP per class, from result files in COCO's format."""
     numbers: dict = {'per_class': {}}
     for metric in metrics:
-        found = _loaded(data.coco, files[metric])
+        found = _loaded(data.coco, files[metric], metric)
         score = COCOeval(data.coco, found, metric)
         score.params.catIds, score.params.imgIds = data.cat_ids, data.img_ids
         score.evaluate()
@@ -136,10 +136,13 @@ def _numbers(data, files: dict, metrics: tuple[str, ...]) -> dict:
     return numbers
 
 
-def _loaded(truth: COCO, path: str) -> COCO:
+def _loaded(truth: COCO, path: str, metric: str) -> COCO:
     """Detections as pycocotools wants them; its own `loadRes` fails on an empty list."""
-    if json.loads(Path(path).read_text()):
-        return truth.loadRes(path)
+    found = json.loads(Path(path).read_text())
+    if metric == 'segm':  # beside a box, pycocotools takes its area for the mask's
+        found = [{key: item[key] for key in item if key != 'bbox'} for item in found]
+    if found:
+        return truth.loadRes(found)
     nothing = COCO()
     nothing.dataset = truth.dataset | {'annotations': []}
     nothing.createIndex()
