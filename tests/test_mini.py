@@ -93,7 +93,7 @@ def one_update(model, batch, names):
 
 
 def test_there_is_a_twin_for_each_of_the_papers_sequences():
-    assert TWINS == sorted(path.stem for path in (ROOT / 'configs' / 'paper').glob('*.py'))
+    assert sorted(path.stem for path in (ROOT / 'configs' / 'paper').glob('*.py')) == TWINS
     for name in TWINS:
         mini, paper = (load_recipe(f'configs/{kind}/{name}.py') for kind in ('mini', 'paper'))
         assert mini.name == f'mini_{name}'
