@@ -12,7 +12,7 @@ _base_ = [
 name = 'mini_mask_rcnn_r50__cascade_r50dcn_rx101dcn'
 title = 'Mask R-CNN at pocket size on DigitScenes: two cascades with deformable convolutions teach a narrow ResNet-18'
 paper = dict(student='Mask R-CNN R50', baseline=38.2, direct=42.4, result=42.5)
-expected_minutes = 40
+expected_minutes = 32
 
 student = dict(label='student: ResNet-18, width 8', config='../_base_/models/pocket_mask_rcnn.py')
 teachers = dict(
@@ -47,7 +47,7 @@ teachers = dict(
             neck=dict(in_channels=[64, 128, 256, 512]),
         ),
         init='teachers/rx101/model.pth',
-        updates=1000,
+        updates=600,
     ),
 )
 arms = dict(
@@ -59,6 +59,7 @@ arms = dict(
     reverse=dict(label='teacher 2 → teacher 1', teachers=['cascade_rx101dcn', 'cascade_r50dcn']),
 )
 distill = dict(
+    settings=dict(mgd=dict(alpha=4e-6)),
     levels=[0, 1, 2],
     start='baseline',  # all arms continue the same trained student
     inherit_allow=[

@@ -12,7 +12,7 @@ _base_ = [
 name = 'mini_reppoints_r50__r101_rx101dcn'
 title = 'RepPoints at pocket size on DigitScenes: a ResNet-34 and a deformable ResNeXt-50 teach a narrow ResNet-18'
 paper = dict(student='RepPoints R50', direct=42.3, result=42.9)
-expected_minutes = 40
+expected_minutes = 35
 
 student = dict(label='student: ResNet-18, width 8', config='../_base_/models/pocket_reppoints.py')
 teachers = dict(
@@ -23,7 +23,7 @@ teachers = dict(
             backbone=dict(depth=34, base_channels=16), neck=dict(in_channels=[16, 32, 64, 128])
         ),
         init='teachers/r101/model.pth',
-        updates=600,
+        updates=400,
     ),
     rx101dcn=dict(
         label='teacher 2: ResNeXt-50 DCN, width 16',
@@ -41,7 +41,7 @@ teachers = dict(
             neck=dict(in_channels=[64, 128, 256, 512]),
         ),
         init='teachers/rx101/model.pth',
-        updates=800,
+        updates=400,
     ),
 )
 arms = dict(
@@ -51,6 +51,7 @@ arms = dict(
     reverse=dict(label='teacher 2 → teacher 1', teachers=['rx101dcn', 'r101']),
 )
 distill = dict(
+    settings=dict(mgd=dict(alpha=4e-6)),
     levels=[0, 1, 2],
     start='baseline',  # all arms continue the same trained student
     inherit_allow=[

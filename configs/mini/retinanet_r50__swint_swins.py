@@ -7,7 +7,7 @@ _base_ = ['retinanet_r50__r101_rx101.py']
 name = 'mini_retinanet_r50__swint_swins'
 title = 'RetinaNet at pocket size on DigitScenes: two Swin transformers teach a narrow ResNet-18'
 paper = dict(_delete_=True, student='RetinaNet R50', baseline=36.5, result=42.0)
-expected_minutes = 40
+expected_minutes = 27
 
 teachers = dict(
     _delete_=True,
@@ -15,14 +15,14 @@ teachers = dict(
         label='teacher 1: Swin of 8 blocks, width 24',
         config='../_base_/models/pocket_retinanet_swin.py',
         init='teachers/r101/model.pth',
-        updates=1500,
+        updates=3000,
     ),
     swins=dict(
         label='teacher 2: Swin of 12 blocks, width 24',
         config='../_base_/models/pocket_retinanet_swin.py',
         model=dict(backbone=dict(depths=[2, 2, 6, 2])),
         init='teachers/r101/model.pth',
-        updates=2000,
+        updates=4000,
     ),
 )
 arms = dict(
@@ -30,3 +30,4 @@ arms = dict(
     progressive=dict(teachers=['swint', 'swins']),
     reverse=dict(teachers=['swins', 'swint']),
 )
+distill = dict(settings=dict(mgd=dict(alpha=4e-6)))
