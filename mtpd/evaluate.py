@@ -24,7 +24,7 @@ from mmdet.models import build_detector
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from . import checkpoints, modules  # noqa: F401  (adapted before detectors are built)
+from . import checkpoints
 from .data import pipelines
 from .errors import RecipeError
 from .files import sha256, write_json
