@@ -10,6 +10,7 @@ import io
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from shutil import copyfile
 
@@ -25,9 +26,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from . import checkpoints
-from .data import pipelines
+from .data import coco, pipelines
 from .errors import RecipeError
-from .files import sha256, write_json
+from .files import read_json, sha256, write_json
 from .loop import device_of
 from .recipe import Recipe
 
@@ -81,19 +82,48 @@ def evaluate(
         split has no such objects), ``per_class``, ``num_images``, ``checkpoint`` and its ``sha256``.
 
     Raises:
-        RecipeError: a metric the detector cannot give, or a broken dataset.
+        RecipeError: a metric the detector or the dataset cannot give, or a broken dataset.
         MtpdError: the checkpoint does not load into the detector.
     """
     model = load_detector(recipe, checkpoint, detector)
-    if 'segm' in metrics and not getattr(model, 'with_mask', False):
-        raise RecipeError(
-            recipe.source, [f'metric segm: {detector} predicts no masks. Leave it out.']
-        )
-    device = device_of(recipe)
-    data = pipelines.build(pipelines.dataset(recipe, 'val'))
-    loader = build_dataloader(
-        data, recipe.cfg.evaluation.batch_size, workers_per_gpu=0, dist=False, shuffle=False
-    )
+    split = pipelines.dataset(recipe, 'val')
+    check_metrics(metrics, model, Path(split['ann_file']), recipe.source)
+    batch = dict(samples_per_gpu=recipe.cfg.evaluation.batch_size, workers_per_gpu=0)
+    return measure(model, split, batch, device_of(recipe), checkpoint, metrics, out)
+
+
+def check_metrics(
+    metrics: tuple[str, ...], model: torch.nn.Module, annotations: Path, source: Path
+) -> None:
+    """Raises RecipeError for masks that the detector doesn't predict, or the annotations don't have."""
+    if 'segm' not in metrics:
+        return
+    if not getattr(model, 'with_mask', False):
+        problem = f'{type(model).__name__} predicts no masks'
+    elif not coco.has_masks(annotations):
+        problem = f'{annotations} has no masks'
+    else:
+        return
+    raise RecipeError(source, [f'metric segm: {problem}. Leave it out: --metrics bbox.'])
+
+
+def measure(
+    model: torch.nn.Module,
+    split: dict,
+    batch: dict,
+    device: str,
+    checkpoint: str | Path,
+    metrics: tuple[str, ...],
+    out: str | Path | None = None,
+) -> dict:
+    """As `evaluate`, of a detector with its weights on mmdet's dataset config `split`.
+
+    Args:
+        batch: `samples_per_gpu` and `workers_per_gpu`.
+        checkpoint: where the weights are from, to be named in the result.
+    """
+    data = pipelines.build(split)
+    loader = build_dataloader(data, **batch, dist=False, shuffle=False)
     model = MMDataParallel(model.to(device), device_ids=[0] if device == 'cuda' else [])
     results = single_gpu_test(model, loader)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
@@ -110,6 +140,12 @@ def evaluate(
     if out:
         write_json(Path(out) / 'metrics.json', numbers)
     return numbers
+
+
+def measured(out: Path, checkpoint: Path, measure: Callable[[], dict]) -> dict:
+    """The metrics.json in `out`, which `measure` writes, unless it is there for this checkpoint."""
+    metrics = read_json(out / 'metrics.json')
+    return metrics if metrics and metrics['sha256'] == sha256(checkpoint) else measure()
 
 
 def _numbers(data, files: dict, metrics: tuple[str, ...]) -> dict:
