@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from mmcv import Config
 from mmdet.apis import set_random_seed, train_detector
+from mmdet.utils import get_root_logger
 from torch import nn
 
 from . import hooks  # noqa: F401  (registered with mmcv)
@@ -95,6 +96,8 @@ def run(
     """
     if cfg.device == 'cpu' and (threads or not os.environ.get('OMP_NUM_THREADS')):
         torch.set_num_threads(threads or cores())
+    # Made here, as building a Swin Transformer would make mmdet's log at INFO: lists of hooks, and so on.
+    get_root_logger(log_level='WARNING')
     set_random_seed(cfg.seed)
     model, data = build(), pipelines.build(cfg.data.train)
     model.CLASSES = data.CLASSES
