@@ -1,4 +1,4 @@
-"""Released students in mmdet's own tools: the same AP as `mtpd eval`."""
+"""Exported students in mmdet's own tools: the same AP as `mtpd eval`."""
 
 import json
 import os
