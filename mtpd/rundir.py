@@ -40,6 +40,13 @@ def open_run(recipe: Recipe, run_dir: Path, smoke: bool, hidden: Iterable[str] =
             'or remove that folder.'
         )
     write_text(kept, recipe.text)
+    info = about(recipe, smoke, hidden)
+    info['seconds'] = (read_json(run_dir / 'run.json') or {}).get('seconds')
+    write_json(run_dir / 'run.json', info)
+
+
+def about(recipe: Recipe, smoke: bool = False, hidden: Iterable[str] = ()) -> dict:
+    """What run.json says of a run of `recipe`."""
     command = ['mtpd', 'run', shown(recipe.source)]
     if recipe.seed:
         command += ['--seed', str(recipe.seed)]
@@ -47,7 +54,7 @@ def open_run(recipe: Recipe, run_dir: Path, smoke: bool, hidden: Iterable[str] =
     if options:
         command += ['--cfg-options', ' '.join(f'{key}={value}' for key, value in options.items())]
     cfg = recipe.cfg
-    info = {
+    return {
         'name': recipe.name,
         'title': cfg.get('title', recipe.name),
         'recipe': shown(recipe.source),
@@ -70,9 +77,8 @@ def open_run(recipe: Recipe, run_dir: Path, smoke: bool, hidden: Iterable[str] =
         ],
         'paper': cfg.get('paper', {}),
         'classes': list(recipe.classes),
-        'seconds': (read_json(run_dir / 'run.json') or {}).get('seconds'),
+        'seconds': None,
     }
-    write_json(run_dir / 'run.json', info)
 
 
 def open_status(steps: list[str], run_dir: Path) -> dict:
