@@ -89,14 +89,14 @@ def choose(recipe: Recipe, costs: dict, work_dir: str | Path | None = None) -> d
     """The sequence for a recipe, by its `order` settings, and by the other search as a check.
 
     Returns:
-        As `choose_sequence`, with 'ap' (0..1 by teacher) and 'check' (the other search's); also in
+        As `choose_sequence`, with 'ap' (0..1 by detector) and 'check' (the other search's); also in
         ``order/sequence.json``.
     """
     from .train import prepare_detector
 
     plan = recipe.cfg.order
     metrics = {
-        name: prepare_detector(recipe, name, work_dir)['metrics'] for name in recipe.cfg.teachers
+        name: prepare_detector(recipe, name, work_dir)['metrics'] for name in recipe.detectors
     }
     ap = {name: found['bbox_mAP'] or 0.0 for name, found in metrics.items()}
     limits = {'max_length': plan.max_length, 'min_gain': plan.min_gain}
