@@ -40,7 +40,7 @@ def adaptation_costs(
         recipe,
         {name: (name, detector_checkpoint(recipe, name, work_dir)) for name in recipe.detectors},
     )
-    halves = (_features(recipe, models, images, first) for first in (0, 1))
+    halves = (image_features(recipe, models, images, first) for first in (0, 1))
     found = costs_from_features(*halves)
     if found['images'] < found['needed']:
         warnings.warn(
@@ -63,7 +63,7 @@ def _plain(value):
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
-def _features(recipe: Recipe, models: dict, images: int, first: int) -> Iterator[dict]:
+def image_features(recipe: Recipe, models: dict, images: int, first: int) -> Iterator[dict]:
     """For every second image from `first` on, each detector's features by stride, without the padding."""
     from .features import batches, neck_features
 
