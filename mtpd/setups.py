@@ -15,8 +15,12 @@ from .recipe import Recipe
 from .runs import Run
 
 # Keys without influence on the student's AP, and what a method brings with it.
-IDLE = {'seed', 'name', 'title', 'paper', 'expected_minutes', 'runtime', 'evaluation', 'data.cache'}
-IDLE |= {f'schedule.{key}_interval' for key in ('log', 'checkpoint', 'eval')} | {'distill.method'}
+IDLE = {'seed', 'name', 'title', 'paper', 'expected_minutes', 'order', 'runtime', 'evaluation'}
+IDLE |= (
+    {'data.cache'}
+    | {f'schedule.{key}_interval' for key in ('log', 'checkpoint', 'eval')}
+    | {'distill.method'}
+)
 OWN = {'distill.settings', 'distill.levels', 'distill.student_module', 'distill.teacher_module'}
 
 

@@ -62,6 +62,15 @@ def figures(run):
         'paper': plots.paper_next_to_ours(run.info['paper'], run.walkthrough(), 'digits'),
         'methods': plots.direct_against_progressive(PAPER, OURS, 'digits'),
         'cost_matrix': plots.cost_matrix(['a', 'b'], [[0, 0.4], [None, 0]]),
+        'sequence_graph': plots.sequence_graph(
+            {
+                'detectors': ['student', 'a', 'b'],
+                'cost': [[0, 0.3, 0.9], [0.3, 0, 0.4], [0.9, 0.4, 0]],
+            },
+            {'student': 0.1, 'a': 0.4, 'b': 0.5},
+            ['a', 'b'],
+            {'a': 'teacher A'},
+        ),
         'size_histogram': plots.size_histogram({'train': [100, 1023, 1024, 9216], 'val': [50]}),
         'class_counts': plots.class_counts({'train': [3, 1, 4]}, CLASSES),
         'per_class': plots.per_class(*shares, ('baseline', 'distilled')),
@@ -83,6 +92,7 @@ def test_alt_texts_say_the_numbers(figures):
             'The paper, on COCO, box AP: FGD direct 40.7, progressive 41.5; MGD direct 41.0',
             'Ours, on digits, box AP: MGD direct 11.2 ± 0.6 over 3 seeds, progressive 10.9',
         ],
+        'sequence_graph': ['teacher A at cost 0.30, AP 40.0', 'student → teacher A → b'],
         # 32 x 32 and 96 x 96 pixels begin medium and large.
         'size_histogram': ['small 50 % (train), 100 % (val); medium 25 %', 'large 25 % (train)'],
         'class_counts': ['8 objects, <b>one</b> the rarest class with 1'],
@@ -196,6 +206,7 @@ def test_nothing_there_yet_says_so_instead_of_failing():
         plots.ap_versus_cost([]),
         plots.direct_against_progressive({}, {}),
         plots.cost_matrix([], []),
+        plots.sequence_graph({'detectors': ['student'], 'cost': [[0]]}, {}, [], {}),
         plots.size_histogram([]),
         plots.scenes([], [], []),
         plots.paper_next_to_ours({}, {'baseline': 20.0}),
