@@ -164,12 +164,29 @@ def train(recipe, work_dir: Path | None, detector: str | None, arm: str | None, 
     click.echo(f'AP {100 * made["metrics"]["bbox_mAP"]:.1f}  {made["checkpoint"]}')
 
 
+@main.command()
+@recipe_options
+def order(recipe, work_dir: Path | None) -> None:
+    """How far RECIPE's detectors are from each other, and the sequence of teachers that suggests."""
+    from .order import adaptation_costs, choose, conclusion
+
+    labels = {name: spec.get('label', name) for name, spec in recipe.detectors.items()}
+    costs = adaptation_costs(recipe, work_dir)
+    width = max(map(len, costs['detectors']))
+    click.echo(f'adaptation cost, row to column, {costs["images"]} images:')
+    click.echo(' ' * width + ''.join(f'  {name:>{max(width, 6)}}' for name in costs['detectors']))
+    for name, row in zip(costs['detectors'], costs['cost'], strict=True):
+        click.echo(f'{name:<{width}}' + ''.join(f'  {value:{max(width, 6)}.3f}' for value in row))
+    found = choose(recipe, costs, work_dir)
+    click.echo('\n'.join([*found['reasons'], conclusion(found, labels)]))
+
+
 @main.command(name='eval', cls=Words)
 @config_options
 @click.option('--checkpoint', required=True, type=click.Path(path_type=Path))
 @click.option('--detector', help='Whose architecture it has. Default: student.')
 @click.option(
-    '--metrics', multiple=True, type=METRIC, help='One or both: --metrics bbox segm. Default: bbox.'
+    '--metrics', multiple=True, type=METRIC, help="--metrics bbox segm. Default: the config's."
 )
 @click.option('--out', type=click.Path(path_type=Path), help='Folder for metrics.json.')
 def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out) -> None:
@@ -179,11 +196,11 @@ def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out) -> None:
     from .evaluate import evaluate
     from .plain import test
 
-    metrics = metrics or ('bbox',)
     if _refuse_for_plain(recipe, detector=detector):
-        found = test(recipe, checkpoint, metrics, out)
+        found = test(recipe, checkpoint, metrics or recipe.metrics, out)
     else:
-        found = evaluate(recipe, checkpoint, metrics, detector or 'student', out)
+        wanted = metrics or tuple(recipe.cfg.evaluation.metrics)
+        found = evaluate(recipe, checkpoint, wanted, detector or 'student', out)
     click.echo(json.dumps(found, indent=2))
 
 
