@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import click
 from . import __version__
 from .errors import MtpdError
 from .schema import parse_overrides
+from .world import let_the_first_speak
 
 SPLIT = click.Choice(['train', 'val'])
 
@@ -21,7 +23,7 @@ class Main(click.Group):
         try:
             return super().invoke(ctx)
         except MtpdError as error:
-            click.echo(f'mtpd: {error}', err=True)
+            click.echo(f'mtpd: {let_the_first_speak()}{error}', err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo('mtpd: interrupted; the same command goes on from here.', err=True)
@@ -39,11 +41,13 @@ def _overrides(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...
 
 
 def recipe_options(command):
-    """RECIPE, --seed, --work-dir and --cfg-options; the command gets `recipe` (loaded) and `work_dir`."""
+    """RECIPE, --seed, --work-dir, --gpus and --cfg-options; the command gets `recipe` (loaded) and `work_dir`."""
 
-    def call(recipe, seed, cfg_options, **rest):
+    def call(recipe, seed, gpus, cfg_options, **rest):
         from .recipe import load_recipe
 
+        if gpus is not None:
+            cfg_options = {**cfg_options, 'runtime.gpus': gpus}
         return command(recipe=load_recipe(recipe, cfg_options, seed), **rest)
 
     call.__name__, call.__doc__ = command.__name__, command.__doc__
@@ -59,10 +63,29 @@ def recipe_options(command):
         click.option(
             '--work-dir', type=click.Path(path_type=Path), help='Default: runs/<recipe>/<seed>.'
         ),
+        click.option(
+            '--gpus',
+            type=click.IntRange(1),
+            help="Processes, each with a GPU. Default: the recipe's, or 1.",
+        ),
         click.option('--seed', type=int, help="Default: the recipe's."),
         click.argument('recipe'),
     ):
         call = option(call)
+    return call
+
+
+def with_all_processes(command):
+    """Under torchrun or srun rank 0 runs the command, and the other processes help it."""
+
+    @functools.wraps(command)
+    def call(recipe, **rest):
+        from .distributed import joined
+
+        runtime = recipe.cfg.runtime
+        with joined(runtime.get('gpus'), runtime.device, recipe.source, recipe.text):
+            return command(recipe=recipe, **rest)
+
     return call
 
 
@@ -97,6 +120,7 @@ def run(recipe, work_dir: Path | None, smoke: bool) -> None:
 @click.option('--detector', help='student (its baseline), or a teacher. Default: student.')
 @click.option('--arm', help='Train a stage of this arm instead.')
 @click.option('--stage', type=int, default=1, show_default=True, help='Which stage of the arm.')
+@with_all_processes
 def train(recipe, work_dir: Path | None, detector: str | None, arm: str | None, stage: int) -> None:
     """Train a plain detector of RECIPE, or one stage of distillation with what comes before it."""
     from .train import train_detector_run, train_stage
@@ -118,6 +142,7 @@ def train(recipe, work_dir: Path | None, detector: str | None, arm: str | None, 
     '--metrics', multiple=True, type=click.Choice(['bbox', 'segm']), help='Default: bbox.'
 )
 @click.option('--out', type=click.Path(path_type=Path), help='Folder for metrics.json.')
+@with_all_processes
 def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out) -> None:
     """COCO numbers of a checkpoint on RECIPE's validation split, as JSON."""
     import json

@@ -18,17 +18,18 @@ import torch
 from mmcv import ConfigDict
 from mmcv.cnn import get_model_complexity_info
 from mmcv.parallel import MMDataParallel
-from mmdet.apis import single_gpu_test
+from mmcv.runner import get_dist_info
+from mmdet.apis import multi_gpu_test, single_gpu_test
 from mmdet.datasets import build_dataloader
 from mmdet.models import build_detector
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from . import checkpoints
+from . import checkpoints, distributed
 from .data import pipelines
 from .errors import RecipeError
 from .files import sha256, write_json
-from .loop import device_of
+from .loop import device_of, processes
 from .recipe import Recipe
 
 # pycocotools' `stats`, in its order.
@@ -89,13 +90,12 @@ def evaluate(
         raise RecipeError(
             recipe.source, [f'metric segm: {detector} predicts no masks. Leave it out.']
         )
-    device = device_of(recipe)
+    device, size = device_of(recipe), processes(recipe)
     data = pipelines.build(pipelines.dataset(recipe, 'val'))
-    loader = build_dataloader(
-        data, recipe.cfg.evaluation.batch_size, workers_per_gpu=0, dist=False, shuffle=False
-    )
-    model = MMDataParallel(model.to(device), device_ids=[0] if device == 'cuda' else [])
-    results = single_gpu_test(model, loader)
+    batch = recipe.cfg.evaluation.batch_size
+    with tempfile.TemporaryDirectory() as folder:
+        task = (_detections, model, data, batch, device, folder)
+        results = distributed.everywhere(size, recipe.cfg.runtime.device, *task)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         files, _ = data.format_results(results, jsonfile_prefix=str(Path(folder) / 'results'))
         numbers = _numbers(data, files, metrics)
@@ -110,6 +110,19 @@ def evaluate(
     if out:
         write_json(Path(out) / 'metrics.json', numbers)
     return numbers
+
+
+def _detections(model: torch.nn.Module, data, batch: int, device: str, folder: str) -> list | None:
+    """mmdet's results for each image of `data`, of one process or, on rank 0, of all."""
+    _, size = get_dist_info()
+    loader = build_dataloader(data, batch, workers_per_gpu=0, dist=size > 1, shuffle=False)
+    cuda = device == 'cuda'
+    ids = [torch.cuda.current_device()] if cuda else []
+    model = MMDataParallel(model.to(device), device_ids=ids)
+    if size == 1:
+        return single_gpu_test(model, loader)
+    # Collected by way of files where there are no GPUs; mmdet removes the folder.
+    return multi_gpu_test(model, loader, f'{folder}/parts', gpu_collect=cuda)
 
 
 def _numbers(data, files: dict, metrics: tuple[str, ...]) -> dict:

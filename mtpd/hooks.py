@@ -10,7 +10,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-from mmcv.runner import HOOKS, Hook, LoggerHook, save_checkpoint
+from mmcv.runner import HOOKS, Hook, LoggerHook, master_only, save_checkpoint
 
 from .files import plain
 
@@ -36,6 +36,7 @@ class JsonLog(LoggerHook):
             runner.log_buffer.average(self.interval)
         super().after_train_iter(runner)
 
+    @master_only
     def log(self, runner) -> None:
         values, done = dict(runner.log_buffer.output), runner.iter + 1
         row = {'update': done, 'updates': runner.max_iters}
@@ -65,6 +66,7 @@ class SaveLatest(Hook):
         self.path = Path(path)
         self.interval = interval
 
+    @master_only
     def after_train_iter(self, runner) -> None:
         if self.every_n_iters(runner, self.interval) or self.is_last_iter(runner):
             meta = {**(runner.meta or {}), 'iter': runner.iter + 1, 'epoch': runner.epoch}

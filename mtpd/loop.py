@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 from mmcv import Config
+from mmcv.runner import get_dist_info
 from mmdet.apis import set_random_seed, train_detector
 from torch import nn
 
-from . import hooks  # noqa: F401  (registered with mmcv)
+from . import distributed, hooks  # noqa: F401  (hooks: registered with mmcv)
 from .data import pipelines
 from .errors import MtpdError, RecipeError
+from .inherit import InheritReport
 from .machine import cores
 from .recipe import Recipe
 
@@ -42,6 +44,12 @@ def device_of(recipe: Recipe) -> str:
     return asked
 
 
+def processes(recipe: Recipe) -> int:
+    """How many processes share the work, see `distributed.count`."""
+    runtime = recipe.cfg.runtime
+    return distributed.count(runtime.get('gpus'), runtime.device, recipe.source)
+
+
 def fit(
     recipe: Recipe,
     build: Callable[[], nn.Module],
@@ -50,15 +58,21 @@ def fit(
     updates: int,
     seed: int,
     scenes: int | None = None,
-) -> nn.Module:
-    """Trains what `build` makes for `updates` optimizer steps into ``out/latest.pth``; returns it.
+) -> InheritReport | None:
+    """Trains what `build` makes for `updates` optimizer steps into ``out/latest.pth``; returns its `inherit_report`.
 
-    Resumes where that file is there. `scenes`: number of training scenes, if not the recipe's.
+    Resumes where that file is there. With `runtime.gpus`, or in a world (`mtpd.distributed`), by several processes.
+
+    Args:
+        build: makes the detector or `Distiller`, in each process; it must pickle where there are several.
+        scenes: number of training scenes, if not the recipe's.
 
     Raises:
-        RecipeError: the dataset, the device or the detector does not fit the recipe.
+        RecipeError: the dataset, the devices or the detector do not fit the recipe.
         MtpdError: `out` cannot be written to.
     """
+    size = processes(recipe)
+    distributed.share(recipe.cfg.schedule.batch_size, size, recipe.source)
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / 'log.json').touch()
@@ -66,34 +80,41 @@ def fit(
         raise MtpdError(
             f'{out} cannot be written to ({error.strerror}). Choose another --work-dir.'
         ) from None
-    device = device_of(recipe)
-    if device == 'cpu':
+    masks = pipelines.with_masks(recipe, model_cfg)
+    train, val = (pipelines.dataset(recipe, split, scenes, masks) for split in ('train', 'val'))
+    cfg = mmdet_cfg(recipe, train, val, out, updates, seed, device_of(recipe))
+    return distributed.everywhere(size, recipe.cfg.runtime.device, _train, recipe, build, cfg)
+
+
+def _train(recipe: Recipe, build: Callable[[], nn.Module], cfg: Config) -> InheritReport | None:
+    """One process of a training, or all of it."""
+    rank, size = get_dist_info()
+    if cfg.device == 'cpu':
         shared_out = os.environ.get('OMP_NUM_THREADS')  # torch has read it
         if recipe.cfg.runtime.threads or not shared_out:
             torch.set_num_threads(recipe.cfg.runtime.threads or cores())
-    masks = pipelines.with_masks(recipe, model_cfg)
-    train, val = (pipelines.dataset(recipe, split, scenes, masks) for split in ('train', 'val'))
-    set_random_seed(seed)
-    model, data = build(), pipelines.build(train)
+    set_random_seed(cfg.seed)
+    model, data = build(), pipelines.build(cfg.data.train)
     model.CLASSES = data.CLASSES
     if len(data) == 0:
         raise RecipeError(
-            recipe.source, [f'{train["ann_file"]} has no image with an object to train on.']
+            recipe.source, [f'{cfg.data.train.ann_file} has no image with an object to train on.']
         )
-    model = model.to(device)
-    latest = out / 'latest.pth'
-    cfg = mmdet_cfg(recipe, train, val, out, updates, seed, device)
+    model = model.to(cfg.device)
+    latest = Path(cfg.work_dir, 'latest.pth')
     cfg.resume_from = str(latest) if latest.is_file() else None
-    if cfg.resume_from is None:
-        (out / 'log.json').write_text('')
+    if cfg.resume_from is None and rank == 0:
+        latest.with_name('log.json').write_text('')
+    distributed.own_seed(cfg.seed)
     train_detector(
         model,
         data,
         cfg,
+        distributed=size > 1,
         validate=bool(recipe.cfg.schedule.eval_interval),
         meta={'CLASSES': data.CLASSES},
     )
-    return model
+    return getattr(model, 'inherit_report', None)
 
 
 def mmdet_cfg(
@@ -101,7 +122,8 @@ def mmdet_cfg(
 ) -> Config:
     """The config that mmdet's `train_detector` reads."""
     schedule, runtime = recipe.cfg.schedule, recipe.cfg.runtime
-    batch = dict(samples_per_gpu=schedule.batch_size, workers_per_gpu=runtime.workers)
+    images = distributed.share(schedule.batch_size, processes(recipe), recipe.source)
+    batch = dict(samples_per_gpu=images, workers_per_gpu=runtime.workers)
     settings: dict[str, Any] = dict(
         data=dict(
             train=train,
@@ -134,6 +156,7 @@ def mmdet_cfg(
         load_from=None,
         resume_from=None,
         gpu_ids=[0],
+        find_unused_parameters=True,  # as the original; only where there are several processes
         device=device,
         seed=seed,
     )

@@ -69,7 +69,7 @@ RECIPE = {
         'eval_interval': int,
     },
     'evaluation': {'metrics': (list, tuple), 'batch_size': int},
-    'runtime': {'device': str, 'workers': int, 'threads': int, 'jobs': int},
+    'runtime': {'device': str, 'gpus': int, 'workers': int, 'threads': int, 'jobs': int},
 }
 OPTIONAL = {
     'paper',
@@ -82,6 +82,7 @@ OPTIONAL = {
     'updates',
     'scenes',
     'lr_batch_size',
+    'gpus',
 }
 CHOICES = {
     'distill.start': ('baseline', 'inherit', 'random'),
@@ -97,6 +98,7 @@ POSITIVE = (
     ('evaluation', 'batch_size'),
     ('image', 'divisor'),
     ('runtime', 'jobs'),
+    ('runtime', 'gpus'),
 )
 
 
@@ -206,7 +208,7 @@ def _numbers(cfg: dict) -> list[str]:
     found = [
         f'{section}.{key} is {cfg[section][key]}: it must be at least 1.'
         for section, key in POSITIVE
-        if cfg[section][key] < 1
+        if cfg[section].get(key, 1) < 1
     ]
     found += _levels(cfg['distill'])
     if cfg['seed'] < 0:
