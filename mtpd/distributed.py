@@ -139,19 +139,19 @@ def gathered(size: int) -> bool:
 
 def _connect(here: world.World, device: str, source: str | Path) -> None:
     global _control
-    cuda = device != 'cpu'
+    cuda, index = device != 'cpu', here.local_rank
     if cuda:
         there = torch.cuda.device_count()
-        index = (
-            0 if here.starter == 'SLURM' and there == 1 else here.local_rank
-        )  # --gpus-per-task=1
+        if here.starter == 'SLURM' and there == 1:  # --gpus-per-task=1
+            index = 0
         if index >= there:
             problem = f'process {here.rank} is number {index + 1} on its machine, where torch sees {there} GPU(s).'
             raise RecipeError(source, [problem])
         torch.cuda.set_device(index)
-        os.environ['LOCAL_RANK'] = str(index)  # mmdet's device_ids
-    environment = {'RANK': str(here.rank), 'WORLD_SIZE': str(here.size)}
-    os.environ.update(environment)
+    numbers = {'RANK': here.rank, 'WORLD_SIZE': here.size, 'LOCAL_RANK': index}
+    os.environ.update(
+        {name: str(number) for name, number in numbers.items()}
+    )  # for torch and mmdet
     try:
         dist.init_process_group('cpu:gloo,cuda:nccl' if cuda else 'gloo')
         _control = dist.new_group(backend='gloo', timeout=PATIENCE)

@@ -33,7 +33,7 @@ def launch(size: int, device: str, function: Callable, args: tuple) -> Any:
 
     Raises:
         MtpdError: what one of them raised as such.
-        RuntimeError: one failed otherwise; its traceback, or torchrun's last lines.
+        RuntimeError: one failed otherwise; its traceback, or what torchrun says of its end.
     """
     with tempfile.TemporaryDirectory(prefix='mtpd-') as folder:
         task = {'size': size, 'device': device, 'function': function, 'args': args}
@@ -92,11 +92,14 @@ def _pass_on(stream, said: deque) -> None:
 
 
 def _failure(folder: Path, said: deque) -> Exception:
-    told = [json.loads(path.read_text()) for path in sorted(folder.glob('error-*'))]
+    told = [json.loads(path.read_text()) for path in folder.glob('error-*')]
+    told.sort(key=lambda error: error['time'])  # the end of the first one makes the others fail
     for error in told:
         if error['mistake']:
             return MtpdError(error['text'])
-    text = told[0]['text'] if told else ''.join(said)
+    # A process that a signal ended could write nothing; the others only tell that it is gone.
+    ends = ''.join(line for line in said if 'exitcode' in line and not _TORCHRUN.match(line))
+    text = f'{told[0]["text"]}\n{ends}' if told else ''.join(said)
     return RuntimeError(f'a process of several failed (on signal 9 often: out of memory):\n{text}')
 
 
@@ -120,7 +123,7 @@ def main(folder: str, launcher: int) -> None:
         code, mistake = 1, isinstance(error, MtpdError)
         text = str(error) if mistake else traceback.format_exc()
         part = place / f'.{rank}'
-        part.write_text(json.dumps({'mistake': mistake, 'text': text}))
+        part.write_text(json.dumps({'mistake': mistake, 'text': text, 'time': time.time()}))
         part.rename(place / f'error-{rank}')
     sys.stdout.flush()
     sys.stderr.flush()

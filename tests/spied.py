@@ -81,3 +81,9 @@ def crash(rank: int) -> None:
 def wait(folder: str) -> None:
     Path(folder, f'{dist.get_rank()}').write_text(str(os.getpid()))
     time.sleep(120)
+
+
+def place(text: str) -> list:
+    told = [None, None]
+    dist.all_gather_object(told, f'{text} {os.environ["LOCAL_RANK"]}')
+    return told

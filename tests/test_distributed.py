@@ -201,7 +201,8 @@ def test_one_log_and_one_checkpoint_from_which_one_process_goes_on(stage, recipe
     )
 
 
-def test_several_processes_evaluate_as_one(stage, recipe, tmp_path):
+@pytest.mark.slow
+def test_three_processes_evaluate_as_one(stage, recipe, tmp_path):
     """Four images for three processes: mmdet gives the third an image twice, which must not count."""
     out, *_ = stage
     found = []
@@ -213,7 +214,7 @@ def test_several_processes_evaluate_as_one(stage, recipe, tmp_path):
     assert found[0] == found[1]
 
 
-def test_the_command_under_torchrun_trains_resumes_and_measures(recipe, tmp_path):
+def test_the_command_under_torchrun_trains_and_measures_as_one_process_does(recipe, tmp_path):
     command = [
         sys.executable,
         '-m',
@@ -247,13 +248,15 @@ def test_the_command_under_torchrun_trains_resumes_and_measures(recipe, tmp_path
         'model.json',
     }
     assert json.loads((out / 'stage.json').read_text())['start'] == 'inherit'
-    metrics = json.loads((out / 'metrics.json').read_text())
-    alone = evaluate(recipe, out / 'student.pth')
-    assert metrics['bbox_mAP'] == alone['bbox_mAP'] and metrics['num_images'] == 4
+    alone = evaluate(recipe, out / 'student.pth', out=tmp_path)
+    assert json.loads((out / 'metrics.json').read_text()) == alone and alone['num_images'] == 4
+    boxes = (out / 'detections.json').read_text()
+    assert len(json.loads(boxes)) > 4 and boxes == (tmp_path / 'detections.json').read_text()
     rows = [json.loads(line) for line in (out / 'log.json').read_text().splitlines()]
     assert [row['update'] for row in rows if 'bbox_mAP' in row] == [2, 4]
 
 
+@pytest.mark.slow
 def test_a_mistake_that_one_process_finds_is_the_callers():
     with pytest.raises(MtpdError, match=r'^this disk is full$'):
         everywhere(2, 'cpu', spied.refuse, 1)
@@ -263,9 +266,42 @@ def test_a_mistake_that_one_process_finds_is_the_callers():
 def test_a_crash_of_one_process_ends_all_and_is_told(capfd):
     with pytest.raises(RuntimeError, match='ZeroDivisionError: a bug'):
         everywhere(2, 'cpu', spied.crash, 1)
-    with pytest.raises(RuntimeError, match=r'Signal 9 \(SIGKILL\)'):
+    with pytest.raises(RuntimeError, match='exitcode  : -9'):
         everywhere(2, 'cpu', spied.die, 1)
     assert 'torch/distributed' not in capfd.readouterr().err
+
+
+SLURM = """
+import sys
+import spied
+from mtpd.distributed import everywhere, joined
+from mtpd.errors import MtpdError
+try:
+    with joined(None, 'cpu', 'the recipe', sys.argv.pop()):
+        print(everywhere(2, 'cpu', spied.place, 'at'))
+except MtpdError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('texts, said', [('aa', "['at 0', 'at 1']"), ('ab', 'different commands')])
+def test_two_tasks_of_slurm(texts, said):
+    names = ('JOB_ID', 'STEP_ID', 'STEP_NUM_TASKS', 'STEP_TASKS_PER_NODE', 'STEP_NODELIST')
+    values = (str(os.getpid()), '0', '2', '2', 'localhost')
+    shared = {f'SLURM_{name}': value for name, value in zip(names, values, strict=True)}
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, '-c', SLURM, text],
+            env={**os.environ, **shared, 'SLURM_PROCID': str(k), 'SLURM_LOCALID': str(k)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for k, text in enumerate(texts)
+    ]
+    assert said in tasks[0].communicate(timeout=120)[0]
+    assert tasks[1].communicate(timeout=120)[0] == ''
+    assert [task.returncode for task in tasks] == [0, 0]
 
 
 @pytest.mark.slow
