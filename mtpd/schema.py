@@ -55,6 +55,7 @@ RECIPE = {
         'inherit_allow': (list, tuple),
         'teacher_mode': str,
     },
+    'order': {'images': int, 'max_length': int, 'method': str, 'min_gain': (*NUMBER, NONE)},
     'schedule': {
         'batch_size': int,
         'lr_batch_size': (int, NONE),
@@ -87,6 +88,7 @@ OPTIONAL = {
 CHOICES = {
     'distill.start': ('baseline', 'inherit', 'random'),
     'distill.teacher_mode': ('eval', 'train'),
+    'order.method': ('backward_greedy', 'shortest_path'),
 }
 POSITIVE = (
     ('schedule', 'batch_size'),
@@ -97,6 +99,7 @@ POSITIVE = (
     ('schedule', 'checkpoint_interval'),
     ('evaluation', 'batch_size'),
     ('image', 'divisor'),
+    ('order', 'max_length'),
     ('runtime', 'jobs'),
     ('runtime', 'gpus'),
 )
@@ -211,6 +214,8 @@ def _numbers(cfg: dict) -> list[str]:
         if cfg[section].get(key, 1) < 1
     ]
     found += _levels(cfg['distill'])
+    if cfg['order']['images'] < 2:
+        found.append(f'order.images is {cfg["order"]["images"]}: at least 2 are needed.')
     if cfg['seed'] < 0:
         found.append(f'seed is {cfg["seed"]}: it must not be negative.')
     return found

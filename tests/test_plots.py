@@ -46,6 +46,15 @@ def figures(run):
         'ap_versus_cost': plots.ap_versus_cost(rows),
         'paper': plots.paper_next_to_ours(run.info['paper'], run.walkthrough(), 'digits'),
         'cost_matrix': plots.cost_matrix(['a', 'b'], [[0, 0.4], [None, 0]]),
+        'sequence_graph': plots.sequence_graph(
+            {
+                'detectors': ['student', 'a', 'b'],
+                'cost': [[0, 0.3, 0.9], [0.3, 0, 0.4], [0.9, 0.4, 0]],
+            },
+            {'a': 0.4, 'b': 0.5},
+            ['a', 'b'],
+            {'a': 'teacher A'},
+        ),
         'size_histogram': plots.size_histogram({'train': [100, 1023, 1024, 9216], 'val': [50]}),
         'class_counts': plots.class_counts({'train': [3, 1, 4]}, CLASSES),
         'per_class': plots.per_class(*shares, ('baseline', 'distilled')),
@@ -63,6 +72,7 @@ def test_alt_texts_say_the_numbers(figures):
         'ap_versus_cost': ['AP 43.2, 2.90 million parameters, 1.20 GFLOPs'],
         'paper': ['baseline 36.5: after teacher 1 (walk-through) +1.4', 'no teacher +7.4'],
         'cost_matrix': ['a to b 0.40'],
+        'sequence_graph': ['teacher A at cost 0.30, AP 40.0', 'student → teacher A → b'],
         # 32 x 32 and 96 x 96 pixels begin medium and large.
         'size_histogram': ['small 50 % (train), 100 % (val); medium 25 %', 'large 25 % (train)'],
         'class_counts': ['8 objects, <b>one</b> the rarest class with 1'],
@@ -134,6 +144,7 @@ def test_nothing_there_yet_says_so_instead_of_failing():
         plots.ap_by_arm([]),
         plots.ap_versus_cost([]),
         plots.cost_matrix([], []),
+        plots.sequence_graph({'detectors': ['student'], 'cost': [[0]]}, {}, [], {}),
         plots.size_histogram([]),
         plots.scenes([], [], []),
         plots.paper_next_to_ours({}, {'baseline': 20.0}),
