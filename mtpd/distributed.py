@@ -41,8 +41,8 @@ def count(asked: int | None, device: str, source: str | Path) -> int:
     """How many processes share the work: those of this world, else as many as are `asked` for, else one.
 
     Args:
-        asked: the recipe's `runtime.gpus`.
-        device: its `runtime.device`; 'cpu' takes that many processes without GPUs.
+        asked: a recipe's `runtime.gpus`.
+        device: 'auto', 'cuda', or 'cpu', which takes that many processes without GPUs.
         source: the recipe, for messages.
 
     Raises:
@@ -57,7 +57,7 @@ def count(asked: int | None, device: str, source: str | Path) -> int:
         there = torch.cuda.device_count()
         if not there:
             problem = f'{size} processes are asked for (runtime.gpus, --gpus), and torch sees no GPU here. '
-            fix = 'With runtime.device=cpu as many processes share the CPU.'
+            fix = 'With runtime.device=cpu (an mmdet config: device=cpu) as many share the CPU.'
             raise RecipeError(source, [problem + fix])
         if not here and size > there:
             problem = f'runtime.gpus (--gpus) is {size}, and torch sees {there} GPU(s) here.'

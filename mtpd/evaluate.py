@@ -10,6 +10,7 @@ import io
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from shutil import copyfile
 
@@ -26,9 +27,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from . import checkpoints, distributed
-from .data import pipelines
+from .data import coco, pipelines
 from .errors import RecipeError
-from .files import sha256, write_json
+from .files import read_json, sha256, write_json
 from .loop import device_of, processes
 from .recipe import Recipe
 
@@ -82,20 +83,53 @@ def evaluate(
         split has no such objects), ``per_class``, ``num_images``, ``checkpoint`` and its ``sha256``.
 
     Raises:
-        RecipeError: a metric the detector cannot give, or a broken dataset.
+        RecipeError: a metric the detector or the dataset cannot give, or a broken dataset.
         MtpdError: the checkpoint does not load into the detector.
     """
     model = load_detector(recipe, checkpoint, detector)
-    if 'segm' in metrics and not getattr(model, 'with_mask', False):
-        raise RecipeError(
-            recipe.source, [f'metric segm: {detector} predicts no masks. Leave it out.']
-        )
+    split = pipelines.dataset(recipe, 'val')
+    check_metrics(metrics, model, Path(split['ann_file']), recipe.source)
+    batch = dict(samples_per_gpu=recipe.cfg.evaluation.batch_size, workers_per_gpu=0)
     device, size = device_of(recipe), processes(recipe)
-    data = pipelines.build(pipelines.dataset(recipe, 'val'))
-    batch = recipe.cfg.evaluation.batch_size
+    return measure(model, split, batch, device, checkpoint, metrics, out, size)
+
+
+def check_metrics(
+    metrics: tuple[str, ...], model: torch.nn.Module, annotations: Path, source: Path
+) -> None:
+    """Raises RecipeError for masks that the detector doesn't predict, or the annotations don't have."""
+    if 'segm' not in metrics:
+        return
+    if not getattr(model, 'with_mask', False):
+        problem = f'{type(model).__name__} predicts no masks'
+    elif not coco.has_masks(annotations):
+        problem = f'{annotations} has no masks'
+    else:
+        return
+    raise RecipeError(source, [f'metric segm: {problem}. Leave it out: --metrics bbox.'])
+
+
+def measure(
+    model: torch.nn.Module,
+    split: dict,
+    batch: dict,
+    device: str,
+    checkpoint: str | Path,
+    metrics: tuple[str, ...],
+    out: str | Path | None = None,
+    size: int = 1,
+) -> dict:
+    """As `evaluate`, of a detector with its weights on mmdet's dataset config `split`.
+
+    Args:
+        batch: `samples_per_gpu` and `workers_per_gpu`.
+        checkpoint: where the weights are from, to be named in the result.
+        size: how many processes share the images.
+    """
+    data = pipelines.build(split)
     with tempfile.TemporaryDirectory() as folder:
         task = (_detections, model, data, batch, device, folder)
-        results = distributed.everywhere(size, recipe.cfg.runtime.device, *task)
+        results = distributed.everywhere(size, device, *task)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         files, _ = data.format_results(results, jsonfile_prefix=str(Path(folder) / 'results'))
         numbers = _numbers(data, files, metrics)
@@ -112,10 +146,10 @@ def evaluate(
     return numbers
 
 
-def _detections(model: torch.nn.Module, data, batch: int, device: str, folder: str) -> list | None:
+def _detections(model: torch.nn.Module, data, batch: dict, device: str, folder: str) -> list | None:
     """mmdet's results for each image of `data`, of one process or, on rank 0, of all."""
     _, size = get_dist_info()
-    loader = build_dataloader(data, batch, workers_per_gpu=0, dist=size > 1, shuffle=False)
+    loader = build_dataloader(data, **batch, dist=size > 1, shuffle=False)
     cuda = device == 'cuda'
     ids = [torch.cuda.current_device()] if cuda else []
     model = MMDataParallel(model.to(device), device_ids=ids)
@@ -123,6 +157,12 @@ def _detections(model: torch.nn.Module, data, batch: int, device: str, folder: s
         return single_gpu_test(model, loader)
     # Collected by way of files where there are no GPUs; mmdet removes the folder.
     return multi_gpu_test(model, loader, f'{folder}/parts', gpu_collect=cuda)
+
+
+def measured(out: Path, checkpoint: Path, measure: Callable[[], dict]) -> dict:
+    """The metrics.json in `out`, which `measure` writes, unless it is there for this checkpoint."""
+    metrics = read_json(out / 'metrics.json')
+    return metrics if metrics and metrics['sha256'] == sha256(checkpoint) else measure()
 
 
 def _numbers(data, files: dict, metrics: tuple[str, ...]) -> dict:

@@ -18,10 +18,11 @@ from torch import nn
 
 from . import distributed, hooks  # noqa: F401  (hooks: registered with mmcv)
 from .data import pipelines
-from .errors import MtpdError, RecipeError
+from .errors import RecipeError
 from .inherit import InheritReport
 from .machine import cores
 from .recipe import Recipe
+from .rundir import writable
 
 
 def device_of(recipe: Recipe) -> str:
@@ -30,24 +31,23 @@ def device_of(recipe: Recipe) -> str:
     Raises:
         RecipeError: an unknown device, or a GPU that is not there.
     """
-    asked = recipe.cfg.runtime.device
+    return find_device(recipe.device, recipe.source, 'runtime.device')
+
+
+def find_device(asked: str, source: Path, key: str = 'device') -> str:
+    """As `device_of`, of any config's `key`."""
     if asked == 'auto':
         return 'cuda' if torch.cuda.is_available() else 'cpu'
     if asked not in ('cpu', 'cuda'):
-        raise RecipeError(
-            recipe.source, [f'runtime.device is {asked!r}: auto, cpu or cuda is needed.']
-        )
+        raise RecipeError(source, [f'{key} is {asked!r}: auto, cpu or cuda is needed.'])
     if asked == 'cuda' and not torch.cuda.is_available():
-        raise RecipeError(
-            recipe.source, ['runtime.device is cuda, and torch sees no GPU. Set it to auto or cpu.']
-        )
+        raise RecipeError(source, [f'{key} is cuda, and torch sees no GPU. Set it to auto or cpu.'])
     return asked
 
 
 def processes(recipe: Recipe) -> int:
     """How many processes share the work, see `distributed.count`."""
-    runtime = recipe.cfg.runtime
-    return distributed.count(runtime.get('gpus'), runtime.device, recipe.source)
+    return distributed.count(recipe.gpus, recipe.device, recipe.source)
 
 
 def fit(
@@ -58,6 +58,7 @@ def fit(
     updates: int,
     seed: int,
     scenes: int | None = None,
+    meta: dict | None = None,
 ) -> InheritReport | None:
     """Trains what `build` makes for `updates` optimizer steps into ``out/latest.pth``; returns its `inherit_report`.
 
@@ -66,54 +67,74 @@ def fit(
     Args:
         build: makes the detector or `Distiller`, in each process; it must pickle where there are several.
         scenes: number of training scenes, if not the recipe's.
+        meta: about the training, for the checkpoint.
 
     Raises:
         RecipeError: the dataset, the devices or the detector do not fit the recipe.
         MtpdError: `out` cannot be written to.
     """
-    size = processes(recipe)
-    distributed.share(recipe.cfg.schedule.batch_size, size, recipe.source)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / 'log.json').touch()
-    except OSError as error:
-        raise MtpdError(
-            f'{out} cannot be written to ({error.strerror}). Choose another --work-dir.'
-        ) from None
+    distributed.share(recipe.cfg.schedule.batch_size, processes(recipe), recipe.source)
+    writable(out)
     masks = pipelines.with_masks(recipe, model_cfg)
     train, val = (pipelines.dataset(recipe, split, scenes, masks) for split in ('train', 'val'))
     cfg = mmdet_cfg(recipe, train, val, out, updates, seed, device_of(recipe))
-    return distributed.everywhere(size, recipe.cfg.runtime.device, _train, recipe, build, cfg)
+    validate = bool(recipe.cfg.schedule.eval_interval)
+    return run(cfg, build, recipe.source, validate, recipe.cfg.runtime.threads, meta)
 
 
-def _train(recipe: Recipe, build: Callable[[], nn.Module], cfg: Config) -> InheritReport | None:
-    """One process of a training, or all of it."""
+def run(
+    cfg: Config,
+    build: Callable[[], nn.Module],
+    source: Path,
+    validate: bool,
+    threads: int = 0,
+    meta: dict | None = None,
+) -> InheritReport | None:
+    """Trains what `build` makes as an mmdet config says, into its `work_dir`; returns its `inherit_report`.
+
+    By mmdet's own loop, with our log.json in place of mmdet's text log, and a latest.pth that is whole at any time,
+    from which it resumes, in place of its checkpoints.
+
+    Args:
+        cfg: with `work_dir`, `seed`, `device` and `gpu_ids`, as mmdet's `train_detector` reads it; of several
+            `gpu_ids` each stands for a process.
+        build: must pickle where there are several processes.
+        source: the config's file, for messages.
+        validate: evaluate in between, too.
+        threads: of torch on the CPU; 0: one per core, or what OMP_NUM_THREADS says.
+
+    Raises:
+        RecipeError: there is no image to train on.
+    """
+    task = (_run, cfg, build, source, validate, threads, meta)
+    return distributed.everywhere(len(cfg.gpu_ids), cfg.device, *task)
+
+
+def _run(cfg, build, source, validate, threads, meta) -> InheritReport | None:
+    """`run` in one process, of several or by itself."""
     rank, size = get_dist_info()
-    if cfg.device == 'cpu':
-        shared_out = os.environ.get('OMP_NUM_THREADS')  # torch has read it
-        if recipe.cfg.runtime.threads or not shared_out:
-            torch.set_num_threads(recipe.cfg.runtime.threads or cores())
+    if cfg.device == 'cpu' and (threads or not os.environ.get('OMP_NUM_THREADS')):
+        torch.set_num_threads(threads or cores())
     set_random_seed(cfg.seed)
     model, data = build(), pipelines.build(cfg.data.train)
     model.CLASSES = data.CLASSES
     if len(data) == 0:
-        raise RecipeError(
-            recipe.source, [f'{cfg.data.train.ann_file} has no image with an object to train on.']
-        )
-    model = model.to(cfg.device)
-    latest = Path(cfg.work_dir, 'latest.pth')
-    cfg.resume_from = str(latest) if latest.is_file() else None
-    if cfg.resume_from is None and rank == 0:
-        latest.with_name('log.json').write_text('')
+        where = getattr(data, 'ann_file', 'the training split')
+        raise RecipeError(source, [f'{where} has no image with an object to train on.'])
+    log, latest = (Path(cfg.work_dir) / name for name in ('log.json', 'latest.pth'))
+    shown = [hook for hook in cfg.log_config.get('hooks', ()) if hook['type'] != 'TextLoggerHook']
+    cfg.log_config.hooks = [dict(type='JsonLog', path=str(log)), *shown]
+    saving = dict(type='SaveLatest', path=str(latest), **cfg.checkpoint_config)
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or ()), saving]
+    cfg.checkpoint_config = None
+    cfg.log_level = 'WARNING'
+    if latest.is_file():
+        cfg.resume_from = str(latest)
+    elif rank == 0:
+        log.write_text('')
+    meta = {'CLASSES': data.CLASSES, **(meta or {})}
     distributed.own_seed(cfg.seed)
-    train_detector(
-        model,
-        data,
-        cfg,
-        distributed=size > 1,
-        validate=bool(recipe.cfg.schedule.eval_interval),
-        meta={'CLASSES': data.CLASSES},
-    )
+    train_detector(model.to(cfg.device), data, cfg, size > 1, validate, meta=meta)
     return getattr(model, 'inherit_report', None)
 
 
@@ -122,7 +143,8 @@ def mmdet_cfg(
 ) -> Config:
     """The config that mmdet's `train_detector` reads."""
     schedule, runtime = recipe.cfg.schedule, recipe.cfg.runtime
-    images = distributed.share(schedule.batch_size, processes(recipe), recipe.source)
+    size = processes(recipe)
+    images = distributed.share(schedule.batch_size, size, recipe.source)
     batch = dict(samples_per_gpu=images, workers_per_gpu=runtime.workers)
     settings: dict[str, Any] = dict(
         data=dict(
@@ -138,24 +160,14 @@ def mmdet_cfg(
         optimizer_config=dict(grad_clip=schedule.grad_clip),
         lr_config=_in_updates(schedule.lr, updates),
         runner=dict(type='IterBasedRunner', max_iters=updates),
-        checkpoint_config=None,
-        log_config=dict(
-            interval=schedule.log_interval, hooks=[dict(type='JsonLog', path=str(out / 'log.json'))]
-        ),
-        custom_hooks=[
-            dict(
-                type='SaveLatest',
-                path=str(out / 'latest.pth'),
-                interval=schedule.checkpoint_interval,
-            )
-        ],
+        checkpoint_config=dict(interval=schedule.checkpoint_interval, by_epoch=False),
+        log_config=dict(interval=schedule.log_interval),
         evaluation=dict(interval=schedule.eval_interval or updates, metric='bbox'),
         workflow=[('train', 1)],
         work_dir=str(out),
-        log_level='WARNING',
         load_from=None,
         resume_from=None,
-        gpu_ids=[0],
+        gpu_ids=list(range(size)),
         find_unused_parameters=True,  # as the original; only where there are several processes
         device=device,
         seed=seed,
