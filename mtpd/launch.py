@@ -64,14 +64,16 @@ def _run(command: list[str], env: dict[str, str], said: deque) -> int:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    errors = threading.Thread(target=_pass_on, args=(process.stderr, said))
+    ending = threading.Event()
+    errors = threading.Thread(target=_pass_on, args=(process.stderr, said, ending))
     errors.start()
     try:
         for line in process.stdout:
             print(line, end='', flush=True)
         return process.wait()
     finally:
-        if process.poll() is None:
+        if process.poll() is None:  # we are interrupted
+            ending.set()
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 process.wait(40)  # torchrun gives its processes 30 seconds
@@ -79,15 +81,14 @@ def _run(command: list[str], env: dict[str, str], said: deque) -> int:
         errors.join()
 
 
-def _pass_on(stream, said: deque) -> None:
-    failed = False
+def _pass_on(stream, said: deque, ending: threading.Event) -> None:
+    """Processes' errors without torchrun's log; nothing more when it ends, which it does with a long traceback."""
     for line in stream:
         said.append(line)
         match = _TORCHRUN.match(line)
-        failed = failed or bool(
-            match and match[1] == 'E'
-        )  # a long traceback of torchrun's own follows
-        if not (match or failed):
+        if match and match[1] == 'E':
+            ending.set()
+        if not (match or ending.is_set()):
             sys.stderr.write(line)
 
 
