@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import click
 from . import __version__
 from .errors import MtpdError
 from .schema import parse_overrides
+from .world import let_the_first_speak
 
 SPLIT = click.Choice(['train', 'val'])
 METRIC = click.Choice(['bbox', 'segm'])
@@ -22,7 +24,7 @@ class Main(click.Group):
         try:
             return super().invoke(ctx)
         except MtpdError as error:
-            click.echo(f'mtpd: {error}', err=True)
+            click.echo(f'mtpd: {let_the_first_speak()}{error}', err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo('mtpd: interrupted; the same command goes on from here.', err=True)
@@ -61,12 +63,14 @@ class Words(click.Command):
 
 
 def recipe_options(command, plain: bool = False):
-    """RECIPE, --seed, --work-dir and --cfg-options; the command gets `recipe` (loaded) and `work_dir`.
+    """RECIPE, --seed, --work-dir, --gpus and --cfg-options; the command gets `recipe` (loaded) and `work_dir`.
 
     `plain`: it takes plain mmdet configs, too, and then gets a `PlainConfig`.
     """
 
-    def call(recipe, seed, cfg_options, **rest):
+    def call(recipe, seed, gpus, cfg_options, **rest):
+        if gpus is not None:
+            cfg_options = {**cfg_options, 'runtime.gpus': gpus}
         if plain:
             from .plain import load_config as load
         else:
@@ -89,10 +93,28 @@ def recipe_options(command, plain: bool = False):
             type=click.Path(path_type=Path),
             help='Default: runs/<recipe>/<seed>' + '; of an mmdet config: runs/<config>.' * plain,
         ),
+        click.option(
+            '--gpus',
+            type=click.IntRange(1),
+            help="Processes, each with a GPU. Default: the recipe's, or 1.",
+        ),
         click.option('--seed', type=int, help="Default: the recipe's."),
         click.argument('recipe', metavar='CONFIG' if plain else 'RECIPE'),
     ):
         call = option(call)
+    return call
+
+
+def with_all_processes(command):
+    """Under torchrun or srun rank 0 runs the command, and the other processes help it."""
+
+    @functools.wraps(command)
+    def call(recipe, **rest):
+        from .distributed import joined
+
+        with joined(recipe.gpus, recipe.device, recipe.source, recipe.text):
+            return command(recipe=recipe, **rest)
+
     return call
 
 
@@ -144,6 +166,7 @@ def _refuse_for_plain(config, **options) -> bool:
 @click.option('--detector', help='student (its baseline), or a teacher. Default: student.')
 @click.option('--arm', help='Train a stage of this arm instead.')
 @click.option('--stage', type=int, default=1, show_default=True, help='Which stage of the arm.')
+@with_all_processes
 def train(recipe, work_dir: Path | None, detector: str | None, arm: str | None, stage: int) -> None:
     """Train a plain detector of a recipe, or one stage of distillation with what comes before it.
 
@@ -189,6 +212,7 @@ def order(recipe, work_dir: Path | None) -> None:
     '--metrics', multiple=True, type=METRIC, help="--metrics bbox segm. Default: the config's."
 )
 @click.option('--out', type=click.Path(path_type=Path), help='Folder for metrics.json.')
+@with_all_processes
 def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out) -> None:
     """COCO numbers of a checkpoint (any layout) on a recipe's validation or an mmdet config's test split, as JSON."""
     import json

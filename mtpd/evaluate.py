@@ -19,17 +19,18 @@ import torch
 from mmcv import ConfigDict
 from mmcv.cnn import get_model_complexity_info
 from mmcv.parallel import MMDataParallel
-from mmdet.apis import single_gpu_test
+from mmcv.runner import get_dist_info
+from mmdet.apis import multi_gpu_test, single_gpu_test
 from mmdet.datasets import build_dataloader
 from mmdet.models import build_detector
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from . import checkpoints
+from . import checkpoints, distributed
 from .data import coco, pipelines
 from .errors import RecipeError
 from .files import read_json, sha256, write_json
-from .loop import device_of
+from .loop import device_of, processes
 from .recipe import Recipe
 
 # pycocotools' `stats`, in its order.
@@ -89,7 +90,8 @@ def evaluate(
     split = pipelines.dataset(recipe, 'val')
     check_metrics(metrics, model, Path(split['ann_file']), recipe.source)
     batch = dict(samples_per_gpu=recipe.cfg.evaluation.batch_size, workers_per_gpu=0)
-    return measure(model, split, batch, device_of(recipe), checkpoint, metrics, out)
+    device, size = device_of(recipe), processes(recipe)
+    return measure(model, split, batch, device, checkpoint, metrics, out, size)
 
 
 def check_metrics(
@@ -115,17 +117,19 @@ def measure(
     checkpoint: str | Path,
     metrics: tuple[str, ...],
     out: str | Path | None = None,
+    size: int = 1,
 ) -> dict:
     """As `evaluate`, of a detector with its weights on mmdet's dataset config `split`.
 
     Args:
         batch: `samples_per_gpu` and `workers_per_gpu`.
         checkpoint: where the weights are from, to be named in the result.
+        size: how many processes share the images.
     """
     data = pipelines.build(split)
-    loader = build_dataloader(data, **batch, dist=False, shuffle=False)
-    model = MMDataParallel(model.to(device), device_ids=[0] if device == 'cuda' else [])
-    results = single_gpu_test(model, loader)
+    with tempfile.TemporaryDirectory() as folder:
+        task = (_detections, model, data, batch, device, folder)
+        results = distributed.everywhere(size, device, *task)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         files, _ = data.format_results(results, jsonfile_prefix=str(Path(folder) / 'results'))
         numbers = _numbers(data, files, metrics)
@@ -140,6 +144,19 @@ def measure(
     if out:
         write_json(Path(out) / 'metrics.json', numbers)
     return numbers
+
+
+def _detections(model: torch.nn.Module, data, batch: dict, device: str, folder: str) -> list | None:
+    """mmdet's results for each image of `data`, of one process or, on rank 0, of all."""
+    _, size = get_dist_info()
+    loader = build_dataloader(data, **batch, dist=size > 1, shuffle=False)
+    cuda = device == 'cuda'
+    ids = [torch.cuda.current_device()] if cuda else []
+    model = MMDataParallel(model.to(device), device_ids=ids)
+    if size == 1:
+        return single_gpu_test(model, loader)
+    # Collected by way of files where there are no GPUs; mmdet removes the folder.
+    return multi_gpu_test(model, loader, f'{folder}/parts', gpu_collect=cuda)
 
 
 def measured(out: Path, checkpoint: Path, measure: Callable[[], dict]) -> dict:

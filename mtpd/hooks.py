@@ -10,7 +10,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-from mmcv.runner import HOOKS, Hook, LoggerHook, save_checkpoint
+from mmcv.runner import HOOKS, Hook, LoggerHook, master_only, save_checkpoint
 
 from .files import plain
 
@@ -37,6 +37,7 @@ class JsonLog(LoggerHook):
             runner.log_buffer.average(self.interval)
         super().after_train_iter(runner)
 
+    @master_only
     def log(self, runner) -> None:
         values, done = dict(runner.log_buffer.output), self.done
         row = {'update': done, 'updates': runner.max_iters}
@@ -80,6 +81,7 @@ class SaveLatest(Hook):
         if due and self.by_epoch:
             self._save(runner, runner.iter, runner.epoch + 1)
 
+    @master_only
     def _save(self, runner, done: int, epochs: int) -> None:
         meta = {**(runner.meta or {}), 'iter': done, 'epoch': epochs}
         part = self.path.with_suffix('.part')

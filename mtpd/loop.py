@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from mmcv import Config
+from mmcv.runner import get_dist_info
 from mmdet.apis import set_random_seed, train_detector
 from mmdet.utils import get_root_logger
 from torch import nn
 
-from . import hooks  # noqa: F401  (registered with mmcv)
+from . import distributed, hooks  # noqa: F401  (hooks: registered with mmcv)
 from .data import pipelines
 from .errors import RecipeError
 from .inherit import InheritReport
@@ -31,7 +32,7 @@ def device_of(recipe: Recipe) -> str:
     Raises:
         RecipeError: an unknown device, or a GPU that is not there.
     """
-    return find_device(recipe.cfg.runtime.device, recipe.source, 'runtime.device')
+    return find_device(recipe.device, recipe.source, 'runtime.device')
 
 
 def find_device(asked: str, source: Path, key: str = 'device') -> str:
@@ -43,6 +44,11 @@ def find_device(asked: str, source: Path, key: str = 'device') -> str:
     if asked == 'cuda' and not torch.cuda.is_available():
         raise RecipeError(source, [f'{key} is cuda, and torch sees no GPU. Set it to auto or cpu.'])
     return asked
+
+
+def processes(recipe: Recipe) -> int:
+    """How many processes share the work, see `distributed.count`."""
+    return distributed.count(recipe.gpus, recipe.device, recipe.source)
 
 
 def fit(
@@ -57,13 +63,18 @@ def fit(
 ) -> InheritReport | None:
     """Trains what `build` makes for `updates` optimizer steps into ``out/latest.pth``; returns its `inherit_report`.
 
-    Resumes where that file is there. `scenes`: number of training scenes, if not the recipe's.
-    `meta`: about the training, for the checkpoint.
+    Resumes where that file is there. With `runtime.gpus`, or in a world (`mtpd.distributed`), by several processes.
+
+    Args:
+        build: makes the detector or `Distiller`, in each process; it must pickle where there are several.
+        scenes: number of training scenes, if not the recipe's.
+        meta: about the training, for the checkpoint.
 
     Raises:
-        RecipeError: the dataset, the device or the detector does not fit the recipe.
+        RecipeError: the dataset, the devices or the detector do not fit the recipe.
         MtpdError: `out` cannot be written to.
     """
+    distributed.share(recipe.cfg.schedule.batch_size, processes(recipe), recipe.source)
     writable(out)
     masks = pipelines.with_masks(recipe, model_cfg)
     train, val = (pipelines.dataset(recipe, split, scenes, masks) for split in ('train', 'val'))
@@ -86,7 +97,9 @@ def run(
     from which it resumes, in place of its checkpoints.
 
     Args:
-        cfg: with `work_dir`, `seed`, `device` and `gpu_ids`, as mmdet's `train_detector` reads it.
+        cfg: with `work_dir`, `seed`, `device` and `gpu_ids`, as mmdet's `train_detector` reads it; of several
+            `gpu_ids` each stands for a process.
+        build: must pickle where there are several processes.
         source: the config's file, for messages.
         validate: evaluate in between, too.
         threads: of torch on the CPU; 0: one per core, or what OMP_NUM_THREADS says.
@@ -94,6 +107,13 @@ def run(
     Raises:
         RecipeError: there is no image to train on.
     """
+    task = (_run, cfg, build, source, validate, threads, meta)
+    return distributed.everywhere(len(cfg.gpu_ids), cfg.device, *task)
+
+
+def _run(cfg, build, source, validate, threads, meta) -> InheritReport | None:
+    """`run` in one process, of several or by itself."""
+    rank, size = get_dist_info()
     if cfg.device == 'cpu' and (threads or not os.environ.get('OMP_NUM_THREADS')):
         torch.set_num_threads(threads or cores())
     # Made here, as building a Swin Transformer would make mmdet's log at INFO: lists of hooks, and so on.
@@ -113,10 +133,11 @@ def run(
     cfg.log_level = 'WARNING'
     if latest.is_file():
         cfg.resume_from = str(latest)
-    else:
+    elif rank == 0:
         log.write_text('')
     meta = {'CLASSES': data.CLASSES, **(meta or {})}
-    train_detector(model.to(cfg.device), data, cfg, validate=validate, meta=meta)
+    distributed.own_seed(cfg.seed)
+    train_detector(model.to(cfg.device), data, cfg, size > 1, validate, meta=meta)
     return getattr(model, 'inherit_report', None)
 
 
@@ -125,7 +146,9 @@ def mmdet_cfg(
 ) -> Config:
     """The config that mmdet's `train_detector` reads."""
     schedule, runtime = recipe.cfg.schedule, recipe.cfg.runtime
-    batch = dict(samples_per_gpu=schedule.batch_size, workers_per_gpu=runtime.workers)
+    size = processes(recipe)
+    images = distributed.share(schedule.batch_size, size, recipe.source)
+    batch = dict(samples_per_gpu=images, workers_per_gpu=runtime.workers)
     settings: dict[str, Any] = dict(
         data=dict(
             train=train,
@@ -147,7 +170,8 @@ def mmdet_cfg(
         work_dir=str(out),
         load_from=None,
         resume_from=None,
-        gpu_ids=[0],
+        gpu_ids=list(range(size)),
+        find_unused_parameters=True,  # as the original; only where there are several processes
         device=device,
         seed=seed,
     )

@@ -19,7 +19,7 @@ from mmdet.models import build_detector
 from mmdet.utils import compat_cfg, replace_cfg_vals, update_data_root
 from torch import nn
 
-from . import checkpoints, loop, schema
+from . import checkpoints, distributed, loop, schema
 from .data import configured, pipelines
 from .errors import RecipeError
 from .evaluate import check_metrics, measure, measured
@@ -35,11 +35,23 @@ OPTIONAL += ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 @dataclass(frozen=True)
 class PlainConfig:
-    """A plain mmdet config: its values with the paths settled, its file, and its text as it was asked for."""
+    """A plain mmdet config: its values with the paths settled, its file, and its text as it was asked for.
+
+    `gpus`: how many processes share its work; an update takes `samples_per_gpu` images of each.
+    """
 
     cfg: Config
     source: Path
     text: str
+    gpus: int | None = None
+
+    @property
+    def device(self) -> str:
+        return self.cfg.get('device') or 'auto'
+
+    @property
+    def processes(self) -> int:
+        return distributed.count(self.gpus, self.device, self.source)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -54,7 +66,7 @@ def load_config(
     """A recipe, as `load_recipe`, or a plain mmdet config: a file or ``mmdet::retinanet/retinanet_r50_fpn_1x_coco.py``.
 
     Args:
-        overrides: the config's own keys, and ``data.root``, the folder of any COCO-format dataset: its
+        overrides: the config's own keys, `runtime.gpus` as a recipe's, and ``data.root``, the folder of any COCO-format dataset: its
             classes take the place of the config's, in data and heads.
 
     Raises:
@@ -64,7 +76,7 @@ def load_config(
     if not is_plain(cfg):
         return load_recipe(path, overrides, seed)
     overrides = dict(as_overrides(overrides))
-    root = overrides.pop('data.root', None)
+    root, gpus = overrides.pop('data.root', None), overrides.pop('runtime.gpus', None)
     found = _unknown(cfg, overrides)
     data = cfg.get('data') or {}
     found += [f'data.{split} is missing.' for split in configured.SPLITS if split not in data]
@@ -81,7 +93,7 @@ def load_config(
         configured.use_folder(cfg, resolve(str(root), source), source)
     text = as_python(cfg._cfg_dict.to_dict())
     configured.settle(cfg, source)
-    return PlainConfig(cfg, source.resolve(), text)
+    return PlainConfig(cfg, source.resolve(), text, gpus)
 
 
 def train(config: PlainConfig, work_dir: str | Path | None = None) -> dict:
@@ -130,13 +142,13 @@ def test(
     model, split = _build(config), {**configured.leaves(cfg.data.test)[0], 'test_mode': True}
     check_metrics(metrics, model, Path(split['ann_file']), source)
     checkpoints.load_student(model, checkpoint)
-    device = loop.find_device(cfg.get('device') or 'auto', source)
+    device = loop.find_device(config.device, source)
     if cfg.get('fp16') and device == 'cuda':
         wrap_fp16_model(model)
     batch = {'samples_per_gpu': 1, 'workers_per_gpu': 2, **cfg.data.test_dataloader}
     if batch['samples_per_gpu'] > 1:
         split['pipeline'] = replace_ImageToTensor(split['pipeline'])
-    return measure(model.eval(), split, batch, device, checkpoint, metrics, out)
+    return measure(model.eval(), split, batch, device, checkpoint, metrics, out, config.processes)
 
 
 def as_mmdet(recipe: Recipe, detector: str) -> str:
@@ -154,7 +166,7 @@ def as_mmdet(recipe: Recipe, detector: str) -> str:
 def _for_training(config: PlainConfig, out: Path) -> Config:
     """The config that `loop.run` reads."""
     cfg = copy.deepcopy(config.cfg)
-    cfg.device = loop.find_device(cfg.get('device') or 'auto', config.source)
+    cfg.device = loop.find_device(config.device, config.source)
     if cfg.get('fp16') and cfg.device == 'cpu':
         print('training in fp32: the config asks for fp16, which takes a GPU')
         cfg.fp16 = None
@@ -165,10 +177,12 @@ def _for_training(config: PlainConfig, out: Path) -> Config:
     interval = saving.get('interval', 0) if fitting else 0
     cfg.checkpoint_config = dict(interval=interval or (1 if by_epoch else 1000), by_epoch=by_epoch)
     cfg.log_config = cfg.get('log_config') or dict(interval=50)
-    cfg.work_dir, cfg.gpu_ids, cfg.workflow = str(out), [0], [('train', 1)]
+    cfg.work_dir, cfg.workflow = str(out), [('train', 1)]
+    cfg.gpu_ids = list(range(config.processes))
     cfg.resume_from, cfg.load_from = None, cfg.get('load_from')
     lr, scale = cfg.optimizer.get('lr'), cfg.get('auto_scale_lr') or {}
-    batch, meant = cfg.data.train_dataloader.get('samples_per_gpu', 2), scale.get('base_batch_size')
+    batch = cfg.data.train_dataloader.get('samples_per_gpu', 2) * config.processes
+    meant = scale.get('base_batch_size')
     if meant not in (None, batch):
         if scale.get('enable'):
             print(f'learning rate {lr * batch / meant:g}: {lr:g} is for {meant} images an update')

@@ -64,6 +64,15 @@ class Recipe:
     def seed(self) -> int:
         return self.cfg.seed
 
+    @property
+    def gpus(self) -> int | None:
+        """Processes that share its work, None where it doesn't say."""
+        return self.cfg.runtime.get('gpus')
+
+    @property
+    def device(self) -> str:
+        return self.cfg.runtime.device
+
     def run_dir(self, work_dir: str | Path | None = None) -> Path:
         """Where the recipe's results go: `work_dir` or `runs/<name>/<seed>` of the checkout."""
         return Path(work_dir).resolve() if work_dir else ROOT / 'runs' / self.name / str(self.seed)

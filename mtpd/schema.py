@@ -70,7 +70,7 @@ RECIPE = {
         'eval_interval': int,
     },
     'evaluation': {'metrics': (list, tuple), 'batch_size': int},
-    'runtime': {'device': str, 'workers': int, 'threads': int, 'jobs': int},
+    'runtime': {'device': str, 'gpus': int, 'workers': int, 'threads': int, 'jobs': int},
 }
 OPTIONAL = {
     'paper',
@@ -83,6 +83,7 @@ OPTIONAL = {
     'updates',
     'scenes',
     'lr_batch_size',
+    'gpus',
 }
 CHOICES = {
     'distill.start': ('baseline', 'inherit', 'random'),
@@ -100,6 +101,7 @@ POSITIVE = (
     ('image', 'divisor'),
     ('order', 'max_length'),
     ('runtime', 'jobs'),
+    ('runtime', 'gpus'),
 )
 
 
@@ -209,7 +211,7 @@ def _numbers(cfg: dict) -> list[str]:
     found = [
         f'{section}.{key} is {cfg[section][key]}: it must be at least 1.'
         for section, key in POSITIVE
-        if cfg[section][key] < 1
+        if cfg[section].get(key, 1) < 1
     ]
     found += _levels(cfg['distill'])
     if cfg['order']['images'] < 2:

@@ -6,10 +6,12 @@ from . import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import time
+from functools import partial
 from pathlib import Path
 
 from mmcv import ConfigDict
 from mmdet.models import build_detector
+from torch import nn
 
 from . import checkpoints
 from .distiller import Distiller
@@ -43,14 +45,7 @@ def train_detector_run(
     if not final.is_file():
         print(f'training {spec.get("label", detector)}')
         cfg = recipe.model(detector)
-
-        def build():
-            model = build_detector(ConfigDict(cfg))
-            model.init_weights()
-            if origin := recipe.fetch(detector, 'init'):
-                print(f'{detector}: {warm_start(model, origin)} tensors from {origin}')
-            return model
-
+        build = partial(_warm_detector, cfg, detector, recipe.fetch(detector, 'init'))
         updates, about = spec.get('updates', default), _about(recipe, detector)
         fit(recipe, build, cfg, out, updates, recipe.seed, spec.get('scenes'), about)
         checkpoints.export_student(out / 'latest.pth', final)
@@ -150,32 +145,41 @@ def _stage_model(recipe: Recipe, teacher: str | None, start: Path | None, origin
     """A function that builds the stage's model, and the student's config."""
     student = recipe.model('student')
     if teacher is None:
-
-        def build():
-            model = build_detector(ConfigDict(student))
-            model.init_weights()
-            if start:
-                checkpoints.load_student(model, start)
-            return model
-
-        return build, student
+        return partial(_plain_student, student, start), student
     taught_by = recipe.model(teacher)
     weights = detector_checkpoint(recipe, teacher, work_dir)
     distill = recipe.cfg.distill
-
-    def build():
-        return Distiller(
-            student,
-            taught_by,
-            distill_cfg(recipe, student, taught_by),
-            student_checkpoint=str(start) if start else None,
-            teacher_checkpoint=str(weights),
-            init_student=origin == 'inherit',
-            teacher_mode=distill.teacher_mode,
-            inherit_allow=tuple(distill.inherit_allow),
-        )
-
+    build = partial(
+        Distiller,
+        student,
+        taught_by,
+        distill_cfg(recipe, student, taught_by),
+        student_checkpoint=str(start) if start else None,
+        teacher_checkpoint=str(weights),
+        init_student=origin == 'inherit',
+        teacher_mode=distill.teacher_mode,
+        inherit_allow=tuple(distill.inherit_allow),
+    )
     return build, student
+
+
+# What `fit` builds are functions of this module, as several processes get them by name.
+
+
+def _warm_detector(cfg: dict, name: str, origin: Path | None) -> nn.Module:
+    model = build_detector(ConfigDict(cfg))
+    model.init_weights()
+    if origin:
+        print(f'{name}: {warm_start(model, origin)} tensors from {origin}')
+    return model
+
+
+def _plain_student(cfg: dict, start: Path | None) -> nn.Module:
+    model = build_detector(ConfigDict(cfg))
+    model.init_weights()
+    if start:
+        checkpoints.load_student(model, start)
+    return model
 
 
 def distill_cfg(recipe: Recipe, student: dict, teacher: dict) -> list[dict]:
