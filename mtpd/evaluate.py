@@ -24,7 +24,7 @@ from mmdet.models import build_detector
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from . import checkpoints
+from . import checkpoints, compare
 from .data import pipelines
 from .errors import RecipeError
 from .files import sha256, write_json
@@ -84,6 +84,8 @@ def evaluate(
         RecipeError: a metric the detector cannot give, or a broken dataset.
         MtpdError: the checkpoint does not load into the detector.
     """
+    if 'segm' in metrics and (found := compare.mask_problems(recipe, 'val', 'metric segm')):
+        raise RecipeError(recipe.source, found)
     model = load_detector(recipe, checkpoint, detector)
     if 'segm' in metrics and not getattr(model, 'with_mask', False):
         raise RecipeError(

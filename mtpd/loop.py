@@ -15,7 +15,10 @@ from mmcv import Config
 from mmdet.apis import set_random_seed, train_detector
 from torch import nn
 
-from . import hooks  # noqa: F401  (registered with mmcv)
+from . import (
+    checkpoints,
+    hooks,  # noqa: F401  (registered with mmcv)
+)
 from .data import pipelines
 from .errors import MtpdError, RecipeError
 from .machine import cores
@@ -73,6 +76,9 @@ def fit(
             torch.set_num_threads(recipe.cfg.runtime.threads or cores())
     masks = pipelines.with_masks(recipe, model_cfg)
     train, val = (pipelines.dataset(recipe, split, scenes, masks) for split in ('train', 'val'))
+    latest = out / 'latest.pth'
+    if latest.is_file():
+        checkpoints.load_own(latest)
     set_random_seed(seed)
     model, data = build(), pipelines.build(train)
     model.CLASSES = data.CLASSES
@@ -81,7 +87,6 @@ def fit(
             recipe.source, [f'{train["ann_file"]} has no image with an object to train on.']
         )
     model = model.to(device)
-    latest = out / 'latest.pth'
     cfg = mmdet_cfg(recipe, train, val, out, updates, seed, device)
     cfg.resume_from = str(latest) if latest.is_file() else None
     if cfg.resume_from is None:

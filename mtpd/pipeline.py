@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import MtpdError, RecipeError
+from . import compare
+from .errors import MtpdError
 from .files import read_json, write_json
 from .lanes import Lanes, Marked
 from .notebooks import execute
@@ -199,9 +200,7 @@ def options_text(recipe: Recipe) -> str:
 
 
 def _preflight(recipe: Recipe) -> None:
-    problems = recipe.data_problems() + recipe.checkpoint_problems()
-    if problems:
-        raise RecipeError(recipe.source, problems)
-    for name in recipe.detectors:  # now, rather than after hours of training
-        for key in ('checkpoint', 'init'):
-            recipe.fetch(name, key)
+    """Now, rather than after hours of training."""
+    compare.check(recipe, recipe.detectors)
+    for name in recipe.detectors:
+        recipe.fetch(name, 'init')

@@ -3,10 +3,14 @@
 from importlib import resources
 
 import pytest
+import torch
+from loss_formulas import value_of
 from mmcv import Config
+from tiny import batch
 
 from mtpd.data.pipelines import test_pipeline as pipeline_of_val
 from mtpd.data.pipelines import train_pipeline
+from mtpd.distiller import Distiller
 from mtpd.loop import mmdet_cfg
 from mtpd.paths import ROOT
 from mtpd.recipe import load_recipe
@@ -114,3 +118,31 @@ def test_distillation_is_the_papers(row):
     assert recipe.cfg.distill.start == 'inherit' and recipe.cfg.distill.teacher_mode == 'eval'
     assert recipe.cfg.evaluation.metrics == ['bbox', 'segm'][: 1 + masks]
     assert recipe.arm('progressive').teachers == tuple(recipe.cfg.teachers)
+
+
+@pytest.mark.parametrize('name', ['reppoints_r50__r101_rx101dcn', 'retinanet_r50__r101_rx101'])
+def test_pkd_compares_the_necks_outputs(name, tiny_coco, tmp_path):
+    """In RepPoints these come after a group norm that the hooked convolutions lack, and the paper's MGD stays there."""
+    options = {'data.root': str(tiny_coco(tmp_path / 'coco'))}
+    options |= {f'{who}.model.backbone.init_cfg': None for who in ('student', 'teachers.r101')}
+    recipe = load_recipe(f'configs/paper/{name}.py', options | {'distill.method': 'pkd'})
+    student, teacher = recipe.model('student'), recipe.model('r101')
+    torch.manual_seed(0)
+    distiller = Distiller(
+        student, teacher, distill_cfg(recipe, student, teacher), teacher_checkpoint='random'
+    )
+    data = batch(num_classes=2)
+    losses = distiller.forward_train(**data)
+    with torch.no_grad():
+        outputs = [
+            [level.double().numpy() for level in model.neck(model.backbone(data['img']))]
+            for model in (distiller.student, distiller.teacher)
+        ]
+    for level in range(4):
+        loss = distiller.distill_losses[f'loss_pkd_fpn_{level}']
+        wanted = value_of(loss, {}, outputs[0][level], outputs[1][level])
+        assert losses[f'loss_pkd_fpn_{level}'].item() == pytest.approx(wanted, rel=1e-4)
+    assert 'loss_pkd_fpn_4' not in losses
+    others = load_recipe(recipe, {'distill.method': 'mgd'})
+    paths = {item['student_module'] for item in distill_cfg(others, student, teacher)}
+    assert paths == {f'neck.fpn_convs.{level}.conv' for level in range(5)}
