@@ -25,6 +25,10 @@ RECIPES = (
     'mask_rcnn_r50__swint_swins',
     'reppoints_r50__r101_rx101dcn',
 )
+PRETRAINED = (
+    'pretrained',
+    'backbone.init_cfg',
+)  # what names a backbone's weights in mmdet's configs
 
 
 def overrides(options: argparse.Namespace, out: Path) -> dict:
@@ -42,12 +46,12 @@ def overrides(options: argparse.Namespace, out: Path) -> dict:
         file = out / f'{split}.json'
         file.write_text(json.dumps({**table, 'images': few, 'annotations': objects}))
         splits[split] = {'annotations': str(file), 'images': str(images)}
-    return {
+    unfetched = {f'student.model.{key}': None for key in PRETRAINED}
+    return unfetched | {
         'data.root': str(root),
         'data.splits': splits,
         'image.scale': tuple(options.scale),
         'student.checkpoint': None,
-        'student.model.backbone.init_cfg': None,
         'schedule.arm': 2 * options.updates,
         'schedule.batch_size': options.batch,
         'schedule.log_interval': max(1, options.updates // 5),
@@ -73,9 +77,8 @@ def one_stage(options: argparse.Namespace, name: str, stage: int, out: Path) -> 
     plan = load_recipe(path, overrides(options, out), seed=0)
     teacher = plan.arm('progressive').teachers[stage - 1]
     weights = out / f'{teacher}.pth'
-    teachers = {f'teachers.{other}.checkpoint': None for other in plan.cfg.teachers}
-    drawn = {f'teachers.{other}.model.backbone.init_cfg': None for other in plan.cfg.teachers}
-    plan = load_recipe(plan, {**teachers, **drawn, f'teachers.{teacher}.checkpoint': str(weights)})
+    drawn = {f'teachers.{teacher}.model.{key}': None for key in PRETRAINED}
+    plan = load_recipe(plan, drawn | {f'teachers.{teacher}.checkpoint': str(weights)})
     draw(plan.model(teacher), weights, plan.classes, stage)
 
     seen = {}

@@ -154,7 +154,7 @@ def _architecture_problems(recipe: Recipe, name: str, path: Path, state: dict) -
 
 def _weights_from_elsewhere(spec: dict, model: dict) -> bool:
     """Whether somebody else's images made the weights that the detector has or starts with."""
-    pretrained = 'Pretrained' in str(model.backbone.get('init_cfg'))
+    pretrained = model.get('pretrained') or 'Pretrained' in str(model.backbone.get('init_cfg'))
     return bool(spec.get('checkpoint') or spec.get('init') or pretrained)
 
 

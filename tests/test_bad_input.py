@@ -13,7 +13,7 @@ from mmdet.models import build_detector
 
 from mtpd import checkpoints, compare, load_recipe
 from mtpd.cli import main
-from mtpd.data import download
+from mtpd.data import download, transfer
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 PAPER = 'configs/paper/mask_rcnn_r50__cascade_r50dcn_rx101dcn.py'
@@ -298,13 +298,13 @@ def test_a_broken_download_keeps_what_came(given, tmp_path, monkeypatch, site, c
     content = saved(given[1], tmp_path / 't.pth').read_bytes()
     name = f't-{hashlib.sha256(content).hexdigest()[:8]}.pth'
     site.files = {f'/{name}': content}
-    site.faults.extend([{'cut': 1000}, {'status': 503}])
+    site.faults.extend([{'cut': transfer.CHUNK}, {'status': 503}])
     command, *more = command
     more += options(given[0] | {'teachers.r101.checkpoint': f'{site.url}/{name}'})
     text = refused(command, MINI, '--work-dir', tmp_path / 'run', *more)
     assert f'{site.url}/{name} cannot be fetched' in text and 'then repeat' in text
     part = tmp_path / 'cache' / 'checkpoints' / f'{name}.part'
-    assert part.read_bytes() == content[:1000]
+    assert part.read_bytes() == content[: transfer.CHUNK]
     assert not (tmp_path / 'run').exists()
 
 
