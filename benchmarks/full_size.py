@@ -81,15 +81,14 @@ def one_stage(options: argparse.Namespace, name: str, stage: int, out: Path) -> 
     plan = load_recipe(plan, drawn | {f'teachers.{teacher}.checkpoint': str(weights)})
     draw(plan.model(teacher), weights, plan.classes, stage)
 
-    seen = {}
-    fit = train.fit
+    trained = []
 
-    def watched(*args):
-        model = fit(*args)
-        seen.update(gradients(model))
-        return model
+    class Kept(train.Distiller):  # train_stage keeps the model to itself
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            trained.append(self)
 
-    train.fit = watched  # train_stage keeps the model to itself
+    train.Distiller = Kept
     try:
         made = train.train_stage(plan, stage, 'progressive', out)
     except MtpdError as error:
@@ -101,7 +100,7 @@ def one_stage(options: argparse.Namespace, name: str, stage: int, out: Path) -> 
         'start': made['stage']['start'],
         'inherited': {key: _count(made['stage'][key]) for key in ('copied', 'adapted', 'skipped')},
         **of_log(made['dir'] / 'log.json', options.batch),
-        'gradients': seen,
+        'gradients': gradients(trained[-1]),
         **of_checkpoints(made['dir']),
         'evaluated': {k: v for k, v in made['metrics'].items() if k.endswith('_mAP')},
         'memory_mib': peak_memory(),

@@ -6,6 +6,7 @@ from . import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import ast
+import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -175,22 +176,36 @@ def _steps(node: Any) -> Iterator[dict]:
 
 def _of_meta(meta: dict) -> dict | None:
     """The normalisation that a checkpoint's own config states, which is read and never run."""
-    if isinstance(meta.get('img_norm_cfg'), dict):  # of this kit
-        return meta['img_norm_cfg']
     try:
-        calls = [n for n in ast.walk(ast.parse(str(meta.get('config')))) if isinstance(n, ast.Call)]
+        nodes = list(ast.walk(ast.parse(str(meta.get('config')))))
     except (SyntaxError, ValueError, RecursionError):
         return None
-    found = []
-    for call in calls:
-        try:
-            item = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
-        except (ValueError, TypeError):  # more than literals
-            continue
-        if {'mean', 'std'} <= set(item) and item.get('type', 'Normalize') == 'Normalize':
-            found.append(item)
+    found = [step for node in nodes for step in _literals(node) if _is_normalisation(step)]
     alike = found and all(_same(found[0], item) for item in found)
     return found[0] if alike else None  # texts of several files may state what is overridden
+
+
+def _literals(node: ast.AST) -> Iterator[dict]:
+    """The dict that a node of Python's syntax writes, as `dict(...)` or in braces, if it is all literals."""
+    if isinstance(node, ast.Call):
+        items = [(word.arg, word.value) for word in node.keywords]
+    elif isinstance(node, ast.Dict):
+        items = [
+            (getattr(key, 'value', None), item)
+            for key, item in zip(node.keys, node.values, strict=True)
+        ]
+    else:
+        return
+    if {'mean', 'std'} <= {key for key, _ in items}:
+        with contextlib.suppress(ValueError, TypeError):
+            yield {key: ast.literal_eval(value) for key, value in items}
+
+
+def _is_normalisation(step: dict) -> bool:
+    numbers = [step['mean'], step['std']]
+    return step.get('type', 'Normalize') == 'Normalize' and all(
+        isinstance(n, (list, tuple)) for n in numbers
+    )
 
 
 def _image_problems(recipe: Recipe, name: str, theirs: dict | None, where: str) -> list[str]:

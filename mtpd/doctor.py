@@ -214,10 +214,11 @@ def fit(loaded: Recipe) -> Check:
     from . import compare
 
     problems = compare.settings_problems(loaded, loaded.detectors)
-    for name in loaded.detectors:
-        path = loaded.checkpoint(name)
-        if path and path.is_file() and not problems:
-            problems += compare.checkpoint_problems(loaded, name, path)
+    if not problems:
+        paths = {name: loaded.checkpoint(name) for name in loaded.detectors}
+        here = {name: path for name, path in paths.items() if path and path.is_file()}
+        found = (compare.checkpoint_problems(loaded, *item) for item in here.items())
+        problems = [problem for some in found for problem in some]
     if problems:
         return Check('detectors', 'fail', f'{len(problems)} problem(s)', ' '.join(problems))
     return Check('detectors', 'ok', 'classes, masks and image normalisation agree')

@@ -225,7 +225,6 @@ def _export(recipe: Recipe, detector: str, source: Path, target: Path, **provena
         'recipe': recipe.name,
         'detector': detector,
         'seed': recipe.seed,
-        'img_norm_cfg': {key: recipe.cfg.image[key] for key in ('mean', 'std', 'to_rgb')},
         **provenance,
     }
     checkpoints.export_student(source, target, meta=meta)

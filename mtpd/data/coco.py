@@ -76,6 +76,10 @@ def classes(path: Path) -> tuple[str, ...]:
     )
 
 
+def has_masks(path: Path) -> bool:
+    return not without_masks(path)[0]
+
+
 def without_masks(path: Path) -> tuple[int, int]:
     """How many objects have no mask, of how many there are."""
     objects = read(path)['annotations']

@@ -90,7 +90,7 @@ def build(cfg: dict):
 def with_masks(recipe: Recipe, model: dict) -> bool:
     """Whether a detector trains on masks. Raises RecipeError where it does and the data has none."""
     needs = 'mask_head' in str(model)
-    if needs and coco.without_masks(recipe.split('train')[0])[0]:
+    if needs and not coco.has_masks(recipe.split('train')[0]):
         raise RecipeError(
             recipe.source, ['the detector has a mask head, and annotations have no masks.']
         )
