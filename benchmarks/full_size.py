@@ -232,16 +232,14 @@ def main() -> None:
         options.out.write_text(json.dumps({'row': row, 'machine': machine()}))
         return
     with tempfile.TemporaryDirectory() as temporary:
-        found = run(options, options.work_dir or Path(temporary))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(found, indent=2) + '\n')
+        sys.exit(run(options, options.work_dir or Path(temporary)))
 
 
-def run(options: argparse.Namespace, work_dir: Path) -> dict:
-    """All stages, one process at a time."""
+def run(options: argparse.Namespace, work_dir: Path) -> int:
+    """All stages, one process at a time; writes what there is after each. Returns how many failed."""
     settings = {key: getattr(options, key) for key in ('updates', 'scale', 'batch', 'method')}
     found: dict = {'settings': settings, 'machine': {}, 'rows': []}
+    failed = 0
     for name in options.recipe:
         for stage in (1, 2):
             out = work_dir / name
@@ -254,13 +252,17 @@ def run(options: argparse.Namespace, work_dir: Path) -> dict:
             command += ['--method', options.method]
             done = subprocess.run(list(map(str, command)), stdout=sys.stderr)
             if done.returncode:
-                sys.exit(done.returncode)
+                failed += 1
+                break  # the next stage starts from this one
             told = json.loads(file.read_text())
             row = told['row'] | {'seconds': round(time.time() - began, 1)}
             found['machine'] = told['machine']
             found['rows'].append(row)
             print(line(row), flush=True)
-    return found
+            if options.out:
+                options.out.parent.mkdir(parents=True, exist_ok=True)
+                options.out.write_text(json.dumps(found, indent=2) + '\n')
+    return failed
 
 
 def line(row: dict) -> str:
