@@ -109,17 +109,23 @@ def one_stage(options: argparse.Namespace, name: str, stage: int, out: Path) -> 
 
 
 def draw(cfg: dict, path: Path, classes: tuple, seed: int) -> None:
-    """Saves a detector with the weights that its config draws."""
+    """Saves a detector with the weights that its config draws, all blocks at work."""
     from mtpd.checkpoints import save_atomic
 
     # isort: split
     import torch
     from mmcv import ConfigDict
     from mmdet.models import build_detector
+    from mmdet.models.backbones.resnet import Bottleneck
 
     torch.manual_seed(seed)
     model = build_detector(ConfigDict(cfg))
     model.init_weights()
+    for module in model.backbone.modules():
+        if isinstance(
+            module, Bottleneck
+        ):  # 0 leaves it out, 1 (ResNeXt) makes features grow with depth
+            torch.nn.init.constant_(module.norm3.weight, 0.1)
     save_atomic({'meta': {'CLASSES': classes}, 'state_dict': model.state_dict()}, path)
 
 
