@@ -11,6 +11,7 @@ from tiny import batch
 from mtpd.data.pipelines import test_pipeline as pipeline_of_val
 from mtpd.data.pipelines import train_pipeline
 from mtpd.distiller import Distiller
+from mtpd.evaluate import describe
 from mtpd.loop import mmdet_cfg
 from mtpd.paths import ROOT
 from mtpd.recipe import load_recipe
@@ -146,3 +147,16 @@ def test_pkd_compares_the_necks_outputs(name, tiny_coco, tmp_path):
     others = load_recipe(recipe, {'distill.method': 'mgd'})
     paths = {item['student_module'] for item in distill_cfg(others, *models)}
     assert paths == {f'neck.fpn_convs.{level}.conv' for level in range(5)}
+
+
+def test_size_of_a_two_stage_detector(tiny_coco, tmp_path):
+    """mmdet's dummy pass draws proposals that RoIAlign refuses on the CPU."""
+    options = {'data.root': str(tiny_coco(tmp_path / 'coco')), 'image.scale': 64}
+    recipe = load_recipe('configs/paper/mask_rcnn_r50__swint_swins.py', options)
+    found = describe(recipe, 'student', images=1)
+    # A thousand proposals, each 256 x 7 x 7 features to 1024 and these to 1024; a hundred masks from four convolutions
+    # and a 2 x 2 one that doubles their size. Backbone, neck and proposals are small at 64 pixels.
+    boxes = 1000 * (256 * 7 * 7 * 1024 + 1024 * 1024)
+    masks = 100 * 256 * 256 * (4 * 9 + 4) * 14 * 14
+    assert found['gflops'] == pytest.approx((boxes + masks) / 1e9, rel=0.03)
+    assert found['input'] == [64, 64] and found['ms_per_image'] > 0
