@@ -53,6 +53,21 @@ def load(path: str | Path, map_location: str = 'cpu') -> dict:
     return checkpoint
 
 
+def load_own(path: Path) -> dict:
+    """As `load`, of what an earlier training of this run left; it is never replaced unasked.
+
+    Raises:
+        MtpdError: as `load`, with the way to have it made again.
+    """
+    try:
+        return load(path)
+    except MtpdError as error:
+        raise MtpdError(
+            f'{error}\nAn earlier training left it there: put the right file back, or remove it, '
+            'and the same command makes it again'
+        ) from error
+
+
 def student_state(checkpoint: dict, source: str | Path = 'the checkpoint') -> dict[str, Tensor]:
     """The detector's weights with plain keys, whatever the layout (see the module's docstring).
 

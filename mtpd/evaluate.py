@@ -204,6 +204,8 @@ def describe(recipe: Recipe, detector: str, images: int = 20) -> dict:
     [height, width] pixels, and ``ms_per_image``, the median of `images` single-image forward passes on this machine.
     """
     model = build_detector(ConfigDict(recipe.model(detector))).eval().to(device_of(recipe))
+    if hasattr(model, 'roi_head'):
+        _give_boxes(model.roi_head)
     height, width = pipelines.input_size(recipe.cfg.image)
     forward, model.forward = model.forward, model.forward_dummy
     with contextlib.redirect_stdout(io.StringIO()):
@@ -226,3 +228,14 @@ def describe(recipe: Recipe, detector: str, images: int = 20) -> dict:
         'input': [height, width],
         'ms_per_image': 1000 * float(np.median(times[3:])),
     }
+
+
+def _give_boxes(roi_head: torch.nn.Module) -> None:
+    """mmdet's dummy forward pass draws four numbers a proposal, and RoIAlign on the CPU takes boxes only."""
+    forward = roi_head.forward_dummy
+
+    def with_boxes(features, proposals):
+        corner, sides = proposals[:, :2], 32 * proposals[:, 2:].abs()
+        return forward(features, torch.cat([corner, corner + sides], dim=1))
+
+    roi_head.forward_dummy = with_boxes

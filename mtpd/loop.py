@@ -17,7 +17,7 @@ from mmdet.apis import set_random_seed, train_detector
 from mmdet.utils import get_root_logger
 from torch import nn
 
-from . import distributed, hooks  # noqa: F401  (hooks: registered with mmcv)
+from . import checkpoints, distributed, hooks  # noqa: F401  (hooks: registered with mmcv)
 from .data import pipelines
 from .errors import RecipeError
 from .inherit import InheritReport
@@ -106,7 +106,10 @@ def run(
 
     Raises:
         RecipeError: there is no image to train on.
+        MtpdError: the latest.pth to go on from is damaged.
     """
+    if (latest := Path(cfg.work_dir) / 'latest.pth').is_file():
+        checkpoints.load_own(latest)
     task = (_run, cfg, build, source, validate, threads, meta)
     return distributed.everywhere(len(cfg.gpu_ids), cfg.device, *task)
 

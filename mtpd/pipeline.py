@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import world
+from . import compare, world
 from .distributed import share
-from .errors import MtpdError, RecipeError
+from .errors import MtpdError
 from .files import read_json, write_json
 from .lanes import Lanes, Marked
 from .loop import processes
@@ -203,14 +203,12 @@ def options_text(recipe: Recipe) -> str:
 
 
 def _preflight(recipe: Recipe) -> None:
+    """Now, rather than after hours of training."""
     if (here := world.here()) and here.size > 1:
         raise MtpdError(
             f'{here.starter} started {here.size} processes, and a run starts its own: start it once, with --gpus.'
         )
     share(recipe.cfg.schedule.batch_size, processes(recipe), recipe.source)
-    problems = recipe.data_problems() + recipe.checkpoint_problems()
-    if problems:
-        raise RecipeError(recipe.source, problems)
-    for name in recipe.detectors:  # now, rather than after hours of training
-        for key in ('checkpoint', 'init'):
-            recipe.fetch(name, key)
+    compare.check(recipe, recipe.detectors)
+    for name in recipe.detectors:
+        recipe.fetch(name, 'init')

@@ -7,6 +7,7 @@ from . import compat  # noqa: F401  (before mmcv)
 # isort: split
 import copy
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,9 +149,15 @@ class Recipe:
 
     # Detectors
 
+    def detector(self, name: str) -> dict:
+        """What the recipe says of a detector. Raises RecipeError where it has none of that name."""
+        if name not in self.detectors:
+            raise RecipeError(self.source, [schema.unknown('detector', name, self.detectors)])
+        return self.detectors[name]
+
     def model(self, name: str) -> ConfigDict:
         """mmdet model config of 'student' or a teacher, with the heads sized to the dataset's classes."""
-        spec = self.detectors[name]
+        spec = self.detector(name)
         cfg = Config.fromfile(str(resolve(spec.config, self.source)))
         cfg.merge_from_dict({'model': copy.deepcopy(spec.get('model', {}))})
         model = cfg.model
@@ -186,9 +193,11 @@ class Recipe:
             download.fetch(url, path, sha256_in_name(path.name))
         return path
 
-    def checkpoint_problems(self) -> list[str]:
-        """Checkpoints that are named and missing, and can't be fetched."""
-        paths = {name: self.checkpoint(name) for name in self.detectors}
+    def checkpoint_problems(self, names: Iterable[str] | None = None) -> list[str]:
+        """Checkpoints that are named and missing, and can't be fetched; of all detectors, or of `names`."""
+        paths = {
+            name: self.checkpoint(name) for name in (self.detectors if names is None else names)
+        }
         return [
             f'checkpoint of {name}: {path} is missing. Fetch it, or train it: --cfg-options {_key(name)}.checkpoint=None'
             for name, path in paths.items()

@@ -175,6 +175,8 @@ def _choices(cfg: dict) -> list[str]:
     for split in ('train', 'val'):
         if split not in cfg['data']['splits']:
             found.append(f'data.splits.{split} is missing.')
+    if 'bbox' not in cfg['evaluation']['metrics']:
+        found.append('evaluation.metrics lacks bbox, by which detectors are compared: add it.')
     unknown_metrics = set(cfg['evaluation']['metrics']) - {'bbox', 'segm'}
     return found + [
         unknown('evaluation.metrics', str(metric), ['bbox', 'segm'])

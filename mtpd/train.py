@@ -13,7 +13,7 @@ from mmcv import ConfigDict
 from mmdet.models import build_detector
 from torch import nn
 
-from . import checkpoints
+from . import checkpoints, compare
 from .distiller import Distiller
 from .errors import RecipeError
 from .evaluate import describe, evaluate, measured
@@ -37,18 +37,21 @@ def train_detector_run(
     Raises:
         RecipeError: the dataset or the detector does not fit the recipe.
     """
-    spec = recipe.detectors[detector]
+    spec = recipe.detector(detector)
     out = recipe.run_dir(work_dir) / 'detectors' / detector
     schedule = recipe.cfg.schedule
     default = schedule.baseline if detector == 'student' else schedule.teacher
     final = out / 'model.pth'
     if not final.is_file():
+        compare.check(recipe, [detector], loaded=())
         print(f'training {spec.get("label", detector)}')
         cfg = recipe.model(detector)
         build = partial(_warm_detector, cfg, detector, recipe.fetch(detector, 'init'))
         updates, about = spec.get('updates', default), _about(recipe, detector)
         fit(recipe, build, cfg, out, updates, recipe.seed, spec.get('scenes'), about)
         checkpoints.export_student(out / 'latest.pth', final)
+    else:
+        checkpoints.load_own(final)
     return _measured(recipe, detector, out, final)
 
 
@@ -57,7 +60,8 @@ def train_stage(
 ) -> dict:
     """One stage of an arm: stage 1 from the baseline (or as `distill.start` says), later ones from the one before.
 
-    What comes before it and is missing is trained first. A stage without a teacher trains the plain student on.
+    What comes before it and is missing is trained first; what is there and damaged stays, and is an error. A stage
+    without a teacher trains the plain student on. Teachers and data are compared before anything is trained.
 
     Returns:
         ``{'dir', 'checkpoint', 'metrics', 'stage'}``: paths, and the contents of metrics.json and stage.json.
@@ -70,6 +74,7 @@ def train_stage(
     out = stage_dir(recipe, plan, stage, work_dir)
     final = out / 'student.pth'
     if not final.is_file():
+        _check(recipe, plan, stage, work_dir)
         start, origin = _start(recipe, plan, stage, work_dir)
         teacher = plan.teachers[stage - 1]
         model, cfg = _stage_model(recipe, teacher, start, origin, work_dir)
@@ -92,6 +97,8 @@ def train_stage(
             },
         )
         checkpoints.export_student(out / 'latest.pth', final)
+    else:
+        checkpoints.load_own(final)
     return {**_measured(recipe, 'student', out, final), 'stage': read_json(out / 'stage.json')}
 
 
@@ -127,6 +134,16 @@ def detector_checkpoint(recipe: Recipe, name: str, work_dir: str | Path | None =
             raise RecipeError(recipe.source, recipe.checkpoint_problems())
         return named
     return train_detector_run(recipe, name, work_dir)['checkpoint']
+
+
+def _check(recipe: Recipe, arm: Arm, stage: int, work_dir) -> None:
+    """Raises what is wrong with the detectors of the stages to be trained for this one, before hours of training."""
+    first = stage
+    while first > 1 and not (stage_dir(recipe, arm, first - 1, work_dir) / 'student.pth').is_file():
+        first -= 1
+    teachers = dict.fromkeys(name for name in arm.teachers[first - 1 : stage] if name)
+    baseline = ['student'] if first == 1 and recipe.cfg.distill.start == 'baseline' else []
+    compare.check(recipe, ['student', *teachers], [*baseline, *teachers])
 
 
 def _start(recipe: Recipe, arm: Arm, stage: int, work_dir) -> tuple[Path | None, str]:
@@ -185,19 +202,23 @@ def _plain_student(cfg: dict, start: Path | None) -> nn.Module:
 def distill_cfg(recipe: Recipe, student: dict, teacher: dict) -> list[dict]:
     """The recipe's distillation settings in the original code's form: one entry per FPN level.
 
+    A method's own `levels`, `student_module` and `teacher_module` go before the recipe's.
+
     The losses are named loss_<method>_fpn_<level>, which `mtpd.runs.split_loss` goes by.
     """
     distill = recipe.cfg.distill
     settings = distill.settings[distill.method].to_dict()
     own_levels = settings.pop('levels', distill.levels)
+    student_module = settings.pop('student_module', distill.student_module)
+    teacher_module = settings.pop('teacher_module', distill.teacher_module)
     channels = dict(
         student_channels=student['neck']['out_channels'],
         teacher_channels=teacher['neck']['out_channels'],
     )
     return [
         dict(
-            student_module=distill.student_module.format(level=level),
-            teacher_module=distill.teacher_module.format(level=level),
+            student_module=student_module.format(level=level),
+            teacher_module=teacher_module.format(level=level),
             methods=[dict(name=f'loss_{distill.method}_fpn_{level}', **channels, **settings)],
         )
         for level in distill.levels

@@ -3,10 +3,15 @@
 from importlib import resources
 
 import pytest
+import torch
+from loss_formulas import value_of
 from mmcv import Config
+from tiny import batch
 
 from mtpd.data.pipelines import test_pipeline as pipeline_of_val
 from mtpd.data.pipelines import train_pipeline
+from mtpd.distiller import Distiller
+from mtpd.evaluate import describe
 from mtpd.loop import mmdet_cfg
 from mtpd.paths import ROOT
 from mtpd.plain import load_config
@@ -149,3 +154,44 @@ def test_mmdets_own_tools_read_the_teachers_configs(monkeypatch, tmp_path):
     cfg = Config.fromfile(str(path))
     cfg.dump(str(tmp_path / 'dumped.py'))  # as tools/train.py does
     assert Config.fromfile(str(tmp_path / 'dumped.py')).model == swin_s()
+
+
+@pytest.mark.parametrize('name', ['reppoints_r50__r101_rx101dcn', 'retinanet_r50__r101_rx101'])
+def test_pkd_compares_the_necks_outputs(name, tiny_coco, tmp_path):
+    """In RepPoints these come after a group norm that the hooked convolutions lack, and the paper's MGD stays there."""
+    options = {'data.root': str(tiny_coco(tmp_path / 'coco'))}
+    options |= {f'{who}.model.backbone.init_cfg': None for who in ('student', 'teachers.r101')}
+    recipe = load_recipe(f'configs/paper/{name}.py', options | {'distill.method': 'pkd'})
+    models = recipe.model('student'), recipe.model('r101')
+    torch.manual_seed(0)
+    distiller = Distiller(*models, distill_cfg(recipe, *models), teacher_checkpoint='random')
+    data = batch(num_classes=2)
+    student = distiller.student  # its head and own losses have no part in this
+    student.forward_train = lambda img, *_, **__: {'loss': 0 * student.extract_feat(img)[0].sum()}
+    losses = distiller.forward_train(**data)
+    with torch.no_grad():
+        outputs = [
+            [level.double().numpy() for level in model.neck(model.backbone(data['img']))]
+            for model in (distiller.student, distiller.teacher)
+        ]
+    for level in range(4):
+        loss = distiller.distill_losses[f'loss_pkd_fpn_{level}']
+        wanted = value_of(loss, {}, outputs[0][level], outputs[1][level])
+        assert losses[f'loss_pkd_fpn_{level}'].item() == pytest.approx(wanted, rel=1e-4)
+    assert 'loss_pkd_fpn_4' not in losses
+    others = load_recipe(recipe, {'distill.method': 'mgd'})
+    paths = {item['student_module'] for item in distill_cfg(others, *models)}
+    assert paths == {f'neck.fpn_convs.{level}.conv' for level in range(5)}
+
+
+def test_size_of_a_two_stage_detector(tiny_coco, tmp_path):
+    """mmdet's dummy pass draws proposals that RoIAlign refuses on the CPU."""
+    options = {'data.root': str(tiny_coco(tmp_path / 'coco')), 'image.scale': 64}
+    recipe = load_recipe('configs/paper/mask_rcnn_r50__swint_swins.py', options)
+    found = describe(recipe, 'student', images=1)
+    # A thousand proposals, each 256 x 7 x 7 features to 1024 and these to 1024; a hundred masks from four convolutions
+    # and a 2 x 2 one that doubles their size. Backbone, neck and proposals are small at 64 pixels.
+    boxes = 1000 * (256 * 7 * 7 * 1024 + 1024 * 1024)
+    masks = 100 * 256 * 256 * (4 * 9 + 4) * 14 * 14
+    assert found['gflops'] == pytest.approx((boxes + masks) / 1e9, rel=0.03)
+    assert found['input'] == [64, 64] and found['ms_per_image'] > 0
