@@ -184,7 +184,9 @@ def train(recipe, work_dir: Path | None, detector: str | None, arm: str | None, 
         made = train_stage(recipe, stage, arm, work_dir)
     else:
         made = train_detector_run(recipe, detector or 'student', work_dir)
-    click.echo(f'AP {100 * made["metrics"]["bbox_mAP"]:.1f}  {made["checkpoint"]}')
+    metrics = made['metrics']
+    masks = f'  mask AP {100 * metrics["segm_mAP"]:.1f}' if 'segm_mAP' in metrics else ''
+    click.echo(f'AP {100 * metrics["bbox_mAP"]:.1f}{masks}  {made["checkpoint"]}')
 
 
 @main.command()

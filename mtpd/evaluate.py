@@ -26,7 +26,7 @@ from mmdet.models import build_detector
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from . import checkpoints, distributed
+from . import checkpoints, distributed, modules  # noqa: F401  (modules: adapts mmcv before detectors are built)
 from .data import coco, pipelines
 from .errors import RecipeError
 from .files import read_json, sha256, write_json
@@ -169,7 +169,7 @@ def _numbers(data, files: dict, metrics: tuple[str, ...]) -> dict:
     """The twelve numbers per metric and AP per class, from result files in COCO's format."""
     numbers: dict = {'per_class': {}}
     for metric in metrics:
-        found = _loaded(data.coco, files[metric])
+        found = _loaded(data.coco, files[metric], metric)
         score = COCOeval(data.coco, found, metric)
         score.params.catIds, score.params.imgIds = data.cat_ids, data.img_ids
         score.evaluate()
@@ -189,10 +189,13 @@ def _numbers(data, files: dict, metrics: tuple[str, ...]) -> dict:
     return numbers
 
 
-def _loaded(truth: COCO, path: str) -> COCO:
+def _loaded(truth: COCO, path: str, metric: str) -> COCO:
     """Detections as pycocotools wants them; its own `loadRes` fails on an empty list."""
-    if json.loads(Path(path).read_text()):
-        return truth.loadRes(path)
+    found = json.loads(Path(path).read_text())
+    if metric == 'segm':  # beside a box, pycocotools takes its area for the mask's
+        found = [{key: item[key] for key in item if key != 'bbox'} for item in found]
+    if found:
+        return truth.loadRes(found)
     nothing = COCO()
     nothing.dataset = truth.dataset | {'annotations': []}
     nothing.createIndex()

@@ -71,6 +71,7 @@ def _index(run: Run, pages: list[dict]) -> str:
         rows=_table(results, run.info.get('paper') or {}),
         groups=GROUPS,
         paper_shown=bool(run.info.get('paper')),
+        masks_shown=any(row['mask_AP'] is not None for row in results),
         figures=_figures(run, results),
         pages=pages,
         environment=run.environment,
