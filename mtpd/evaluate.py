@@ -26,7 +26,7 @@ from mmdet.models import build_detector
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from . import checkpoints, distributed, modules  # noqa: F401  (modules: adapts mmcv before detectors are built)
+from . import checkpoints, distributed
 from .data import coco, pipelines
 from .errors import RecipeError
 from .files import read_json, sha256, write_json

@@ -1,4 +1,4 @@
-"""What modules of mmcv and mmdet need beyond `compat`; imported, after mmdet, where detectors are built."""
+"""What modules of mmcv and mmdet need beyond `compat`; imported, after mmdet, where detectors are made to be trained."""
 
 from __future__ import annotations
 
