@@ -10,6 +10,7 @@ import click
 
 from . import __version__
 from .errors import MtpdError
+from .paths import config_file
 from .schema import parse_overrides
 from .world import let_the_first_speak
 
@@ -69,6 +70,7 @@ def recipe_options(command, plain: bool = False):
     """
 
     def call(recipe, seed, gpus, cfg_options, **rest):
+        config_file(recipe)  # before the heavy imports
         if gpus is not None:
             cfg_options = {**cfg_options, 'runtime.gpus': gpus}
         if plain:
@@ -133,9 +135,6 @@ def run(recipe, work_dir: Path | None, smoke: bool) -> None:
     from .pipeline import run_recipe
     from .report import make_report
 
-    minutes = recipe.cfg.get('expected_minutes')
-    if minutes and not smoke:
-        click.echo(f'{recipe.name}: about {minutes:g} minutes on 2 CPU cores')
     try:
         run_dir = run_recipe(recipe, work_dir, smoke, click.echo, sys.stdout)
     except NotebookError as error:  # what there is, is worth a report too

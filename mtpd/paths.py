@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from .errors import RecipeError
 from .files import sha256_in_name
+from .schema import nearest
 
 # Of the checkout: configs/, notebooks/ and runs/ lie here.
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,6 +36,21 @@ def cached(url: str) -> Path:
     if not sha256_in_name(name):
         name = f'{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}'
     return cache_dir() / 'checkpoints' / name
+
+
+def config_file(path: str | Path) -> Path:
+    """A recipe's or an mmdet config's file: relative to the working directory or the checkout, or `mmdet::x.py`.
+
+    Raises:
+        RecipeError: no such file; with the nearest one.
+    """
+    if str(path).startswith('mmdet::'):
+        return resolve(str(path), Path(path))
+    found = next((p for p in (Path(path), ROOT / path) if p.is_file()), None)
+    if found is None:
+        known = sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'configs').glob('[!_]*/*.py'))
+        raise RecipeError(path, ['no such file. ' + nearest(str(path), known)])
+    return found
 
 
 def resolve(path: str, source: Path) -> Path:

@@ -117,6 +117,8 @@ def run_recipe(
         work_dir = ROOT / 'runs' / f'{recipe.name}-smoke' / str(recipe.seed)
     run_dir = recipe.run_dir(work_dir)
     _preflight(recipe)
+    if minutes := _expected_minutes(recipe):
+        echo(f'{recipe.name}: about {minutes:g} minutes on 2 CPU cores, less on fast ones')
     open_run(recipe, run_dir, smoke, _smoke(recipe) if smoke else ())
     work = _Work(recipe, run_dir, echo, stream)
     began = time.time()
@@ -195,6 +197,13 @@ def _smoke(recipe: Recipe) -> dict[str, Any]:
         for key, value in own.items()
         if key in spec
     }
+
+
+def _expected_minutes(recipe: Recipe) -> float | None:
+    """Those of the recipe, unless what takes the time is overridden."""
+    heavy = ('schedule.', 'teachers.', 'student.', 'image.', 'data.scenes', 'arms.', 'runtime.')
+    changed = any(key.startswith(heavy) for key in recipe.overrides)
+    return None if changed else recipe.cfg.get('expected_minutes')
 
 
 def options_text(recipe: Recipe) -> str:

@@ -18,7 +18,7 @@ from . import schema
 from .data import coco, digits, download
 from .errors import RecipeError
 from .files import sha256_in_name
-from .paths import ROOT, cached, is_url, resolve, shown
+from .paths import ROOT, cached, config_file, is_url, resolve, shown
 
 PATHS = ('data.root', '.config', '.checkpoint', '.init')  # keys whose values are paths
 
@@ -273,19 +273,12 @@ def as_overrides(overrides: dict | str | None) -> dict:
 
 
 def read(path: str | Path) -> tuple[Path, Config]:
-    """A recipe's or an mmdet config's file (relative to the working directory or to the checkout, or `mmdet::`) and
-    its values.
+    """A recipe's or an mmdet config's file (see `paths.config_file`) and its values.
 
     Raises:
         RecipeError: no such file, or one that does not load.
     """
-    if str(path).startswith('mmdet::'):
-        source = resolve(str(path), Path(path))
-    else:
-        source = next((p for p in (Path(path), ROOT / path) if p.is_file()), None)
-    if source is None:
-        known = sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'configs').glob('[!_]*/*.py'))
-        raise RecipeError(path, ['no such file. ' + schema.nearest(str(path), known)])
+    source = config_file(path)
     try:
         return source, Config.fromfile(str(source.resolve()))
     except Exception as error:  # a recipe is Python: anything can go wrong in it

@@ -201,7 +201,7 @@ def _arms(cfg: dict) -> list[str]:
             for teacher in arm['teachers']
             if teacher is not None and teacher not in teachers
         ]
-        if cfg['schedule']['arm'] % len(arm['teachers']):
+        if cfg['schedule']['arm'] > 0 and cfg['schedule']['arm'] % len(arm['teachers']):
             found.append(
                 f'arms.{name} has {len(arm["teachers"])} stages, which do not divide schedule.arm = '
                 f'{cfg["schedule"]["arm"]} evenly: every arm gets the same number of updates.'
@@ -214,6 +214,14 @@ def _numbers(cfg: dict) -> list[str]:
         f'{section}.{key} is {cfg[section][key]}: it must be at least 1.'
         for section, key in POSITIVE
         if cfg[section].get(key, 1) < 1
+    ]
+    detectors = {'student': cfg['student']}
+    detectors |= {f'teachers.{name}': spec for name, spec in cfg['teachers'].items()}
+    found += [
+        f'{place}.{key} is {spec[key]}: it must be at least 1.'
+        for place, spec in detectors.items()
+        for key in ('updates', 'scenes')
+        if spec.get(key, 1) < 1
     ]
     found += _levels(cfg['distill'])
     if cfg['order']['images'] < 2:

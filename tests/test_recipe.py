@@ -260,3 +260,13 @@ def test_overrides_are_literals_and_never_evaluated():
     assert parse_overrides('') == {}
     with pytest.raises(ValueError, match='KEY=VALUE'):
         parse_overrides('seed')
+
+
+def test_no_detector_trains_for_less_than_one_update():
+    options = {'teachers.r101.updates': -4, 'teachers.rx101.scenes': 0, 'schedule.arm': -5}
+    with pytest.raises(RecipeError) as error:
+        load_recipe(MINI, options)
+    text = str(error.value)
+    assert 'teachers.r101.updates is -4: it must be at least 1.' in text
+    assert 'teachers.rx101.scenes is 0' in text and 'schedule.arm is -5' in text
+    assert 'divide' not in text and '3 problems' in text
