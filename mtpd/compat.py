@@ -55,6 +55,7 @@ def quiet_warnings() -> None:
         'On January 1, 2023, MMCV will release v2.0.0',
         r'``MultiScaleDeformableAttention`` has been moved',
         r'`torch\.cuda\.amp\.',
+        r'`broadcast_buffers` is deprecated',
     ):
         warnings.filterwarnings('ignore', message=message)
 

@@ -19,6 +19,8 @@ def conclusion(rows: list[dict], seeds: int | None = None) -> str:
     if not done:
         return 'No arm has been evaluated yet, so there is nothing to conclude.'
     best = done[0]
+    if len(done) > 1 and _gap(best, done[-1]) == 0:
+        return f'All arms have the same AP, {best["AP"]:.1f}: nothing tells them apart.'
     text = [_best(best, next((r['AP'] for r in rows if r['role'] == 'baseline'), None))]
     lead = _gap(best, done[1]) if len(done) > 1 else 0.0
     kinds = {r['kind']: r for r in done if r['kind'] != 'other'}
@@ -35,6 +37,18 @@ def conclusion(rows: list[dict], seeds: int | None = None) -> str:
     if missing:
         text.append(f'Not evaluated, so not compared: {", ".join(missing)}.')
     return ' '.join(text)
+
+
+def class_aps(run) -> tuple[dict, dict, tuple[str, str]]:
+    """AP by class of the arm without a teacher and of the best arm of a `Run`, and their labels, as `plots.per_class`
+    takes them; empty before an arm is evaluated. Without such a control it is the best arm twice."""
+    arms = [row for row in run.results() if row['role'] == 'arm' and row['AP'] is not None]
+    if not arms:
+        return {}, {}, ('no teacher', 'best arm')
+    best = max(arms, key=lambda row: row['AP'])
+    control = next((row for row in arms if row['kind'] == 'control'), best)
+    aps = [run.metrics('arm', row['name'])['per_class']['bbox'] for row in (control, best)]
+    return *aps, (control['label'], best['label'])
 
 
 def _best(best: dict, baseline: float | None) -> str:

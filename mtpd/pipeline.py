@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import MtpdError, RecipeError
+from . import compare, world
+from .distributed import share
+from .errors import MtpdError
 from .files import read_json, write_json
 from .lanes import Lanes, Marked
+from .loop import processes
 from .notebooks import execute
 from .paths import ROOT, shown
 from .recipe import Arm, Recipe, load_recipe
@@ -114,6 +117,8 @@ def run_recipe(
         work_dir = ROOT / 'runs' / f'{recipe.name}-smoke' / str(recipe.seed)
     run_dir = recipe.run_dir(work_dir)
     _preflight(recipe)
+    if minutes := _expected_minutes(recipe):
+        echo(f'{recipe.name}: about {minutes:g} minutes on 2 CPU cores, less on fast ones')
     open_run(recipe, run_dir, smoke, _smoke(recipe) if smoke else ())
     work = _Work(recipe, run_dir, echo, stream)
     began = time.time()
@@ -137,7 +142,8 @@ class _Work:
 
     def __init__(self, recipe: Recipe, run_dir: Path, echo: Callable[[str], None], stream: Any):
         self.recipe, self.run_dir, self.echo, self.stream = recipe, run_dir, echo, stream
-        self.lanes = Lanes(recipe.cfg.runtime.jobs)
+        # Arms side by side would share the GPUs that each of them asks for.
+        self.lanes = Lanes(1 if processes(recipe) > 1 else recipe.cfg.runtime.jobs)
         self.names = [step.title for step in steps(recipe, run_dir)]
         self.status = open_status(self.names, run_dir)
         self.lock = threading.Lock()
@@ -193,15 +199,25 @@ def _smoke(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def _expected_minutes(recipe: Recipe) -> float | None:
+    """Those of the recipe, unless what takes the time is overridden."""
+    heavy = ('schedule.', 'teachers.', 'student.', 'image.', 'data.scenes', 'arms.', 'runtime.')
+    changed = any(key.startswith(heavy) for key in recipe.overrides)
+    return None if changed else recipe.cfg.get('expected_minutes')
+
+
 def options_text(recipe: Recipe) -> str:
     """The recipe's overrides as `--cfg-options` takes them; the seed has its own option."""
     return ' '.join(f'{key}={value}' for key, value in recipe.overrides.items() if key != 'seed')
 
 
 def _preflight(recipe: Recipe) -> None:
-    problems = recipe.data_problems() + recipe.checkpoint_problems()
-    if problems:
-        raise RecipeError(recipe.source, problems)
-    for name in recipe.detectors:  # now, rather than after hours of training
-        for key in ('checkpoint', 'init'):
-            recipe.fetch(name, key)
+    """Now, rather than after hours of training."""
+    if (here := world.here()) and here.size > 1:
+        raise MtpdError(
+            f'{here.starter} started {here.size} processes, and a run starts its own: start it once, with --gpus.'
+        )
+    share(recipe.cfg.schedule.batch_size, processes(recipe), recipe.source)
+    compare.check(recipe, recipe.detectors)
+    for name in recipe.detectors:
+        recipe.fetch(name, 'init')

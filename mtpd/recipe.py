@@ -7,6 +7,7 @@ from . import compat  # noqa: F401  (before mmcv)
 # isort: split
 import copy
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from . import schema
 from .data import coco, digits, download
 from .errors import RecipeError
 from .files import sha256_in_name
-from .paths import ROOT, cached, is_url, resolve, shown
+from .paths import ROOT, cached, config_file, is_url, resolve, shown
 
 PATHS = ('data.root', '.config', '.checkpoint', '.init')  # keys whose values are paths
 
@@ -63,6 +64,15 @@ class Recipe:
     @property
     def seed(self) -> int:
         return self.cfg.seed
+
+    @property
+    def gpus(self) -> int | None:
+        """Processes that share its work, None where it doesn't say."""
+        return self.cfg.runtime.get('gpus')
+
+    @property
+    def device(self) -> str:
+        return self.cfg.runtime.device
 
     def run_dir(self, work_dir: str | Path | None = None) -> Path:
         """Where the recipe's results go: `work_dir` or `runs/<name>/<seed>` of the checkout."""
@@ -139,13 +149,19 @@ class Recipe:
 
     # Detectors
 
+    def detector(self, name: str) -> dict:
+        """What the recipe says of a detector. Raises RecipeError where it has none of that name."""
+        if name not in self.detectors:
+            raise RecipeError(self.source, [schema.unknown('detector', name, self.detectors)])
+        return self.detectors[name]
+
     def model(self, name: str) -> ConfigDict:
         """mmdet model config of 'student' or a teacher, with the heads sized to the dataset's classes."""
-        spec = self.detectors[name]
+        spec = self.detector(name)
         cfg = Config.fromfile(str(resolve(spec.config, self.source)))
         cfg.merge_from_dict({'model': copy.deepcopy(spec.get('model', {}))})
         model = cfg.model
-        _set_classes(model, len(self.classes))
+        set_classes(model, len(self.classes))
         return model
 
     def checkpoint(self, name: str, key: str = 'checkpoint') -> Path | None:
@@ -177,9 +193,11 @@ class Recipe:
             download.fetch(url, path, sha256_in_name(path.name))
         return path
 
-    def checkpoint_problems(self) -> list[str]:
-        """Checkpoints that are named and missing, and can't be fetched."""
-        paths = {name: self.checkpoint(name) for name in self.detectors}
+    def checkpoint_problems(self, names: Iterable[str] | None = None) -> list[str]:
+        """Checkpoints that are named and missing, and can't be fetched; of all detectors, or of `names`."""
+        paths = {
+            name: self.checkpoint(name) for name in (self.detectors if names is None else names)
+        }
         return [
             f'checkpoint of {name}: {path} is missing. Fetch it, or train it: --cfg-options {_key(name)}.checkpoint=None'
             for name, path in paths.items()
@@ -189,20 +207,24 @@ class Recipe:
     @property
     def text(self) -> str:
         """The resolved recipe as Python: enough to run again."""
-        return ''.join(
-            f'{key} = {value!r}\n' for key, value in self.cfg._cfg_dict.to_dict().items()
-        )
+        return as_python(self.cfg._cfg_dict.to_dict())
+
+
+def as_python(values: dict) -> str:
+    """A config file's text, without mmcv's long-winded formatting."""
+    return ''.join(f'{key} = {value!r}\n' for key, value in values.items())
 
 
 def _key(detector: str) -> str:
     return detector if detector == 'student' else f'teachers.{detector}'
 
 
-def _set_classes(node: Any, count: int) -> None:
+def set_classes(node: Any, count: int) -> None:
+    """Sizes all heads of a model config for `count` classes."""
     for item in (
         node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
     ):
-        _set_classes(item, count)
+        set_classes(item, count)
     if isinstance(node, dict) and 'num_classes' in node:
         node['num_classes'] = count
 
@@ -222,25 +244,17 @@ def load_recipe(
         RecipeError: no such file, a file that does not load, unknown keys, wrong types, names that don't fit
             together: all in one message.
     """
-    try:
-        overrides = (
-            schema.parse_overrides(overrides) if isinstance(overrides, str) else overrides or {}
-        )
-    except ValueError as error:
-        raise RecipeError('an override', [str(error)]) from None
+    overrides = as_overrides(overrides)
     if seed is not None:
         overrides = {**overrides, 'seed': seed}
     if isinstance(path, Recipe):
         return load_recipe(path.source, {**path.overrides, **overrides}) if overrides else path
-    source = next((p for p in (Path(path), ROOT / path) if p.is_file()), None)
-    if source is None:
-        known = sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'configs').glob('[!_]*/*.py'))
-        raise RecipeError(path, ['no such file. ' + schema.nearest(str(path), known)])
-    try:
-        cfg = Config.fromfile(str(source.resolve()))
-        cfg.merge_from_dict(copy.deepcopy(overrides))
-    except Exception as error:  # a recipe is Python: anything can go wrong in it
-        raise RecipeError(source, [f'it does not load: {type(error).__name__}: {error}']) from error
+    source, cfg = read(path)
+    if is_plain(cfg):
+        raise RecipeError(
+            path, ['an mmdet config, not a recipe: only `mtpd train` and `mtpd eval` take it.']
+        )
+    lay_over(cfg, overrides, source)
     found = schema.problems(cfg._cfg_dict.to_dict())
     if found:
         raise RecipeError(source, found)
@@ -248,6 +262,40 @@ def load_recipe(
     if found:
         raise RecipeError(source, found)
     return Recipe(cfg, source.resolve(), overrides)
+
+
+def as_overrides(overrides: dict | str | None) -> dict:
+    """Overrides by dotted keys, from any of the forms that `load_recipe` takes. Raises RecipeError."""
+    try:
+        return schema.parse_overrides(overrides) if isinstance(overrides, str) else overrides or {}
+    except ValueError as error:
+        raise RecipeError('an override', [str(error)]) from None
+
+
+def read(path: str | Path) -> tuple[Path, Config]:
+    """A recipe's or an mmdet config's file (see `paths.config_file`) and its values.
+
+    Raises:
+        RecipeError: no such file, or one that does not load.
+    """
+    source = config_file(path)
+    try:
+        return source, Config.fromfile(str(source.resolve()))
+    except Exception as error:  # a recipe is Python: anything can go wrong in it
+        raise RecipeError(source, [f'it does not load: {type(error).__name__}: {error}']) from error
+
+
+def is_plain(cfg: Config) -> bool:
+    """Whether it is a plain mmdet config rather than a recipe."""
+    return 'model' in cfg and 'student' not in cfg
+
+
+def lay_over(cfg: Config, overrides: dict, source: Path) -> None:
+    """Overrides a config's values by dotted keys. Raises RecipeError where they don't fit in."""
+    try:
+        cfg.merge_from_dict(copy.deepcopy(overrides))
+    except Exception as error:  # mmcv raises several types
+        raise RecipeError(source, [f'it does not load: {type(error).__name__}: {error}']) from error
 
 
 def _settle(cfg: Config, source: Path) -> list[str]:

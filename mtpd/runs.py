@@ -70,7 +70,9 @@ def load_run(path: str | Path) -> Run:
         found += sorted(str(p.parent) for p in path.glob('*/run.json')) if path.is_dir() else []
         hint = f' Did you mean {found[-1]}?' if found else ''
         what = 'has no run.json' if path.is_dir() else 'does not exist'
-        raise MtpdError(f'{path} is not a run: it {what}.{hint} Run `mtpd run RECIPE` first.')
+        raise MtpdError(
+            f'{path} is not a run: it {what}.{hint} Run `make demo`, or `mtpd run RECIPE`, first.'
+        )
     return Run(
         path,
         read_json(path / 'run.json'),

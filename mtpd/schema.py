@@ -55,6 +55,7 @@ RECIPE = {
         'inherit_allow': (list, tuple),
         'teacher_mode': str,
     },
+    'order': {'images': int, 'max_length': int, 'method': str, 'min_gain': (*NUMBER, NONE)},
     'schedule': {
         'batch_size': int,
         'lr_batch_size': (int, NONE),
@@ -69,7 +70,7 @@ RECIPE = {
         'eval_interval': int,
     },
     'evaluation': {'metrics': (list, tuple), 'batch_size': int},
-    'runtime': {'device': str, 'workers': int, 'threads': int, 'jobs': int},
+    'runtime': {'device': str, 'gpus': int, 'workers': int, 'threads': int, 'jobs': int},
 }
 OPTIONAL = {
     'paper',
@@ -82,10 +83,12 @@ OPTIONAL = {
     'updates',
     'scenes',
     'lr_batch_size',
+    'gpus',
 }
 CHOICES = {
     'distill.start': ('baseline', 'inherit', 'random'),
     'distill.teacher_mode': ('eval', 'train'),
+    'order.method': ('backward_greedy', 'shortest_path'),
 }
 POSITIVE = (
     ('schedule', 'batch_size'),
@@ -96,7 +99,9 @@ POSITIVE = (
     ('schedule', 'checkpoint_interval'),
     ('evaluation', 'batch_size'),
     ('image', 'divisor'),
+    ('order', 'max_length'),
     ('runtime', 'jobs'),
+    ('runtime', 'gpus'),
 )
 
 
@@ -170,6 +175,8 @@ def _choices(cfg: dict) -> list[str]:
     for split in ('train', 'val'):
         if split not in cfg['data']['splits']:
             found.append(f'data.splits.{split} is missing.')
+    if 'bbox' not in cfg['evaluation']['metrics']:
+        found.append('evaluation.metrics lacks bbox, by which detectors are compared: add it.')
     unknown_metrics = set(cfg['evaluation']['metrics']) - {'bbox', 'segm'}
     return found + [
         unknown('evaluation.metrics', str(metric), ['bbox', 'segm'])
@@ -194,7 +201,7 @@ def _arms(cfg: dict) -> list[str]:
             for teacher in arm['teachers']
             if teacher is not None and teacher not in teachers
         ]
-        if cfg['schedule']['arm'] % len(arm['teachers']):
+        if cfg['schedule']['arm'] > 0 and cfg['schedule']['arm'] % len(arm['teachers']):
             found.append(
                 f'arms.{name} has {len(arm["teachers"])} stages, which do not divide schedule.arm = '
                 f'{cfg["schedule"]["arm"]} evenly: every arm gets the same number of updates.'
@@ -206,9 +213,19 @@ def _numbers(cfg: dict) -> list[str]:
     found = [
         f'{section}.{key} is {cfg[section][key]}: it must be at least 1.'
         for section, key in POSITIVE
-        if cfg[section][key] < 1
+        if cfg[section].get(key, 1) < 1
+    ]
+    detectors = {'student': cfg['student']}
+    detectors |= {f'teachers.{name}': spec for name, spec in cfg['teachers'].items()}
+    found += [
+        f'{place}.{key} is {spec[key]}: it must be at least 1.'
+        for place, spec in detectors.items()
+        for key in ('updates', 'scenes')
+        if spec.get(key, 1) < 1
     ]
     found += _levels(cfg['distill'])
+    if cfg['order']['images'] < 2:
+        found.append(f'order.images is {cfg["order"]["images"]}: at least 2 are needed.')
     if cfg['seed'] < 0:
         found.append(f'seed is {cfg["seed"]}: it must not be negative.')
     return found

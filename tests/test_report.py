@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import nbformat
 import pytest
-from fake_run import ARMS, make_run, put
+from fake_run import ARMS, make_run, metrics, put
 
 from mtpd.errors import MtpdError
 from mtpd.report import duration, make_report
@@ -192,6 +192,19 @@ def test_markup_in_any_name_is_text(tmp_path):
     own = Page((index.parent / '00_environment.html').read_text('utf-8'))
     assert 'alert' not in own.script
     assert [image['alt'] for image in own.images if image['src'][:5] == 'data:'] == [f'"{evil}']
+
+
+def test_of_equal_arms_none_is_best_and_a_smoke_run_has_no_verdict(tmp_path):
+    run = make_run(tmp_path / 'mini' / '0')
+    for folder in ('progressive/2_rx101', 'reverse/2_r101'):
+        put(run / 'stages' / folder / 'metrics.json', metrics(30.6))
+    assert '(best arm)' not in make_report(run).read_text('utf-8')
+    put(run / 'stages/reverse/2_r101/metrics.json', metrics(30.7))
+    page = Page(make_report(run).read_text('utf-8'))
+    assert page.text.count('(best arm)') == 1 and 'is the best arm with AP 30.7' in page.text
+    info = json.loads((run / 'run.json').read_text())
+    put(run / 'run.json', info | {'smoke': True})
+    assert 'is the best arm' not in make_report(run).read_text('utf-8')
 
 
 def test_a_run_with_nothing_but_its_plan_has_a_report(tmp_path):

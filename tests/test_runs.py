@@ -166,7 +166,9 @@ def test_the_conclusion_is_careful_with_small_leads_and_gaps():
     text = conclusion([BASE, arm('direct', 29.7), arm('progressive', 30.0), arm('other', None)])
     assert 'wins' not in text and 'only 0.3 points' in text
     assert 'Not evaluated, so not compared: Other.' in text
-    assert 'level with distilling' in conclusion([arm('direct', 30.01), arm('progressive', 30.04)])
+    level = [arm('direct', 30.01), arm('progressive', 30.04)]
+    assert 'level with distilling' in conclusion([*level, arm('control', 20.0)])
+    assert conclusion([BASE, *level]).startswith('All arms have the same AP, 30.0')
     assert 'means over 5 seeds' in conclusion([arm('direct', 1.0), arm('progressive', 9.0)], 5)
     assert 'nothing to conclude' in conclusion([BASE, arm('direct', None)])
 

@@ -77,7 +77,13 @@ def classes(path: Path) -> tuple[str, ...]:
 
 
 def has_masks(path: Path) -> bool:
-    return any(item.get('segmentation') for item in read(path)['annotations'])
+    return not without_masks(path)[0]
+
+
+def without_masks(path: Path) -> tuple[int, int]:
+    """How many objects have no mask, of how many there are."""
+    objects = read(path)['annotations']
+    return sum(not item.get('segmentation') for item in objects), len(objects)
 
 
 def problems(root: Path, split: str | dict) -> list[str]:
