@@ -152,6 +152,7 @@ class Recipe:
         cfg = Config.fromfile(str(resolve(spec.config, self.source)))
         cfg.merge_from_dict({'model': copy.deepcopy(spec.get('model', {}))})
         model = cfg.model
+        name_weights_once(model)
         _set_classes(model, len(self.classes))
         return model
 
@@ -201,6 +202,14 @@ class Recipe:
         return ''.join(
             f'{key} = {value!r}\n' for key, value in self.cfg._cfg_dict.to_dict().items()
         )
+
+
+def name_weights_once(model: ConfigDict) -> None:
+    """mmdet refuses `pretrained`, the older name, beside a backbone's `init_cfg`, and some of its configs have both:
+    they state the one and inherit the other (RetinaNet R101's 3x config).
+    """
+    if origin := model.pop('pretrained', None):
+        model.backbone.init_cfg = ConfigDict(type='Pretrained', checkpoint=origin)
 
 
 def _key(detector: str) -> str:
