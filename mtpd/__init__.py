@@ -18,7 +18,7 @@ _PLACES = {
     'export_student': 'checkpoints',
     'evaluate': 'evaluate',
     'adaptation_costs': 'order',
-    'choose_sequence': 'order',
+    'choose_sequence': 'sequence',
     'run_recipe': 'pipeline',
     'make_report': 'report',
     'load_run': 'runs',

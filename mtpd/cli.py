@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import click
 from . import __version__
 from .errors import MtpdError
 from .schema import parse_overrides
+from .world import let_the_first_speak
 
 SPLIT = click.Choice(['train', 'val'])
+METRIC = click.Choice(['bbox', 'segm'])
 
 
 class Main(click.Group):
@@ -21,7 +24,7 @@ class Main(click.Group):
         try:
             return super().invoke(ctx)
         except MtpdError as error:
-            click.echo(f'mtpd: {error}', err=True)
+            click.echo(f'mtpd: {let_the_first_speak()}{error}', err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo('mtpd: interrupted; the same command goes on from here.', err=True)
@@ -38,13 +41,42 @@ def _overrides(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...
     return found
 
 
-def recipe_options(command):
-    """RECIPE, --seed, --work-dir and --cfg-options; the command gets `recipe` (loaded) and `work_dir`."""
+class Words(click.Command):
+    """Takes several words for an option with choices that may be repeated: `--metrics bbox segm`."""
 
-    def call(recipe, seed, cfg_options, **rest):
-        from .recipe import load_recipe
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        choices = {
+            flag: option.type.choices
+            for option in self.params
+            if isinstance(option.type, click.Choice) and option.multiple
+            for flag in option.opts
+        }
+        given, flag = [], None
+        for word in args:
+            if word in choices:
+                flag = word
+            elif flag and given[-1] != flag:  # beyond the option's first word
+                flag = flag if word in choices[flag] else None
+                given += [flag] if flag else []
+            given.append(word)
+        return super().parse_args(ctx, given)
 
-        return command(recipe=load_recipe(recipe, cfg_options, seed), **rest)
+
+def recipe_options(command, plain: bool = False):
+    """RECIPE, --seed, --work-dir, --gpus and --cfg-options; the command gets `recipe` (loaded) and `work_dir`.
+
+    `plain`: it takes plain mmdet configs, too, and then gets a `PlainConfig`.
+    """
+
+    def call(recipe, seed, gpus, cfg_options, **rest):
+        if gpus is not None:
+            cfg_options = {**cfg_options, 'runtime.gpus': gpus}
+        if plain:
+            from .plain import load_config as load
+        else:
+            from .recipe import load_recipe as load
+
+        return command(recipe=load(recipe, cfg_options, seed), **rest)
 
     call.__name__, call.__doc__ = command.__name__, command.__doc__
     call.__click_params__ = getattr(command, '__click_params__', [])
@@ -57,12 +89,32 @@ def recipe_options(command):
             help='Overrides of the recipe, several in one text or the option given again.',
         ),
         click.option(
-            '--work-dir', type=click.Path(path_type=Path), help='Default: runs/<recipe>/<seed>.'
+            '--work-dir',
+            type=click.Path(path_type=Path),
+            help='Default: runs/<recipe>/<seed>' + '; of an mmdet config: runs/<config>.' * plain,
+        ),
+        click.option(
+            '--gpus',
+            type=click.IntRange(1),
+            help="Processes, each with a GPU. Default: the recipe's, or 1.",
         ),
         click.option('--seed', type=int, help="Default: the recipe's."),
-        click.argument('recipe'),
+        click.argument('recipe', metavar='CONFIG' if plain else 'RECIPE'),
     ):
         call = option(call)
+    return call
+
+
+def with_all_processes(command):
+    """Under torchrun or srun rank 0 runs the command, and the other processes help it."""
+
+    @functools.wraps(command)
+    def call(recipe, **rest):
+        from .distributed import joined
+
+        with joined(recipe.gpus, recipe.device, recipe.source, recipe.text):
+            return command(recipe=recipe, **rest)
+
     return call
 
 
@@ -92,39 +144,89 @@ def run(recipe, work_dir: Path | None, smoke: bool) -> None:
     click.echo(f'report: {make_report(run_dir)}')
 
 
+def config_options(command):
+    """As `recipe_options`, of a command that also takes plain mmdet configs."""
+    return recipe_options(command, plain=True)
+
+
+def _refuse_for_plain(config, **options) -> bool:
+    """Whether it is a plain mmdet config; MtpdError where options were given that only a recipe has."""
+    from .recipe import Recipe
+
+    plain = not isinstance(config, Recipe)
+    if plain and (given := [name for name, value in options.items() if value]):
+        raise MtpdError(
+            f'--{given[0]} is for recipes: {config.source} is an mmdet config, of one detector.'
+        )
+    return plain
+
+
 @main.command()
-@recipe_options
+@config_options
 @click.option('--detector', help='student (its baseline), or a teacher. Default: student.')
 @click.option('--arm', help='Train a stage of this arm instead.')
 @click.option('--stage', type=int, default=1, show_default=True, help='Which stage of the arm.')
+@with_all_processes
 def train(recipe, work_dir: Path | None, detector: str | None, arm: str | None, stage: int) -> None:
-    """Train a plain detector of RECIPE, or one stage of distillation with what comes before it."""
+    """Train a plain detector of a recipe, or one stage of distillation with what comes before it.
+
+    CONFIG is a recipe, or an mmdet config (a file, or mmdet::retinanet/retinanet_r50_fpn_1x_coco.py), which is trained
+    as it says; --cfg-options are its keys then, and data.root=FOLDER for any COCO-format dataset.
+    """
+    from .plain import train as train_plain
     from .train import train_detector_run, train_stage
 
     if arm and detector:
         raise click.UsageError('--arm trains a stage and --detector a plain detector: give one.')
-    if arm:
+    if _refuse_for_plain(recipe, arm=arm, detector=detector):
+        made = train_plain(recipe, work_dir)
+    elif arm:
         made = train_stage(recipe, stage, arm, work_dir)
     else:
         made = train_detector_run(recipe, detector or 'student', work_dir)
-    click.echo(f'AP {100 * made["metrics"]["bbox_mAP"]:.1f}  {made["checkpoint"]}')
+    metrics = made['metrics']
+    masks = f'  mask AP {100 * metrics["segm_mAP"]:.1f}' if 'segm_mAP' in metrics else ''
+    click.echo(f'AP {100 * metrics["bbox_mAP"]:.1f}{masks}  {made["checkpoint"]}')
 
 
-@main.command(name='eval')
+@main.command()
 @recipe_options
+def order(recipe, work_dir: Path | None) -> None:
+    """How far RECIPE's detectors are from each other, and the sequence of teachers that suggests."""
+    from .order import adaptation_costs, choose, conclusion
+
+    labels = {name: spec.get('label', name) for name, spec in recipe.detectors.items()}
+    costs = adaptation_costs(recipe, work_dir)
+    width = max(map(len, costs['detectors']))
+    click.echo(f'adaptation cost, row to column, {costs["images"]} images:')
+    click.echo(' ' * width + ''.join(f'  {name:>{max(width, 6)}}' for name in costs['detectors']))
+    for name, row in zip(costs['detectors'], costs['cost'], strict=True):
+        click.echo(f'{name:<{width}}' + ''.join(f'  {value:{max(width, 6)}.3f}' for value in row))
+    found = choose(recipe, costs, work_dir)
+    click.echo('\n'.join([*found['reasons'], conclusion(found, labels)]))
+
+
+@main.command(name='eval', cls=Words)
+@config_options
 @click.option('--checkpoint', required=True, type=click.Path(path_type=Path))
-@click.option('--detector', default='student', show_default=True, help='Whose architecture it has.')
+@click.option('--detector', help='Whose architecture it has. Default: student.')
 @click.option(
-    '--metrics', multiple=True, type=click.Choice(['bbox', 'segm']), help='Default: bbox.'
+    '--metrics', multiple=True, type=METRIC, help="--metrics bbox segm. Default: the config's."
 )
 @click.option('--out', type=click.Path(path_type=Path), help='Folder for metrics.json.')
+@with_all_processes
 def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out) -> None:
-    """COCO numbers of a checkpoint on RECIPE's validation split, as JSON."""
+    """COCO numbers of a checkpoint (any layout) on a recipe's validation or an mmdet config's test split, as JSON."""
     import json
 
     from .evaluate import evaluate
+    from .plain import test
 
-    found = evaluate(recipe, checkpoint, metrics or ('bbox',), detector, out)
+    if _refuse_for_plain(recipe, detector=detector):
+        found = test(recipe, checkpoint, metrics or recipe.metrics, out)
+    else:
+        wanted = metrics or tuple(recipe.cfg.evaluation.metrics)
+        found = evaluate(recipe, checkpoint, wanted, detector or 'student', out)
     click.echo(json.dumps(found, indent=2))
 
 
@@ -133,10 +235,13 @@ def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out) -> None:
 @click.argument('target', type=click.Path(path_type=Path))
 @click.option('--half', is_flag=True, help='Store the weights in float16: half the size.')
 def export(source: Path, target: Path, half: bool) -> None:
-    """Write the student in SOURCE (any layout) to TARGET as a plain mmdet checkpoint."""
-    from .checkpoints import export_student
+    """Write the student in SOURCE (any layout) as a plain mmdet checkpoint.
 
-    click.echo(export_student(source, target, half))
+    TARGET is a folder, or a name, to which the start of the file's SHA-256 is added: student-7ee888e0.pth.
+    """
+    from .checkpoints import publish
+
+    click.echo(publish(source, target, half))
 
 
 @main.command()

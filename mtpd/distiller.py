@@ -16,7 +16,7 @@ from mmcv import ConfigDict
 from mmdet.models import DETECTORS, BaseDetector, build_backbone, build_detector, build_neck
 from torch import Tensor, nn
 
-from . import checkpoints
+from . import checkpoints, modules  # noqa: F401  (adapted before detectors are built)
 from .errors import MtpdError
 from .inherit import InheritReport, inherit
 from .losses import build_losses

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from mmdet.datasets import build_dataloader
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
 from .data import pipelines
 from .errors import RecipeError
@@ -19,34 +20,32 @@ from .loop import device_of
 from .recipe import Recipe
 
 
-def batches(recipe: Recipe, count: int, split: str = 'val') -> Iterator[tuple[Tensor, list[dict]]]:
-    """The first `count` images of a split in file order, as detectors see them in testing.
+def batches(
+    recipe: Recipe, count: int, split: str = 'val', first: int = 0, step: int = 1
+) -> Iterator[tuple[Tensor, list[dict]]]:
+    """Of the first `count` images of a split in file order each `step`-th from `first` on, as detectors see them in testing.
 
     Yields:
         Images (N, 3, H, W), normalised and padded to a common size, and mmdet's img_metas.
     """
     data = pipelines.dataset(recipe, split)
     data |= dict(pipeline=pipelines.test_pipeline(recipe.cfg.image), test_mode=True)
+    images = pipelines.build(data)
     loader = build_dataloader(
-        pipelines.build(data),
+        Subset(images, range(first, min(count, len(images)), step)),
         recipe.cfg.evaluation.batch_size,
         workers_per_gpu=0,
         dist=False,
         shuffle=False,
     )
     for batch in loader:
-        images, metas = batch['img'][0].data[0][:count], batch['img_metas'][0].data[0][:count]
-        yield images, metas
-        count -= len(images)
-        if count <= 0:
-            return
+        yield batch['img'][0].data[0], batch['img_metas'][0].data[0]
 
 
 @torch.no_grad()
 def neck_features(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
-    """Features per FPN level, each (N, C, H_l, W_l), of images (N, 3, H, W)."""
-    device = next(model.parameters()).device
-    return tuple(feature.cpu() for feature in model.extract_feat(images.to(device)))
+    """Features per FPN level, each (N, C, H_l, W_l), of images (N, 3, H, W); on the model's device."""
+    return tuple(model.extract_feat(images.to(next(model.parameters()).device)))
 
 
 def strength(feature: Tensor) -> Tensor:
@@ -99,7 +98,10 @@ def feature_rows(
                 recipe.source, [f'level {level}: the necks have levels 0 to {levels - 1}.']
             )
         rows += [
-            [(label, strength(features[level][i]).numpy()) for label, features in found.items()]
+            [
+                (label, strength(features[level][i]).cpu().numpy())
+                for label, features in found.items()
+            ]
             for i in range(len(images))
         ]
     return rows

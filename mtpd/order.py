@@ -1,217 +1,133 @@
-"""Which teachers, in which order: adaptation costs between detectors, and the sequence they suggest.
-
-The costs and both searches are this kit's own definitions, in the spirit of the paper's selection.
-"""
+"""Which teachers, in which order: a recipe's adaptation costs, and the sequence that they suggest."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from .errors import MtpdError
+from .adaptation import costs_from_features
 from .files import write_json
 from .recipe import Recipe
+from .sequence import SEARCHES, choose_sequence
 
-RIDGE = 1e-6  # of the mean feature variance: makes rank-deficient features safe
-
-
-class Moments:
-    """Sums over pixels from which the best linear map between any two detectors follows.
-
-    Holds, for the channels of all detectors side by side and a constant 1, the (C+1, C+1) matrix of
-    second moments in float64: its size does not depend on the number of images.
-    """
-
-    def __init__(self, channels: list[int]):
-        edges = np.cumsum([0, *channels])
-        self.parts = [slice(a, b) for a, b in pairwise(edges)]
-        self.sums = np.zeros((edges[-1] + 1, edges[-1] + 1))
-
-    def add(self, features: list[np.ndarray]) -> None:
-        """Features of the same images, one (N, C_i, H, W) a detector."""
-        rows = [np.moveaxis(f, 1, 0).reshape(f.shape[1], -1) for f in features]
-        stacked = np.concatenate([*rows, np.ones((1, rows[0].shape[1]))]).astype(np.float64)
-        self.sums += stacked @ stacked.T
-
-    def linear_map(self, a: int, b: int) -> np.ndarray:
-        """Weights and bias (C_a + 1, C_b) of the map a -> b with the least squared residual."""
-        x = np.r_[self.parts[a], -1]
-        gram = self.sums[np.ix_(x, x)].copy()
-        size = len(x) - 1
-        gram[np.arange(size), np.arange(size)] += RIDGE * np.trace(gram[:size, :size]) / size
-        return np.linalg.lstsq(gram, self.sums[np.ix_(x, np.r_[self.parts[b]])], rcond=None)[0]
-
-    def unexplained(self, a: int, b: int, weights: np.ndarray) -> float:
-        """The share of b's variance that `weights` applied to a leave unexplained."""
-        x, y = np.r_[self.parts[a], -1], np.r_[self.parts[b]]
-        power = np.trace(self.sums[np.ix_(y, y)])
-        residual = (
-            power
-            - 2 * np.sum(weights * self.sums[np.ix_(x, y)])
-            + np.sum(weights * (self.sums[np.ix_(x, x)] @ weights))
-        )
-        variance = power - np.sum(self.sums[y, -1] ** 2) / self.sums[-1, -1]
-        return float(max(residual, 0.0) / variance) if variance > 0 else 0.0
+CONFIDENCE = 95  # per cent
 
 
-def costs_from_features(batches) -> tuple[np.ndarray, np.ndarray]:
-    """Adaptation costs from an iterable of {detector: (features per level)}, NumPy (N, C, H, W).
+def adaptation_costs(
+    recipe: Recipe, work_dir: str | Path | None = None, images: int | None = None
+) -> dict:
+    """How far the features of student and teachers are from each other's; see `mtpd.adaptation`.
 
-    Images with an even number fit the maps, those with an odd number measure them.
+    Args:
+        images: of the validation split, in file order and without augmentation; every second one measures what the
+            others fitted. Default: the recipe's `order.images`.
 
     Returns:
-        Costs per level (L, D, D) and their mean (D, D); row: source, column: target.
-    """
-    halves: list | None = None
-    seen = 0
-    for features in batches:
-        detectors = list(features.values())
-        levels = list(zip(*detectors, strict=True))
-        if halves is None:
-            halves = [[Moments([f.shape[1] for f in level]) for level in levels] for _ in range(2)]
-        odd = (np.arange(len(levels[0][0])) + seen) % 2
-        for half in range(2):
-            for moments, level in zip(halves[half], levels, strict=True):
-                moments.add([feature[odd == half] for feature in level])
-        seen += len(odd)
-    if halves is None or seen < 2:
-        raise MtpdError('adaptation costs need at least 2 images: raise the number of images.')
-    fit, held_out = halves
-    count = range(len(fit[0].parts))
-    per_level = np.array(
-        [
-            [[test.unexplained(a, b, train.linear_map(a, b)) for b in count] for a in count]
-            for train, test in zip(fit, held_out, strict=True)
-        ]
-    )
-    return per_level, per_level.mean(0)
-
-
-def adaptation_costs(recipe: Recipe, work_dir: str | Path | None = None, images: int = 256) -> dict:
-    """How far each detector's neck features are from each other's, without any training.
-
-    cost(A -> B) is the share of the variance of B's features that the best linear map (a 1 x 1
-    convolution with bias) from A's leaves unexplained, on images that did not fit the map; the mean
-    over FPN levels. About 0: the same up to a linear map; about 1: nothing in common.
-
-    Returns:
-        ``{'detectors': names, 'cost': (D, D) list, row source and column target, 'levels': the same
-        per level, 'num_images'}``; also written to ``order/costs.json``.
+        As `costs_from_features`, and 'low' and 'high': 95 % intervals (D, D) from its bootstrap. Written to
+        ``order/costs.json``, without the replicates. Arrays are lists.
 
     Raises:
-        RecipeError, MtpdError: a detector's checkpoint is missing or does not fit.
+        RecipeError, MtpdError: a detector's checkpoint is missing or does not fit, or no level can be compared.
     """
-    from .features import batches, load_all, neck_features
+    from .features import load_all
     from .train import detector_checkpoint
 
+    images = images or recipe.cfg.order.images
     models = load_all(
         recipe,
         {name: (name, detector_checkpoint(recipe, name, work_dir)) for name in recipe.detectors},
     )
-    stream = (
-        {
-            name: [feature.numpy() for feature in neck_features(model, pixels)]
-            for name, model in models.items()
-        }
-        for pixels, _ in batches(recipe, images)
-    )
-    levels, cost = costs_from_features(stream)
-    found = {
-        'detectors': list(models),
-        'cost': cost.tolist(),
-        'levels': {str(i): level.tolist() for i, level in enumerate(levels)},
-        'num_images': min(images, recipe.cfg.data.scenes.val)
-        if recipe.cfg.data.root is None
-        else images,
+    halves = (image_features(recipe, models, images, first) for first in (0, 1))
+    found = costs_from_features(*halves)
+    if found['images'] < found['needed']:
+        warnings.warn(
+            f'adaptation costs from {found["images"]} images: a stable fit takes about {found["needed"]}. '
+            'Raise order.images, or give a larger validation split.',
+            stacklevel=2,
+        )
+    tail = (100 - CONFIDENCE) / 2
+    found['low'], found['high'] = np.percentile(found['replicates'], (tail, 100 - tail), axis=0)
+    kept = {key: value for key, value in found.items() if key != 'replicates'}
+    kept['levels'] = {str(k): np.where(np.isnan(v), None, v) for k, v in found['levels'].items()}
+    kept = {key: _plain(value) for key, value in kept.items()}
+    write_json(recipe.run_dir(work_dir) / 'order' / 'costs.json', kept)
+    return kept | {'replicates': found['replicates'].tolist()}
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def image_features(recipe: Recipe, models: dict, images: int, first: int) -> Iterator[dict]:
+    """For every second image from `first` on, each detector's features by stride, without the padding."""
+    from .features import batches, neck_features
+
+    for pixels, metas in batches(recipe, images, first=first, step=2):
+        height = pixels.shape[2]
+        found = {name: neck_features(model, pixels) for name, model in models.items()}
+        for i, meta in enumerate(metas):
+            yield {
+                name: {
+                    stride: feature[i][
+                        :,
+                        : -(-meta['img_shape'][0] // stride),
+                        : -(-meta['img_shape'][1] // stride),
+                    ]
+                    for feature in levels
+                    for stride in [2 ** round(np.log2(height / feature.shape[2]))]
+                }
+                for name, levels in found.items()
+            }
+
+
+def choose(recipe: Recipe, costs: dict, work_dir: str | Path | None = None) -> dict:
+    """The sequence for a recipe, by its `order` settings, and by the other search as a check.
+
+    Returns:
+        As `choose_sequence`, with 'ap' (0..1 by detector) and 'check' (the other search's); also in
+        ``order/sequence.json``.
+    """
+    from .train import prepare_detector
+
+    plan = recipe.cfg.order
+    metrics = {
+        name: prepare_detector(recipe, name, work_dir)['metrics'] for name in recipe.detectors
     }
-    write_json(recipe.run_dir(work_dir) / 'order' / 'costs.json', found)
+    ap = {name: found['bbox_mAP'] or 0.0 for name, found in metrics.items()}
+    limits = {'max_length': plan.max_length, 'min_gain': plan.min_gain}
+    other = next(name for name in SEARCHES if name != plan.method)
+    found = choose_sequence(costs, ap, method=plan.method, **limits) | {'ap': ap}
+    found['check'] = choose_sequence(costs, ap, method=other, **limits)
+    write_json(recipe.run_dir(work_dir) / 'order' / 'sequence.json', found)
     return found
 
 
-def choose_sequence(
-    costs: dict,
-    ap: dict[str, float],
-    student: str = 'student',
-    teachers: list[str] | None = None,
-    max_length: int = 2,
-    method: str = 'backward_greedy',
-    power: float = 2.0,
-) -> dict:
-    """The sequence of teachers that the costs suggest; it ends with the teacher of highest AP.
+def conclusion(found: dict, labels: dict[str, str]) -> str:
+    """What `choose` found, in words.
 
     Args:
-        costs: from `adaptation_costs`.
-        ap: validation AP of each teacher.
-        method: 'backward_greedy' puts teachers before the last one while one lies between student
-            and head of the sequence; 'shortest_path' minimises the sum of cost ** power exactly.
-
-    Returns:
-        ``{'sequence': names, 'method', 'reasons': a sentence per step}``.
-
-    Raises:
-        MtpdError: no teacher, an unknown method, or a teacher without AP or cost.
+        labels: of the teachers.
     """
-    teachers = list(teachers or [name for name in costs['detectors'] if name != student])
-    missing = [t for t in teachers if ap.get(t) is None or t not in costs['detectors']]
-    if not teachers or missing:
-        raise MtpdError(
-            f'no sequence can be chosen: {", ".join(missing) + " lack AP or cost" if missing else "the pool is empty"}. '
-            'Evaluate every teacher of the pool first.'
-        )
-    searches = {'backward_greedy': _greedy, 'shortest_path': _shortest}
-    if method not in searches:
-        raise MtpdError(f'unknown method {method!r}: there are {", ".join(searches)}.')
-    index = {name: i for i, name in enumerate(costs['detectors'])}
-    table = np.asarray(costs['cost'])
 
-    def cost(a: str, b: str) -> float:
-        return float(table[index[a], index[b]])
+    def path(names: list[str]) -> str:
+        return ' → '.join(labels.get(name, name) for name in names)
 
-    best = max(sorted(teachers), key=lambda name: ap[name])
-    others = sorted(set(teachers) - {best})
-    sequence, reasons = searches[method](student, best, others, cost, max_length, power)
-    first = f'{best} comes last: it has the highest AP of the pool, {100 * ap[best]:.1f}.'
-    return {'sequence': sequence, 'method': method, 'reasons': [first, *reasons]}
-
-
-def _greedy(student, best, others, cost, max_length, power):
-    sequence, reasons, pool = [best], [], list(others)
-    while len(sequence) < max_length:
-        head = sequence[0]
-        near = [t for t in pool if cost(student, t) < cost(student, head)]
-        if not near:
-            reasons.append(f'No teacher left is nearer to the student than {head}.')
-            break
-        chosen = min(near, key=lambda t: cost(t, head))
-        reasons.append(
-            f'{chosen} goes before {head}: cost {cost(student, chosen):.3f} from the student '
-            f'(against {cost(student, head):.3f}) and {cost(chosen, head):.3f} on to {head}.'
-        )
-        sequence.insert(0, chosen)
-        pool.remove(chosen)
-    return sequence, reasons
-
-
-def _shortest(student, best, others, cost, max_length, power):
-    # Bellman-Ford by number of hops; a detector may appear once, which positive costs ensure.
-    paths = {t: (cost(student, t) ** power, [t]) for t in [*others, best]}
-    shortest = paths[best]
-    for _ in range(max_length - 1):
-        longer = {}
-        for target in [*others, best]:
-            options = [
-                (total + cost(path[-1], target) ** power, [*path, target])
-                for total, path in paths.values()
-                if target not in path and best not in path
-            ]
-            if options:
-                longer[target] = min(options)
-        paths = longer
-        if best in paths:
-            shortest = min(shortest, paths[best])
-    total, sequence = shortest
-    return sequence, [
-        f'The path {" → ".join([student, *sequence])} has the least sum of cost^{power:g}, {total:.3f}.'
-    ]
+    sequence, check = found['sequence'], found['check']['sequence']
+    text = [f'The costs suggest {path(sequence)}.']
+    if len(sequence) == 1:
+        text = [
+            f'The costs suggest direct distillation from {path(sequence)}: no teacher helps on the way.'
+        ]
+    agree = 'agrees' if check == sequence else f'prefers {path(check)}'
+    text.append(f'The other search ({found["check"]["method"].replace("_", " ")}) {agree}.')
+    if found['support'] is not None:
+        text.append(f'{100 * found["support"]:.0f} % of the bootstrap samples lead to it.')
+    if found['ties']:
+        rivals = ', '.join(f'{path(names)} ({100 * share:.0f} %)' for names, share in found['ties'])
+        text.append(f'On these images it is a tie with {rivals}.')
+    return ' '.join(text)

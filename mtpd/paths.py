@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 from pathlib import Path, PurePosixPath
@@ -46,13 +47,13 @@ def resolve(path: str, source: Path) -> Path:
     if str(path).startswith('mmdet::'):
         import mmdet
 
-        found = Path(mmdet.__file__).parent / '.mim' / 'configs' / str(path).removeprefix('mmdet::')
-        if not found.is_file():
-            raise RecipeError(
-                source,
-                [f'{path}: mmdet has no such config. Its configs lie in {found.parents[1]}.'],
-            )
-        return found
+        root, name = Path(mmdet.__file__).parent / '.mim' / 'configs', path.removeprefix('mmdet::')
+        if not (root / name).is_file():
+            known = [str(file.relative_to(root)) for file in root.glob('[!_]*/*.py')]
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean 'mmdet::{close[0]}'?" if close else f'Its configs lie in {root}.'
+            raise RecipeError(source, [f'{path}: mmdet has no such config. {hint}'])
+        return root / name
     places = [Path.cwd(), source.parent, ROOT]
     return next((place / path for place in places if (place / path).exists()), Path.cwd() / path)
 

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import compare
+from . import compare, world
+from .distributed import share
 from .errors import MtpdError
 from .files import read_json, write_json
 from .lanes import Lanes, Marked
+from .loop import processes
 from .notebooks import execute
 from .paths import ROOT, shown
 from .recipe import Arm, Recipe, load_recipe
@@ -138,7 +140,8 @@ class _Work:
 
     def __init__(self, recipe: Recipe, run_dir: Path, echo: Callable[[str], None], stream: Any):
         self.recipe, self.run_dir, self.echo, self.stream = recipe, run_dir, echo, stream
-        self.lanes = Lanes(recipe.cfg.runtime.jobs)
+        # Arms side by side would share the GPUs that each of them asks for.
+        self.lanes = Lanes(1 if processes(recipe) > 1 else recipe.cfg.runtime.jobs)
         self.names = [step.title for step in steps(recipe, run_dir)]
         self.status = open_status(self.names, run_dir)
         self.lock = threading.Lock()
@@ -201,6 +204,11 @@ def options_text(recipe: Recipe) -> str:
 
 def _preflight(recipe: Recipe) -> None:
     """Now, rather than after hours of training."""
+    if (here := world.here()) and here.size > 1:
+        raise MtpdError(
+            f'{here.starter} started {here.size} processes, and a run starts its own: start it once, with --gpus.'
+        )
+    share(recipe.cfg.schedule.batch_size, processes(recipe), recipe.source)
     compare.check(recipe, recipe.detectors)
     for name in recipe.detectors:
         recipe.fetch(name, 'init')

@@ -65,6 +65,15 @@ class Recipe:
     def seed(self) -> int:
         return self.cfg.seed
 
+    @property
+    def gpus(self) -> int | None:
+        """Processes that share its work, None where it doesn't say."""
+        return self.cfg.runtime.get('gpus')
+
+    @property
+    def device(self) -> str:
+        return self.cfg.runtime.device
+
     def run_dir(self, work_dir: str | Path | None = None) -> Path:
         """Where the recipe's results go: `work_dir` or `runs/<name>/<seed>` of the checkout."""
         return Path(work_dir).resolve() if work_dir else ROOT / 'runs' / self.name / str(self.seed)
@@ -153,7 +162,7 @@ class Recipe:
         cfg.merge_from_dict({'model': copy.deepcopy(spec.get('model', {}))})
         model = cfg.model
         name_weights_once(model)
-        _set_classes(model, len(self.classes))
+        set_classes(model, len(self.classes))
         return model
 
     def checkpoint(self, name: str, key: str = 'checkpoint') -> Path | None:
@@ -199,16 +208,20 @@ class Recipe:
     @property
     def text(self) -> str:
         """The resolved recipe as Python: enough to run again."""
-        return ''.join(
-            f'{key} = {value!r}\n' for key, value in self.cfg._cfg_dict.to_dict().items()
-        )
+        return as_python(self.cfg._cfg_dict.to_dict())
+
+
+def as_python(values: dict) -> str:
+    """A config file's text, without mmcv's long-winded formatting."""
+    return ''.join(f'{key} = {value!r}\n' for key, value in values.items())
 
 
 def name_weights_once(model: ConfigDict) -> None:
     """mmdet refuses `pretrained`, the older name, beside a backbone's `init_cfg`, and some of its configs have both:
-    they state the one and inherit the other (RetinaNet R101's 3x config).
+    they state the one and inherit the other (RetinaNet R101's 3x config). An `init_cfg` of None stays: random weights.
     """
-    if origin := model.pop('pretrained', None):
+    origin = model.pop('pretrained', None)
+    if origin and model.backbone.get('init_cfg', origin) is not None:
         model.backbone.init_cfg = ConfigDict(type='Pretrained', checkpoint=origin)
 
 
@@ -216,11 +229,12 @@ def _key(detector: str) -> str:
     return detector if detector == 'student' else f'teachers.{detector}'
 
 
-def _set_classes(node: Any, count: int) -> None:
+def set_classes(node: Any, count: int) -> None:
+    """Sizes all heads of a model config for `count` classes."""
     for item in (
         node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
     ):
-        _set_classes(item, count)
+        set_classes(item, count)
     if isinstance(node, dict) and 'num_classes' in node:
         node['num_classes'] = count
 
@@ -240,25 +254,17 @@ def load_recipe(
         RecipeError: no such file, a file that does not load, unknown keys, wrong types, names that don't fit
             together: all in one message.
     """
-    try:
-        overrides = (
-            schema.parse_overrides(overrides) if isinstance(overrides, str) else overrides or {}
-        )
-    except ValueError as error:
-        raise RecipeError('an override', [str(error)]) from None
+    overrides = as_overrides(overrides)
     if seed is not None:
         overrides = {**overrides, 'seed': seed}
     if isinstance(path, Recipe):
         return load_recipe(path.source, {**path.overrides, **overrides}) if overrides else path
-    source = next((p for p in (Path(path), ROOT / path) if p.is_file()), None)
-    if source is None:
-        known = sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'configs').glob('[!_]*/*.py'))
-        raise RecipeError(path, ['no such file. ' + schema.nearest(str(path), known)])
-    try:
-        cfg = Config.fromfile(str(source.resolve()))
-        cfg.merge_from_dict(copy.deepcopy(overrides))
-    except Exception as error:  # a recipe is Python: anything can go wrong in it
-        raise RecipeError(source, [f'it does not load: {type(error).__name__}: {error}']) from error
+    source, cfg = read(path)
+    if is_plain(cfg):
+        raise RecipeError(
+            path, ['an mmdet config, not a recipe: only `mtpd train` and `mtpd eval` take it.']
+        )
+    lay_over(cfg, overrides, source)
     found = schema.problems(cfg._cfg_dict.to_dict())
     if found:
         raise RecipeError(source, found)
@@ -266,6 +272,47 @@ def load_recipe(
     if found:
         raise RecipeError(source, found)
     return Recipe(cfg, source.resolve(), overrides)
+
+
+def as_overrides(overrides: dict | str | None) -> dict:
+    """Overrides by dotted keys, from any of the forms that `load_recipe` takes. Raises RecipeError."""
+    try:
+        return schema.parse_overrides(overrides) if isinstance(overrides, str) else overrides or {}
+    except ValueError as error:
+        raise RecipeError('an override', [str(error)]) from None
+
+
+def read(path: str | Path) -> tuple[Path, Config]:
+    """A recipe's or an mmdet config's file (relative to the working directory or to the checkout, or `mmdet::`) and
+    its values.
+
+    Raises:
+        RecipeError: no such file, or one that does not load.
+    """
+    if str(path).startswith('mmdet::'):
+        source = resolve(str(path), Path(path))
+    else:
+        source = next((p for p in (Path(path), ROOT / path) if p.is_file()), None)
+    if source is None:
+        known = sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'configs').glob('[!_]*/*.py'))
+        raise RecipeError(path, ['no such file. ' + schema.nearest(str(path), known)])
+    try:
+        return source, Config.fromfile(str(source.resolve()))
+    except Exception as error:  # a recipe is Python: anything can go wrong in it
+        raise RecipeError(source, [f'it does not load: {type(error).__name__}: {error}']) from error
+
+
+def is_plain(cfg: Config) -> bool:
+    """Whether it is a plain mmdet config rather than a recipe."""
+    return 'model' in cfg and 'student' not in cfg
+
+
+def lay_over(cfg: Config, overrides: dict, source: Path) -> None:
+    """Overrides a config's values by dotted keys. Raises RecipeError where they don't fit in."""
+    try:
+        cfg.merge_from_dict(copy.deepcopy(overrides))
+    except Exception as error:  # mmcv raises several types
+        raise RecipeError(source, [f'it does not load: {type(error).__name__}: {error}']) from error
 
 
 def _settle(cfg: Config, source: Path) -> list[str]:

@@ -29,8 +29,11 @@ DISTILLATION = re.compile(r'loss_.+_fpn_\d+')  # as `train.distill_cfg` names th
 
 
 def split_loss(row: dict) -> tuple[float | None, float | None]:
-    """Detection loss and distillation loss of a log row (None: not in the row)."""
-    parts = {k: v for k, v in row.items() if k.startswith('loss_') and v is not None}
+    """Detection loss and distillation loss of a log row (None: not in the row).
+
+    What mmdet trains is what has 'loss' in its name: also a cascade's ``s0.loss_cls``.
+    """
+    parts = {k: v for k, v in row.items() if 'loss' in k and k != 'loss' and v is not None}
     distillation = [v for k, v in parts.items() if DISTILLATION.fullmatch(k)]
     detection = [v for k, v in parts.items() if not DISTILLATION.fullmatch(k)]
     if detection:

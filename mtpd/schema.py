@@ -55,6 +55,7 @@ RECIPE = {
         'inherit_allow': (list, tuple),
         'teacher_mode': str,
     },
+    'order': {'images': int, 'max_length': int, 'method': str, 'min_gain': (*NUMBER, NONE)},
     'schedule': {
         'batch_size': int,
         'lr_batch_size': (int, NONE),
@@ -69,7 +70,7 @@ RECIPE = {
         'eval_interval': int,
     },
     'evaluation': {'metrics': (list, tuple), 'batch_size': int},
-    'runtime': {'device': str, 'workers': int, 'threads': int, 'jobs': int},
+    'runtime': {'device': str, 'gpus': int, 'workers': int, 'threads': int, 'jobs': int},
 }
 OPTIONAL = {
     'paper',
@@ -82,10 +83,12 @@ OPTIONAL = {
     'updates',
     'scenes',
     'lr_batch_size',
+    'gpus',
 }
 CHOICES = {
     'distill.start': ('baseline', 'inherit', 'random'),
     'distill.teacher_mode': ('eval', 'train'),
+    'order.method': ('backward_greedy', 'shortest_path'),
 }
 POSITIVE = (
     ('schedule', 'batch_size'),
@@ -96,7 +99,9 @@ POSITIVE = (
     ('schedule', 'checkpoint_interval'),
     ('evaluation', 'batch_size'),
     ('image', 'divisor'),
+    ('order', 'max_length'),
     ('runtime', 'jobs'),
+    ('runtime', 'gpus'),
 )
 
 
@@ -208,9 +213,11 @@ def _numbers(cfg: dict) -> list[str]:
     found = [
         f'{section}.{key} is {cfg[section][key]}: it must be at least 1.'
         for section, key in POSITIVE
-        if cfg[section][key] < 1
+        if cfg[section].get(key, 1) < 1
     ]
     found += _levels(cfg['distill'])
+    if cfg['order']['images'] < 2:
+        found.append(f'order.images is {cfg["order"]["images"]}: at least 2 are needed.')
     if cfg['seed'] < 0:
         found.append(f'seed is {cfg["seed"]}: it must not be negative.')
     return found

@@ -6,18 +6,21 @@ from . import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import time
+from functools import partial
 from pathlib import Path
 
 from mmcv import ConfigDict
 from mmdet.models import build_detector
+from torch import nn
 
 from . import checkpoints, compare
 from .distiller import Distiller
 from .errors import RecipeError
-from .evaluate import describe, evaluate
+from .evaluate import describe, evaluate, measured
 from .files import read_json, sha256, write_json
 from .inherit import warm_start
 from .loop import fit
+from .plain import as_mmdet
 from .recipe import Arm, Recipe
 
 
@@ -43,16 +46,10 @@ def train_detector_run(
         compare.check(recipe, [detector], loaded=())
         print(f'training {spec.get("label", detector)}')
         cfg = recipe.model(detector)
-
-        def build():
-            model = build_detector(ConfigDict(cfg))
-            model.init_weights()
-            if origin := recipe.fetch(detector, 'init'):
-                print(f'{detector}: {warm_start(model, origin)} tensors from {origin}')
-            return model
-
-        fit(recipe, build, cfg, out, spec.get('updates', default), recipe.seed, spec.get('scenes'))
-        _export(recipe, detector, out / 'latest.pth', final)
+        build = partial(_warm_detector, cfg, detector, recipe.fetch(detector, 'init'))
+        updates, about = spec.get('updates', default), _about(recipe, detector)
+        fit(recipe, build, cfg, out, updates, recipe.seed, spec.get('scenes'), about)
+        checkpoints.export_student(out / 'latest.pth', final)
     else:
         checkpoints.load_own(final)
     return _measured(recipe, detector, out, final)
@@ -81,9 +78,10 @@ def train_stage(
         start, origin = _start(recipe, plan, stage, work_dir)
         teacher = plan.teachers[stage - 1]
         model, cfg = _stage_model(recipe, teacher, start, origin, work_dir)
-        began = time.time()
-        fitted = fit(recipe, model, cfg, out, plan.stage_updates, recipe.seed * 1000 + stage)
-        report = getattr(fitted, 'inherit_report', None)
+        about = _about(recipe, 'student', arm=arm, stage=stage, teacher=teacher)
+        about['stages'] = _stages(recipe, plan, stage, start, origin, work_dir)
+        began, seed = time.time(), recipe.seed * 1000 + stage
+        report = fit(recipe, model, cfg, out, plan.stage_updates, seed, meta=about)
         write_json(
             out / 'stage.json',
             {
@@ -98,7 +96,7 @@ def train_stage(
                 'skipped': report.skipped if report else {},
             },
         )
-        _export(recipe, 'student', out / 'latest.pth', final, arm=arm, stage=stage, teacher=teacher)
+        checkpoints.export_student(out / 'latest.pth', final)
     else:
         checkpoints.load_own(final)
     return {**_measured(recipe, 'student', out, final), 'stage': read_json(out / 'stage.json')}
@@ -164,32 +162,41 @@ def _stage_model(recipe: Recipe, teacher: str | None, start: Path | None, origin
     """A function that builds the stage's model, and the student's config."""
     student = recipe.model('student')
     if teacher is None:
-
-        def build():
-            model = build_detector(ConfigDict(student))
-            model.init_weights()
-            if start:
-                checkpoints.load_student(model, start)
-            return model
-
-        return build, student
+        return partial(_plain_student, student, start), student
     taught_by = recipe.model(teacher)
     weights = detector_checkpoint(recipe, teacher, work_dir)
     distill = recipe.cfg.distill
-
-    def build():
-        return Distiller(
-            student,
-            taught_by,
-            distill_cfg(recipe, student, taught_by),
-            student_checkpoint=str(start) if start else None,
-            teacher_checkpoint=str(weights),
-            init_student=origin == 'inherit',
-            teacher_mode=distill.teacher_mode,
-            inherit_allow=tuple(distill.inherit_allow),
-        )
-
+    build = partial(
+        Distiller,
+        student,
+        taught_by,
+        distill_cfg(recipe, student, taught_by),
+        student_checkpoint=str(start) if start else None,
+        teacher_checkpoint=str(weights),
+        init_student=origin == 'inherit',
+        teacher_mode=distill.teacher_mode,
+        inherit_allow=tuple(distill.inherit_allow),
+    )
     return build, student
+
+
+# What `fit` builds are functions of this module, as several processes get them by name.
+
+
+def _warm_detector(cfg: dict, name: str, origin: Path | None) -> nn.Module:
+    model = build_detector(ConfigDict(cfg))
+    model.init_weights()
+    if origin:
+        print(f'{name}: {warm_start(model, origin)} tensors from {origin}')
+    return model
+
+
+def _plain_student(cfg: dict, start: Path | None) -> nn.Module:
+    model = build_detector(ConfigDict(cfg))
+    model.init_weights()
+    if start:
+        checkpoints.load_student(model, start)
+    return model
 
 
 def distill_cfg(recipe: Recipe, student: dict, teacher: dict) -> list[dict]:
@@ -219,23 +226,28 @@ def distill_cfg(recipe: Recipe, student: dict, teacher: dict) -> list[dict]:
     ]
 
 
-def _export(recipe: Recipe, detector: str, source: Path, target: Path, **provenance) -> None:
-    meta = {
-        'CLASSES': tuple(recipe.classes),
-        'recipe': recipe.name,
-        'detector': detector,
-        'seed': recipe.seed,
-        **provenance,
-    }
-    checkpoints.export_student(source, target, meta=meta)
+def _about(recipe: Recipe, detector: str, **more) -> dict:
+    """What a checkpoint's `meta` says of the detector in it."""
+    # mmdet's resuming runs what stands under `config`; export_student gives it that name.
+    about = {'student_config': as_mmdet(recipe, detector), 'recipe': recipe.name}
+    return {**about, 'detector': detector, 'seed': recipe.seed, **more}
+
+
+def _stages(recipe: Recipe, arm: Arm, stage: int, start: Path | None, origin: str, work_dir):
+    """The stages that make a student: those of the checkpoint it starts from, and this one."""
+    before = checkpoints.load(start).get('meta') or {} if start else {}
+    teacher = arm.teachers[stage - 1]
+    weights = sha256(detector_checkpoint(recipe, teacher, work_dir)) if teacher else None
+    this = {'recipe': recipe.name, 'arm': arm.name, 'stage': stage, 'teacher': teacher}
+    this |= {'teacher_sha256': weights, 'method': recipe.cfg.distill.method if teacher else None}
+    this |= {'updates': arm.stage_updates, 'start': origin}
+    return [*before.get('stages', ()), this]
 
 
 def _measured(recipe: Recipe, detector: str, out: Path, checkpoint: Path) -> dict:
     """A detector's metrics and size in `out`, measured unless they are there for this checkpoint."""
-    metrics = read_json(out / 'metrics.json')
-    if metrics is None or metrics['sha256'] != sha256(checkpoint):
-        wanted = recipe.cfg.evaluation.metrics
-        metrics = evaluate(recipe, checkpoint, wanted, detector, out)
+    wanted = recipe.cfg.evaluation.metrics
+    metrics = measured(out, checkpoint, lambda: evaluate(recipe, checkpoint, wanted, detector, out))
     if not (out / 'model.json').is_file():
         write_json(out / 'model.json', describe(recipe, detector))
     model = read_json(out / 'model.json')

@@ -15,26 +15,26 @@ recipe: str = 'configs/mini/retinanet_r50__r101_rx101.py'  # recipe file
 seed: int = 0  # random seed of the run
 cfg_options: str = ''  # overrides of the recipe: KEY VALUE pairs joined by an equals sign
 work_dir: str = ''  # run directory; empty: runs, recipe, seed
-images: int = 256  # validation images to compare features on
+images: int = 0  # validation images to compare features on; 0: as the recipe says
 
 # %%
-from mtpd import adaptation_costs, choose_sequence, load_recipe, plots
-from mtpd.files import write_json
+from mtpd import adaptation_costs, load_recipe, plots
+from mtpd.order import choose, conclusion
 from mtpd.tables import say, table
 from mtpd.train import prepare_detector
 
 plan = load_recipe(recipe, cfg_options, seed)
-run_dir = plan.run_dir(work_dir)
-costs = adaptation_costs(plan, work_dir, images)
+labels = {name: spec.get('label', name) for name, spec in plan.detectors.items()}
+costs = adaptation_costs(plan, work_dir, images or None)
 
 # %% [markdown]
 # ## The costs
 #
-# Read a row as "from", a column as "to".
+# Read a row as "from", a column as "to". In brackets a 95 % interval: a bootstrap over the images that
+# measure. Detectors are compared at the FPN strides that both have.
 
 # %%
-labels = [spec.get('label', name) for name, spec in plan.detectors.items()]
-plots.cost_matrix(labels, costs['cost'])
+plots.cost_matrix(list(labels.values()), costs['cost'], (costs['low'], costs['high']))
 
 # %% [markdown]
 # ## The sequence
@@ -44,21 +44,29 @@ plots.cost_matrix(labels, costs['cost'])
 # squared costs, found exactly.
 
 # %%
-metrics = {name: prepare_detector(plan, name, work_dir)['metrics'] for name in plan.cfg.teachers}
-ap = {name: found['bbox_mAP'] or 0.0 for name, found in metrics.items()}
-greedy = choose_sequence(costs, ap)
-exact = choose_sequence(costs, ap, method='shortest_path')
-write_json(run_dir / 'order' / 'sequence.json', greedy)
-table([{'step': reason} for reason in greedy['reasons'] + exact['reasons']])
+found = choose(plan, costs, work_dir)
+ready = {name: prepare_detector(plan, name, work_dir) for name in plan.cfg.teachers}
+rows = [
+    {
+        'teacher': labels[name],
+        'AP': 100 * found['ap'][name],
+        'parameters (millions)': made['model']['parameters'] / 1e6,
+        'GFLOPs': made['model']['gflops'],
+        'cost from the student': costs['cost'][0][costs['detectors'].index(name)],
+    }
+    for name, made in ready.items()
+]
+table(rows)
 
 # %%
-names = {name: spec.get('label', name) for name, spec in plan.detectors.items()}
-chosen = ' → '.join(names[name] for name in greedy['sequence'])
-same = greedy['sequence'] == exact['sequence']
+plots.sequence_graph(costs, found['ap'], found['sequence'], labels)
+
+# %%
+table([{'step': reason} for reason in found['reasons'] + found['check']['reasons'][1:]])
+
+# %%
 say(
-    f'**Conclusion.** The costs suggest {chosen}.',
-    'The exact search agrees.'
-    if same
-    else 'The exact search prefers ' + ' → '.join(names[name] for name in exact['sequence']) + '.',
+    '**Conclusion.**',
+    conclusion(found, labels),
     'This is a prediction: the arms of this run test it.',
 )

@@ -44,13 +44,13 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope='session')
 def tiny_coco():
-    """A function that writes 4 + 4 images of 64 x 64 with two boxes each as a COCO-format folder."""
+    """A function that writes 4 + 4 images, 64 pixels high, with two boxes each as a COCO-format folder."""
     import json
 
     import numpy as np
     from PIL import Image
 
-    def write(root: Path, classes: tuple[str, ...] = ('cat', 'dog')) -> Path:
+    def write(root: Path, classes: tuple[str, ...] = ('cat', 'dog'), width: int = 64) -> Path:
         rng = np.random.default_rng(0)
         for split in ('train', 'val'):
             (root / split).mkdir(parents=True)
@@ -58,9 +58,9 @@ def tiny_coco():
             images, annotations = [], []
             for i in range(4):
                 name = f'{i:06d}.png'
-                pixels = rng.integers(0, 256, (64, 64, 3), np.uint8)
+                pixels = rng.integers(0, 256, (64, width, 3), np.uint8)
                 Image.fromarray(pixels).save(root / split / name)
-                images.append({'id': i, 'file_name': name, 'width': 64, 'height': 64})
+                images.append({'id': i, 'file_name': name, 'width': width, 'height': 64})
                 if i == 3:
                     continue  # an image without objects, as COCO has them
                 for k, box in enumerate(([4, 6, 20, 30], [30, 10, 28, 40])[: 1 + (i > 0)]):

@@ -287,7 +287,7 @@ def test_masks_of_a_box_detector_are_refused_before_training(given, tmp_path, mo
     path = saved(state, tmp_path / 's.pth', CLASSES=None)
     del plan['evaluation.metrics']
     text = refused('eval', MINI, '--checkpoint', path, '--metrics', 'segm', *options(plan))
-    assert 'student predicts no masks' in text
+    assert 'RetinaNet predicts no masks. Leave it out: --metrics bbox' in text
 
 
 def test_boxes_are_always_measured():

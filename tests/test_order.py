@@ -4,9 +4,13 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+import torch
 
+from mtpd.adaptation import costs_from_features
 from mtpd.errors import MtpdError
-from mtpd.order import choose_sequence, costs_from_features
+from mtpd.order import adaptation_costs, choose, conclusion
+from mtpd.recipe import load_recipe
+from mtpd.sequence import choose_sequence
 
 RNG = np.random.default_rng(0)
 
@@ -21,8 +25,23 @@ def linear(source, out=7):
     return np.einsum('oc,nchw->nohw', weights, source) + bias
 
 
+def images(**detectors):
+    """Per image {detector: {stride: (C, H, W)}}; a detector's levels (N, C, H, W) by stride, or one of stride 8."""
+    levels = {n: v if isinstance(v, dict) else {8: v} for n, v in detectors.items()}
+    count = len(next(iter(next(iter(levels.values())).values())))
+    return [
+        {n: {s: torch.from_numpy(x[i]) for s, x in v.items()} for n, v in levels.items()}
+        for i in range(count)
+    ]
+
+
+def costs(**detectors):
+    found = images(**detectors)
+    return costs_from_features(found[::2], found[1::2])
+
+
 def cost(a, b):
-    return costs_from_features([{'a': (a,), 'b': (b,)}])[1][0, 1]
+    return costs(a=a, b=b)['cost'][0, 1]
 
 
 def explicit(a, b):
@@ -63,26 +82,75 @@ def test_rank_deficient_features_are_safe():
     assert cost(dead, linear(a)) == pytest.approx(0, abs=1e-4)
 
 
-def test_batches_give_the_same_as_one_pass_and_pairs_do_not_depend_on_others():
+def test_a_pair_does_not_depend_on_the_others():
     a, b, c = features(), features(channels=3), features(channels=4)
-    whole = costs_from_features([{'a': (a,), 'b': (b,), 'c': (c,)}])[1]
-    parts = [{'a': (a[i : i + 5],), 'b': (b[i : i + 5],), 'c': (c[i : i + 5],)} for i in (0, 5, 10)]
-    np.testing.assert_allclose(costs_from_features(parts)[1], whole, atol=1e-9)
-    assert cost(a, b) == pytest.approx(whole[0, 1], abs=1e-9)
+    whole = costs(a=a, b=b, c=c)
+    assert cost(a, b) == pytest.approx(whole['cost'][0, 1], abs=1e-12)
+    assert whole['detectors'] == ['a', 'b', 'c'] and whole['images'] == 12
 
 
-def test_the_mean_is_over_levels():
-    a, b = features(), features()
-    fine, coarse = (a, a), (linear(a), b)
-    levels, mean = costs_from_features([{'a': fine, 'b': coarse}])
-    assert levels.shape == (2, 2, 2)
-    assert levels[0][0, 1] == pytest.approx(0, abs=1e-6)
-    assert mean[0, 1] == pytest.approx((levels[0][0, 1] + levels[1][0, 1]) / 2)
+def test_held_out_costs_may_exceed_one_and_are_never_negative():
+    many = features(4, channels=30, side=3)  # 18 pixels for 31 weights: fits anything
+    assert cost(many, features(4, side=3)) > 1
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        x = rng.normal(size=(6, 3, 4, 4))
+        assert (costs(a=x, b=x @ rng.normal(size=(4, 4)), c=x * 1e6 + 1e7)['cost'] >= 0).all()
+
+
+def test_the_mean_is_over_the_strides_that_both_have():
+    a, b, coarse, coarser = features(), features(), features(side=3), features(side=2)
+    mapped = linear(a)
+    found = costs(a={8: a, 16: coarse}, b={8: mapped, 16: features(side=3), 32: coarser}, c={8: b})
+    assert sorted(found['levels']) == [8, 16, 32]
+    at = {stride: level[0, 1] for stride, level in found['levels'].items()}
+    assert at[8] == pytest.approx(0, abs=1e-6) and np.isnan(at[32])
+    assert found['cost'][0, 1] == pytest.approx((at[8] + at[16]) / 2)
+    assert found['cost'][0, 2] == pytest.approx(explicit(a, b), abs=1e-6)
+
+
+def test_detectors_without_a_common_stride():
+    with pytest.raises(MtpdError, match=r'a \(strides 8\) and b \(4\) have no FPN level'):
+        costs(a={8: features()}, b={4: features()})
+
+
+def test_replicates_are_a_bootstrap_over_images():
+    """By hand: each held-out image's residual and sums, weighted by the same draws."""
+    a, noise = features(40), features(40, channels=7)
+    b = linear(a) + noise
+    found = costs(a=a, b=b)
+
+    def pixels(x):
+        return np.moveaxis(x, 0, -1).reshape(-1, x.shape[0])
+
+    x = np.concatenate([pixels(i) for i in a[::2]])
+    y = np.concatenate([pixels(i) for i in b[::2]])
+    weights = np.linalg.lstsq(np.c_[x, np.ones(len(x))], y, rcond=None)[0]
+    draws = np.stack([np.random.default_rng(k).poisson(1.0, 201) for k in range(1, 21)])
+    for r in (1, 57, 200):
+        error, total, square, count = 0, 0, 0, 0
+        for often, source, target in zip(draws[:, r], a[1::2], b[1::2], strict=True):
+            mapped = np.c_[pixels(source), np.ones(36)] @ weights
+            error += often * np.sum((pixels(target) - mapped) ** 2)
+            total += often * pixels(target).sum(0)
+            square += often * np.sum(pixels(target) ** 2)
+            count += often * 36
+        expected = error / (square - np.sum(total**2) / count)
+        assert found['replicates'][r - 1, 0, 1] == pytest.approx(expected, rel=1e-4)
+    spread = found['replicates'][:, 0, 1].std()
+    assert 0 < spread < 0.1
+
+
+def test_the_number_of_images_that_a_fit_needs():
+    # 6 x 6 pixels an image, 5 + 1 weights, ten pixels for each: two images a half.
+    assert costs(a=features(), b=features())['needed'] == 4
 
 
 def test_no_images_is_an_error():
     with pytest.raises(MtpdError, match='at least 2 images'):
-        costs_from_features([])
+        costs_from_features([], [])
+    with pytest.raises(MtpdError, match='at least 2 images'):
+        costs_from_features(images(a=features(1)), [])
 
 
 def table(cost, names=('student', 'near', 'far')):
@@ -118,10 +186,12 @@ def test_exact_search_finds_the_best_path_of_all(seed):
 
     others = [name for name in ap if name != best]
     paths = [[*p, best] for k in range(3) for p in permutations(others, k)]
-    found = choose_sequence(table(cost, names), ap, max_length=3, method='shortest_path')[
-        'sequence'
-    ]
+    exact = {'max_length': 3, 'method': 'shortest_path'}
+    found = choose_sequence(table(cost, names), ap, **exact)['sequence']
     assert found == min(paths, key=length)
+    rising = [path for path in paths if [ap[t] for t in path] == sorted(ap[t] for t in path)]
+    gaining = choose_sequence(table(cost, names), ap, **exact, min_gain=0.0)['sequence']
+    assert gaining == min(rising, key=length)
     greedy = choose_sequence(table(cost, names), ap, max_length=3)['sequence']
     assert greedy[-1] == best and length(found) <= length(greedy)
     shuffled = [names[i] for i in (0, 3, 1, 4, 2)]
@@ -136,3 +206,67 @@ def test_a_pool_that_cannot_be_searched():
         choose_sequence(costs, {'near': 0.4})
     with pytest.raises(MtpdError, match='unknown method'):
         choose_sequence(costs, {'near': 0.4, 'far': 0.5}, method='best')
+
+
+def test_ap_must_rise_by_the_gain_asked_for():
+    costs = table([[0, 0.3, 0.9], [0.3, 0, 0.4], [0.9, 0.4, 0]])
+    for method in ('backward_greedy', 'shortest_path'):
+        near = choose_sequence(costs, {'near': 0.46, 'far': 0.5}, method=method, min_gain=0.05)
+        assert near['sequence'] == ['far']
+        near = choose_sequence(costs, {'near': 0.44, 'far': 0.5}, method=method, min_gain=0.05)
+        assert near['sequence'] == ['near', 'far']
+
+
+def test_one_teacher_is_distilled_from_directly():
+    costs = table([[0, 0.5], [0.5, 0]], ('student', 'only'))
+    assert choose_sequence(costs, {'only': 0.4})['sequence'] == ['only']
+    with pytest.raises(MtpdError, match='the pool is empty'):
+        choose_sequence(table([[0]], ('student',)), {})
+
+
+def test_ties_are_reported():
+    first = [[0, 0.3, 0.9], [0.3, 0, 0.4], [0.9, 0.4, 0]]
+    other = [[0, 0.95, 0.9], [0.95, 0, 0.4], [0.9, 0.4, 0]]
+    costs = table(first) | {'replicates': [first] * 7 + [other] * 3}
+    found = choose_sequence(costs, {'near': 0.4, 'far': 0.5})
+    assert found['support'] == pytest.approx(0.7)
+    assert found['ties'] == [[['far'], pytest.approx(0.3)]]
+    assert choose_sequence(table(first), {'near': 0.4, 'far': 0.5})['support'] is None
+
+
+def test_the_conclusion_says_what_was_chosen_and_how_sure():
+    first = [[0, 0.3, 0.9], [0.3, 0, 0.4], [0.9, 0.4, 0]]
+    other = [[0, 0.95, 0.9], [0.95, 0, 0.4], [0.9, 0.4, 0]]
+    ap = {'near': 0.4, 'far': 0.5}
+    costs = table(first) | {'replicates': [first] * 7 + [other] * 3}
+    found = choose_sequence(costs, ap)
+    check = choose_sequence(costs, ap, method='shortest_path')
+    text = conclusion(found | {'check': check}, {'near': 'N', 'far': 'F'})
+    assert 'suggest N → F. The other search (shortest path) agrees. 70 % of' in text
+    assert 'a tie with F (30 %)' in text
+    alone = choose_sequence(table(other), ap)
+    text = conclusion(alone | {'check': check}, {'near': 'N', 'far': 'F'})
+    assert 'direct distillation from F' in text and 'prefers N → F' in text
+
+
+@pytest.mark.slow
+def test_costs_of_a_recipe(tmp_path):
+    """The shipped teachers and an untrained student on DigitScenes: files, intervals, too few images."""
+    recipe = load_recipe(
+        'configs/mini/retinanet_r50__r101_rx101.py',
+        {
+            'schedule.baseline': 2,
+            'order.images': 16,
+            'data.scenes.val': 16,
+            'data.scenes.train': 32,
+        },
+    )
+    with pytest.warns(UserWarning, match='16 images: a stable fit takes about'):
+        costs = adaptation_costs(recipe, tmp_path)
+    low, cost, high = (np.array(costs[key]) for key in ('low', 'cost', 'high'))
+    off = ~np.eye(3, dtype=bool)
+    assert (low <= high).all() and (low[off] < cost[off] + 0.2).all()
+    assert sorted(costs['levels']) == ['16', '32', '8']
+    found = choose(recipe, costs, tmp_path)
+    assert found['sequence'][-1] == 'rx101' and found['ap']['rx101'] > found['ap']['r101']
+    assert {p.name for p in (tmp_path / 'order').iterdir()} == {'costs.json', 'sequence.json'}

@@ -14,6 +14,7 @@ from mtpd.distiller import Distiller
 from mtpd.evaluate import describe
 from mtpd.loop import mmdet_cfg
 from mtpd.paths import ROOT
+from mtpd.plain import load_config
 from mtpd.recipe import load_recipe
 from mtpd.train import distill_cfg
 
@@ -30,7 +31,7 @@ TABLE = {
     ),
     'retinanet_r50__swint_swins': (
         'retinanet/retinanet_r50_fpn_1x_coco',
-        ['swin/retinanet_swin-t-p4-w7_fpn_1x_coco', None],
+        ['swin/retinanet_swin-t-p4-w7_fpn_1x_coco', None],  # Swin-S: the tests below
         (0.01, 2e-5, 0.65, 5, False),
     ),
     'mask_rcnn_r50__cascade_r50dcn_rx101dcn': (
@@ -62,6 +63,15 @@ TABLE = {
 
 def of_mmdet(name):
     return Config.fromfile(str(resources.files('mmdet') / '.mim' / 'configs' / f'{name}.py'))
+
+
+def swin_s():
+    """RetinaNet on Swin-S: on Swin-T, with the third stage and the weights of Swin-S."""
+    model = of_mmdet('swin/retinanet_swin-t-p4-w7_fpn_1x_coco').model
+    theirs = of_mmdet('swin/mask_rcnn_swin-s-p4-w7_fpn_fp16_ms-crop-3x_coco').model.backbone
+    model.backbone.update(depths=[2, 2, 18, 2], init_cfg=theirs.init_cfg)
+    assert {**theirs, 'out_indices': (1, 2, 3)} == model.backbone
+    return model
 
 
 @pytest.fixture(params=TABLE)
@@ -103,10 +113,8 @@ def test_models_are_mmdets(row):
             if origin := wanted.pop('pretrained', None):  # mmdet would refuse it beside init_cfg
                 wanted.backbone.init_cfg.checkpoint = origin
             assert recipe.model(name) == wanted, name
-    if None in teachers:  # Swin-S: Swin-T with a third stage three times as deep
-        deeper = of_mmdet(teachers[0]).model
-        deeper.backbone.depths = [2, 2, 18, 2]
-        assert recipe.model('swins') == deeper
+    if None in teachers:
+        assert recipe.model('swins') == swin_s()
 
 
 def test_a_config_that_names_two_pretrained_backbones_builds(tiny_coco, tmp_path):
@@ -134,6 +142,33 @@ def test_distillation_is_the_papers(row):
     assert recipe.cfg.distill.start == 'inherit' and recipe.cfg.distill.teacher_mode == 'eval'
     assert recipe.cfg.evaluation.metrics == ['bbox', 'segm'][: 1 + masks]
     assert recipe.arm('progressive').teachers == tuple(recipe.cfg.teachers)
+
+
+@pytest.mark.parametrize('size', 'ts')
+def test_the_teachers_on_swin_are_trained_as_mmdets_mask_rcnn_on_swin(size):
+    name = f'swin-{size}-p4-w7_fpn_fp16_ms-crop-3x_coco.py'
+    ours = load_config(f'configs/teachers/retinanet_{name}').cfg
+    mask_rcnn = of_mmdet(f'swin/mask_rcnn_{name.removesuffix(".py")}')
+    boxes = of_mmdet('swin/retinanet_swin-t-p4-w7_fpn_1x_coco')
+    assert ours.model == (boxes.model if size == 't' else swin_s())
+    for key in ('optimizer', 'optimizer_config', 'lr_config', 'runner', 'fp16'):
+        assert ours[key] == mask_rcnn[key], key
+    assert ours.optimizer.type == 'AdamW' and ours.optimizer.lr == 1e-4
+    assert ours.runner.max_epochs == 36 and ours.lr_config.step == [27, 33]
+    assert ours.fp16.loss_scale.init_scale == 512
+    theirs = mask_rcnn.data.train.pipeline
+    assert theirs[1].pop('with_mask') and theirs[-1]['keys'].pop() == 'gt_masks'
+    assert ours.data.train.pipeline == theirs
+    assert ours.data.test.pipeline == boxes.data.test.pipeline and ours.evaluation.metric == 'bbox'
+    assert ours.auto_scale_lr == {'enable': True, 'base_batch_size': 16}
+
+
+def test_mmdets_own_tools_read_the_teachers_configs(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    path = ROOT / 'configs/teachers/retinanet_swin-s-p4-w7_fpn_fp16_ms-crop-3x_coco.py'
+    cfg = Config.fromfile(str(path))
+    cfg.dump(str(tmp_path / 'dumped.py'))  # as tools/train.py does
+    assert Config.fromfile(str(tmp_path / 'dumped.py')).model == swin_s()
 
 
 @pytest.mark.parametrize('name', ['reppoints_r50__r101_rx101dcn', 'retinanet_r50__r101_rx101'])

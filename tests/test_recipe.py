@@ -11,6 +11,7 @@ from mtpd.errors import MtpdError, RecipeError
 from mtpd.files import sha256_in_name
 from mtpd.losses import DISTILL_LOSSES, build_distill_loss
 from mtpd.paths import ROOT
+from mtpd.plain import PlainConfig, load_config
 from mtpd.recipe import load_recipe
 from mtpd.schema import parse_overrides
 from mtpd.train import detector_checkpoint
@@ -19,8 +20,9 @@ MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 RECIPES = sorted(
     str(path.relative_to(ROOT))
     for path in (ROOT / 'configs').rglob('*.py')
-    if '_base_' not in path.parts
+    if not {'_base_', 'teachers'} & set(path.parts)
 )
+TEACHERS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'configs/teachers').glob('*.py'))
 
 
 def refused(overrides) -> str:
@@ -37,6 +39,15 @@ def test_every_shipped_recipe_loads_and_its_header_says_how_to_launch_it(path):
         recipe.model(name) if recipe.cfg.data.root is None else None
     header = (ROOT / path).read_text().split('_base_')[0]
     assert f'mtpd run {path}' in header and 'Prerequisites' in header
+
+
+@pytest.mark.parametrize('path', TEACHERS)
+def test_every_shipped_teacher_is_an_mmdet_config_and_its_header_says_how_to_launch_it(path):
+    assert isinstance(load_config(path), PlainConfig)
+    header = (ROOT / path).read_text().split('_base_')[0]
+    assert f'mtpd train {path}' in header and 'Prerequisites' in header
+    with pytest.raises(RecipeError, match='not a recipe'):
+        load_recipe(path)
 
 
 def test_the_recipe_may_be_named_from_any_working_directory(tmp_path, monkeypatch):

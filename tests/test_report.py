@@ -87,6 +87,20 @@ def test_the_table_has_the_numbers_and_the_papers_beside_them(done):
     assert ['Teacher 1', '43.2', '–', '73.4', '38.9', '2.90', '1.20', '–', '–'] in page.rows
 
 
+def test_mask_ap_has_a_column_where_it_was_measured(done, tmp_path):
+    assert 'Mask AP' not in done['index.html'].text
+    run = make_run(tmp_path / 'mini' / '0')
+    path = run / 'stages' / 'progressive' / '2_rx101' / 'metrics.json'
+    put(path, json.loads(path.read_text()) | {'segm_mAP': 0.2846})
+    page = Page(make_report(run).read_text('utf-8'))
+    assert page.row('Detector')[3:6] == ['AP50', 'AP75', 'Mask AP']
+    assert page.row('Teacher 1 → teacher 2')[1:6] == ['30.6', '+10.4', '52.0', '27.5', '28.5']
+    assert page.row('Teacher 2 only')[5] == '–'
+    assert 'Box AP and mask AP in points' in page.text
+    groups = [a for t, a in page.tags if a.get('scope') == 'rowgroup']
+    assert {a['colspan'] for a in groups} == {'10'}
+
+
 def test_the_index_says_status_answer_command_and_environment(done):
     page = done['index.html']
     assert 'Complete. All 9 steps, 13 min 32 s.' in ' '.join(page.text.split())

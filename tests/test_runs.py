@@ -55,6 +55,8 @@ def test_split_loss_takes_the_total_when_there_are_no_parts():
     assert split_loss({'loss_cls': 1.0, 'loss_new_idea_fpn_12': 0.5}) == (1.0, 0.5)
     assert split_loss({'loss_cls': 1.0, 'loss_mask': 0.5, 'loss': 9.0, 'lr': 0.1}) == (1.5, None)
     assert split_loss({'lr': 0.1}) == (None, None)
+    cascade = {'s0.loss_cls': 1.0, 's1.loss_mask': 0.25, 's1.acc': 90.0, 'loss': 1.25}
+    assert split_loss(cascade) == (1.25, None)
 
 
 def test_stage_aps_start_at_the_baseline(run):

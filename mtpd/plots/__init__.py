@@ -5,9 +5,11 @@ As the last line of a notebook cell, or through `display(fig)`, it is an image w
 """
 
 from .curves import ap_over_stages, loss_curves
-from .dataset import class_counts, cost_matrix, size_histogram
+from .dataset import class_counts, size_histogram
 from .figure import Figure, display, signed
 from .images import detections, feature_maps, scenes
+from .methods import direct_against_progressive
+from .order import cost_matrix, sequence_graph
 from .paper import paper_next_to_ours
 from .results import ap_by_arm, ap_versus_cost, per_class
 
@@ -19,12 +21,14 @@ __all__ = [
     'class_counts',
     'cost_matrix',
     'detections',
+    'direct_against_progressive',
     'display',
     'feature_maps',
     'loss_curves',
     'paper_next_to_ours',
     'per_class',
     'scenes',
+    'sequence_graph',
     'signed',
     'size_histogram',
 ]

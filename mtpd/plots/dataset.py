@@ -102,38 +102,3 @@ def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) ->
     ]
     fig.alt = f'Objects by class. {". ".join(alt)}.'
     return fig
-
-
-def cost_matrix(names: Sequence[str], cost: Sequence[Sequence[float | None]]) -> Figure:
-    """Adaptation cost from each detector (row) to each other (column), 0 to about 1.
-
-    Args:
-        names: detectors.
-        cost: (N, N); None or NaN where not measured.
-    """
-    values = np.array([[np.nan if v is None else v for v in row] for row in cost], float)
-    if not values.size:
-        return empty('No adaptation cost has been measured yet.')
-    side = max(3.2, 1.0 + 0.85 * len(names))
-    fig = new(side + 1.6, side)
-    ax = dress(fig.subplots(), xlabel='to (its features are predicted)', ylabel='from')
-    top = max(1.0, float(np.nanmax(values))) if np.isfinite(values).any() else 1.0
-    image = ax.imshow(values, cmap='Blues', vmin=0, vmax=top)
-    for (row, column), value in np.ndenumerate(values):
-        dark = np.isfinite(value) and value > 0.55 * top
-        text = f'{value:.2f}' if np.isfinite(value) else '–'
-        colour = 'white' if dark else INK
-        ax.text(column, row, text, ha='center', va='center', color=colour, fontsize=TEXT + 0.5)
-    ax.set_xticks(range(len(names)), names, rotation=25, ha='right', rotation_mode='anchor')
-    ax.set_yticks(range(len(names)), names)
-    ax.spines[:].set_visible(False)
-    bar = fig.colorbar(image, ax=ax, shrink=0.8)
-    bar.set_label('share of variance left unexplained', fontsize=TEXT - 0.5, color=INK)
-    bar.ax.tick_params(labelsize=TEXT - 1.5)
-    pairs = [
-        f'{names[r]} to {names[c]} {v:.2f}'
-        for (r, c), v in np.ndenumerate(values)
-        if r != c and np.isfinite(v)
-    ]
-    fig.alt = f'Adaptation cost, 0 (alike) to 1 (nothing in common): {", ".join(pairs)}.'
-    return fig

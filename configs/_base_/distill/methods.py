@@ -34,3 +34,10 @@ distill = dict(
     inherit_allow=[],  # weights that may differ when inheriting, as patterns
     teacher_mode='eval',
 )
+# Notebook 03 and `mtpd order`: validation images that adaptation costs are measured on, and how teachers are chosen.
+order = dict(
+    images=256,
+    max_length=2,
+    method='backward_greedy',  # or shortest_path
+    min_gain=None,  # AP, 0..1, by which a teacher must exceed the one before it
+)
