@@ -24,7 +24,16 @@ from .data import configured, pipelines
 from .errors import RecipeError
 from .evaluate import check_metrics, measure, measured
 from .paths import ROOT, resolve, shown
-from .recipe import Recipe, as_overrides, as_python, is_plain, lay_over, load_recipe, read
+from .recipe import (
+    Recipe,
+    as_overrides,
+    as_python,
+    is_plain,
+    lay_over,
+    load_recipe,
+    name_weights_once,
+    read,
+)
 from .rundir import claim
 
 # Settings that mmdet reads and a config may leave out.
@@ -198,6 +207,7 @@ def _build(config: PlainConfig) -> nn.Module:
     """The config's detector. Raises RecipeError where mmdet refuses its settings."""
     cfg = config.cfg
     try:
+        name_weights_once(cfg.model)
         return build_detector(
             cfg.model, train_cfg=cfg.get('train_cfg'), test_cfg=cfg.get('test_cfg')
         )

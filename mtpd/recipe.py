@@ -161,6 +161,7 @@ class Recipe:
         cfg = Config.fromfile(str(resolve(spec.config, self.source)))
         cfg.merge_from_dict({'model': copy.deepcopy(spec.get('model', {}))})
         model = cfg.model
+        name_weights_once(model)
         set_classes(model, len(self.classes))
         return model
 
@@ -213,6 +214,15 @@ class Recipe:
 def as_python(values: dict) -> str:
     """A config file's text, without mmcv's long-winded formatting."""
     return ''.join(f'{key} = {value!r}\n' for key, value in values.items())
+
+
+def name_weights_once(model: ConfigDict) -> None:
+    """mmdet refuses `pretrained`, the older name, beside a backbone's `init_cfg`, and some of its configs have both:
+    they state the one and inherit the other (RetinaNet R101's 3x config). An `init_cfg` of None stays: random weights.
+    """
+    origin = model.pop('pretrained', None)
+    if origin and model.backbone.get('init_cfg', origin) is not None:
+        model.backbone.init_cfg = ConfigDict(type='Pretrained', checkpoint=origin)
 
 
 def _key(detector: str) -> str:
