@@ -21,7 +21,13 @@ def summary(runs: list[Run]) -> list[dict]:
         if row['role'] == 'teacher':
             continue
         aps = [table[name]['AP'] for table in tables]
-        found = {'label': row['label'], 'AP': aps, 'mean': mean(aps), 'sd': stdev(aps)}
+        found = {
+            'label': row['label'],
+            'updates': row['updates'],
+            'AP': aps,
+            'mean': mean(aps),
+            'sd': stdev(aps),
+        }
         if control and name != control and row['role'] == 'arm':
             gaps = [table[name]['AP'] - table[control]['AP'] for table in tables]
             found['above_control'] = {'AP': gaps, 'mean': mean(gaps), 'sd': stdev(gaps)}

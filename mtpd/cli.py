@@ -209,7 +209,7 @@ def order(recipe, work_dir: Path | None) -> None:
 @click.option('--checkpoint', required=True, type=click.Path(path_type=Path))
 @click.option('--detector', help='Whose architecture it has. Default: student.')
 @click.option(
-    '--metrics', multiple=True, type=METRIC, help='One or both: --metrics bbox segm. Default: bbox.'
+    '--metrics', multiple=True, type=METRIC, help="--metrics bbox segm. Default: the config's."
 )
 @click.option('--out', type=click.Path(path_type=Path), help='Folder for metrics.json.')
 @with_all_processes
@@ -220,11 +220,11 @@ def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out) -> None:
     from .evaluate import evaluate
     from .plain import test
 
-    metrics = metrics or ('bbox',)
     if _refuse_for_plain(recipe, detector=detector):
-        found = test(recipe, checkpoint, metrics, out)
+        found = test(recipe, checkpoint, metrics or recipe.metrics, out)
     else:
-        found = evaluate(recipe, checkpoint, metrics, detector or 'student', out)
+        wanted = metrics or tuple(recipe.cfg.evaluation.metrics)
+        found = evaluate(recipe, checkpoint, wanted, detector or 'student', out)
     click.echo(json.dumps(found, indent=2))
 
 

@@ -37,6 +37,18 @@ def conclusion(rows: list[dict], seeds: int | None = None) -> str:
     return ' '.join(text)
 
 
+def class_aps(run) -> tuple[dict, dict, tuple[str, str]]:
+    """AP by class of the arm without a teacher and of the best arm of a `Run`, and their labels, as `plots.per_class`
+    takes them; empty before an arm is evaluated. Without such a control it is the best arm twice."""
+    arms = [row for row in run.results() if row['role'] == 'arm' and row['AP'] is not None]
+    if not arms:
+        return {}, {}, ('no teacher', 'best arm')
+    best = max(arms, key=lambda row: row['AP'])
+    control = next((row for row in arms if row['kind'] == 'control'), best)
+    aps = [run.metrics('arm', row['name'])['per_class']['bbox'] for row in (control, best)]
+    return *aps, (control['label'], best['label'])
+
+
 def _best(best: dict, baseline: float | None) -> str:
     label = best['label'][:1].upper() + best['label'][1:]
     text = f'{label} is the best arm with AP {best["AP"]:.1f}'

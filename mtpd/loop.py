@@ -14,6 +14,7 @@ import torch
 from mmcv import Config
 from mmcv.runner import get_dist_info
 from mmdet.apis import set_random_seed, train_detector
+from mmdet.utils import get_root_logger
 from torch import nn
 
 from . import distributed, hooks  # noqa: F401  (hooks: registered with mmcv)
@@ -115,6 +116,8 @@ def _run(cfg, build, source, validate, threads, meta) -> InheritReport | None:
     rank, size = get_dist_info()
     if cfg.device == 'cpu' and (threads or not os.environ.get('OMP_NUM_THREADS')):
         torch.set_num_threads(threads or cores())
+    # Made here, as building a Swin Transformer would make mmdet's log at INFO: lists of hooks, and so on.
+    get_root_logger(log_level='WARNING')
     set_random_seed(cfg.seed)
     model, data = build(), pipelines.build(cfg.data.train)
     model.CLASSES = data.CLASSES

@@ -40,7 +40,7 @@ def adaptation_costs(
         recipe,
         {name: (name, detector_checkpoint(recipe, name, work_dir)) for name in recipe.detectors},
     )
-    halves = (_features(recipe, models, images, first) for first in (0, 1))
+    halves = (image_features(recipe, models, images, first) for first in (0, 1))
     found = costs_from_features(*halves)
     if found['images'] < found['needed']:
         warnings.warn(
@@ -63,7 +63,7 @@ def _plain(value):
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
-def _features(recipe: Recipe, models: dict, images: int, first: int) -> Iterator[dict]:
+def image_features(recipe: Recipe, models: dict, images: int, first: int) -> Iterator[dict]:
     """For every second image from `first` on, each detector's features by stride, without the padding."""
     from .features import batches, neck_features
 
@@ -89,14 +89,14 @@ def choose(recipe: Recipe, costs: dict, work_dir: str | Path | None = None) -> d
     """The sequence for a recipe, by its `order` settings, and by the other search as a check.
 
     Returns:
-        As `choose_sequence`, with 'ap' (0..1 by teacher) and 'check' (the other search's); also in
+        As `choose_sequence`, with 'ap' (0..1 by detector) and 'check' (the other search's); also in
         ``order/sequence.json``.
     """
     from .train import prepare_detector
 
     plan = recipe.cfg.order
     metrics = {
-        name: prepare_detector(recipe, name, work_dir)['metrics'] for name in recipe.cfg.teachers
+        name: prepare_detector(recipe, name, work_dir)['metrics'] for name in recipe.detectors
     }
     ap = {name: found['bbox_mAP'] or 0.0 for name, found in metrics.items()}
     limits = {'max_length': plan.max_length, 'min_gain': plan.min_gain}

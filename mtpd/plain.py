@@ -53,6 +53,12 @@ class PlainConfig:
     def processes(self) -> int:
         return distributed.count(self.gpus, self.device, self.source)
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Those of COCO among the metrics that it is evaluated by: 'bbox', 'segm'."""
+        asked = (self.cfg.get('evaluation') or {}).get('metric', 'bbox')
+        return tuple(name for name in ('bbox', 'segm') if name in asked) or ('bbox',)
+
 
 def load_config(
     path: str | Path, overrides: dict | str | None = None, seed: int | None = None
@@ -106,17 +112,15 @@ def train(config: PlainConfig, work_dir: str | Path | None = None) -> dict:
     if found or (found := configured.problems(cfg, configured.SPLITS)):
         raise RecipeError(source, found)
     out = Path(work_dir).resolve() if work_dir else ROOT / 'runs' / source.stem
-    asked = (cfg.get('evaluation') or {}).get('metric', 'bbox')
-    metrics = tuple(name for name in ('bbox', 'segm') if name in asked) or ('bbox',)
     final = out / 'model.pth'
     claim(out / 'config.py', config.text)
     if not final.is_file():
         settings = _for_training(config, out)
         about = {'student_config': config.text, 'seed': cfg.seed}
-        build = partial(_initialised, config, metrics)
+        build = partial(_initialised, config)
         loop.run(settings, build, source, bool(settings.get('evaluation')), meta=about)
         checkpoints.export_student(out / 'latest.pth', final)
-    numbers = measured(out, final, lambda: test(config, final, metrics, out))
+    numbers = measured(out, final, lambda: test(config, final, config.metrics, out))
     return {'dir': out, 'checkpoint': final, 'metrics': numbers}
 
 
@@ -154,7 +158,9 @@ def as_mmdet(recipe: Recipe, detector: str) -> str:
     batch = dict(samples_per_gpu=recipe.cfg.evaluation.batch_size, workers_per_gpu=0)
     data = dict(train={}, val=split, test=split, test_dataloader=batch)
     runner = dict(type='IterBasedRunner', max_iters=recipe.cfg.schedule.baseline)
-    return as_python(dict(model=recipe.model(detector).to_dict(), data=data, runner=runner))
+    evaluation = dict(metric=list(recipe.cfg.evaluation.metrics))
+    model = recipe.model(detector).to_dict()
+    return as_python(dict(model=model, data=data, evaluation=evaluation, runner=runner))
 
 
 def _for_training(config: PlainConfig, out: Path) -> Config:
@@ -200,15 +206,15 @@ def _build(config: PlainConfig) -> nn.Module:
         raise RecipeError(config.source, [text]) from error
 
 
-def _initialised(config: PlainConfig, metrics: tuple[str, ...]) -> nn.Module:
+def _initialised(config: PlainConfig) -> nn.Module:
     """The config's detector as its training starts.
 
     Raises:
-        RecipeError: the pretrained weights can't be had, or the detector or the data not be measured by `metrics`.
+        RecipeError: the pretrained weights can't be had, or detector and data not be measured by the metrics.
     """
     model = _build(config)
     validation = configured.leaves(config.cfg.data.val)[0]
-    check_metrics(metrics, model, Path(validation.ann_file), config.source)
+    check_metrics(config.metrics, model, Path(validation.ann_file), config.source)
     try:
         model.init_weights()
     except (OSError, HTTPException) as error:

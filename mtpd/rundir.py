@@ -25,6 +25,13 @@ def open_run(recipe: Recipe, run_dir: Path, smoke: bool, hidden: Iterable[str] =
         MtpdError: it cannot be written to, or holds a run with other settings.
     """
     claim(run_dir / 'recipe.py', recipe.text)
+    info = about(recipe, smoke, hidden)
+    info['seconds'] = (read_json(run_dir / 'run.json') or {}).get('seconds')
+    write_json(run_dir / 'run.json', info)
+
+
+def about(recipe: Recipe, smoke: bool = False, hidden: Iterable[str] = ()) -> dict:
+    """What run.json says of a run of `recipe`."""
     command = ['mtpd', 'run', shown(recipe.source)]
     if recipe.seed:
         command += ['--seed', str(recipe.seed)]
@@ -32,7 +39,7 @@ def open_run(recipe: Recipe, run_dir: Path, smoke: bool, hidden: Iterable[str] =
     if options:
         command += ['--cfg-options', ' '.join(f'{key}={value}' for key, value in options.items())]
     cfg = recipe.cfg
-    info = {
+    return {
         'name': recipe.name,
         'title': cfg.get('title', recipe.name),
         'recipe': shown(recipe.source),
@@ -55,9 +62,8 @@ def open_run(recipe: Recipe, run_dir: Path, smoke: bool, hidden: Iterable[str] =
         ],
         'paper': cfg.get('paper', {}),
         'classes': list(recipe.classes),
-        'seconds': (read_json(run_dir / 'run.json') or {}).get('seconds'),
+        'seconds': None,
     }
-    write_json(run_dir / 'run.json', info)
 
 
 def claim(kept: Path, text: str) -> None:

@@ -11,17 +11,19 @@ recipe: str = 'configs/mini/retinanet_r50__r101_rx101.py'  # recipe file
 seed: int = 0  # random seed of the run
 cfg_options: str = ''  # overrides of the recipe: KEY VALUE pairs joined by an equals sign
 work_dir: str = ''  # run directory; empty: runs, recipe, seed
+compare: list[str] = []  # run folders of other methods or seeds; empty, those beside this one
+checkpoint: str = ''  # a student to test as well, such as a released one
+metrics: list[str] = []  # of that checkpoint, bbox and segm; empty, the recipe's
 image: int = 0  # validation image to show detections on, in file order
-threshold: float = 0.3  # least score of a detection that is drawn
 
 # %%
-from mtpd import load_recipe, load_run, plots
-from mtpd.conclusion import conclusion
+from mtpd import comparison, load_recipe, paper, plots, released
+from mtpd.conclusion import class_aps, conclusion
 from mtpd.data import view
 from mtpd.tables import say, table
 
 plan = load_recipe(recipe, cfg_options, seed)
-run = load_run(plan.run_dir(work_dir))
+run = released.run_or_plan(plan, work_dir, checkpoint)
 rows = run.results()
 
 # %%
@@ -38,46 +40,62 @@ plots.ap_by_arm(rows)
 # The best arm against the arm without a teacher: where the teachers helped, and where not.
 
 # %%
-arms = {row['name']: row for row in rows if row['role'] == 'arm' and row['AP'] is not None}
-best = max(arms.values(), key=lambda row: row['AP'])
-control = next((row for row in arms.values() if row['kind'] == 'control'), best)
-per_class = {
-    row['label']: run.metrics('arm', row['name'])['per_class']['bbox'] for row in (control, best)
-}
-plots.per_class(
-    per_class[control['label']],
-    per_class[best['label']],
-    (control['label'], best['label']),
-)
+plots.per_class(*class_aps(run))
+
+# %% [markdown]
+# ## A released student
+#
+# The parameter `checkpoint` names any student of this recipe's architecture; it is tested on the recipe's
+# validation split. A run is not needed for that.
+
+# %%
+numbers = released.numbers_of(plan, checkpoint, metrics, work_dir)
+headings = {'name': '', 'ours': 'this checkpoint', 'paper': 'paper, after both teachers'}
+headings |= {'baseline': 'paper, baseline', 'difference': 'difference from the paper'}
+table(released.beside_paper(numbers, plan), headings)
+
+# %%
+say(released.verdict(numbers, plan))
 
 # %% [markdown]
 # ## Detections side by side
 
 # %%
 example = view.samples(plan, 'val', 1, skip=image)[0]
-files = {
-    run.label('student') + ', baseline': run.path / 'detectors' / 'student' / 'detections.json'
-}
-files |= {row['label']: run.stage_dirs(name)[-1] / 'detections.json' for name, row in arms.items()}
+arms = [row for row in rows if row['role'] == 'arm' and row['AP'] is not None]
+files = {f'{run.label("student")}, baseline': run.path / 'detectors/student/detections.json'}
+files |= {row['label']: run.stage_dirs(row['name'])[-1] / 'detections.json' for row in arms}
+files |= released.detections_of(numbers)
 boxes = {
     label: view.detections(path, plan, [example['id']])[example['id']]
     for label, path in files.items()
+    if path.is_file()
 }
 truth = {key: example[key] for key in ('boxes', 'labels')}
-plots.detections(example['image'], truth, boxes, plan.classes, threshold)
+plots.detections(example['image'], truth, boxes, plan.classes)
 
 # %% [markdown]
 # ## Beside the paper
 #
-# Another dataset and detectors of another size: the absolute numbers can't be compared, the direction of
-# the gains can.
+# On another dataset, or with detectors of another size, the absolute numbers can't be compared; the direction
+# of the gains can.
 
 # %%
-plots.paper_next_to_ours(
-    run.info['paper'],
-    run.walkthrough(),
-    'DigitScenes' if plan.cfg.data.root is None else 'own data',
-)
+plots.paper_next_to_ours(run.info['paper'], run.walkthrough(), paper.dataset(plan))
+
+# %% [markdown]
+# ## Direct against progressive, by method
+#
+# The paper's bar chart, and the same of runs with other methods. Make one with
+# `mtpd run RECIPE --cfg-options distill.method=fgd --work-dir runs/NAME-fgd/0`, NAME being the recipe's: it is found there.
+
+# %%
+student = run.info['paper'].get('student')
+chart, ours = paper.chart(student), comparison.compare(plan, run, compare)
+plots.direct_against_progressive(chart, ours.bars, paper.dataset(plan))
+
+# %%
+say(comparison.caption(ours, chart, student, paper.dataset(plan)))
 
 # %%
 say('**Conclusion.**', conclusion(rows))

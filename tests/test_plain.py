@@ -1,6 +1,8 @@
 """Plain mmdet configs: trained and tested as they say, on any COCO-format folder, and what is refused."""
 
 import json
+import subprocess
+import sys
 from importlib import resources
 
 import pytest
@@ -14,6 +16,7 @@ from mtpd.cli import main
 from mtpd.data import configured
 from mtpd.errors import MtpdError, RecipeError
 from mtpd.files import sha256
+from mtpd.paths import ROOT
 from mtpd.recipe import Recipe, load_recipe
 
 R50 = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
@@ -343,3 +346,21 @@ def test_a_config_that_cannot_be_trained_says_so(path, tmp_path):
     (tmp_path / 'model.py').write_text('model = dict(type="RetinaNet")\n')
     with pytest.raises(RecipeError, match=r'data\.test is missing'):
         plain.load_config(tmp_path / 'model.py')
+
+
+def test_a_swin_transformer_does_not_make_mmdets_log_talk(root, tmp_path):
+    """It makes that log itself, at another level, where nobody has: so in a process of its own."""
+    swin = dict(
+        type='SwinTransformer', embed_dims=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1],
+        window_size=4, out_indices=(1, 2, 3), init_cfg=None,
+    )  # fmt: skip
+    model = retinanet(num_classes=2) | {'backbone': swin}
+    (tmp_path / 'swin.py').write_text(TEXT.format(model=model, root=str(root), meta=META))
+    options = "evaluation=None runner={'_delete_':True,'type':'IterBasedRunner','max_iters':1}"
+    command = [sys.executable, '-m', 'mtpd.cli', 'train', tmp_path / 'swin.py']
+    command += ['--work-dir', tmp_path / 'run', '--cfg-options', options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 'update 1/1' in done.stdout and 'INFO' not in done.stdout + done.stderr
+    meta = torch.load(tmp_path / 'run' / 'latest.pth', weights_only=True)['meta']
+    assert meta['iter'] == 1

@@ -27,6 +27,21 @@ FOUND = {
     'labels': np.array([1, 0]),
     'scores': np.array([0.9, 0.1]),
 }
+PAPER = {
+    'box': {
+        'FGD': {'direct': 40.7, 'progressive': 41.5},
+        'MGD': {'direct': 41.0, 'progressive': 41.4},
+    }
+}
+OURS = {
+    'box': {
+        'MGD': {
+            'direct': {'mean': 11.2, 'sd': 0.6, 'n': 3},
+            'progressive': {'mean': 10.9, 'sd': None, 'n': 1},
+        },
+        'PKD': {'progressive': {'mean': 9.5, 'sd': None, 'n': 1}},
+    }
+}
 
 
 @pytest.fixture(scope='module')
@@ -45,13 +60,14 @@ def figures(run):
         'ap_by_arm': plots.ap_by_arm(rows),
         'ap_versus_cost': plots.ap_versus_cost(rows),
         'paper': plots.paper_next_to_ours(run.info['paper'], run.walkthrough(), 'digits'),
+        'methods': plots.direct_against_progressive(PAPER, OURS, 'digits'),
         'cost_matrix': plots.cost_matrix(['a', 'b'], [[0, 0.4], [None, 0]]),
         'sequence_graph': plots.sequence_graph(
             {
                 'detectors': ['student', 'a', 'b'],
                 'cost': [[0, 0.3, 0.9], [0.3, 0, 0.4], [0.9, 0.4, 0]],
             },
-            {'a': 0.4, 'b': 0.5},
+            {'student': 0.1, 'a': 0.4, 'b': 0.5},
             ['a', 'b'],
             {'a': 'teacher A'},
         ),
@@ -72,6 +88,10 @@ def test_alt_texts_say_the_numbers(figures):
         'ap_versus_cost': ['AP 43.2, 2.90 million parameters, 1.20 GFLOPs'],
         'paper': ['baseline 36.5: after teacher 1 (walk-through) +1.4', 'no teacher +7.4'],
         'cost_matrix': ['a to b 0.40'],
+        'methods': [
+            'The paper, on COCO, box AP: FGD direct 40.7, progressive 41.5; MGD direct 41.0',
+            'Ours, on digits, box AP: MGD direct 11.2 ± 0.6 over 3 seeds, progressive 10.9',
+        ],
         'sequence_graph': ['teacher A at cost 0.30, AP 40.0', 'student → teacher A → b'],
         # 32 x 32 and 96 x 96 pixels begin medium and large.
         'size_histogram': ['small 50 % (train), 100 % (val); medium 25 %', 'large 25 % (train)'],
@@ -122,6 +142,47 @@ def test_stages_are_shaded_and_their_teachers_named(run):
     assert 'over 900 updates' in plain.alt
 
 
+def heights(ax) -> list[float]:
+    return [round(bar.get_height(), 6) for bar in ax.patches]
+
+
+def test_methods_are_pairs_of_bars_and_what_is_missing_has_none(figures):
+    paper, ours = figures['methods'].axes
+    assert heights(paper) == [40.7, 41.5, 41.0, 41.4] and heights(ours) == [11.2, 10.9, 9.5]
+    # Direct to the left of its method's place, progressive to the right.
+    assert [round(bar.get_x() + bar.get_width() / 2, 2) for bar in ours.patches] == [
+        -0.18,
+        0.18,
+        1.18,
+    ]
+    names = [t.get_text() for t in ours.get_xticklabels()]
+    assert names == ['MGD\n3 and 1 seeds', 'PKD\n1 seed']
+    whiskers = [c for c in ours.collections if hasattr(c, 'get_segments')]
+    assert len(whiskers) == 1
+    assert whiskers[0].get_segments()[0][:, 1].tolist() == pytest.approx([10.6, 11.8])
+    assert not paper.collections
+    spans = [ax.get_ylim()[1] - ax.get_ylim()[0] for ax in (paper, ours)]
+    assert spans[0] == pytest.approx(spans[1])  # a point is equally high in both
+    for ax in (paper, ours):
+        assert ax.get_ylim()[0] > 0 and ax.get_ylabel() == 'box AP (points; axis cut)'
+        assert max(heights(ax)) < ax.get_ylim()[1]
+    legend = [text.get_text() for text in figures['methods'].legends[0].get_texts()]
+    assert legend == ['direct: last teacher only', 'progressive: teachers in sequence']
+
+
+def test_methods_with_masks_without_runs_and_without_a_paper():
+    two = plots.direct_against_progressive({**PAPER, 'mask': {'MGD': {'direct': 38.1}}}, OURS)
+    drawn = [ax for ax in two.axes if ax.axison]
+    assert [ax.get_ylabel().split()[0] for ax in drawn] == ['box', 'box', 'mask']
+    (alone,) = plots.direct_against_progressive(PAPER, {}).axes
+    assert alone.get_title(loc='left') == 'The paper, on COCO' and len(alone.patches) == 4
+    (ours,) = plots.direct_against_progressive({}, OURS, 'cells').axes
+    assert ours.get_title(loc='left') == 'Ours, on cells'
+    zero = {'box': {'MGD': {'direct': {'mean': 0.0, 'sd': None, 'n': 1}}}}
+    (ax,) = plots.direct_against_progressive({}, zero).axes
+    assert ax.get_ylim()[0] == 0 and ax.get_ylabel() == 'box AP (points)'
+
+
 def test_feature_maps_share_one_stated_scale(figures):
     fig = figures['feature_maps']
     scales = {ax.images[0].get_clim() for ax in fig.axes[1:3]}
@@ -143,6 +204,7 @@ def test_nothing_there_yet_says_so_instead_of_failing():
         plots.ap_over_stages({}),
         plots.ap_by_arm([]),
         plots.ap_versus_cost([]),
+        plots.direct_against_progressive({}, {}),
         plots.cost_matrix([], []),
         plots.sequence_graph({'detectors': ['student'], 'cost': [[0]]}, {}, [], {}),
         plots.size_histogram([]),

@@ -85,6 +85,39 @@ def test_the_checkpoint_has_the_originals_layout_and_no_teacher(run_dir, progres
     assert tuple(student['meta']['CLASSES']) == ('cat', 'dog')
 
 
+def test_a_student_says_by_which_stages_it_was_made(recipe, run_dir, progressive):
+    """Of each stage so far; also in what the resumable checkpoint is exported to later."""
+    teacher = sha256(run_dir / 'detectors/r101/model.pth')
+    common = {'recipe': recipe.name, 'arm': 'progressive', 'teacher': 'r101', 'updates': 2}
+    common |= {'teacher_sha256': teacher, 'method': 'mgd'}
+    wanted = [
+        common | {'stage': 1, 'start': 'baseline'},
+        common | {'stage': 2, 'start': 'previous stage'},
+    ]
+    folder = run_dir / 'stages/progressive'
+    meta = checkpoints.load(progressive['checkpoint'])['meta']
+    assert meta['stages'] == wanted and (meta['arm'], meta['stage']) == ('progressive', 2)
+    first = checkpoints.load(folder / '1_r101/student.pth')['meta']
+    assert first['stages'] == wanted[:1]
+    assert 'stages' not in checkpoints.load(run_dir / 'detectors/student/model.pth')['meta']
+    later = checkpoints.publish(folder / '2_r101/latest.pth', run_dir / 'later.pth')
+    assert checkpoints.load(later)['meta'] == meta
+    later.unlink()
+
+
+def test_a_students_config_is_one_that_mmdet_reads(recipe, progressive, tmp_path):
+    from mmcv import Config
+    from mmdet.apis import inference_detector, init_detector
+
+    path = tmp_path / 'student.py'
+    path.write_text(checkpoints.load(progressive['checkpoint'])['meta']['config'])
+    assert Config.fromfile(str(path)).model == recipe.model('student')
+    model = init_detector(str(path), str(progressive['checkpoint']), device='cpu')
+    assert tuple(model.CLASSES) == ('cat', 'dog')
+    image = recipe.split('val')[1] / '000000.png'
+    assert len(inference_detector(model, str(image))) == 2
+
+
 def test_stage_two_starts_from_the_student_of_stage_one(recipe, run_dir, progressive, tmp_path):
     """With a learning rate of next to nothing, the student stays what stage 1 made it."""
     frozen = load_recipe(

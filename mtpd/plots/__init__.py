@@ -8,6 +8,7 @@ from .curves import ap_over_stages, loss_curves
 from .dataset import class_counts, size_histogram
 from .figure import Figure, display, signed
 from .images import detections, feature_maps, scenes
+from .methods import direct_against_progressive
 from .order import cost_matrix, sequence_graph
 from .paper import paper_next_to_ours
 from .results import ap_by_arm, ap_versus_cost, per_class
@@ -20,6 +21,7 @@ __all__ = [
     'class_counts',
     'cost_matrix',
     'detections',
+    'direct_against_progressive',
     'display',
     'feature_maps',
     'loss_curves',

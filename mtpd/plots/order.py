@@ -60,7 +60,7 @@ def sequence_graph(
 
     Args:
         costs: from `adaptation_costs`.
-        ap: AP 0..1 of the teachers and, where known, of the student.
+        ap: AP 0..1 of the student and the teachers.
         sequence: the chosen teachers in order.
         labels: of student and teachers.
     """
@@ -68,10 +68,9 @@ def sequence_graph(
     table = np.asarray(costs['cost'])
     student = names[0]
     shown = [name for name in names if ap.get(name) is not None]
-    if not sequence or not shown:
+    if not sequence or student not in shown:
         return empty('No sequence has been chosen yet.')
     place = {name: (float(table[0, names.index(name)]), 100 * ap[name]) for name in shown}
-    place.setdefault(student, (0.0, min(y for _, y in place.values())))
     fig = new(8, 4.4)
     ax = dress(
         fig.subplots(),
@@ -86,9 +85,9 @@ def sequence_graph(
         ax.annotate(
             narrow(labels.get(name, name)),
             (x, y),
-            (0, 10),
+            (10, -6),
             textcoords='offset points',
-            ha='center',
+            va='top',
             fontsize=TEXT - 1,
             color=INK,
             linespacing=1.15,
@@ -111,7 +110,7 @@ def sequence_graph(
         hop = table[names.index(a), names.index(b)]
         box = {'facecolor': 'white', 'edgecolor': 'none', 'pad': 1.5, 'alpha': 0.85}
         ax.text(*middle, f'{hop:.2f}', fontsize=TEXT, color=COLOURS[2], ha='center', bbox=box)
-    ax.margins(x=0.14, y=0.22)
+    ax.margins(x=0.18, y=0.2)
     parts = [
         f'{labels.get(name, name)} at cost {x:.2f}, AP {y:.1f}'
         for name, (x, y) in place.items()
