@@ -143,7 +143,8 @@ class Recipe:
             ]
             if names[0] != names[1]:
                 found.append(
-                    f'train has the classes {", ".join(names[0])} and val {", ".join(names[1])}: make them equal.'
+                    f'train has the classes {", ".join(names[0])} and val {", ".join(names[1])}: make them equal, and '
+                    'in the same order, by which mmdet numbers them.'
                 )
         return found
 
