@@ -211,5 +211,5 @@ def test_the_whole_recipe_runs(name, tmp_path):
     masks = 'segm' in recipe.cfg.evaluation.metrics
     assert all((row['mask_AP'] is not None) == masks for row in run.results())
     assert ('Mask AP' in make_report(run_dir).read_text()) == masks
-    shown = (run_dir / 'notebooks' / '05_evaluate.ipynb').read_text()
-    assert ('mask AP' in json.dumps(json.loads(shown)['cells'][3]['outputs'])) == masks
+    shown = json.loads((run_dir / 'notebooks' / '05_evaluate.ipynb').read_text())
+    assert any('| mask AP |' in str(cell.get('outputs')) for cell in shown['cells']) == masks
