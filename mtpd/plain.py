@@ -19,21 +19,13 @@ from mmdet.utils import compat_cfg, replace_cfg_vals, update_data_root
 from torch import nn
 
 from . import checkpoints, distributed, loop, schema
+from .config import as_overrides, as_python, is_plain, lay_over, name_weights_once, read
 from .data import configured, pipelines
 from .errors import RecipeError
 from .evaluate import check_metrics, measure, measured
 from .inherit import initialise
 from .paths import ROOT, resolve, shown
-from .recipe import (
-    Recipe,
-    as_overrides,
-    as_python,
-    is_plain,
-    lay_over,
-    load_recipe,
-    name_weights_once,
-    read,
-)
+from .recipe import Recipe, load_recipe
 from .rundir import claim
 
 # Settings that mmdet reads and a config may leave out.
