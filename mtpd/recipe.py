@@ -34,7 +34,10 @@ PATHS = ('data.root', '.config', '.checkpoint', '.init')  # keys whose values ar
 
 @dataclass(frozen=True)
 class Arm:
-    """A named sequence of teachers (None: a stage without one); its updates are split evenly over the stages."""
+    """A named sequence of teachers (None: a stage without one); its updates are split evenly over the stages.
+
+    No teachers: they are 'auto' and not chosen yet, see `mtpd.order.settled`.
+    """
 
     name: str
     label: str
@@ -48,6 +51,10 @@ class Arm:
     def stage_name(self, stage: int) -> str:
         """The folder's name of stage 1, 2, ..."""
         return f'{stage}_{self.teachers[stage - 1] or "no_teacher"}'
+
+
+def _named(teachers: Any) -> tuple:
+    return () if teachers == 'auto' else tuple(teachers)
 
 
 class Recipe:
@@ -91,7 +98,7 @@ class Recipe:
     def arms(self) -> dict[str, Arm]:
         updates = self.cfg.schedule.arm
         return {
-            name: Arm(name, arm.get('label', name), tuple(arm.teachers), updates)
+            name: Arm(name, arm.get('label', name), _named(arm.teachers), updates)
             for name, arm in self.cfg.arms.items()
         }
 
@@ -105,6 +112,11 @@ class Recipe:
         arms = self.arms
         if name not in arms:
             raise RecipeError(self.source, [schema.unknown('arm', name, arms)])
+        if not arms[name].teachers:
+            text = (
+                f'the teachers of arm {name!r} are chosen by adaptation cost: `mtpd order` first.'
+            )
+            raise RecipeError(self.source, [text])
         if stage is not None and not 1 <= stage <= len(arms[name].teachers):
             count = len(arms[name].teachers)
             raise RecipeError(

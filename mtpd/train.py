@@ -20,6 +20,7 @@ from .evaluate import describe, evaluate, measured
 from .files import read_json, sha256, write_json
 from .inherit import initialise, warm_start
 from .loop import fit
+from .order import settled
 from .plain import as_mmdet
 from .recipe import Arm, Recipe
 
@@ -70,6 +71,7 @@ def train_stage(
         RecipeError: no such arm or stage; dataset, teacher or student don't fit the recipe.
         MtpdError: a checkpoint is missing, broken or of another architecture.
     """
+    recipe = settled(recipe, work_dir)
     plan = recipe.arm(arm, stage)
     out = stage_dir(recipe, plan, stage, work_dir)
     final = out / 'student.pth'
