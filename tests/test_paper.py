@@ -91,6 +91,7 @@ def test_schedule_and_pipeline_are_mmdets(row, tmp_path):
     ours = mmdet_cfg(recipe, {}, {}, tmp_path, recipe.arm('progressive').stage_updates, 0, 'cpu')
     assert ours.runner.max_iters == theirs.runner.max_epochs * EPOCH
     assert ours.optimizer == theirs.optimizer and ours.optimizer.lr == lr
+    assert ours.find_unused_parameters  # where several processes train
     assert ours.optimizer_config.grad_clip == {'max_norm': 35, 'norm_type': 2}
     steps = [epoch * EPOCH for epoch in theirs.lr_config.step]
     assert ours.lr_config == {**theirs.lr_config, 'step': steps}
