@@ -136,7 +136,10 @@ def _few(names: Iterable[str]) -> str:
 
 
 def _architecture_problems(recipe: Recipe, name: str, path: Path, state: dict) -> list[str]:
-    model = build_detector(ConfigDict(recipe.model(name)))
+    try:
+        model = build_detector(ConfigDict(recipe.model(name)))
+    except Exception as error:  # mmdet raises a dozen types
+        return [f'{name}: mmdet cannot build {recipe.detectors[name].config}: {error}']
     own = model.state_dict()
     if name != 'student':  # a teacher's head may have less or more; where it is used, that is seen
         for key in [key for key in state if key not in own and not key.startswith(USED)]:
@@ -155,7 +158,7 @@ def _architecture_problems(recipe: Recipe, name: str, path: Path, state: dict) -
 
 def _weights_from_elsewhere(spec: dict, model: dict) -> bool:
     """Whether somebody else's images made the weights that the detector has or starts with."""
-    pretrained = model.get('pretrained') or 'Pretrained' in str(model.backbone.get('init_cfg'))
+    pretrained = 'Pretrained' in str(model.backbone.get('init_cfg'))
     return bool(spec.get('checkpoint') or spec.get('init') or pretrained)
 
 

@@ -10,7 +10,6 @@ from . import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import contextlib
-import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -18,18 +17,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import mmdet.apis.train
 import torch
 import torch.distributed as dist
-from mmcv.parallel import MMDistributedDataParallel
-from mmcv.parallel.scatter_gather import scatter_kwargs
 from mmcv.runner import get_dist_info
 from mmdet.apis import set_random_seed
-from mmdet.core.utils import sync_random_seed
-from mmdet.datasets.samplers import infinite_sampler
-from mmdet.utils import build_ddp
 
 from . import launch, world
+from .ddp import adapt
 from .errors import MtpdError, RecipeError
 
 PATIENCE = timedelta(days=30)  # with rank 0, which may be fetching a dataset
@@ -132,11 +126,6 @@ def own_seed(seed: int) -> None:
         set_random_seed(seed + 1_000_003 * rank)
 
 
-def gathered(size: int) -> bool:
-    """Whether the calling process is one of `size` > 1 that are connected."""
-    return size > 1 and _control is not None
-
-
 def _connect(here: world.World, device: str, source: str | Path) -> None:
     global _control
     cuda, index = device != 'cpu', here.local_rank
@@ -149,9 +138,7 @@ def _connect(here: world.World, device: str, source: str | Path) -> None:
             raise RecipeError(source, [problem])
         torch.cuda.set_device(index)
     numbers = {'RANK': here.rank, 'WORLD_SIZE': here.size, 'LOCAL_RANK': index}
-    os.environ.update(
-        {name: str(number) for name, number in numbers.items()}
-    )  # for torch and mmdet
+    os.environ.update({name: str(number) for name, number in numbers.items()})
     try:
         dist.init_process_group('cpu:gloo,cuda:nccl' if cuda else 'gloo')
         _control = dist.new_group(backend='gloo', timeout=PATIENCE)
@@ -160,10 +147,7 @@ def _connect(here: world.World, device: str, source: str | Path) -> None:
             f'process {here.rank} of {here.size} found no connection to the others ({error}). Were all of them '
             'started, and does every machine reach MASTER_ADDR?'
         ) from error
-    mmdet.apis.train.build_ddp = build_ddp_anywhere
-    infinite_sampler.sync_random_seed = functools.partial(
-        sync_random_seed, device='cuda' if cuda else 'cpu'
-    )
+    adapt(device)
     if here.rank:
         sys.stdout = open(os.devnull, 'w')  # noqa: PTH123, SIM115
 
@@ -180,13 +164,10 @@ def _compare(text: str) -> None:
 
 
 def _help() -> None:
-    try:
-        while task := _next():
-            function, args = task
-            function(*args)
-    finally:
-        if sys.exc_info()[0] is None:
-            _leave()
+    while task := _next():
+        function, args = task
+        function(*args)
+    _leave()
 
 
 def _next() -> tuple | None:
@@ -204,22 +185,3 @@ def _leave() -> None:
         dist.barrier(_control)
     _control = None
     dist.destroy_process_group()
-
-
-class OnCpu(MMDistributedDataParallel):
-    """mmcv's wrapper hands batches on only to GPUs; this one does so on the CPU, as its MMDataParallel does."""
-
-    def train_step(self, *inputs, **kwargs):
-        inputs, kwargs = scatter_kwargs(inputs, kwargs, [-1])
-        return super().train_step(*inputs[0], **kwargs[0])
-
-    def _run_ddp_forward(self, *inputs, **kwargs):
-        inputs, kwargs = scatter_kwargs(inputs, kwargs, [-1])
-        return super()._run_ddp_forward(*inputs[0], **kwargs[0])
-
-
-def build_ddp_anywhere(model, device: str, device_ids: list[int], **options):
-    """mmdet's `build_ddp`, which knows no CPU."""
-    if device == 'cpu':
-        return OnCpu(model, **options)
-    return build_ddp(model, device, device_ids=device_ids, **options)

@@ -16,9 +16,10 @@ from .files import read_json, write_json
 from .lanes import Lanes, Marked
 from .loop import processes
 from .notebooks import execute
+from .order import settled
 from .paths import ROOT, shown
 from .recipe import Arm, Recipe, load_recipe
-from .rundir import now, open_run, open_status
+from .rundir import about, now, open_run, open_status
 from .train import stage_dir
 
 NOTEBOOKS = ROOT / 'notebooks'
@@ -60,7 +61,10 @@ class Step:
 
 
 def chains(recipe: Recipe, run_dir: Path) -> list[list[list[Step]]]:
-    """The steps in order: groups of chains, which may run side by side, of steps that need each other."""
+    """The steps in order: groups of chains, which may run side by side, of steps that need each other.
+
+    Where an arm's teachers are still to be chosen, the steps up to the choice.
+    """
 
     def step(name: str, *makes: str, **parameters: Any) -> Step:
         files = tuple(run_dir / item for item in makes)
@@ -76,10 +80,15 @@ def chains(recipe: Recipe, run_dir: Path) -> list[list[list[Step]]]:
 
     trained = [f'detectors/{name}/metrics.json' for name in recipe.detectors]
     order = step('03_teacher_order', 'order/costs.json', 'order/sequence.json')
-    return [
+    first = [
         [[step('00_environment', 'environment.json')]],
         [[step('01_data')]],
         [[step('02_detectors', *trained)]],
+    ]
+    if not all(arm.teachers for arm in recipe.arms.values()):
+        return [*first, [[order]]]
+    return [
+        *first,
         [[order], *(stages(arm) for arm in recipe.arms.values())],
         [[step('05_evaluate')], [step('06_analysis')]],
     ]
@@ -120,11 +129,13 @@ def run_recipe(
     if minutes := _expected_minutes(recipe):
         echo(f'{recipe.name}: about {minutes:g} minutes on 2 CPU cores, less on fast ones')
     open_run(recipe, run_dir, smoke, _smoke(recipe) if smoke else ())
-    work = _Work(recipe, run_dir, echo, stream)
-    began = time.time()
+    began, chosen = time.time(), (run_dir / 'order' / 'sequence.json').is_file()
+    work = _Work(settled(recipe, run_dir) if chosen else recipe, run_dir, echo, stream)
     try:
-        for group in chains(recipe, run_dir):
-            work.lanes.run(group, work)
+        work.run()
+        if not chosen and (plan := settled(recipe, run_dir)) is not recipe:
+            work = _Work(plan, run_dir, echo, stream)
+            work.run()
         work.note(work.status, state='done', ended=now())
     except BaseException:
         work.note(work.status, state='failed', ended=now())
@@ -146,7 +157,14 @@ class _Work:
         self.lanes = Lanes(1 if processes(recipe) > 1 else recipe.cfg.runtime.jobs)
         self.names = [step.title for step in steps(recipe, run_dir)]
         self.status = open_status(self.names, run_dir)
+        info = read_json(run_dir / 'run.json')
+        write_json(run_dir / 'run.json', info | {'arms': about(recipe)['arms']})
         self.lock = threading.Lock()
+
+    def run(self) -> None:
+        """Every step that is not done."""
+        for group in chains(self.recipe, self.run_dir):
+            self.lanes.run(group, self)
 
     def note(self, entry: dict, **values: Any) -> None:
         with self.lock:

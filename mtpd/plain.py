@@ -9,7 +9,6 @@ import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from http.client import HTTPException
 from pathlib import Path
 
 from mmcv import Config
@@ -20,11 +19,13 @@ from mmdet.utils import compat_cfg, replace_cfg_vals, update_data_root
 from torch import nn
 
 from . import checkpoints, distributed, loop, schema
+from .config import as_overrides, as_python, is_plain, lay_over, name_weights_once, read
 from .data import configured, pipelines
 from .errors import RecipeError
 from .evaluate import check_metrics, measure, measured
+from .inherit import initialise
 from .paths import ROOT, resolve, shown
-from .recipe import Recipe, as_overrides, as_python, is_plain, lay_over, load_recipe, read
+from .recipe import Recipe, load_recipe
 from .rundir import claim
 
 # Settings that mmdet reads and a config may leave out.
@@ -198,6 +199,7 @@ def _build(config: PlainConfig) -> nn.Module:
     """The config's detector. Raises RecipeError where mmdet refuses its settings."""
     cfg = config.cfg
     try:
+        name_weights_once(cfg.model)
         return build_detector(
             cfg.model, train_cfg=cfg.get('train_cfg'), test_cfg=cfg.get('test_cfg')
         )
@@ -210,18 +212,13 @@ def _initialised(config: PlainConfig) -> nn.Module:
     """The config's detector as its training starts.
 
     Raises:
-        RecipeError: the pretrained weights can't be had, or detector and data not be measured by the metrics.
+        RecipeError: detector and data can't be measured by the metrics.
+        MtpdError: the pretrained weights can't be had.
     """
     model = _build(config)
     validation = configured.leaves(config.cfg.data.val)[0]
     check_metrics(config.metrics, model, Path(validation.ann_file), config.source)
-    try:
-        model.init_weights()
-    except (OSError, HTTPException) as error:
-        origin = (config.cfg.model.backbone.get('init_cfg') or {}).get('checkpoint')
-        text = f'the pretrained weights cannot be had from {origin} ({error}). Train from random '
-        text += 'ones with --cfg-options model.backbone.init_cfg=None, or name a file as its checkpoint.'
-        raise RecipeError(config.source, [text]) from error
+    initialise(model, config.cfg.model.backbone, 'model')
     return model
 
 

@@ -15,17 +15,29 @@ from typing import Any
 from mmcv import Config, ConfigDict
 
 from . import schema
+from .config import (
+    as_overrides,
+    as_python,
+    is_plain,
+    lay_over,
+    name_weights_once,
+    read,
+    set_classes,
+)
 from .data import coco, digits, download
 from .errors import RecipeError
 from .files import sha256_in_name
-from .paths import ROOT, cached, config_file, is_url, resolve, shown
+from .paths import ROOT, cached, is_url, resolve, shown
 
 PATHS = ('data.root', '.config', '.checkpoint', '.init')  # keys whose values are paths
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A named sequence of teachers (None: a stage without one); its updates are split evenly over the stages."""
+    """A named sequence of teachers (None: a stage without one); its updates are split evenly over the stages.
+
+    No teachers: they are 'auto' and not chosen yet, see `mtpd.order.settled`.
+    """
 
     name: str
     label: str
@@ -39,6 +51,10 @@ class Arm:
     def stage_name(self, stage: int) -> str:
         """The folder's name of stage 1, 2, ..."""
         return f'{stage}_{self.teachers[stage - 1] or "no_teacher"}'
+
+
+def _named(teachers: Any) -> tuple:
+    return () if teachers == 'auto' else tuple(teachers)
 
 
 class Recipe:
@@ -82,7 +98,7 @@ class Recipe:
     def arms(self) -> dict[str, Arm]:
         updates = self.cfg.schedule.arm
         return {
-            name: Arm(name, arm.get('label', name), tuple(arm.teachers), updates)
+            name: Arm(name, arm.get('label', name), _named(arm.teachers), updates)
             for name, arm in self.cfg.arms.items()
         }
 
@@ -96,6 +112,11 @@ class Recipe:
         arms = self.arms
         if name not in arms:
             raise RecipeError(self.source, [schema.unknown('arm', name, arms)])
+        if not arms[name].teachers:
+            text = (
+                f'the teachers of arm {name!r} are chosen by adaptation cost: `mtpd order` first.'
+            )
+            raise RecipeError(self.source, [text])
         if stage is not None and not 1 <= stage <= len(arms[name].teachers):
             count = len(arms[name].teachers)
             raise RecipeError(
@@ -143,7 +164,8 @@ class Recipe:
             ]
             if names[0] != names[1]:
                 found.append(
-                    f'train has the classes {", ".join(names[0])} and val {", ".join(names[1])}: make them equal.'
+                    f'train has the classes {", ".join(names[0])} and val {", ".join(names[1])}: make them equal, and '
+                    'in the same order, by which mmdet numbers them.'
                 )
         return found
 
@@ -161,6 +183,7 @@ class Recipe:
         cfg = Config.fromfile(str(resolve(spec.config, self.source)))
         cfg.merge_from_dict({'model': copy.deepcopy(spec.get('model', {}))})
         model = cfg.model
+        name_weights_once(model)
         set_classes(model, len(self.classes))
         return model
 
@@ -210,23 +233,8 @@ class Recipe:
         return as_python(self.cfg._cfg_dict.to_dict())
 
 
-def as_python(values: dict) -> str:
-    """A config file's text, without mmcv's long-winded formatting."""
-    return ''.join(f'{key} = {value!r}\n' for key, value in values.items())
-
-
 def _key(detector: str) -> str:
     return detector if detector == 'student' else f'teachers.{detector}'
-
-
-def set_classes(node: Any, count: int) -> None:
-    """Sizes all heads of a model config for `count` classes."""
-    for item in (
-        node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
-    ):
-        set_classes(item, count)
-    if isinstance(node, dict) and 'num_classes' in node:
-        node['num_classes'] = count
 
 
 def load_recipe(
@@ -262,40 +270,6 @@ def load_recipe(
     if found:
         raise RecipeError(source, found)
     return Recipe(cfg, source.resolve(), overrides)
-
-
-def as_overrides(overrides: dict | str | None) -> dict:
-    """Overrides by dotted keys, from any of the forms that `load_recipe` takes. Raises RecipeError."""
-    try:
-        return schema.parse_overrides(overrides) if isinstance(overrides, str) else overrides or {}
-    except ValueError as error:
-        raise RecipeError('an override', [str(error)]) from None
-
-
-def read(path: str | Path) -> tuple[Path, Config]:
-    """A recipe's or an mmdet config's file (see `paths.config_file`) and its values.
-
-    Raises:
-        RecipeError: no such file, or one that does not load.
-    """
-    source = config_file(path)
-    try:
-        return source, Config.fromfile(str(source.resolve()))
-    except Exception as error:  # a recipe is Python: anything can go wrong in it
-        raise RecipeError(source, [f'it does not load: {type(error).__name__}: {error}']) from error
-
-
-def is_plain(cfg: Config) -> bool:
-    """Whether it is a plain mmdet config rather than a recipe."""
-    return 'model' in cfg and 'student' not in cfg
-
-
-def lay_over(cfg: Config, overrides: dict, source: Path) -> None:
-    """Overrides a config's values by dotted keys. Raises RecipeError where they don't fit in."""
-    try:
-        cfg.merge_from_dict(copy.deepcopy(overrides))
-    except Exception as error:  # mmcv raises several types
-        raise RecipeError(source, [f'it does not load: {type(error).__name__}: {error}']) from error
 
 
 def _settle(cfg: Config, source: Path) -> list[str]:

@@ -94,6 +94,20 @@ class Run:
     def arms(self) -> list[dict]:
         return self.info.get('arms', [])
 
+    def arm(self, name: str = '') -> dict:
+        """An arm as run.json has it; without a name the progressive one, else the last. MtpdError if there is none."""
+        kinds = arm_kinds(self.arms)
+        wanted = [
+            a
+            for a in self.arms
+            if (a['name'] if name else kinds[a['name']]) == (name or 'progressive')
+        ]
+        found = wanted or ([] if name else self.arms)
+        if not found:
+            names = ', '.join(kinds) or 'none'
+            raise MtpdError(f'{self.path} has no arm {name!r}. There are: {names}.')
+        return found[-1]
+
     @property
     def student(self) -> str | None:
         """Name of the student among the detectors."""

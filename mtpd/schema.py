@@ -44,7 +44,7 @@ RECIPE = {
     },
     'student': DETECTOR,
     'teachers': {'*': DETECTOR},
-    'arms': {'*': {'label': str, 'teachers': (list, tuple)}},
+    'arms': {'*': {'label': str, 'teachers': (list, tuple, str)}},  # 'auto': see `order.settled`
     'distill': {
         'method': str,
         'settings': {'*': FREE},
@@ -193,6 +193,9 @@ def _arms(cfg: dict) -> list[str]:
     if not cfg['arms']:
         found.append('arms is empty: name at least one sequence of teachers.')
     for name, arm in cfg['arms'].items():
+        if isinstance(arm['teachers'], str):
+            found += _auto(cfg, name, arm['teachers'])
+            continue
         if not arm['teachers']:
             found.append(f'arms.{name}.teachers is empty: [None] is a stage without a teacher.')
             continue
@@ -207,6 +210,21 @@ def _arms(cfg: dict) -> list[str]:
                 f'{cfg["schedule"]["arm"]} evenly: every arm gets the same number of updates.'
             )
     return found
+
+
+def _auto(cfg: dict, name: str, word: str) -> list[str]:
+    if word != 'auto':
+        return [f"arms.{name}.teachers is {word!r}: a list of teachers is needed, or 'auto'."]
+    if not cfg['teachers']:
+        return [f'arms.{name}: there are no teachers to choose from.']
+    longest = min(cfg['order']['max_length'], len(cfg['teachers']))
+    uneven = [k for k in range(1, longest + 1) if cfg['schedule']['arm'] % k]
+    if uneven:
+        return [
+            f'arms.{name} may get {uneven[0]} stages (order.max_length), which do not divide schedule.arm = '
+            f'{cfg["schedule"]["arm"]} evenly: every arm gets the same number of updates.'
+        ]
+    return []
 
 
 def _numbers(cfg: dict) -> list[str]:

@@ -18,8 +18,9 @@ from .distiller import Distiller
 from .errors import RecipeError
 from .evaluate import describe, evaluate, measured
 from .files import read_json, sha256, write_json
-from .inherit import warm_start
+from .inherit import initialise, warm_start
 from .loop import fit
+from .order import settled
 from .plain import as_mmdet
 from .recipe import Arm, Recipe
 
@@ -70,6 +71,7 @@ def train_stage(
         RecipeError: no such arm or stage; dataset, teacher or student don't fit the recipe.
         MtpdError: a checkpoint is missing, broken or of another architecture.
     """
+    recipe = settled(recipe, work_dir)
     plan = recipe.arm(arm, stage)
     out = stage_dir(recipe, plan, stage, work_dir)
     final = out / 'student.pth'
@@ -185,7 +187,8 @@ def _stage_model(recipe: Recipe, teacher: str | None, start: Path | None, origin
 
 def _warm_detector(cfg: dict, name: str, origin: Path | None) -> nn.Module:
     model = build_detector(ConfigDict(cfg))
-    model.init_weights()
+    key = name if name == 'student' else f'teachers.{name}'
+    initialise(model, cfg['backbone'], f'{key}.model')
     if origin:
         print(f'{name}: {warm_start(model, origin)} tensors from {origin}')
     return model
@@ -193,9 +196,10 @@ def _warm_detector(cfg: dict, name: str, origin: Path | None) -> nn.Module:
 
 def _plain_student(cfg: dict, start: Path | None) -> nn.Module:
     model = build_detector(ConfigDict(cfg))
-    model.init_weights()
     if start:
         checkpoints.load_student(model, start)
+    else:
+        initialise(model, cfg['backbone'], 'student.model')
     return model
 
 

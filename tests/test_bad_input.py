@@ -190,6 +190,14 @@ def test_a_checkpoint_that_says_nothing_of_images_or_the_same_passes(given, tmp_
     assert compare.checkpoint_problems(recipe, 'r101', path) == []
 
 
+def test_a_detector_that_mmdet_cannot_build_is_named(given, tmp_path):
+    plan = given[0] | {'teachers.r101.model.neck.num_outs': 1}
+    plan |= {'teachers.r101.checkpoint': saved(given[1], tmp_path / 't.pth')}
+    train = ('train', MINI, '--work-dir', tmp_path / 'run', '--arm', 'direct')
+    assert 'r101: mmdet cannot build' in refused(*train, *options(plan))
+    assert not (tmp_path / 'run').exists()
+
+
 def test_a_teacher_without_a_head_passes_and_a_student_does_not(given, tmp_path):
     state = {k: v for k, v in given[1].items() if not k.startswith('bbox_head')}
     recipe = load_recipe(MINI, given[0])

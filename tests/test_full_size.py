@@ -140,7 +140,7 @@ def test_stage_one_inherits_neck_and_head_at_full_width(both):
 def test_the_student_loads_in_mmdet_alone(both):
     from mmcv.runner import load_checkpoint
     from mmdet.apis import init_detector
-    from mmdet.core import get_classes
+    from mmdet.datasets import CocoDataset
 
     name, _, folder = both
     recipe = load_recipe(f'configs/paper/{name}.py')
@@ -149,4 +149,4 @@ def test_the_student_loads_in_mmdet_alone(both):
     config = str(resolve(recipe.cfg.student.config, recipe.source))
     model = init_detector(config, device='cpu', cfg_options=options)
     meta = load_checkpoint(model, str(path), map_location='cpu', strict=True)['meta']
-    assert list(meta['CLASSES']) == list(get_classes('coco'))
+    assert list(meta['CLASSES']) == list(CocoDataset.CLASSES)

@@ -173,6 +173,20 @@ def test_the_conclusion_is_careful_with_small_leads_and_gaps():
     assert 'nothing to conclude' in conclusion([BASE, arm('direct', None)])
 
 
+def test_an_arm_by_name_or_the_progressive_one(tmp_path):
+    run = load_run(make_run(tmp_path / 'mini' / '0'))
+    assert run.arm('reverse')['teachers'] == ['rx101', 'r101']
+    assert run.arm()['name'] == 'progressive'
+    with pytest.raises(
+        MtpdError, match=r"no arm 'foo'. There are: none, direct, progressive, reverse"
+    ):
+        run.arm('foo')
+    single = [{'name': 'auto', 'label': 'A', 'teachers': ['r101'], 'updates': 4}]
+    info = json.loads((run.path / 'run.json').read_text())
+    (run.path / 'run.json').write_text(json.dumps(info | {'arms': single}))
+    assert load_run(run.path).arm()['name'] == 'auto'
+
+
 def test_arm_kinds_follow_the_teachers():
     def kinds(**arms):
         return arm_kinds([{'name': n, 'teachers': t} for n, t in arms.items()])

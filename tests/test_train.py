@@ -347,3 +347,12 @@ def test_the_learning_rate_follows_batch_and_length(tmp_path, capsys):
         assert cfg.optimizer.lr == pytest.approx(0.01 * 4 / 16)
     assert 'learning rate 0.0025' in capsys.readouterr().out
     assert coco.cfg.schedule.optimizer.lr == 0.01
+
+
+def test_pretrained_weights_out_of_reach(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv('no_proxy', '127.0.0.1')
+    origin = dict(type='Pretrained', checkpoint='http://127.0.0.1:9/resnet18.pth')
+    plan = load_recipe(recipe, {'student.model.backbone.init_cfg': origin})
+    fix = r'127\.0\.0\.1:9/resnet18\.pth .* --cfg-options student\.model\.backbone\.init_cfg=None'
+    with pytest.raises(MtpdError, match=fix):
+        train_detector_run(plan, 'student', tmp_path)

@@ -70,10 +70,8 @@ def read(path: Path) -> dict:
 
 
 def classes(path: Path) -> tuple[str, ...]:
-    """Class names in the order of their category ids: the order of the heads' outputs."""
-    return tuple(
-        str(item['name']) for item in sorted(read(path)['categories'], key=lambda item: item['id'])
-    )
+    """Class names in the file's order: mmdet numbers the heads' outputs by it, whatever the category ids."""
+    return tuple(str(item['name']) for item in read(path)['categories'])
 
 
 def has_masks(path: Path) -> bool:

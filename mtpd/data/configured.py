@@ -11,9 +11,9 @@ from pathlib import Path
 from mmcv import Config
 from mmdet.datasets import DATASETS, CocoDataset
 
+from ..config import set_classes
 from ..errors import RecipeError
 from ..paths import resolve
-from ..recipe import set_classes
 from . import coco
 
 SPLITS = ('train', 'val', 'test')
