@@ -100,8 +100,11 @@ def _failure(folder: Path, said: deque) -> Exception:
             return MtpdError(error['text'])
     # A process that a signal ended could write nothing; the others only tell that it is gone.
     ends = ''.join(line for line in said if 'exitcode' in line and not _TORCHRUN.match(line))
-    text = f'{told[0]["text"]}\n{ends}' if told else ''.join(said)
-    return RuntimeError(f'a process of several failed (on signal 9 often: out of memory):\n{text}')
+    if told:
+        return RuntimeError(f'a process of several failed:\n{told[0]["text"]}\n{ends}')
+    return RuntimeError(
+        f'a process of several ended (signal 9 often: out of memory):\n{"".join(said)}'
+    )
 
 
 def main(folder: str, launcher: int) -> None:

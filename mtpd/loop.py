@@ -183,6 +183,8 @@ def mmdet_cfg(
 
 def _in_updates(lr: dict, updates: int) -> dict:
     """The learning rate's policy; a `step` between 0 and 1 is a share of the training's updates."""
+    if 'pct_start' in lr and updates > 2:  # mmcv divides by the rise's length less one
+        return {**lr, 'pct_start': max(lr['pct_start'], 2 / updates)}
     if 'step' not in lr:
         return lr
     steps = lr['step'] if isinstance(lr['step'], (list, tuple)) else [lr['step']]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -61,9 +62,8 @@ def resolve(path: str, source: Path) -> Path:
         RecipeError: mmdet has no such packaged config.
     """
     if str(path).startswith('mmdet::'):
-        import mmdet
-
-        root, name = Path(mmdet.__file__).parent / '.mim' / 'configs', path.removeprefix('mmdet::')
+        package = Path(find_spec('mmdet').origin).parent  # importing it takes seconds
+        root, name = package / '.mim' / 'configs', path.removeprefix('mmdet::')
         if not (root / name).is_file():
             known = [str(file.relative_to(root)) for file in root.glob('[!_]*/*.py')]
             close = difflib.get_close_matches(name, known, n=1)

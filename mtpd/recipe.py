@@ -151,7 +151,10 @@ class Recipe:
             return []
         root = resolve(self.cfg.data.root, self.source)
         if not root.is_dir():
-            return [f'data.root {root}: no such folder. Give the folder of a COCO-format dataset.']
+            fetch = ' `mtpd data coco` fetches COCO into it.' if root.name == 'coco' else ''
+            return [
+                f'data.root {root}: no such folder. Give the folder of a COCO-format dataset.{fetch}'
+            ]
         found = [
             problem
             for split in ('train', 'val')

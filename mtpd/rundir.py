@@ -14,6 +14,9 @@ from .files import read_json, write_json, write_text
 from .paths import shown
 from .recipe import Recipe
 
+# What a run has as soon as it has anything worth keeping.
+RESULTS = ('notebooks', 'detectors', 'stages', 'latest.pth', 'model.pth')
+
 
 def open_run(recipe: Recipe, run_dir: Path, smoke: bool, hidden: Iterable[str] = ()) -> None:
     """Makes the run directory with recipe.py and run.json, or checks that they are this recipe's.
@@ -67,9 +70,10 @@ def about(recipe: Recipe, smoke: bool = False, hidden: Iterable[str] = ()) -> di
 
 
 def claim(kept: Path, text: str) -> None:
-    """Keeps a run's settings in its folder. Raises MtpdError as `writable`, or where others are kept there."""
+    """Keeps a run's settings in its folder. Raises MtpdError as `writable`, or where results of others are there."""
     writable(kept.parent)
-    if kept.is_file() and kept.read_text() != text:
+    results = any((kept.parent / name).exists() for name in RESULTS)
+    if results and kept.is_file() and kept.read_text() != text:
         raise MtpdError(
             f'{kept.parent} holds a run with other settings (compare {kept}). Choose another --work-dir, '
             'or remove that folder.'

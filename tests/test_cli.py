@@ -98,6 +98,7 @@ def test_a_work_dir_that_cannot_be_written_is_named(tmp_path):
 
 def test_a_run_dir_of_other_settings_is_kept(tmp_path):
     (tmp_path / 'recipe.py').write_text("name = 'another'\n")
+    (tmp_path / 'notebooks').mkdir()  # nothing is lost where there is a recipe only
     options = 'teachers.r101.checkpoint=None teachers.rx101.checkpoint=None'
     text = refused('run', MINI, '--work-dir', tmp_path, '--cfg-options', options)
     assert 'holds a run with other settings' in text

@@ -1,6 +1,7 @@
 """Training runs on four tiny images: baseline, stages, resuming, and what they leave on disk."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -356,3 +357,24 @@ def test_pretrained_weights_out_of_reach(recipe, tmp_path, monkeypatch):
     fix = r'127\.0\.0\.1:9/resnet18\.pth .* --cfg-options student\.model\.backbone\.init_cfg=None'
     with pytest.raises(MtpdError, match=fix):
         train_detector_run(plan, 'student', tmp_path)
+
+
+@pytest.mark.parametrize('updates', [1, 2, 3, 10, 19, 20, 500])
+def test_the_learning_rate_rises_and_falls_in_any_number_of_updates(recipe, updates, tmp_path):
+    """mmcv's own hook, for each update: never a division by zero, and its peak is the recipe's."""
+    from mmcv.runner.hooks import OneCycleLrUpdaterHook
+
+    cfg = mmdet_cfg(recipe, {}, {}, tmp_path, updates, 0, 'cpu').lr_config.to_dict()
+    assert cfg.pop('policy') == 'OneCycle'
+    hook = OneCycleLrUpdaterHook(**cfg)
+    runner = SimpleNamespace(
+        max_iters=updates, iter=0, optimizer=SimpleNamespace(param_groups=[{}])
+    )
+    hook.lr_phases.append([hook.pct_start * updates - 1, 1, hook.div_factor])
+    hook.lr_phases.append([updates - 1, hook.div_factor, 1 / hook.final_div_factor])
+    rates = []
+    for runner.iter in range(updates):
+        rates.append(hook.get_lr(runner, cfg['max_lr'] / hook.div_factor))
+    assert all(0 <= rate <= cfg['max_lr'] * 1.001 for rate in rates)
+    if updates > 2:
+        assert max(rates) == pytest.approx(cfg['max_lr'], rel=0.1)
