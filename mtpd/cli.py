@@ -10,6 +10,7 @@ import click
 from . import __version__
 from .errors import MtpdError
 from .schema import parse_overrides
+from .sweep import commands as sweeps
 
 SPLIT = click.Choice(['train', 'val'])
 
@@ -38,10 +39,10 @@ def _overrides(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...
     return found
 
 
-def recipe_options(command):
+def recipe_options(command, seed: bool = True):
     """RECIPE, --seed, --work-dir and --cfg-options; the command gets `recipe` (loaded) and `work_dir`."""
 
-    def call(recipe, seed, cfg_options, **rest):
+    def call(recipe, cfg_options, seed=None, **rest):
         from .recipe import load_recipe
 
         return command(recipe=load_recipe(recipe, cfg_options, seed), **rest)
@@ -57,9 +58,11 @@ def recipe_options(command):
             help='Overrides of the recipe, several in one text or the option given again.',
         ),
         click.option(
-            '--work-dir', type=click.Path(path_type=Path), help='Default: runs/<recipe>/<seed>.'
+            '--work-dir',
+            type=click.Path(path_type=Path),
+            help=f'Default: runs/<recipe>{"/<seed>" if seed else "-sweep"}.',
         ),
-        click.option('--seed', type=int, help="Default: the recipe's."),
+        *([click.option('--seed', type=int, help="Default: the recipe's.")] if seed else []),
         click.argument('recipe'),
     ):
         call = option(call)
@@ -125,6 +128,11 @@ def order(recipe, work_dir: Path | None) -> None:
         click.echo(f'{name:<{width}}' + ''.join(f'  {value:{max(width, 6)}.3f}' for value in row))
     found = choose(recipe, costs, work_dir)
     click.echo('\n'.join([*found['reasons'], conclusion(found, labels)]))
+
+
+main.command()(recipe_options(sweeps.sweep, seed=False))
+main.add_command(sweeps.status)
+main.add_command(sweeps.collect)
 
 
 @main.command(name='eval')

@@ -113,7 +113,7 @@ def run_recipe(
     if smoke and work_dir is None:
         work_dir = ROOT / 'runs' / f'{recipe.name}-smoke' / str(recipe.seed)
     run_dir = recipe.run_dir(work_dir)
-    _preflight(recipe)
+    preflight(recipe)
     open_run(recipe, run_dir, smoke, _smoke(recipe) if smoke else ())
     work = _Work(recipe, run_dir, echo, stream)
     began = time.time()
@@ -198,7 +198,7 @@ def options_text(recipe: Recipe) -> str:
     return ' '.join(f'{key}={value}' for key, value in recipe.overrides.items() if key != 'seed')
 
 
-def _preflight(recipe: Recipe) -> None:
+def preflight(recipe: Recipe) -> None:
     problems = recipe.data_problems() + recipe.checkpoint_problems()
     if problems:
         raise RecipeError(recipe.source, problems)

@@ -1,0 +1,226 @@
+"""A sweep's folder: sweep.json says what it is, ``jobs/<id>/status.json`` how far each job is.
+
+``shared/<seed>`` and ``<method>/<seed>`` are run directories. What jobs share lies in one of them; links lead to it from
+the others.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import MtpdError
+from ..files import read_json, write_json, write_text
+from .plan import Job, Order, arm_name, plan, shared_run
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+
+DEADLINE = 120  # seconds without a sign of life after which a job counts as dead
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep as sweep.json has it. Reading one takes no mmcv."""
+
+    path: Path
+    info: dict
+    jobs: dict[str, Job]
+
+    def status(self, job: Job) -> dict:
+        return read_json(self.path / 'jobs' / job.id / 'status.json', {})
+
+    def made(self, job: Job) -> bool:
+        """Whether the job's results are there."""
+        return all((self.path / item / 'metrics.json').is_file() for item in job.folders)
+
+    def state(self, job: Job, queue: dict[str, str] | None = None, deadline: float = DEADLINE):
+        """The job's state and a reason.
+
+        'done', 'failed', 'running', 'queued' (SLURM has it), 'lost' (it was running, and is no more) or 'pending'.
+
+        Args:
+            queue: the states of SLURM's jobs by their id, if it could be asked.
+            deadline: seconds.
+        """
+        status = self.status(job)
+        state, reason = status.get('state', 'pending'), status.get('reason')
+        number = (read_json(self.path / 'jobs' / job.id / 'slurm.json') or {}).get('job')
+        if state == 'queued':
+            if queue is not None and number not in queue:
+                return 'lost', 'it left the queue without starting'
+            return 'queued', reason or (queue or {}).get(number)
+        if state == 'running':
+            silent = _age(status['heartbeat'])
+            if queue is not None and status.get('slurm') and status['slurm'] not in queue:
+                return 'lost', 'killed: SLURM has ended it'
+            if status['host'] == socket.gethostname() and not _alive(status['pid']):
+                return 'lost', 'killed: its process is gone'
+            if silent > deadline:
+                return 'lost', f'no sign of life for {silent:.0f} s'
+        if state == 'done' and not self.made(job):
+            return 'pending', 'its results have been removed'
+        return state, reason
+
+    def recipe(self, job: Job) -> Recipe:
+        """The recipe of a job's run directory.
+
+        Raises:
+            MtpdError: the recipe's file has changed since the sweep began.
+        """
+        from ..recipe import load_recipe
+
+        recipe = load_recipe(self.info['recipe'], self.info['overrides'])
+        if recipe.text != self.info['text']:
+            raise MtpdError(f'{recipe.source} has changed since the sweep in {self.path} began.')
+        return run_recipe(recipe, self.info, job.run)
+
+
+def run_recipe(recipe: Recipe, info: dict, run: str) -> Recipe:
+    from ..recipe import load_recipe
+
+    method, seed = run.split('/')
+    if method == 'shared':
+        return load_recipe(recipe, {'seed': int(seed)})
+    arms = {
+        arm_name(tuple(order)): {
+            'label': ' → '.join(t or 'no teacher' for t in order),
+            'teachers': list(order),
+        }
+        for order in info['orders']
+    }
+    changes = {'arms': {'_delete_': True, **arms}, 'distill.method': method, 'seed': int(seed)}
+    return load_recipe(recipe, changes)
+
+
+def load_sweep(path: str | Path) -> Sweep:
+    """Opens a sweep's folder. Raises MtpdError when it is none."""
+    path = Path(path).resolve()
+    info = read_json(path / 'sweep.json')
+    if info is None:
+        raise MtpdError(f'{path} is not a sweep: it has no sweep.json. Run `mtpd sweep` first.')
+    return Sweep(path, info, {item['id']: Job.read(item) for item in info['jobs']})
+
+
+def open_sweep(
+    recipe: Recipe,
+    path: Path,
+    orders: list[Order],
+    methods: list[str],
+    seeds: list[int],
+    suggested: dict | None = None,
+    costs: bool = False,
+) -> Sweep:
+    """Makes a sweep's folder, or adds to the one that is there.
+
+    Args:
+        suggested: what `suggest` found, to be kept.
+        costs: as `plan` takes it.
+
+    Raises:
+        MtpdError: it cannot be written to, or holds a sweep of another recipe or of other settings.
+        RecipeError: an order's length does not divide the updates.
+    """
+    info = check(recipe, path) or {}
+    orders = list(dict.fromkeys([*map(tuple, info.get('orders', [])), *orders]))
+    methods = list(dict.fromkeys([*info.get('methods', []), *methods]))
+    seeds = list(dict.fromkeys([*info.get('seeds', []), *seeds]))
+    suggested, costs = suggested or info.get('suggested'), costs or info.get('costs', False)
+    jobs = plan(recipe, orders, methods, seeds, costs)
+    info = {
+        'name': recipe.name,
+        'recipe': recipe.source,
+        'overrides': recipe.overrides,
+        'orders': orders,
+        'methods': methods,
+        'seeds': seeds,
+        'updates': recipe.cfg.schedule.arm,
+        'seed': recipe.seed,
+        'costs': costs,
+        'suggested': suggested,
+        'jobs': [job.json() for job in jobs],
+        'text': recipe.text,
+    }
+    runs = {job.run: run_recipe(recipe, info, job.run) for job in jobs}
+    try:
+        write_json(path / 'sweep.json', info)
+    except OSError as error:
+        raise MtpdError(
+            f'{path} cannot be written to ({error.strerror}). Choose another folder with --work-dir.'
+        ) from None
+    sweep = load_sweep(path)
+    for run, own in runs.items():
+        _open_run(sweep, run, own)
+    return sweep
+
+
+def check(recipe: Recipe, path: Path) -> dict | None:
+    """sweep.json, None where there is none. Raises MtpdError where it is of another recipe."""
+    info = read_json(path / 'sweep.json')
+    if info is not None and info['text'] != recipe.text:
+        what = f'of {info["name"]}' if info['name'] != recipe.name else 'with other settings'
+        raise MtpdError(
+            f'{path} holds a sweep {what}. Choose another --work-dir, or remove that folder.'
+        )
+    return info
+
+
+def _open_run(sweep: Sweep, run: str, recipe: Recipe) -> None:
+    from ..rundir import about
+
+    folder = sweep.path / run
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / 'recipe.py', recipe.text)
+    if run.startswith('shared/'):
+        return
+    info = sweep.info
+    orders = ';'.join(','.join(t or 'none' for t in order) for order in info['orders'])
+    command = ['mtpd', 'sweep', info['recipe'], '--orders', orders]
+    command += [
+        '--methods',
+        ','.join(info['methods']),
+        '--seeds',
+        ','.join(map(str, info['seeds'])),
+    ]
+    write_json(folder / 'run.json', about(recipe) | {'command': shlex.join(command)})
+    _link(
+        folder / 'detectors' / 'student', sweep.path / shared_run(recipe.seed) / 'detectors/student'
+    )
+    for name in recipe.cfg.teachers:
+        teachers = sweep.path / shared_run(info['seed']) / 'detectors'
+        _link(folder / 'detectors' / name, teachers / name)
+    for job in sweep.jobs.values():
+        if job.kind == 'control' and job.seed == recipe.seed and job.run != run:
+            _link(folder / job.stage(1).removeprefix(f'{job.run}/'), sweep.path / job.stage(1))
+        if job.kind == 'prefix' and job.run == run:
+            for name, arm in recipe.arms.items():
+                same = arm.stage_updates == job.updates
+                if name != job.arm and same and arm.teachers[: job.last] == job.teachers:
+                    for number in range(job.first, job.last + 1):
+                        place = folder / 'stages' / name / arm.stage_name(number)
+                        _link(place, sweep.path / job.stage(number))
+
+
+def _link(place: Path, target: Path) -> None:
+    if not place.exists() and not place.is_symlink():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(os.path.relpath(target, place.parent))
+
+
+def _age(stamp: str) -> float:
+    return (datetime.now(UTC) - datetime.fromisoformat(stamp)).total_seconds()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
