@@ -51,7 +51,7 @@ class _Slots:
         self.count = resources.slots or max(len(self.devices), 1)
         self.threads = resources.threads or max(1, cores() // self.count)
         self.executor = submitit.LocalExecutor(
-            sweep.path / 'submitit' / '%j', max_num_timeout=resources.requeues
+            sweep.path / 'submitit', max_num_timeout=resources.requeues
         )
         self.executor.update_parameters(
             timeout_min=resources.minutes or YEAR, signal_delay_s=resources.delay

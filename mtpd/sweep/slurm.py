@@ -46,7 +46,7 @@ def submit_slurm(
             left.remove(job)
         for after, group in groups.items():
             ids = [numbers.get(name) or _number(sweep, name) for name in after]
-            executor = submitit.SlurmExecutor(sweep.path / 'submitit' / '%j', resources.requeues)
+            executor = submitit.SlurmExecutor(sweep.path / 'submitit', resources.requeues)
             settings = {'job_name': sweep.info['name'], **resources.slurm}
             if resources.minutes:
                 settings['time'] = resources.minutes
