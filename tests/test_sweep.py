@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -228,11 +227,14 @@ def test_mistakes_are_one_message_and_leave_nothing(tmp_path, arguments, words):
 
 
 def test_without_submitit_or_sbatch_it_says_so(tmp_path, monkeypatch):
+    pytest.importorskip('submitit')
     monkeypatch.setenv('PATH', str(tmp_path))
     out = tmp_path / 'out'
     arguments = ('sweep', MINI, '--work-dir', out, '--executor', 'slurm')
-    if 'submitit' in sys.modules or pytest.importorskip('submitit'):
-        assert 'there is no sbatch' in refused(*arguments)
+    assert 'there is no sbatch' in refused(*arguments)
+    for program in ('sbatch', 'srun'):
+        (tmp_path / program).touch(0o755)
+    assert 'with --time' in refused(*arguments)
     monkeypatch.setitem(sys.modules, 'submitit', None)
     assert 'pip install -r requirements/sweep.txt' in refused(*arguments)
     assert not out.exists()
@@ -260,7 +262,8 @@ def test_a_sweep_with_a_killed_job_and_the_same_command_again(tmp_path, tiny_coc
     pytest.importorskip('submitit')
     data, folder = tiny_coco(tmp_path / 'coco'), tmp_path / 'sweep'
     arguments = command(data, folder, '--slots', '2')
-    first = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    two = os.environ | {'CUDA_VISIBLE_DEVICES': '4,5'}  # without effect where there are none
+    first = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=two)
     wait_for((folder / 'sweep.json').is_file)
     sweep = load_sweep(folder)
     prefix = sweep.jobs['mgd-0-r101-of-2']
@@ -272,6 +275,7 @@ def test_a_sweep_with_a_killed_job_and_the_same_command_again(tmp_path, tiny_coc
     assert 'mgd-0-r101-rx101: not started, what it needs is not done' in out
     states = {name: sweep.state(job)[0] for name, job in sweep.jobs.items()}
     done = ['teacher-r101', 'teacher-rx101', 'baseline-0', 'control-0']
+    assert [sweep.status(sweep.jobs[name])['gpu'] for name in done[:2]] == ['4', '5']
     assert [name for name, state in states.items() if state == 'done'] == done
     weights = sorted(folder.glob('**/*.pth'))
     before = {path: path.stat().st_mtime_ns for path in weights}
@@ -302,8 +306,7 @@ def test_a_sweep_with_a_killed_job_and_the_same_command_again(tmp_path, tiny_coc
         ('r101,r101', '2', '1'),
     ]
     assert rows[2]['folder'] == rows[4]['folder'] == 'mgd/0/stages/r101-rx101/1_r101'
-    start = time.time()
     third = run(arguments)
     assert third.returncode == 0 and 'complete: mtpd collect' in third.stdout
-    assert '7 jobs, 7 of them done before' in third.stdout and time.time() - start < 120
+    assert '7 jobs, 7 of them done before' in third.stdout
     assert load_run(folder / 'mgd/0').results()[0]['AP'] is not None

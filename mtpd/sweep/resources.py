@@ -43,6 +43,8 @@ class Resources:
                         f'--executor slurm: there is no {program} on this machine. Log in to a node that submits jobs, '
                         'or use --executor local.'
                     )
+            if not self.minutes:
+                raise MtpdError("--executor slurm: give a job's time limit in minutes with --time.")
 
     @property
     def delay(self) -> int:
