@@ -12,15 +12,17 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from click.testing import CliRunner
-from tiny_sweep import MINI, SMALL, command, run, wait_for
+from tiny_sweep import MINI, command, run, wait_for
 
 from mtpd import load_recipe
 from mtpd.cli import main
 from mtpd.errors import MtpdError, RecipeError
 from mtpd.files import write_json
 from mtpd.runs import load_run
-from mtpd.sweep.folder import load_sweep, open_sweep
-from mtpd.sweep.plan import CONTROL, parse_methods, parse_orders, parse_seeds, plan, prefixes
+from mtpd.sweep.asked import parse_methods, parse_orders, parse_seeds
+from mtpd.sweep.folder import load_sweep
+from mtpd.sweep.opening import open_sweep
+from mtpd.sweep.plan import CONTROL, plan, prefixes
 from mtpd.sweep.results import collect, table, text
 
 A, B = 'r101', 'rx101'
@@ -115,9 +117,9 @@ def test_shared_stages_are_links_and_runs_can_be_read(sweep):
     real.mkdir(parents=True)
     assert (sweep.path / 'mgd/0/stages/r101-r101/1_r101').resolve() == real
     control = sweep.path / 'cwd/0/stages/none/1_no_teacher'
-    assert os.readlink(control) == '../../../../mgd/0/stages/none/1_no_teacher'
+    assert str(control.readlink()) == '../../../../mgd/0/stages/none/1_no_teacher'
     teacher = sweep.path / 'cwd/0/detectors/rx101'
-    assert os.readlink(teacher) == '../../../shared/0/detectors/rx101'
+    assert str(teacher.readlink()) == '../../../shared/0/detectors/rx101'
     found = load_run(sweep.path / 'cwd/0')
     assert [arm['teachers'] for arm in found.arms] == [[None], [A, B], [A, A]]
     assert found.info['command'].startswith('mtpd sweep ')

@@ -50,6 +50,8 @@ def test_a_killed_and_a_late_job_and_the_same_command_again(tmp_path, tiny_coco,
         late = out_of_time(sweep, 'teacher-r101', 1)
         print(late)
         assert late['state'] == 'queued'  # by submitit, from its checkpoint
+        now = ['scontrol', 'update', f'JobId={late["slurm"]}', 'StartTime=now']
+        subprocess.run(now, check=True)  # SLURM would hold it back for two minutes
         late = out_of_time(sweep, 'teacher-r101', 2)
         assert late['state'] == 'failed' and 'out of time' in late['reason']
 

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from ..files import plain
 from ..paths import ROOT
-from .folder import DEADLINE, Sweep, check, open_sweep
+from .asked import parse_methods, parse_orders, parse_seeds
+from .folder import DEADLINE, Sweep
 from .local import run_local
-from .plan import Order, parse_methods, parse_orders, parse_seeds, shared_run
+from .opening import check, open_sweep
+from .plan import Order, shared_run
 from .resources import Resources
 from .slurm import slurm_queue, submit_slurm
 
