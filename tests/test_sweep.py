@@ -9,10 +9,11 @@ import socket
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from tiny_sweep import MINI, command, run, wait_for
+from tiny_sweep import MINI, SMALL, command, run, wait_for
 
 from mtpd import load_recipe
 from mtpd.cli import main
@@ -21,8 +22,10 @@ from mtpd.files import write_json
 from mtpd.runs import load_run
 from mtpd.sweep.asked import parse_methods, parse_orders, parse_seeds
 from mtpd.sweep.folder import load_sweep
+from mtpd.sweep.local import run_local
 from mtpd.sweep.opening import open_sweep
 from mtpd.sweep.plan import CONTROL, plan, prefixes
+from mtpd.sweep.resources import Resources
 from mtpd.sweep.results import collect, table, text
 
 A, B = 'r101', 'rx101'
@@ -257,6 +260,53 @@ def test_a_folder_of_another_sweep_is_refused(sweep, recipe):
 
 
 # The whole, with processes that train
+
+
+def test_a_failed_job_leaves_its_reason(tmp_path, tiny_coco):
+    pytest.importorskip('submitit')
+    data = tiny_coco(tmp_path / 'coco')
+    recipe = load_recipe(MINI, SMALL | {'data.root': str(data)})
+    sweep = open_sweep(recipe, tmp_path / 'sweep', [CONTROL], ['mgd'], [0])
+    (data / 'annotations' / 'train.json').write_text('{"images": [')
+    lines = []
+    jobs = [sweep.jobs[name] for name in ('baseline-0', 'control-0')]
+    run_local(sweep, jobs, Resources(slots=2), lines.append)
+    assert [line.split(' (')[0] for line in lines] == [
+        'baseline-0: started in slot 0',
+        'baseline-0: failed',
+        'control-0: not started, what it needs is not done',
+    ]
+    state, reason = sweep.state(sweep.jobs['baseline-0'])
+    assert state == 'failed' and 'train.json' in reason
+    log = sweep.status(sweep.jobs['baseline-0'])['log']
+    assert 'Traceback' in Path(log).with_suffix('.err').read_text()
+
+
+@pytest.mark.slow
+def test_interrupted_it_ends_its_jobs_without_a_traceback(tmp_path, tiny_coco):
+    pytest.importorskip('submitit')
+    data, folder = tiny_coco(tmp_path / 'coco'), tmp_path / 'sweep'
+    options = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True}
+    process = subprocess.Popen(
+        command(data, folder, '--slots', '2'), start_new_session=True, **options
+    )
+    wait_for((folder / 'sweep.json').is_file)
+    sweep = load_sweep(folder)
+    jobs = [sweep.jobs[name] for name in ('teacher-r101', 'teacher-rx101')]
+    pids = wait_for(lambda: all(sweep.status(j) for j in jobs)) and [
+        sweep.status(j)['pid'] for j in jobs
+    ]
+    os.killpg(process.pid, signal.SIGINT)
+    out = process.communicate(timeout=120)[0]
+    print(out)
+    assert process.returncode == 130 and 'interrupted; the same command goes on' in out
+    assert 'Traceback' not in out
+    assert not any(Path(f'/proc/{pid}').exists() for pid in pids)
+    for job in jobs:
+        assert sweep.state(job) in [
+            ('failed', 'interrupted'),
+            ('lost', 'killed: its process is gone'),
+        ]
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class SweepJob:
 
     def __call__(self) -> None:
         os.environ.update(self.env)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         sweep = load_sweep(self.path)
         job = sweep.jobs[self.id]
         folder = sweep.path / 'jobs' / job.id

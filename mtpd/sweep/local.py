@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -101,14 +103,33 @@ class _Slots:
         env = {'OMP_NUM_THREADS': str(self.threads)}
         if self.devices:
             env['CUDA_VISIBLE_DEVICES'] = self.devices[slot % len(self.devices)]
-        with _environment(env):
+        with _environment(env), _interrupts_ignored():
             process = self.executor.submit(SweepJob(self.sweep.path, job.id, env))
         self.running[slot] = job, process
         self.echo(f'{job.id}: started in slot {slot}')
 
-    def cancel(self) -> None:
-        for _, process in self.running.values():
-            process.cancel()
+    def cancel(self, patience: float = 20) -> None:
+        """Interrupts the jobs that were started here, and waits until they have written it down."""
+        told, until = set(), time.time() + patience
+        while time.time() < until and not all(p.done() for _, p in self.running.values()):
+            for job, _ in self.running.values():
+                if job.id not in told and self.state(job) == 'running':
+                    told.add(job.id)
+                    os.kill(self.sweep.status(job)['pid'], signal.SIGINT)
+            time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """What starts in it is deaf to Ctrl-C; a job listens again by itself, and ends with a word on it."""
+    if threading.current_thread() is not threading.main_thread():  # Ctrl-C is another's business
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _devices() -> list[str]:

@@ -26,7 +26,10 @@ def slurm_queue() -> dict[str, str] | None:
     except (OSError, subprocess.SubprocessError):
         return None
     rows = (line.split('|') for line in out.splitlines())
-    return {number: f'{state.lower()} ({reason})' for number, state, reason in rows}
+    return {
+        number: state.lower() + (f' ({reason})' if reason != 'None' else '')
+        for number, state, reason in rows
+    }
 
 
 def submit_slurm(
