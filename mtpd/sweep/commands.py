@@ -65,6 +65,8 @@ def sweep(
         'qos': qos,
         'constraint': constraint,
     }
+    if cpus:  # from 22.05 on, srun does not take it over from sbatch
+        slurm['srun_args'] = [f'--cpus-per-task={cpus}']
     slurm = {key: value for key, value in slurm.items() if value is not None}
     resources = Resources(executor, slots, minutes, signal_delay, requeues, cpus, slurm)
     found = run_sweep(recipe, orders, methods, seeds, work_dir, resources, click.echo, deadline)
