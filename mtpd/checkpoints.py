@@ -53,6 +53,21 @@ def load(path: str | Path, map_location: str = 'cpu') -> dict:
     return checkpoint
 
 
+def load_own(path: Path) -> dict:
+    """As `load`, of what an earlier training of this run left; it is never replaced unasked.
+
+    Raises:
+        MtpdError: as `load`, with the way to have it made again.
+    """
+    try:
+        return load(path)
+    except MtpdError as error:
+        raise MtpdError(
+            f'{error}\nAn earlier training left it there: put the right file back, or remove it, '
+            'and the same command makes it again'
+        ) from error
+
+
 def student_state(checkpoint: dict, source: str | Path = 'the checkpoint') -> dict[str, Tensor]:
     """The detector's weights with plain keys, whatever the layout (see the module's docstring).
 
@@ -149,6 +164,30 @@ def load_student(model: nn.Module, path: str | Path) -> dict:
     return checkpoint.get('meta') or {}
 
 
+# Of a checkpoint's `meta`, what describes its detector.
+DESCRIPTION = ('CLASSES', 'PALETTE', 'config', 'mmdet_version', 'mmcv_version', 'epoch', 'iter')
+DESCRIPTION += ('recipe', 'detector', 'seed', 'arm', 'stage', 'teacher', 'stages', 'exported_from')
+
+
+def publish(src: str | Path, dst: str | Path, half: bool = False) -> Path:
+    """`export_student` under a name that ends in its SHA-256, as mmdet's: ``student-7ee888e0.pth``; returns the path.
+
+    The same source gives the same file. `dst`: the name without that, or a folder, to keep the source's name.
+
+    Raises:
+        MtpdError: as `export_student`.
+    """
+    dst = Path(dst)
+    dst = dst / Path(src).name if dst.is_dir() else dst
+    stem = re.sub('-[0-9a-f]{8}$', '', dst.name.removesuffix('.pth'))
+    part = dst.with_name(f'.{stem}.{os.getpid()}.pth')
+    try:
+        export_student(src, part, half)
+        return part.replace(dst.with_name(f'{stem}-{sha256(part)[:8]}.pth'))
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def export_student(
     src: str | Path, dst: str | Path, half: bool = False, meta: dict | None = None
 ) -> Path:
@@ -156,8 +195,9 @@ def export_student(
 
     Args:
         half: store floats as float16 (half the size; loading casts them back).
-        meta: entries to add to the `meta`, plain values only. Kept of the source's are the
-            classes, the config and the versions; `exported_from` names the source.
+        meta: entries to add to the `meta`, plain values only. Kept of the source's is what describes
+            the student: config, classes, versions, the stages that made it. `exported_from` names the
+            source, or what that was exported from.
 
     Raises:
         MtpdError: `src` cannot be read or holds no weights, or `dst` cannot be written.
@@ -168,15 +208,18 @@ def export_student(
         # A variance may exceed float16's 65504: such a tensor stays as it is.
         if half and value.is_floating_point() and value.half().isfinite().all():
             state[key] = value.half()
-    keep = ('CLASSES', 'PALETTE', 'config', 'mmdet_version', 'mmcv_version', 'epoch', 'iter')
     old = checkpoint.get('meta') or {}
+    if 'student_config' in old:
+        old = {**old, 'config': old['student_config']}
     new = {
         'mmdet_version': metadata.version('mmdet'),
         'mmcv_version': metadata.version('mmcv-full'),
-        **{key: old[key] for key in keep if key in old},
-        'exported_from': {'file': Path(src).name, 'sha256': sha256(src), 'half': half},
+        'exported_from': {'file': Path(src).name, 'sha256': sha256(src)},
+        **{key: old[key] for key in DESCRIPTION if key in old},
         **(meta or {}),
     }
+    origin = new['exported_from']
+    new['exported_from'] = {**origin, 'half': half or origin.get('half', False)}
     save_atomic({'meta': new, 'state_dict': state}, dst)
     return Path(dst)
 

@@ -9,64 +9,19 @@ import click
 
 from . import __version__
 from .errors import MtpdError
-from .schema import parse_overrides
+from .options import (
+    Main,
+    Words,
+    config_options,
+    recipe_options,
+    refuse_for_plain,
+    sweep_options,
+    with_all_processes,
+)
 from .sweep import commands as sweeps
 
 SPLIT = click.Choice(['train', 'val'])
-
-
-class Main(click.Group):
-    """Prints a user's mistake as one message (exit code 2) instead of a traceback."""
-
-    def invoke(self, ctx: click.Context):
-        try:
-            return super().invoke(ctx)
-        except MtpdError as error:
-            click.echo(f'mtpd: {error}', err=True)
-            ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo('mtpd: interrupted; the same command goes on from here.', err=True)
-            ctx.exit(130)
-
-
-def _overrides(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict:
-    found: dict = {}
-    for text in texts:
-        try:
-            found |= parse_overrides(text)
-        except ValueError as error:
-            raise click.BadParameter(str(error)) from None
-    return found
-
-
-def recipe_options(command, seed: bool = True):
-    """RECIPE, --seed, --work-dir and --cfg-options; the command gets `recipe` (loaded) and `work_dir`."""
-
-    def call(recipe, cfg_options, seed=None, **rest):
-        from .recipe import load_recipe
-
-        return command(recipe=load_recipe(recipe, cfg_options, seed), **rest)
-
-    call.__name__, call.__doc__ = command.__name__, command.__doc__
-    call.__click_params__ = getattr(command, '__click_params__', [])
-    for option in (
-        click.option(
-            '--cfg-options',
-            multiple=True,
-            callback=_overrides,
-            metavar='KEY=VALUE ...',
-            help='Overrides of the recipe, several in one text or the option given again.',
-        ),
-        click.option(
-            '--work-dir',
-            type=click.Path(path_type=Path),
-            help=f'Default: runs/<recipe>{"/<seed>" if seed else "-sweep"}.',
-        ),
-        *([click.option('--seed', type=int, help="Default: the recipe's.")] if seed else []),
-        click.argument('recipe'),
-    ):
-        call = option(call)
-    return call
+METRIC = click.Choice(['bbox', 'segm'])
 
 
 @click.group(cls=Main, context_settings={'help_option_names': ['-h', '--help']})
@@ -84,9 +39,6 @@ def run(recipe, work_dir: Path | None, smoke: bool) -> None:
     from .pipeline import run_recipe
     from .report import make_report
 
-    minutes = recipe.cfg.get('expected_minutes')
-    if minutes and not smoke:
-        click.echo(f'{recipe.name}: about {minutes:g} minutes on 2 CPU cores')
     try:
         run_dir = run_recipe(recipe, work_dir, smoke, click.echo, sys.stdout)
     except NotebookError as error:  # what there is, is worth a report too
@@ -96,21 +48,31 @@ def run(recipe, work_dir: Path | None, smoke: bool) -> None:
 
 
 @main.command()
-@recipe_options
+@config_options
 @click.option('--detector', help='student (its baseline), or a teacher. Default: student.')
 @click.option('--arm', help='Train a stage of this arm instead.')
 @click.option('--stage', type=int, default=1, show_default=True, help='Which stage of the arm.')
+@with_all_processes
 def train(recipe, work_dir: Path | None, detector: str | None, arm: str | None, stage: int) -> None:
-    """Train a plain detector of RECIPE, or one stage of distillation with what comes before it."""
+    """Train a plain detector of a recipe, or one stage of distillation with what comes before it.
+
+    CONFIG is a recipe, or an mmdet config (a file, or mmdet::retinanet/retinanet_r50_fpn_1x_coco.py), which is trained
+    as it says; --cfg-options are its keys then, and data.root=FOLDER for any COCO-format dataset.
+    """
+    from .plain import train as train_plain
     from .train import train_detector_run, train_stage
 
     if arm and detector:
         raise click.UsageError('--arm trains a stage and --detector a plain detector: give one.')
-    if arm:
+    if refuse_for_plain(recipe, arm=arm, detector=detector):
+        made = train_plain(recipe, work_dir)
+    elif arm:
         made = train_stage(recipe, stage, arm, work_dir)
     else:
         made = train_detector_run(recipe, detector or 'student', work_dir)
-    click.echo(f'AP {100 * made["metrics"]["bbox_mAP"]:.1f}  {made["checkpoint"]}')
+    metrics = made['metrics']
+    masks = f'  mask AP {100 * metrics["segm_mAP"]:.1f}' if 'segm_mAP' in metrics else ''
+    click.echo(f'AP {100 * metrics["bbox_mAP"]:.1f}{masks}  {made["checkpoint"]}')
 
 
 @main.command()
@@ -130,26 +92,32 @@ def order(recipe, work_dir: Path | None) -> None:
     click.echo('\n'.join([*found['reasons'], conclusion(found, labels)]))
 
 
-main.command()(recipe_options(sweeps.sweep, seed=False))
+main.command()(sweep_options(sweeps.sweep))
 main.add_command(sweeps.status)
 main.add_command(sweeps.collect)
 
 
-@main.command(name='eval')
-@recipe_options
+@main.command(name='eval', cls=Words)
+@config_options
 @click.option('--checkpoint', required=True, type=click.Path(path_type=Path))
-@click.option('--detector', default='student', show_default=True, help='Whose architecture it has.')
+@click.option('--detector', help='Whose architecture it has. Default: student.')
 @click.option(
-    '--metrics', multiple=True, type=click.Choice(['bbox', 'segm']), help='Default: bbox.'
+    '--metrics', multiple=True, type=METRIC, help="--metrics bbox segm. Default: the config's."
 )
 @click.option('--out', type=click.Path(path_type=Path), help='Folder for metrics.json.')
+@with_all_processes
 def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out) -> None:
-    """COCO numbers of a checkpoint on RECIPE's validation split, as JSON."""
+    """COCO numbers of a checkpoint (any layout) on a recipe's validation or an mmdet config's test split, as JSON."""
     import json
 
     from .evaluate import evaluate
+    from .plain import test
 
-    found = evaluate(recipe, checkpoint, metrics or ('bbox',), detector, out)
+    if refuse_for_plain(recipe, detector=detector):
+        found = test(recipe, checkpoint, metrics or recipe.metrics, out)
+    else:
+        wanted = metrics or tuple(recipe.cfg.evaluation.metrics)
+        found = evaluate(recipe, checkpoint, wanted, detector or 'student', out)
     click.echo(json.dumps(found, indent=2))
 
 
@@ -158,10 +126,13 @@ def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out) -> None:
 @click.argument('target', type=click.Path(path_type=Path))
 @click.option('--half', is_flag=True, help='Store the weights in float16: half the size.')
 def export(source: Path, target: Path, half: bool) -> None:
-    """Write the student in SOURCE (any layout) to TARGET as a plain mmdet checkpoint."""
-    from .checkpoints import export_student
+    """Write the student in SOURCE (any layout) as a plain mmdet checkpoint.
 
-    click.echo(export_student(source, target, half))
+    TARGET is a folder, or a name, to which the start of the file's SHA-256 is added: student-7ee888e0.pth.
+    """
+    from .checkpoints import publish
+
+    click.echo(publish(source, target, half))
 
 
 @main.command()

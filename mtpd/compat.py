@@ -55,6 +55,7 @@ def quiet_warnings() -> None:
         'On January 1, 2023, MMCV will release v2.0.0',
         r'``MultiScaleDeformableAttention`` has been moved',
         r'`torch\.cuda\.amp\.',
+        r'`broadcast_buffers` is deprecated',
     ):
         warnings.filterwarnings('ignore', message=message)
 
@@ -175,11 +176,14 @@ def quiet_initialisation() -> None:
     """mmcv reports the initialisation of every parameter at INFO: hundreds of lines a detector.
 
     It reports to the first logger made, and makes 'mmcv' if there is none: made here, at WARNING.
-    Training's own log ('mmdet') is not touched.
+    Training's own log ('mmdet') is not touched. A line for each deformable convolution that is loaded goes to Python's
+    root logger, which mmcv would set to INFO: it is told that it has done so.
     """
     from mmcv.utils import get_logger
+    from mmcv.utils.logging import logger_initialized
 
     get_logger('mmcv').setLevel(logging.WARNING)
+    logger_initialized['root'] = True
 
 
 apply()

@@ -19,6 +19,8 @@ def conclusion(rows: list[dict], seeds: int | None = None) -> str:
     if not done:
         return 'No arm has been evaluated yet, so there is nothing to conclude.'
     best = done[0]
+    if len(done) > 1 and _gap(best, done[-1]) == 0:
+        return f'All arms have the same AP, {best["AP"]:.1f}: nothing tells them apart.'
     text = [_best(best, next((r['AP'] for r in rows if r['role'] == 'baseline'), None))]
     lead = _gap(best, done[1]) if len(done) > 1 else 0.0
     kinds = {r['kind']: r for r in done if r['kind'] != 'other'}

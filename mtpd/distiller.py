@@ -16,9 +16,9 @@ from mmcv import ConfigDict
 from mmdet.models import DETECTORS, BaseDetector, build_backbone, build_detector, build_neck
 from torch import Tensor, nn
 
-from . import checkpoints
+from . import checkpoints, modules  # noqa: F401  (adapted before detectors are built)
 from .errors import MtpdError
-from .inherit import InheritReport, inherit
+from .inherit import InheritReport, inherit, initialise
 from .losses import build_losses
 
 _log = logging.getLogger('mtpd')
@@ -100,7 +100,7 @@ class Distiller(BaseDetector):
         if student_checkpoint:
             checkpoints.load_student(self.student, student_checkpoint)
         else:
-            self.student.init_weights()
+            initialise(self.student, student.backbone, 'student.model')
         if teacher_checkpoint != 'random':
             state = checkpoints.load(teacher_checkpoint)
             state = checkpoints.student_state(state, teacher_checkpoint)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import build, machine, ops
 from .errors import MtpdError
-from .files import sha256, sha256_in_name
+from .files import sha256, sha256_in_name, stated_sha256
 from .paths import ROOT
 
 if TYPE_CHECKING:
@@ -197,8 +195,10 @@ def recipe(path: str) -> Iterator[Check]:
         yield Check('recipe', 'fail', path, str(error))
         return
     yield Check('recipe', 'ok', f'{loaded.name} ({path})')
-    yield dataset(loaded)
-    yield from checkpoints(loaded)
+    looked = [dataset(loaded), *checkpoints(loaded)]
+    yield from looked
+    if all(one.state == 'ok' for one in looked):
+        yield fit(loaded)
 
 
 def dataset(loaded: Recipe) -> Check:
@@ -207,6 +207,21 @@ def dataset(loaded: Recipe) -> Check:
     if loaded.cfg.data.root is None:
         return Check('dataset', 'ok', 'DigitScenes: made where they are missing')
     return Check('dataset', 'ok', str(loaded.data_root()))
+
+
+def fit(loaded: Recipe) -> Check:
+    """Data, detectors and the checkpoints that are here, against one another."""
+    from . import compare
+
+    problems = compare.settings_problems(loaded, loaded.detectors)
+    if not problems:
+        paths = {name: loaded.checkpoint(name) for name in loaded.detectors}
+        here = {name: path for name, path in paths.items() if path and path.is_file()}
+        found = (compare.checkpoint_problems(loaded, *item) for item in here.items())
+        problems = [problem for some in found for problem in some]
+    if problems:
+        return Check('detectors', 'fail', f'{len(problems)} problem(s)', ' '.join(problems))
+    return Check('detectors', 'ok', 'classes, masks and image normalisation agree')
 
 
 def checkpoints(loaded: Recipe) -> Iterator[Check]:
@@ -229,13 +244,3 @@ def checkpoints(loaded: Recipe) -> Iterator[Check]:
             yield Check(f'weights {name}', 'fail', str(path), fix)
         else:
             yield Check(f'weights {name}', 'ok', f'{path.name}, sha256 {actual[:8]}')
-
-
-def stated_sha256(path: Path) -> str | None:
-    """The sum in metrics.json beside a checkpoint, or the start of it that mmdet puts into file names."""
-    beside = path.with_name('metrics.json')
-    if beside.is_file():
-        metrics = json.loads(beside.read_text())
-        if metrics.get('checkpoint') == path.name and metrics.get('sha256'):
-            return metrics['sha256']
-    return sha256_in_name(path.name)

@@ -10,6 +10,7 @@ import io
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from shutil import copyfile
 
@@ -18,17 +19,18 @@ import torch
 from mmcv import ConfigDict
 from mmcv.cnn import get_model_complexity_info
 from mmcv.parallel import MMDataParallel
-from mmdet.apis import single_gpu_test
+from mmcv.runner import get_dist_info
+from mmdet.apis import multi_gpu_test, single_gpu_test
 from mmdet.datasets import build_dataloader
 from mmdet.models import build_detector
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from . import checkpoints
-from .data import pipelines
+from . import checkpoints, distributed
+from .data import coco, pipelines
 from .errors import RecipeError
-from .files import sha256, write_json
-from .loop import device_of
+from .files import read_json, sha256, write_json
+from .loop import device_of, processes
 from .recipe import Recipe
 
 # pycocotools' `stats`, in its order.
@@ -81,21 +83,53 @@ def evaluate(
         split has no such objects), ``per_class``, ``num_images``, ``checkpoint`` and its ``sha256``.
 
     Raises:
-        RecipeError: a metric the detector cannot give, or a broken dataset.
+        RecipeError: a metric the detector or the dataset cannot give, or a broken dataset.
         MtpdError: the checkpoint does not load into the detector.
     """
     model = load_detector(recipe, checkpoint, detector)
-    if 'segm' in metrics and not getattr(model, 'with_mask', False):
-        raise RecipeError(
-            recipe.source, [f'metric segm: {detector} predicts no masks. Leave it out.']
-        )
-    device = device_of(recipe)
-    data = pipelines.build(pipelines.dataset(recipe, 'val'))
-    loader = build_dataloader(
-        data, recipe.cfg.evaluation.batch_size, workers_per_gpu=0, dist=False, shuffle=False
-    )
-    model = MMDataParallel(model.to(device), device_ids=[0] if device == 'cuda' else [])
-    results = single_gpu_test(model, loader)
+    split = pipelines.dataset(recipe, 'val')
+    check_metrics(metrics, model, Path(split['ann_file']), recipe.source)
+    batch = dict(samples_per_gpu=recipe.cfg.evaluation.batch_size, workers_per_gpu=0)
+    device, size = device_of(recipe), processes(recipe)
+    return measure(model, split, batch, device, checkpoint, metrics, out, size)
+
+
+def check_metrics(
+    metrics: tuple[str, ...], model: torch.nn.Module, annotations: Path, source: Path
+) -> None:
+    """Raises RecipeError for masks that the detector doesn't predict, or the annotations don't have."""
+    if 'segm' not in metrics:
+        return
+    if not getattr(model, 'with_mask', False):
+        problem = f'{type(model).__name__} predicts no masks'
+    elif not coco.has_masks(annotations):
+        problem = f'{annotations} has no masks'
+    else:
+        return
+    raise RecipeError(source, [f'metric segm: {problem}. Leave it out: --metrics bbox.'])
+
+
+def measure(
+    model: torch.nn.Module,
+    split: dict,
+    batch: dict,
+    device: str,
+    checkpoint: str | Path,
+    metrics: tuple[str, ...],
+    out: str | Path | None = None,
+    size: int = 1,
+) -> dict:
+    """As `evaluate`, of a detector with its weights on mmdet's dataset config `split`.
+
+    Args:
+        batch: `samples_per_gpu` and `workers_per_gpu`.
+        checkpoint: where the weights are from, to be named in the result.
+        size: how many processes share the images.
+    """
+    data = pipelines.build(split)
+    with tempfile.TemporaryDirectory() as folder:
+        task = (_detections, model, data, batch, device, folder)
+        results = distributed.everywhere(size, device, *task)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         files, _ = data.format_results(results, jsonfile_prefix=str(Path(folder) / 'results'))
         numbers = _numbers(data, files, metrics)
@@ -112,11 +146,30 @@ def evaluate(
     return numbers
 
 
+def _detections(model: torch.nn.Module, data, batch: dict, device: str, folder: str) -> list | None:
+    """mmdet's results for each image of `data`, of one process or, on rank 0, of all."""
+    _, size = get_dist_info()
+    loader = build_dataloader(data, **batch, dist=size > 1, shuffle=False)
+    cuda = device == 'cuda'
+    ids = [torch.cuda.current_device()] if cuda else []
+    model = MMDataParallel(model.to(device), device_ids=ids)
+    if size == 1:
+        return single_gpu_test(model, loader)
+    # Collected by way of files where there are no GPUs; mmdet removes the folder.
+    return multi_gpu_test(model, loader, f'{folder}/parts', gpu_collect=cuda)
+
+
+def measured(out: Path, checkpoint: Path, measure: Callable[[], dict]) -> dict:
+    """The metrics.json in `out`, which `measure` writes, unless it is there for this checkpoint."""
+    metrics = read_json(out / 'metrics.json')
+    return metrics if metrics and metrics['sha256'] == sha256(checkpoint) else measure()
+
+
 def _numbers(data, files: dict, metrics: tuple[str, ...]) -> dict:
     """The twelve numbers per metric and AP per class, from result files in COCO's format."""
     numbers: dict = {'per_class': {}}
     for metric in metrics:
-        found = _loaded(data.coco, files[metric])
+        found = _loaded(data.coco, files[metric], metric)
         score = COCOeval(data.coco, found, metric)
         score.params.catIds, score.params.imgIds = data.cat_ids, data.img_ids
         score.evaluate()
@@ -136,10 +189,13 @@ def _numbers(data, files: dict, metrics: tuple[str, ...]) -> dict:
     return numbers
 
 
-def _loaded(truth: COCO, path: str) -> COCO:
+def _loaded(truth: COCO, path: str, metric: str) -> COCO:
     """Detections as pycocotools wants them; its own `loadRes` fails on an empty list."""
-    if json.loads(Path(path).read_text()):
-        return truth.loadRes(path)
+    found = json.loads(Path(path).read_text())
+    if metric == 'segm':  # beside a box, pycocotools takes its area for the mask's
+        found = [{key: item[key] for key in item if key != 'bbox'} for item in found]
+    if found:
+        return truth.loadRes(found)
     nothing = COCO()
     nothing.dataset = truth.dataset | {'annotations': []}
     nothing.createIndex()
@@ -151,6 +207,8 @@ def describe(recipe: Recipe, detector: str, images: int = 20) -> dict:
     [height, width] pixels, and ``ms_per_image``, the median of `images` single-image forward passes on this machine.
     """
     model = build_detector(ConfigDict(recipe.model(detector))).eval().to(device_of(recipe))
+    if hasattr(model, 'roi_head'):
+        _give_boxes(model.roi_head)
     height, width = pipelines.input_size(recipe.cfg.image)
     forward, model.forward = model.forward, model.forward_dummy
     with contextlib.redirect_stdout(io.StringIO()):
@@ -173,3 +231,14 @@ def describe(recipe: Recipe, detector: str, images: int = 20) -> dict:
         'input': [height, width],
         'ms_per_image': 1000 * float(np.median(times[3:])),
     }
+
+
+def _give_boxes(roi_head: torch.nn.Module) -> None:
+    """mmdet's dummy forward pass draws four numbers a proposal, and RoIAlign on the CPU takes boxes only."""
+    forward = roi_head.forward_dummy
+
+    def with_boxes(features, proposals):
+        corner, sides = proposals[:, :2], 32 * proposals[:, 2:].abs()
+        return forward(features, torch.cat([corner, corner + sides], dim=1))
+
+    roi_head.forward_dummy = with_boxes

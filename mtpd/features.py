@@ -66,8 +66,10 @@ def stage_checkpoints(
     recipe: Recipe, arm: str, work_dir: str | Path | None = None
 ) -> dict[str, tuple[str, Path]]:
     """The student before and after each stage of an arm, then the teachers, for `load_all`."""
+    from .order import settled
     from .train import detector_checkpoint, train_stage
 
+    recipe = settled(recipe, work_dir)
     plan = recipe.arm(arm)
     found = {'student before': ('student', detector_checkpoint(recipe, 'student', work_dir))}
     for stage in range(1, len(plan.teachers) + 1):

@@ -90,6 +90,14 @@ def sha256_in_name(name: str) -> str | None:
     return match[1] if match else None
 
 
+def stated_sha256(path: Path) -> str | None:
+    """The sum in metrics.json beside a checkpoint, or the start of it that mmdet puts into file names."""
+    metrics = read_json(path.with_name('metrics.json'), {})
+    if metrics.get('checkpoint') == path.name and metrics.get('sha256'):
+        return metrics['sha256']
+    return sha256_in_name(path.name)
+
+
 def room(folder: Path, needed: int, what: str) -> None:
     """Raises MtpdError where the folder's disk has fewer than `needed` bytes free."""
     free = shutil.disk_usage(folder).free

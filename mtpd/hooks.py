@@ -10,7 +10,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-from mmcv.runner import HOOKS, Hook, LoggerHook, save_checkpoint
+from mmcv.runner import HOOKS, Hook, LoggerHook, master_only, save_checkpoint
 
 from .files import plain
 
@@ -32,12 +32,14 @@ class JsonLog(LoggerHook):
         self.began, self.first = time.time(), runner.iter
 
     def after_train_iter(self, runner) -> None:
+        self.done = runner.iter + 1
         if self.is_last_iter(runner):  # the rest, where the interval does not divide the updates
             runner.log_buffer.average(self.interval)
         super().after_train_iter(runner)
 
+    @master_only
     def log(self, runner) -> None:
-        values, done = dict(runner.log_buffer.output), runner.iter + 1
+        values, done = dict(runner.log_buffer.output), self.done
         row = {'update': done, 'updates': runner.max_iters}
         if 'loss' in values:
             row['lr'] = runner.current_lr()[0]
@@ -59,15 +61,29 @@ class JsonLog(LoggerHook):
 
 @HOOKS.register_module()
 class SaveLatest(Hook):
-    """Writes the resumable checkpoint `path` every `interval` updates and at the end, whole or not at all."""
+    """Writes the resumable checkpoint `path` every `interval` updates and at the end, whole or not at all.
 
-    def __init__(self, path: str, interval: int):
+    `by_epoch`: every `interval` epochs instead, as an EpochBasedRunner resumes at the start of one only.
+    """
+
+    def __init__(self, path: str, interval: int, by_epoch: bool = False):
         self.path = Path(path)
         self.interval = interval
+        self.by_epoch = by_epoch
 
     def after_train_iter(self, runner) -> None:
-        if self.every_n_iters(runner, self.interval) or self.is_last_iter(runner):
-            meta = {**(runner.meta or {}), 'iter': runner.iter + 1, 'epoch': runner.epoch}
-            part = self.path.with_suffix('.part')
-            save_checkpoint(runner.model, str(part), optimizer=runner.optimizer, meta=meta)
-            part.replace(self.path)
+        due = self.every_n_iters(runner, self.interval) or self.is_last_iter(runner)
+        if due and not self.by_epoch:
+            self._save(runner, runner.iter + 1, runner.epoch)
+
+    def after_train_epoch(self, runner) -> None:
+        due = self.every_n_epochs(runner, self.interval) or self.is_last_epoch(runner)
+        if due and self.by_epoch:
+            self._save(runner, runner.iter, runner.epoch + 1)
+
+    @master_only
+    def _save(self, runner, done: int, epochs: int) -> None:
+        meta = {**(runner.meta or {}), 'iter': done, 'epoch': epochs}
+        part = self.path.with_suffix('.part')
+        save_checkpoint(runner.model, str(part), optimizer=runner.optimizer, meta=meta)
+        part.replace(self.path)

@@ -1,4 +1,4 @@
-"""Weights that a student takes over: from its teacher, or from any checkpoint that it partly fits."""
+"""Weights that a detector begins with: its config's, its teacher's, or those of any checkpoint that partly fits."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -13,6 +14,26 @@ from torch import nn
 
 from .checkpoints import load, student_state
 from .errors import MtpdError
+
+
+def initialise(model: nn.Module, backbone: dict, key: str) -> None:
+    """As its config says, which may fetch pretrained weights.
+
+    Args:
+        backbone: its config, for the message.
+        key: of the detector's model config among the overrides, such as 'student.model'.
+
+    Raises:
+        MtpdError: the pretrained weights can't be had.
+    """
+    try:
+        model.init_weights()
+    except (OSError, HTTPException) as error:
+        origin = (backbone.get('init_cfg') or {}).get('checkpoint')
+        raise MtpdError(
+            f'the pretrained weights cannot be had from {origin} ({error}). Train from random ones with '
+            f'--cfg-options {key}.backbone.init_cfg=None, or name a file as its checkpoint'
+        ) from error
 
 
 def warm_start(model: nn.Module, path: str | Path) -> int:

@@ -12,14 +12,18 @@ from typing import Any
 
 import torch
 from mmcv import Config
+from mmcv.runner import get_dist_info
 from mmdet.apis import set_random_seed, train_detector
+from mmdet.utils import get_root_logger
 from torch import nn
 
-from . import hooks  # noqa: F401  (registered with mmcv)
+from . import checkpoints, distributed, hooks  # noqa: F401  (hooks: registered with mmcv)
 from .data import pipelines
-from .errors import MtpdError, RecipeError
+from .errors import RecipeError
+from .inherit import InheritReport
 from .machine import cores
 from .recipe import Recipe
+from .rundir import writable
 
 
 def device_of(recipe: Recipe) -> str:
@@ -28,18 +32,23 @@ def device_of(recipe: Recipe) -> str:
     Raises:
         RecipeError: an unknown device, or a GPU that is not there.
     """
-    asked = recipe.cfg.runtime.device
+    return find_device(recipe.device, recipe.source, 'runtime.device')
+
+
+def find_device(asked: str, source: Path, key: str = 'device') -> str:
+    """As `device_of`, of any config's `key`."""
     if asked == 'auto':
         return 'cuda' if torch.cuda.is_available() else 'cpu'
     if asked not in ('cpu', 'cuda'):
-        raise RecipeError(
-            recipe.source, [f'runtime.device is {asked!r}: auto, cpu or cuda is needed.']
-        )
+        raise RecipeError(source, [f'{key} is {asked!r}: auto, cpu or cuda is needed.'])
     if asked == 'cuda' and not torch.cuda.is_available():
-        raise RecipeError(
-            recipe.source, ['runtime.device is cuda, and torch sees no GPU. Set it to auto or cpu.']
-        )
+        raise RecipeError(source, [f'{key} is cuda, and torch sees no GPU. Set it to auto or cpu.'])
     return asked
+
+
+def processes(recipe: Recipe) -> int:
+    """How many processes share the work, see `distributed.count`."""
+    return distributed.count(recipe.gpus, recipe.device, recipe.source)
 
 
 def fit(
@@ -50,50 +59,89 @@ def fit(
     updates: int,
     seed: int,
     scenes: int | None = None,
-) -> nn.Module:
-    """Trains what `build` makes for `updates` optimizer steps into ``out/latest.pth``; returns it.
+    meta: dict | None = None,
+) -> InheritReport | None:
+    """Trains what `build` makes for `updates` optimizer steps into ``out/latest.pth``; returns its `inherit_report`.
 
-    Resumes where that file is there. `scenes`: number of training scenes, if not the recipe's.
+    Resumes where that file is there. With `runtime.gpus`, or in a world (`mtpd.distributed`), by several processes.
+
+    Args:
+        build: makes the detector or `Distiller`, in each process; it must pickle where there are several.
+        scenes: number of training scenes, if not the recipe's.
+        meta: about the training, for the checkpoint.
 
     Raises:
-        RecipeError: the dataset, the device or the detector does not fit the recipe.
+        RecipeError: the dataset, the devices or the detector do not fit the recipe.
         MtpdError: `out` cannot be written to.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / 'log.json').touch()
-    except OSError as error:
-        raise MtpdError(
-            f'{out} cannot be written to ({error.strerror}). Choose another --work-dir.'
-        ) from None
-    device = device_of(recipe)
-    if device == 'cpu':
-        shared_out = os.environ.get('OMP_NUM_THREADS')  # torch has read it
-        if recipe.cfg.runtime.threads or not shared_out:
-            torch.set_num_threads(recipe.cfg.runtime.threads or cores())
+    distributed.share(recipe.cfg.schedule.batch_size, processes(recipe), recipe.source)
+    writable(out)
     masks = pipelines.with_masks(recipe, model_cfg)
     train, val = (pipelines.dataset(recipe, split, scenes, masks) for split in ('train', 'val'))
-    set_random_seed(seed)
-    model, data = build(), pipelines.build(train)
+    cfg = mmdet_cfg(recipe, train, val, out, updates, seed, device_of(recipe))
+    validate = bool(recipe.cfg.schedule.eval_interval)
+    return run(cfg, build, recipe.source, validate, recipe.cfg.runtime.threads, meta)
+
+
+def run(
+    cfg: Config,
+    build: Callable[[], nn.Module],
+    source: Path,
+    validate: bool,
+    threads: int = 0,
+    meta: dict | None = None,
+) -> InheritReport | None:
+    """Trains what `build` makes as an mmdet config says, into its `work_dir`; returns its `inherit_report`.
+
+    By mmdet's own loop, with our log.json in place of mmdet's text log, and a latest.pth that is whole at any time,
+    from which it resumes, in place of its checkpoints.
+
+    Args:
+        cfg: with `work_dir`, `seed`, `device` and `gpu_ids`, as mmdet's `train_detector` reads it; of several
+            `gpu_ids` each stands for a process.
+        build: must pickle where there are several processes.
+        source: the config's file, for messages.
+        validate: evaluate in between, too.
+        threads: of torch on the CPU; 0: one per core, or what OMP_NUM_THREADS says.
+
+    Raises:
+        RecipeError: there is no image to train on.
+        MtpdError: the latest.pth to go on from is damaged.
+    """
+    if (latest := Path(cfg.work_dir) / 'latest.pth').is_file():
+        checkpoints.load_own(latest)
+    task = (_run, cfg, build, source, validate, threads, meta)
+    return distributed.everywhere(len(cfg.gpu_ids), cfg.device, *task)
+
+
+def _run(cfg, build, source, validate, threads, meta) -> InheritReport | None:
+    """`run` in one process, of several or by itself."""
+    rank, size = get_dist_info()
+    if cfg.device == 'cpu' and (threads or not os.environ.get('OMP_NUM_THREADS')):
+        torch.set_num_threads(threads or cores())
+    # Made here, as building a Swin Transformer would make mmdet's log at INFO: lists of hooks, and so on.
+    get_root_logger(log_level='WARNING')
+    set_random_seed(cfg.seed)
+    model, data = build(), pipelines.build(cfg.data.train)
     model.CLASSES = data.CLASSES
     if len(data) == 0:
-        raise RecipeError(
-            recipe.source, [f'{train["ann_file"]} has no image with an object to train on.']
-        )
-    model = model.to(device)
-    latest = out / 'latest.pth'
-    cfg = mmdet_cfg(recipe, train, val, out, updates, seed, device)
-    cfg.resume_from = str(latest) if latest.is_file() else None
-    if cfg.resume_from is None:
-        (out / 'log.json').write_text('')
-    train_detector(
-        model,
-        data,
-        cfg,
-        validate=bool(recipe.cfg.schedule.eval_interval),
-        meta={'CLASSES': data.CLASSES},
-    )
-    return model
+        where = getattr(data, 'ann_file', 'the training split')
+        raise RecipeError(source, [f'{where} has no image with an object to train on.'])
+    log, latest = (Path(cfg.work_dir) / name for name in ('log.json', 'latest.pth'))
+    shown = [hook for hook in cfg.log_config.get('hooks', ()) if hook['type'] != 'TextLoggerHook']
+    cfg.log_config.hooks = [dict(type='JsonLog', path=str(log)), *shown]
+    saving = dict(type='SaveLatest', path=str(latest), **cfg.checkpoint_config)
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or ()), saving]
+    cfg.checkpoint_config = None
+    cfg.log_level = 'WARNING'
+    if latest.is_file():
+        cfg.resume_from = str(latest)
+    elif rank == 0:
+        log.write_text('')
+    meta = {'CLASSES': data.CLASSES, **(meta or {})}
+    distributed.own_seed(cfg.seed)
+    train_detector(model.to(cfg.device), data, cfg, size > 1, validate, meta=meta)
+    return getattr(model, 'inherit_report', None)
 
 
 def mmdet_cfg(
@@ -101,7 +149,9 @@ def mmdet_cfg(
 ) -> Config:
     """The config that mmdet's `train_detector` reads."""
     schedule, runtime = recipe.cfg.schedule, recipe.cfg.runtime
-    batch = dict(samples_per_gpu=schedule.batch_size, workers_per_gpu=runtime.workers)
+    size = processes(recipe)
+    images = distributed.share(schedule.batch_size, size, recipe.source)
+    batch = dict(samples_per_gpu=images, workers_per_gpu=runtime.workers)
     settings: dict[str, Any] = dict(
         data=dict(
             train=train,
@@ -116,24 +166,15 @@ def mmdet_cfg(
         optimizer_config=dict(grad_clip=schedule.grad_clip),
         lr_config=_in_updates(schedule.lr, updates),
         runner=dict(type='IterBasedRunner', max_iters=updates),
-        checkpoint_config=None,
-        log_config=dict(
-            interval=schedule.log_interval, hooks=[dict(type='JsonLog', path=str(out / 'log.json'))]
-        ),
-        custom_hooks=[
-            dict(
-                type='SaveLatest',
-                path=str(out / 'latest.pth'),
-                interval=schedule.checkpoint_interval,
-            )
-        ],
+        checkpoint_config=dict(interval=schedule.checkpoint_interval, by_epoch=False),
+        log_config=dict(interval=schedule.log_interval),
         evaluation=dict(interval=schedule.eval_interval or updates, metric='bbox'),
         workflow=[('train', 1)],
         work_dir=str(out),
-        log_level='WARNING',
         load_from=None,
         resume_from=None,
-        gpu_ids=[0],
+        gpu_ids=list(range(size)),
+        find_unused_parameters=True,  # as the original; only where there are several processes
         device=device,
         seed=seed,
     )

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from .adaptation import costs_from_features
-from .files import write_json
-from .recipe import Recipe
+from .files import read_json, write_json
+from .recipe import Recipe, load_recipe
 from .sequence import SEARCHES, choose_sequence
 
 CONFIDENCE = 95  # per cent
@@ -105,6 +105,27 @@ def choose(recipe: Recipe, costs: dict, work_dir: str | Path | None = None) -> d
     found['check'] = choose_sequence(costs, ap, method=other, **limits)
     write_json(recipe.run_dir(work_dir) / 'order' / 'sequence.json', found)
     return found
+
+
+def settled(recipe: Recipe, work_dir: str | Path | None = None) -> Recipe:
+    """The recipe with the chosen sequence as the teachers of its arms that say 'auto'; itself where none does.
+
+    The choice is that of ``order/sequence.json``, made now where it is missing.
+
+    Raises:
+        RecipeError, MtpdError: from `adaptation_costs` and `choose`.
+    """
+    open_arms = [arm for arm in recipe.arms.values() if not arm.teachers]
+    if not open_arms:
+        return recipe
+    found = read_json(recipe.run_dir(work_dir) / 'order' / 'sequence.json')
+    found = found or choose(recipe, adaptation_costs(recipe, work_dir), work_dir)
+    path = ' → '.join(found['sequence'])
+    overrides: dict = {}
+    for arm in open_arms:
+        overrides[f'arms.{arm.name}.teachers'] = found['sequence']
+        overrides[f'arms.{arm.name}.label'] = f'{arm.label}: {path}'
+    return load_recipe(recipe, overrides)
 
 
 def conclusion(found: dict, labels: dict[str, str]) -> str:

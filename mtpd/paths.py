@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 from pathlib import Path, PurePosixPath
@@ -9,6 +10,7 @@ from urllib.parse import urlsplit
 
 from .errors import RecipeError
 from .files import sha256_in_name
+from .schema import nearest
 
 # Of the checkout: configs/, notebooks/ and runs/ lie here.
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +38,21 @@ def cached(url: str) -> Path:
     return cache_dir() / 'checkpoints' / name
 
 
+def config_file(path: str | Path) -> Path:
+    """A recipe's or an mmdet config's file: relative to the working directory or the checkout, or `mmdet::x.py`.
+
+    Raises:
+        RecipeError: no such file; with the nearest one.
+    """
+    if str(path).startswith('mmdet::'):
+        return resolve(str(path), Path(path))
+    found = next((p for p in (Path(path), ROOT / path) if p.is_file()), None)
+    if found is None:
+        known = sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'configs').glob('[!_]*/*.py'))
+        raise RecipeError(path, ['no such file. ' + nearest(str(path), known)])
+    return found
+
+
 def resolve(path: str, source: Path) -> Path:
     """A path of a recipe: `mmdet::x.py` in mmdet's packaged configs, else absolute, or relative to the working
     directory, the recipe's folder or the checkout (the first that exists; else the working directory's).
@@ -46,13 +63,13 @@ def resolve(path: str, source: Path) -> Path:
     if str(path).startswith('mmdet::'):
         import mmdet
 
-        found = Path(mmdet.__file__).parent / '.mim' / 'configs' / str(path).removeprefix('mmdet::')
-        if not found.is_file():
-            raise RecipeError(
-                source,
-                [f'{path}: mmdet has no such config. Its configs lie in {found.parents[1]}.'],
-            )
-        return found
+        root, name = Path(mmdet.__file__).parent / '.mim' / 'configs', path.removeprefix('mmdet::')
+        if not (root / name).is_file():
+            known = [str(file.relative_to(root)) for file in root.glob('[!_]*/*.py')]
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean 'mmdet::{close[0]}'?" if close else f'Its configs lie in {root}.'
+            raise RecipeError(source, [f'{path}: mmdet has no such config. {hint}'])
+        return root / name
     places = [Path.cwd(), source.parent, ROOT]
     return next((place / path for place in places if (place / path).exists()), Path.cwd() / path)
 

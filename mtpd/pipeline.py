@@ -9,13 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import MtpdError, RecipeError
+from . import compare, world
+from .distributed import share
+from .errors import MtpdError
 from .files import read_json, write_json
 from .lanes import Lanes, Marked
+from .loop import processes
 from .notebooks import execute
+from .order import settled
 from .paths import ROOT, shown
 from .recipe import Arm, Recipe, load_recipe
-from .rundir import now, open_run, open_status
+from .rundir import about, now, open_run, open_status
 from .train import stage_dir
 
 NOTEBOOKS = ROOT / 'notebooks'
@@ -57,7 +61,10 @@ class Step:
 
 
 def chains(recipe: Recipe, run_dir: Path) -> list[list[list[Step]]]:
-    """The steps in order: groups of chains, which may run side by side, of steps that need each other."""
+    """The steps in order: groups of chains, which may run side by side, of steps that need each other.
+
+    Where an arm's teachers are still to be chosen, the steps up to the choice.
+    """
 
     def step(name: str, *makes: str, **parameters: Any) -> Step:
         files = tuple(run_dir / item for item in makes)
@@ -73,10 +80,15 @@ def chains(recipe: Recipe, run_dir: Path) -> list[list[list[Step]]]:
 
     trained = [f'detectors/{name}/metrics.json' for name in recipe.detectors]
     order = step('03_teacher_order', 'order/costs.json', 'order/sequence.json')
-    return [
+    first = [
         [[step('00_environment', 'environment.json')]],
         [[step('01_data')]],
         [[step('02_detectors', *trained)]],
+    ]
+    if not all(arm.teachers for arm in recipe.arms.values()):
+        return [*first, [[order]]]
+    return [
+        *first,
         [[order], *(stages(arm) for arm in recipe.arms.values())],
         [[step('05_evaluate')], [step('06_analysis')]],
     ]
@@ -114,12 +126,16 @@ def run_recipe(
         work_dir = ROOT / 'runs' / f'{recipe.name}-smoke' / str(recipe.seed)
     run_dir = recipe.run_dir(work_dir)
     preflight(recipe)
+    if minutes := _expected_minutes(recipe):
+        echo(f'{recipe.name}: about {minutes:g} minutes on 2 CPU cores, less on fast ones')
     open_run(recipe, run_dir, smoke, _smoke(recipe) if smoke else ())
-    work = _Work(recipe, run_dir, echo, stream)
-    began = time.time()
+    began, chosen = time.time(), (run_dir / 'order' / 'sequence.json').is_file()
+    work = _Work(settled(recipe, run_dir) if chosen else recipe, run_dir, echo, stream)
     try:
-        for group in chains(recipe, run_dir):
-            work.lanes.run(group, work)
+        work.run()
+        if not chosen and (plan := settled(recipe, run_dir)) is not recipe:
+            work = _Work(plan, run_dir, echo, stream)
+            work.run()
         work.note(work.status, state='done', ended=now())
     except BaseException:
         work.note(work.status, state='failed', ended=now())
@@ -137,10 +153,18 @@ class _Work:
 
     def __init__(self, recipe: Recipe, run_dir: Path, echo: Callable[[str], None], stream: Any):
         self.recipe, self.run_dir, self.echo, self.stream = recipe, run_dir, echo, stream
-        self.lanes = Lanes(recipe.cfg.runtime.jobs)
+        # Arms side by side would share the GPUs that each of them asks for.
+        self.lanes = Lanes(1 if processes(recipe) > 1 else recipe.cfg.runtime.jobs)
         self.names = [step.title for step in steps(recipe, run_dir)]
         self.status = open_status(self.names, run_dir)
+        info = read_json(run_dir / 'run.json')
+        write_json(run_dir / 'run.json', info | {'arms': about(recipe)['arms']})
         self.lock = threading.Lock()
+
+    def run(self) -> None:
+        """Every step that is not done."""
+        for group in chains(self.recipe, self.run_dir):
+            self.lanes.run(group, self)
 
     def note(self, entry: dict, **values: Any) -> None:
         with self.lock:
@@ -193,15 +217,25 @@ def _smoke(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def _expected_minutes(recipe: Recipe) -> float | None:
+    """Those of the recipe, unless what takes the time is overridden."""
+    heavy = ('schedule.', 'teachers.', 'student.', 'image.', 'data.scenes', 'arms.', 'runtime.')
+    changed = any(key.startswith(heavy) for key in recipe.overrides)
+    return None if changed else recipe.cfg.get('expected_minutes')
+
+
 def options_text(recipe: Recipe) -> str:
     """The recipe's overrides as `--cfg-options` takes them; the seed has its own option."""
     return ' '.join(f'{key}={value}' for key, value in recipe.overrides.items() if key != 'seed')
 
 
 def preflight(recipe: Recipe) -> None:
-    problems = recipe.data_problems() + recipe.checkpoint_problems()
-    if problems:
-        raise RecipeError(recipe.source, problems)
-    for name in recipe.detectors:  # now, rather than after hours of training
-        for key in ('checkpoint', 'init'):
-            recipe.fetch(name, key)
+    """Now, rather than after hours of training."""
+    if (here := world.here()) and here.size > 1:
+        raise MtpdError(
+            f'{here.starter} started {here.size} processes, and a run starts its own: start it once, with --gpus.'
+        )
+    share(recipe.cfg.schedule.batch_size, processes(recipe), recipe.source)
+    compare.check(recipe, recipe.detectors)
+    for name in recipe.detectors:
+        recipe.fetch(name, 'init')

@@ -7,6 +7,7 @@ from . import compat  # noqa: F401  (before mmcv)
 # isort: split
 import copy
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,15 @@ from typing import Any
 from mmcv import Config, ConfigDict
 
 from . import schema
+from .config import (
+    as_overrides,
+    as_python,
+    is_plain,
+    lay_over,
+    name_weights_once,
+    read,
+    set_classes,
+)
 from .data import coco, digits, download
 from .errors import RecipeError
 from .files import sha256_in_name
@@ -24,7 +34,10 @@ PATHS = ('data.root', '.config', '.checkpoint', '.init')  # keys whose values ar
 
 @dataclass(frozen=True)
 class Arm:
-    """A named sequence of teachers (None: a stage without one); its updates are split evenly over the stages."""
+    """A named sequence of teachers (None: a stage without one); its updates are split evenly over the stages.
+
+    No teachers: they are 'auto' and not chosen yet, see `mtpd.order.settled`.
+    """
 
     name: str
     label: str
@@ -38,6 +51,10 @@ class Arm:
     def stage_name(self, stage: int) -> str:
         """The folder's name of stage 1, 2, ..."""
         return f'{stage}_{self.teachers[stage - 1] or "no_teacher"}'
+
+
+def _named(teachers: Any) -> tuple:
+    return () if teachers == 'auto' else tuple(teachers)
 
 
 class Recipe:
@@ -64,6 +81,15 @@ class Recipe:
     def seed(self) -> int:
         return self.cfg.seed
 
+    @property
+    def gpus(self) -> int | None:
+        """Processes that share its work, None where it doesn't say."""
+        return self.cfg.runtime.get('gpus')
+
+    @property
+    def device(self) -> str:
+        return self.cfg.runtime.device
+
     def run_dir(self, work_dir: str | Path | None = None) -> Path:
         """Where the recipe's results go: `work_dir` or `runs/<name>/<seed>` of the checkout."""
         return Path(work_dir).resolve() if work_dir else ROOT / 'runs' / self.name / str(self.seed)
@@ -72,7 +98,7 @@ class Recipe:
     def arms(self) -> dict[str, Arm]:
         updates = self.cfg.schedule.arm
         return {
-            name: Arm(name, arm.get('label', name), tuple(arm.teachers), updates)
+            name: Arm(name, arm.get('label', name), _named(arm.teachers), updates)
             for name, arm in self.cfg.arms.items()
         }
 
@@ -86,6 +112,11 @@ class Recipe:
         arms = self.arms
         if name not in arms:
             raise RecipeError(self.source, [schema.unknown('arm', name, arms)])
+        if not arms[name].teachers:
+            text = (
+                f'the teachers of arm {name!r} are chosen by adaptation cost: `mtpd order` first.'
+            )
+            raise RecipeError(self.source, [text])
         if stage is not None and not 1 <= stage <= len(arms[name].teachers):
             count = len(arms[name].teachers)
             raise RecipeError(
@@ -133,19 +164,27 @@ class Recipe:
             ]
             if names[0] != names[1]:
                 found.append(
-                    f'train has the classes {", ".join(names[0])} and val {", ".join(names[1])}: make them equal.'
+                    f'train has the classes {", ".join(names[0])} and val {", ".join(names[1])}: make them equal, and '
+                    'in the same order, by which mmdet numbers them.'
                 )
         return found
 
     # Detectors
 
+    def detector(self, name: str) -> dict:
+        """What the recipe says of a detector. Raises RecipeError where it has none of that name."""
+        if name not in self.detectors:
+            raise RecipeError(self.source, [schema.unknown('detector', name, self.detectors)])
+        return self.detectors[name]
+
     def model(self, name: str) -> ConfigDict:
         """mmdet model config of 'student' or a teacher, with the heads sized to the dataset's classes."""
-        spec = self.detectors[name]
+        spec = self.detector(name)
         cfg = Config.fromfile(str(resolve(spec.config, self.source)))
         cfg.merge_from_dict({'model': copy.deepcopy(spec.get('model', {}))})
         model = cfg.model
-        _set_classes(model, len(self.classes))
+        name_weights_once(model)
+        set_classes(model, len(self.classes))
         return model
 
     def checkpoint(self, name: str, key: str = 'checkpoint') -> Path | None:
@@ -177,9 +216,11 @@ class Recipe:
             download.fetch(url, path, sha256_in_name(path.name))
         return path
 
-    def checkpoint_problems(self) -> list[str]:
-        """Checkpoints that are named and missing, and can't be fetched."""
-        paths = {name: self.checkpoint(name) for name in self.detectors}
+    def checkpoint_problems(self, names: Iterable[str] | None = None) -> list[str]:
+        """Checkpoints that are named and missing, and can't be fetched; of all detectors, or of `names`."""
+        paths = {
+            name: self.checkpoint(name) for name in (self.detectors if names is None else names)
+        }
         return [
             f'checkpoint of {name}: {path} is missing. Fetch it, or train it: --cfg-options {_key(name)}.checkpoint=None'
             for name, path in paths.items()
@@ -189,22 +230,11 @@ class Recipe:
     @property
     def text(self) -> str:
         """The resolved recipe as Python: enough to run again."""
-        return ''.join(
-            f'{key} = {value!r}\n' for key, value in self.cfg._cfg_dict.to_dict().items()
-        )
+        return as_python(self.cfg._cfg_dict.to_dict())
 
 
 def _key(detector: str) -> str:
     return detector if detector == 'student' else f'teachers.{detector}'
-
-
-def _set_classes(node: Any, count: int) -> None:
-    for item in (
-        node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
-    ):
-        _set_classes(item, count)
-    if isinstance(node, dict) and 'num_classes' in node:
-        node['num_classes'] = count
 
 
 def load_recipe(
@@ -222,25 +252,17 @@ def load_recipe(
         RecipeError: no such file, a file that does not load, unknown keys, wrong types, names that don't fit
             together: all in one message.
     """
-    try:
-        overrides = (
-            schema.parse_overrides(overrides) if isinstance(overrides, str) else overrides or {}
-        )
-    except ValueError as error:
-        raise RecipeError('an override', [str(error)]) from None
+    overrides = as_overrides(overrides)
     if seed is not None:
         overrides = {**overrides, 'seed': seed}
     if isinstance(path, Recipe):
         return load_recipe(path.source, {**path.overrides, **overrides}) if overrides else path
-    source = next((p for p in (Path(path), ROOT / path) if p.is_file()), None)
-    if source is None:
-        known = sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'configs').glob('[!_]*/*.py'))
-        raise RecipeError(path, ['no such file. ' + schema.nearest(str(path), known)])
-    try:
-        cfg = Config.fromfile(str(source.resolve()))
-        cfg.merge_from_dict(copy.deepcopy(overrides))
-    except Exception as error:  # a recipe is Python: anything can go wrong in it
-        raise RecipeError(source, [f'it does not load: {type(error).__name__}: {error}']) from error
+    source, cfg = read(path)
+    if is_plain(cfg):
+        raise RecipeError(
+            path, ['an mmdet config, not a recipe: only `mtpd train` and `mtpd eval` take it.']
+        )
+    lay_over(cfg, overrides, source)
     found = schema.problems(cfg._cfg_dict.to_dict())
     if found:
         raise RecipeError(source, found)

@@ -67,10 +67,11 @@ def _index(run: Run, pages: list[dict]) -> str:
         headline=HEADLINES[run.state],
         detail=_detail(run),
         missing=[step for step in run.steps if step['state'] != 'done'],
-        conclusion=conclusion(results),
+        conclusion='' if run.info.get('smoke') else conclusion(results),
         rows=_table(results, run.info.get('paper') or {}),
         groups=GROUPS,
         paper_shown=bool(run.info.get('paper')),
+        masks_shown=any(row['mask_AP'] is not None for row in results),
         figures=_figures(run, results),
         pages=pages,
         environment=run.environment,
@@ -102,14 +103,15 @@ def _detail(run: Run) -> str:
 
 def _table(results: list[dict], paper: dict) -> list[dict]:
     base = next((r['AP'] for r in results if r['role'] == 'baseline'), None)
-    best = max((r['AP'] for r in results if r['role'] == 'arm' and r['AP'] is not None), default=0)
+    aps = [round(r['AP'], 1) for r in results if r['role'] == 'arm' and r['AP'] is not None]
+    best = max(aps) if aps and aps.count(max(aps)) == 1 else None  # of several nobody is
     said = {'baseline': 'baseline', 'direct': 'direct', 'progressive': 'result'}
     return [
         row
         | {
             'group': ('baseline', 'arm', 'teacher').index(row['role']),
             'paper': paper.get(said.get(row['kind'] or row['role'])),
-            'best': row['role'] == 'arm' and row['AP'] == best,
+            'best': row['role'] == 'arm' and row['AP'] is not None and round(row['AP'], 1) == best,
             'gain': '–'
             if row['role'] != 'arm' or None in (row['AP'], base)
             else plots.signed(round(row['AP'], 1) - round(base, 1)),
@@ -142,7 +144,7 @@ def _figures(run: Run, results: list[dict]) -> list[dict]:
         ),
         (
             plots.ap_versus_cost(results),
-            'AP against what a detector costs to run: distillation moves the student up at no cost.',
+            'AP against what a detector costs to run: distillation moves the student up and leaves its size as it is.',
         ),
         (
             plots.cost_matrix(names, costs['cost']),

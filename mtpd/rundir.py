@@ -24,22 +24,7 @@ def open_run(recipe: Recipe, run_dir: Path, smoke: bool, hidden: Iterable[str] =
     Raises:
         MtpdError: it cannot be written to, or holds a run with other settings.
     """
-    kept = run_dir / 'recipe.py'
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        probe = run_dir / f'.{os.getpid()}'
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise MtpdError(
-            f'{run_dir} cannot be written to ({error.strerror}). Choose another folder with --work-dir.'
-        ) from None
-    if kept.is_file() and kept.read_text() != recipe.text:
-        raise MtpdError(
-            f'{run_dir} holds a run with other settings (compare {kept}). Choose another --work-dir, '
-            'or remove that folder.'
-        )
-    write_text(kept, recipe.text)
+    claim(run_dir / 'recipe.py', recipe.text)
     info = about(recipe, smoke, hidden)
     info['seconds'] = (read_json(run_dir / 'run.json') or {}).get('seconds')
     write_json(run_dir / 'run.json', info)
@@ -79,6 +64,30 @@ def about(recipe: Recipe, smoke: bool = False, hidden: Iterable[str] = ()) -> di
         'classes': list(recipe.classes),
         'seconds': None,
     }
+
+
+def claim(kept: Path, text: str) -> None:
+    """Keeps a run's settings in its folder. Raises MtpdError as `writable`, or where others are kept there."""
+    writable(kept.parent)
+    if kept.is_file() and kept.read_text() != text:
+        raise MtpdError(
+            f'{kept.parent} holds a run with other settings (compare {kept}). Choose another --work-dir, '
+            'or remove that folder.'
+        )
+    write_text(kept, text)
+
+
+def writable(folder: Path) -> None:
+    """Makes the folder. Raises MtpdError where that fails, or nothing can be written to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f'.{os.getpid()}'
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise MtpdError(
+            f'{folder} cannot be written to ({error.strerror}). Choose another folder with --work-dir.'
+        ) from None
 
 
 def open_status(steps: list[str], run_dir: Path) -> dict:

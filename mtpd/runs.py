@@ -29,8 +29,11 @@ DISTILLATION = re.compile(r'loss_.+_fpn_\d+')  # as `train.distill_cfg` names th
 
 
 def split_loss(row: dict) -> tuple[float | None, float | None]:
-    """Detection loss and distillation loss of a log row (None: not in the row)."""
-    parts = {k: v for k, v in row.items() if k.startswith('loss_') and v is not None}
+    """Detection loss and distillation loss of a log row (None: not in the row).
+
+    What mmdet trains is what has 'loss' in its name: also a cascade's ``s0.loss_cls``.
+    """
+    parts = {k: v for k, v in row.items() if 'loss' in k and k != 'loss' and v is not None}
     distillation = [v for k, v in parts.items() if DISTILLATION.fullmatch(k)]
     detection = [v for k, v in parts.items() if not DISTILLATION.fullmatch(k)]
     if detection:
@@ -67,7 +70,9 @@ def load_run(path: str | Path) -> Run:
         found += sorted(str(p.parent) for p in path.glob('*/run.json')) if path.is_dir() else []
         hint = f' Did you mean {found[-1]}?' if found else ''
         what = 'has no run.json' if path.is_dir() else 'does not exist'
-        raise MtpdError(f'{path} is not a run: it {what}.{hint} Run `mtpd run RECIPE` first.')
+        raise MtpdError(
+            f'{path} is not a run: it {what}.{hint} Run `make demo`, or `mtpd run RECIPE`, first.'
+        )
     return Run(
         path,
         read_json(path / 'run.json'),
@@ -88,6 +93,20 @@ class Run:
     @property
     def arms(self) -> list[dict]:
         return self.info.get('arms', [])
+
+    def arm(self, name: str = '') -> dict:
+        """An arm as run.json has it; without a name the progressive one, else the last. MtpdError if there is none."""
+        kinds = arm_kinds(self.arms)
+        wanted = [
+            a
+            for a in self.arms
+            if (a['name'] if name else kinds[a['name']]) == (name or 'progressive')
+        ]
+        found = wanted or ([] if name else self.arms)
+        if not found:
+            names = ', '.join(kinds) or 'none'
+            raise MtpdError(f'{self.path} has no arm {name!r}. There are: {names}.')
+        return found[-1]
 
     @property
     def student(self) -> str | None:

@@ -44,7 +44,7 @@ RECIPE = {
     },
     'student': DETECTOR,
     'teachers': {'*': DETECTOR},
-    'arms': {'*': {'label': str, 'teachers': (list, tuple)}},
+    'arms': {'*': {'label': str, 'teachers': (list, tuple, str)}},  # 'auto': see `order.settled`
     'distill': {
         'method': str,
         'settings': {'*': FREE},
@@ -70,7 +70,7 @@ RECIPE = {
         'eval_interval': int,
     },
     'evaluation': {'metrics': (list, tuple), 'batch_size': int},
-    'runtime': {'device': str, 'workers': int, 'threads': int, 'jobs': int},
+    'runtime': {'device': str, 'gpus': int, 'workers': int, 'threads': int, 'jobs': int},
 }
 OPTIONAL = {
     'paper',
@@ -83,6 +83,7 @@ OPTIONAL = {
     'updates',
     'scenes',
     'lr_batch_size',
+    'gpus',
 }
 CHOICES = {
     'distill.start': ('baseline', 'inherit', 'random'),
@@ -100,6 +101,7 @@ POSITIVE = (
     ('image', 'divisor'),
     ('order', 'max_length'),
     ('runtime', 'jobs'),
+    ('runtime', 'gpus'),
 )
 
 
@@ -173,6 +175,8 @@ def _choices(cfg: dict) -> list[str]:
     for split in ('train', 'val'):
         if split not in cfg['data']['splits']:
             found.append(f'data.splits.{split} is missing.')
+    if 'bbox' not in cfg['evaluation']['metrics']:
+        found.append('evaluation.metrics lacks bbox, by which detectors are compared: add it.')
     unknown_metrics = set(cfg['evaluation']['metrics']) - {'bbox', 'segm'}
     return found + [
         unknown('evaluation.metrics', str(metric), ['bbox', 'segm'])
@@ -189,6 +193,9 @@ def _arms(cfg: dict) -> list[str]:
     if not cfg['arms']:
         found.append('arms is empty: name at least one sequence of teachers.')
     for name, arm in cfg['arms'].items():
+        if isinstance(arm['teachers'], str):
+            found += _auto(cfg, name, arm['teachers'])
+            continue
         if not arm['teachers']:
             found.append(f'arms.{name}.teachers is empty: [None] is a stage without a teacher.')
             continue
@@ -197,7 +204,7 @@ def _arms(cfg: dict) -> list[str]:
             for teacher in arm['teachers']
             if teacher is not None and teacher not in teachers
         ]
-        if cfg['schedule']['arm'] % len(arm['teachers']):
+        if cfg['schedule']['arm'] > 0 and cfg['schedule']['arm'] % len(arm['teachers']):
             found.append(
                 f'arms.{name} has {len(arm["teachers"])} stages, which do not divide schedule.arm = '
                 f'{cfg["schedule"]["arm"]} evenly: every arm gets the same number of updates.'
@@ -205,11 +212,34 @@ def _arms(cfg: dict) -> list[str]:
     return found
 
 
+def _auto(cfg: dict, name: str, word: str) -> list[str]:
+    if word != 'auto':
+        return [f"arms.{name}.teachers is {word!r}: a list of teachers is needed, or 'auto'."]
+    if not cfg['teachers']:
+        return [f'arms.{name}: there are no teachers to choose from.']
+    longest = min(cfg['order']['max_length'], len(cfg['teachers']))
+    uneven = [k for k in range(1, longest + 1) if cfg['schedule']['arm'] % k]
+    if uneven:
+        return [
+            f'arms.{name} may get {uneven[0]} stages (order.max_length), which do not divide schedule.arm = '
+            f'{cfg["schedule"]["arm"]} evenly: every arm gets the same number of updates.'
+        ]
+    return []
+
+
 def _numbers(cfg: dict) -> list[str]:
     found = [
         f'{section}.{key} is {cfg[section][key]}: it must be at least 1.'
         for section, key in POSITIVE
-        if cfg[section][key] < 1
+        if cfg[section].get(key, 1) < 1
+    ]
+    detectors = {'student': cfg['student']}
+    detectors |= {f'teachers.{name}': spec for name, spec in cfg['teachers'].items()}
+    found += [
+        f'{place}.{key} is {spec[key]}: it must be at least 1.'
+        for place, spec in detectors.items()
+        for key in ('updates', 'scenes')
+        if spec.get(key, 1) < 1
     ]
     found += _levels(cfg['distill'])
     if cfg['order']['images'] < 2:

@@ -12,9 +12,12 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None =
     """Rows as a table: numbers with one decimal or as integers, None as a dash.
 
     Args:
-        columns: {key of a row: heading}, in order; all keys of the first row by default.
+        columns: {key of a row: heading}, in order; all keys of the first row by default. Without rows there is no
+            table either.
     """
-    columns = columns or {key: key for key in (rows[0] if rows else {})}
+    if not rows:
+        return Markdown('')
+    columns = columns or {key: key for key in rows[0]}
     lines = [_line(columns.values()), _line('---' for _ in columns)]
     lines += [_line(text(row.get(key)) for key in columns) for row in rows]
     return Markdown('\n'.join(lines))

@@ -6,18 +6,22 @@ from . import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import time
+from functools import partial
 from pathlib import Path
 
 from mmcv import ConfigDict
 from mmdet.models import build_detector
+from torch import nn
 
-from . import checkpoints
+from . import checkpoints, compare
 from .distiller import Distiller
 from .errors import RecipeError
-from .evaluate import describe, evaluate
+from .evaluate import describe, evaluate, measured
 from .files import read_json, sha256, write_json
-from .inherit import warm_start
+from .inherit import initialise, warm_start
 from .loop import fit
+from .order import settled
+from .plain import as_mmdet
 from .recipe import Arm, Recipe
 
 
@@ -34,24 +38,21 @@ def train_detector_run(
     Raises:
         RecipeError: the dataset or the detector does not fit the recipe.
     """
-    spec = recipe.detectors[detector]
+    spec = recipe.detector(detector)
     out = recipe.run_dir(work_dir) / 'detectors' / detector
     schedule = recipe.cfg.schedule
     default = schedule.baseline if detector == 'student' else schedule.teacher
     final = out / 'model.pth'
     if not final.is_file():
+        compare.check(recipe, [detector], loaded=())
         print(f'training {spec.get("label", detector)}')
         cfg = recipe.model(detector)
-
-        def build():
-            model = build_detector(ConfigDict(cfg))
-            model.init_weights()
-            if origin := recipe.fetch(detector, 'init'):
-                print(f'{detector}: {warm_start(model, origin)} tensors from {origin}')
-            return model
-
-        fit(recipe, build, cfg, out, spec.get('updates', default), recipe.seed, spec.get('scenes'))
-        _export(recipe, detector, out / 'latest.pth', final)
+        build = partial(_warm_detector, cfg, detector, recipe.fetch(detector, 'init'))
+        updates, about = spec.get('updates', default), _about(recipe, detector)
+        fit(recipe, build, cfg, out, updates, recipe.seed, spec.get('scenes'), about)
+        checkpoints.export_student(out / 'latest.pth', final)
+    else:
+        checkpoints.load_own(final)
     return _measured(recipe, detector, out, final)
 
 
@@ -60,7 +61,8 @@ def train_stage(
 ) -> dict:
     """One stage of an arm: stage 1 from the baseline (or as `distill.start` says), later ones from the one before.
 
-    What comes before it and is missing is trained first. A stage without a teacher trains the plain student on.
+    What comes before it and is missing is trained first; what is there and damaged stays, and is an error. A stage
+    without a teacher trains the plain student on. Teachers and data are compared before anything is trained.
 
     Returns:
         ``{'dir', 'checkpoint', 'metrics', 'stage'}``: paths, and the contents of metrics.json and stage.json.
@@ -69,16 +71,19 @@ def train_stage(
         RecipeError: no such arm or stage; dataset, teacher or student don't fit the recipe.
         MtpdError: a checkpoint is missing, broken or of another architecture.
     """
+    recipe = settled(recipe, work_dir)
     plan = recipe.arm(arm, stage)
     out = stage_dir(recipe, plan, stage, work_dir)
     final = out / 'student.pth'
     if not final.is_file():
+        _check(recipe, plan, stage, work_dir)
         start, origin = _start(recipe, plan, stage, work_dir)
         teacher = plan.teachers[stage - 1]
         model, cfg = _stage_model(recipe, teacher, start, origin, work_dir)
-        began = time.time()
-        fitted = fit(recipe, model, cfg, out, plan.stage_updates, recipe.seed * 1000 + stage)
-        report = getattr(fitted, 'inherit_report', None)
+        about = _about(recipe, 'student', arm=arm, stage=stage, teacher=teacher)
+        about['stages'] = _stages(recipe, plan, stage, start, origin, work_dir)
+        began, seed = time.time(), recipe.seed * 1000 + stage
+        report = fit(recipe, model, cfg, out, plan.stage_updates, seed, meta=about)
         write_json(
             out / 'stage.json',
             {
@@ -93,7 +98,9 @@ def train_stage(
                 'skipped': report.skipped if report else {},
             },
         )
-        _export(recipe, 'student', out / 'latest.pth', final, arm=arm, stage=stage, teacher=teacher)
+        checkpoints.export_student(out / 'latest.pth', final)
+    else:
+        checkpoints.load_own(final)
     return {**_measured(recipe, 'student', out, final), 'stage': read_json(out / 'stage.json')}
 
 
@@ -131,6 +138,16 @@ def detector_checkpoint(recipe: Recipe, name: str, work_dir: str | Path | None =
     return train_detector_run(recipe, name, work_dir)['checkpoint']
 
 
+def _check(recipe: Recipe, arm: Arm, stage: int, work_dir) -> None:
+    """Raises what is wrong with the detectors of the stages to be trained for this one, before hours of training."""
+    first = stage
+    while first > 1 and not (stage_dir(recipe, arm, first - 1, work_dir) / 'student.pth').is_file():
+        first -= 1
+    teachers = dict.fromkeys(name for name in arm.teachers[first - 1 : stage] if name)
+    baseline = ['student'] if first == 1 and recipe.cfg.distill.start == 'baseline' else []
+    compare.check(recipe, ['student', *teachers], [*baseline, *teachers])
+
+
 def _start(recipe: Recipe, arm: Arm, stage: int, work_dir) -> tuple[Path | None, str]:
     """The student's checkpoint that a stage begins with, and its origin in a word."""
     if stage > 1:
@@ -147,50 +164,65 @@ def _stage_model(recipe: Recipe, teacher: str | None, start: Path | None, origin
     """A function that builds the stage's model, and the student's config."""
     student = recipe.model('student')
     if teacher is None:
-
-        def build():
-            model = build_detector(ConfigDict(student))
-            model.init_weights()
-            if start:
-                checkpoints.load_student(model, start)
-            return model
-
-        return build, student
+        return partial(_plain_student, student, start), student
     taught_by = recipe.model(teacher)
     weights = detector_checkpoint(recipe, teacher, work_dir)
     distill = recipe.cfg.distill
-
-    def build():
-        return Distiller(
-            student,
-            taught_by,
-            distill_cfg(recipe, student, taught_by),
-            student_checkpoint=str(start) if start else None,
-            teacher_checkpoint=str(weights),
-            init_student=origin == 'inherit',
-            teacher_mode=distill.teacher_mode,
-            inherit_allow=tuple(distill.inherit_allow),
-        )
-
+    build = partial(
+        Distiller,
+        student,
+        taught_by,
+        distill_cfg(recipe, student, taught_by),
+        student_checkpoint=str(start) if start else None,
+        teacher_checkpoint=str(weights),
+        init_student=origin == 'inherit',
+        teacher_mode=distill.teacher_mode,
+        inherit_allow=tuple(distill.inherit_allow),
+    )
     return build, student
+
+
+# What `fit` builds are functions of this module, as several processes get them by name.
+
+
+def _warm_detector(cfg: dict, name: str, origin: Path | None) -> nn.Module:
+    model = build_detector(ConfigDict(cfg))
+    key = name if name == 'student' else f'teachers.{name}'
+    initialise(model, cfg['backbone'], f'{key}.model')
+    if origin:
+        print(f'{name}: {warm_start(model, origin)} tensors from {origin}')
+    return model
+
+
+def _plain_student(cfg: dict, start: Path | None) -> nn.Module:
+    model = build_detector(ConfigDict(cfg))
+    if start:
+        checkpoints.load_student(model, start)
+    else:
+        initialise(model, cfg['backbone'], 'student.model')
+    return model
 
 
 def distill_cfg(recipe: Recipe, student: dict, teacher: dict) -> list[dict]:
     """The recipe's distillation settings in the original code's form: one entry per FPN level.
+
+    A method's own `levels`, `student_module` and `teacher_module` go before the recipe's.
 
     The losses are named loss_<method>_fpn_<level>, which `mtpd.runs.split_loss` goes by.
     """
     distill = recipe.cfg.distill
     settings = distill.settings[distill.method].to_dict()
     own_levels = settings.pop('levels', distill.levels)
+    student_module = settings.pop('student_module', distill.student_module)
+    teacher_module = settings.pop('teacher_module', distill.teacher_module)
     channels = dict(
         student_channels=student['neck']['out_channels'],
         teacher_channels=teacher['neck']['out_channels'],
     )
     return [
         dict(
-            student_module=distill.student_module.format(level=level),
-            teacher_module=distill.teacher_module.format(level=level),
+            student_module=student_module.format(level=level),
+            teacher_module=teacher_module.format(level=level),
             methods=[dict(name=f'loss_{distill.method}_fpn_{level}', **channels, **settings)],
         )
         for level in distill.levels
@@ -198,23 +230,28 @@ def distill_cfg(recipe: Recipe, student: dict, teacher: dict) -> list[dict]:
     ]
 
 
-def _export(recipe: Recipe, detector: str, source: Path, target: Path, **provenance) -> None:
-    meta = {
-        'CLASSES': tuple(recipe.classes),
-        'recipe': recipe.name,
-        'detector': detector,
-        'seed': recipe.seed,
-        **provenance,
-    }
-    checkpoints.export_student(source, target, meta=meta)
+def _about(recipe: Recipe, detector: str, **more) -> dict:
+    """What a checkpoint's `meta` says of the detector in it."""
+    # mmdet's resuming runs what stands under `config`; export_student gives it that name.
+    about = {'student_config': as_mmdet(recipe, detector), 'recipe': recipe.name}
+    return {**about, 'detector': detector, 'seed': recipe.seed, **more}
+
+
+def _stages(recipe: Recipe, arm: Arm, stage: int, start: Path | None, origin: str, work_dir):
+    """The stages that make a student: those of the checkpoint it starts from, and this one."""
+    before = checkpoints.load(start).get('meta') or {} if start else {}
+    teacher = arm.teachers[stage - 1]
+    weights = sha256(detector_checkpoint(recipe, teacher, work_dir)) if teacher else None
+    this = {'recipe': recipe.name, 'arm': arm.name, 'stage': stage, 'teacher': teacher}
+    this |= {'teacher_sha256': weights, 'method': recipe.cfg.distill.method if teacher else None}
+    this |= {'updates': arm.stage_updates, 'start': origin}
+    return [*before.get('stages', ()), this]
 
 
 def _measured(recipe: Recipe, detector: str, out: Path, checkpoint: Path) -> dict:
     """A detector's metrics and size in `out`, measured unless they are there for this checkpoint."""
-    metrics = read_json(out / 'metrics.json')
-    if metrics is None or metrics['sha256'] != sha256(checkpoint):
-        wanted = recipe.cfg.evaluation.metrics
-        metrics = evaluate(recipe, checkpoint, wanted, detector, out)
+    wanted = recipe.cfg.evaluation.metrics
+    metrics = measured(out, checkpoint, lambda: evaluate(recipe, checkpoint, wanted, detector, out))
     if not (out / 'model.json').is_file():
         write_json(out / 'model.json', describe(recipe, detector))
     model = read_json(out / 'model.json')

@@ -15,7 +15,7 @@ work_dir: str = ''  # run directory; empty: runs, recipe, seed
 
 # %%
 from mtpd import load_recipe, plots
-from mtpd.runs import loss_rows
+from mtpd.runs import loss_rows, points
 from mtpd.tables import say, table
 from mtpd.train import prepare_detector
 
@@ -38,11 +38,13 @@ rows = [
         'role': 'baseline' if name == 'student' else 'teacher',
         'AP': 100 * (found[name]['metrics']['bbox_mAP'] or 0),
         'AP50': 100 * (found[name]['metrics']['bbox_mAP_50'] or 0),
+        'mask_AP': points(found[name]['metrics'])['mask_AP'],
         **found[name]['model'],
     }
     for name, spec in plan.detectors.items()
 ]
 headings = {'label': 'detector', 'role': 'role', 'AP': 'AP', 'AP50': 'AP50'}
+headings |= {'mask_AP': 'mask AP'} if 'segm' in plan.cfg.evaluation.metrics else {}
 headings |= {'parameters': 'parameters', 'gflops': 'GFLOPs', 'ms_per_image': 'ms an image'}
 table(rows, headings)
 

@@ -48,6 +48,7 @@ plots.loss_curves(loss_rows(made['dir'] / 'log.json', teacher_label))
 baseline = prepare_detector(plan, 'student', work_dir)['metrics']
 steps = {'baseline': baseline, f'after stage {stage}': made['metrics']}
 keys = {'AP': 'bbox_mAP', 'AP50': 'bbox_mAP_50', 'AP75': 'bbox_mAP_75', 'AP small': 'bbox_mAP_s'}
+keys |= {'mask AP': 'segm_mAP'} if 'segm' in plan.cfg.evaluation.metrics else {}
 rows = [
     {'student': name, **{key: 100 * (found[source] or 0) for key, source in keys.items()}}
     for name, found in steps.items()

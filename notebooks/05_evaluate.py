@@ -29,6 +29,7 @@ rows = run.results()
 # %%
 headings = {'label': '', 'role': 'role', 'updates': 'updates', 'AP': 'AP', 'AP50': 'AP50'}
 headings |= {'AP75': 'AP75', 'AP_s': 'AP small', 'AP_m': 'AP medium', 'AP_l': 'AP large'}
+headings |= {'mask_AP': 'mask AP'} if 'segm' in plan.cfg.evaluation.metrics else {}
 table(rows, headings)
 
 # %%

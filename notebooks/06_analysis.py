@@ -8,7 +8,7 @@ recipe: str = 'configs/mini/retinanet_r50__r101_rx101.py'  # recipe file
 seed: int = 0  # random seed of the run
 cfg_options: str = ''  # overrides of the recipe: KEY VALUE pairs joined by an equals sign
 work_dir: str = ''  # run directory; empty: runs, recipe, seed
-arm: str = 'progressive'  # the arm whose stages are looked at
+arm: str = ''  # the arm whose stages are looked at; empty, the progressive one, else the last
 level: int = 0  # FPN level, 0 is the finest
 images: int = 3  # validation images to show
 
@@ -21,6 +21,7 @@ from mtpd.tables import say
 
 plan = load_recipe(recipe, cfg_options, seed)
 run = load_run(plan.run_dir(work_dir))
+chosen = run.arm(arm)
 
 # %% [markdown]
 # ## Feature maps
@@ -30,7 +31,7 @@ run = load_run(plan.run_dir(work_dir))
 
 # %%
 shown = view.samples(plan, 'val', images)
-rows = feature_rows(plan, stage_checkpoints(plan, arm, work_dir), images, level)
+rows = feature_rows(plan, stage_checkpoints(plan, chosen['name'], work_dir), images, level)
 plots.feature_maps(rows, [example['image'] for example in shown])
 
 # %% [markdown]
@@ -52,6 +53,6 @@ plots.loss_curves(run.curves())
 plots.ap_over_stages(run.stage_aps())
 
 # %%
-curve = run.stage_aps(arm)
+curve = run.stage_aps(chosen['name'])
 walk = ' → '.join(f'{point["AP"]:.1f}' for point in curve)
-say(f'**Conclusion.** Along "{plan.arm(arm).label}" the AP goes {walk}.', conclusion(run.results()))
+say(f'**Conclusion.** Along "{chosen["label"]}" the AP goes {walk}.', conclusion(run.results()))

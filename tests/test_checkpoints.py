@@ -317,6 +317,50 @@ def test_export_is_a_plain_checkpoint_that_says_where_it_is_from(tmp_path, stude
     assert checkpoints.student_state(written).keys() == student.state_dict().keys()
 
 
+def test_a_published_name_ends_in_the_files_checksum_and_is_the_same_each_time(tmp_path, student):
+    src = saved(tmp_path / 'latest.pth', student, 'student.', **{'distill_losses.x': torch.ones(1)})
+    first = checkpoints.publish(src, tmp_path / 'out' / 'student.pth')
+    assert first.parent == tmp_path / 'out' and first.suffix == '.pth'
+    assert first.name == f'student-{sha256(first)[:8]}.pth'
+    assert checkpoints.publish(src, tmp_path / 'out' / 'student.pth') == first
+    assert [path.name for path in first.parent.iterdir()] == [first.name]  # nothing beside it
+    assert same(checkpoints.load(first)['state_dict'], student.state_dict())
+    # Names that mmdet's tool would make, too: no suffix, a checksum that is another file's, a folder.
+    for name in ('student', 'student-00000000.pth'):
+        assert checkpoints.publish(src, tmp_path / 'out' / name) == first
+    assert checkpoints.publish(src, tmp_path / 'out').name == first.name.replace(
+        'student', 'latest'
+    )
+
+
+def test_publishing_what_is_published_changes_nothing(tmp_path, student):
+    first = checkpoints.publish(saved(tmp_path / 'a.pth', student, 'student.'), tmp_path / 's.pth')
+    again = checkpoints.publish(first, tmp_path / 's.pth')
+    assert again == first and len(list(tmp_path.glob('s-*.pth'))) == 1
+    halved = checkpoints.publish(first, tmp_path / 's.pth', half=True)
+    assert halved != first and checkpoints.load(halved)['meta']['exported_from']['half'] is True
+    assert checkpoints.publish(halved, tmp_path / 's.pth') == halved
+
+
+def test_a_failed_publication_leaves_nothing(tmp_path):
+    torch.save({'meta': {}}, tmp_path / 'a.pth')
+    assert 'holds no weights' in message(
+        checkpoints.publish, tmp_path / 'a.pth', tmp_path / 'o' / 'b'
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ['a.pth']
+
+
+def test_what_describes_the_student_is_kept_and_the_rest_is_not(tmp_path, student):
+    stages = [{'arm': 'progressive', 'stage': 1, 'teacher': 'r101'}]
+    about = {'CLASSES': ('a', 'b', 'c'), 'recipe': 'mini', 'stages': stages, 'seed': 3}
+    more = {'student_config': 'x = 1', 'hook_msgs': {'path': '/home/me'}, 'time': 'today'}
+    torch.save({'state_dict': student.state_dict(), 'meta': about | more}, tmp_path / 'a.pth')
+    meta = checkpoints.load(checkpoints.publish(tmp_path / 'a.pth', tmp_path / 'b'))['meta']
+    versions = {'mmdet_version', 'mmcv_version'}
+    assert set(meta) == {*about, *versions, 'config', 'exported_from'} and meta['config'] == 'x = 1'
+    assert {key: meta[key] for key in about} == about
+
+
 def test_half_precision_is_storage_only(tmp_path, student):
     src = saved(tmp_path / 'a.pth', student)
     dst = checkpoints.export_student(src, tmp_path / 'b.pth', half=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtpd import load_recipe
-from mtpd.data import coco, view
+from mtpd.data import coco, pipelines, view
 from mtpd.errors import MtpdError
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
@@ -98,3 +98,20 @@ def test_samples_have_the_objects_of_the_file(tmp_path, tiny_coco):
     assert first['image'].shape == (64, 64, 3) and first['masks'] is None
     np.testing.assert_array_equal(first['boxes'], [[4, 6, 24, 36]])  # xyxy of xywh [4, 6, 20, 30]
     np.testing.assert_array_equal(first['labels'], [0])
+
+
+def test_classes_are_numbered_as_mmdet_numbers_them(tmp_path, tiny_coco):
+    """By their places in the file, here against the order of the category ids."""
+    root = tiny_coco(tmp_path, classes=('cat', 'dog'))
+    for split in ('train', 'val'):
+        path = root / 'annotations' / f'{split}.json'
+        table = json.loads(path.read_text())
+        path.write_text(json.dumps(table | {'categories': table['categories'][::-1]}))
+    recipe = load_recipe(MINI, {'data.root': str(root)})
+    data = pipelines.build(pipelines.dataset(recipe, 'val'))
+    assert recipe.classes == data.CLASSES == ('dog', 'cat')
+    first = view.samples(recipe, 'val', 1)[0]  # its one object is a cat
+    assert [recipe.classes[label] for label in first['labels']] == ['cat']
+    assert data.get_ann_info(0)['labels'].tolist() == first['labels'].tolist() == [1]
+    path.write_text(json.dumps(table))
+    assert 'in the same order' in load_recipe(MINI, {'data.root': str(root)}).data_problems()[0]

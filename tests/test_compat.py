@@ -153,8 +153,9 @@ def test_iteration_runner_resumes_on_cpu(tmp_path):
 
 
 QUIET = """
-import mtpd.compat, torch
+import logging, mtpd.compat, torch
 from mmcv import ProgressBar
+from mmcv.ops import DeformConv2dPack
 from mmcv.runner import BaseModule
 from mmcv.utils import get_logger
 
@@ -169,6 +170,9 @@ assert model.layer.weight.tolist() == [[0.5, 0.5]]
 bar = ProgressBar(2)
 bar.update(); bar.update()
 assert bar.completed == 2
+layer = DeformConv2dPack(2, 2, 3)
+layer.load_state_dict(layer.state_dict())
+assert logging.getLogger().level == logging.WARNING
 get_logger('mmcv').warning('a warning is seen')
 """
 

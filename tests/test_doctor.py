@@ -194,3 +194,15 @@ def test_checkpoint_of_a_url_is_to_be_fetched_or_cached(tmp_path):
     path.write_bytes(b'weights')
     (one,) = doctor.checkpoints(recipe)
     assert one.state == 'ok' and f'sha256 {total[:8]}' in one.found
+
+
+def test_a_recipe_whose_detectors_do_not_fit_is_a_failed_check(tmp_path, tiny_coco):
+    """The shipped teachers know ten digits; the data set has two classes."""
+    from mtpd.recipe import load_recipe
+
+    one = load_recipe('configs/mini/retinanet_r50__r101_rx101.py')
+    assert doctor.fit(one).state == 'ok'
+    other = load_recipe(one, {'data.root': str(tiny_coco(tmp_path / 'coco'))})
+    found = doctor.fit(other)
+    assert (found.state, found.found) == ('fail', '2 problem(s)')
+    assert 'r101: ' in found.fix and 'it knows 10 classes (0, 1, 2, ...)' in found.fix

@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from mtpd.adaptation import costs_from_features
-from mtpd.errors import MtpdError
-from mtpd.order import adaptation_costs, choose, conclusion
+from mtpd.errors import MtpdError, RecipeError
+from mtpd.files import read_json, write_json
+from mtpd.order import adaptation_costs, choose, conclusion, settled
+from mtpd.pipeline import options_text, run_recipe, steps
 from mtpd.recipe import load_recipe
+from mtpd.runs import load_run
 from mtpd.sequence import choose_sequence
 
 RNG = np.random.default_rng(0)
@@ -249,11 +252,50 @@ def test_the_conclusion_says_what_was_chosen_and_how_sure():
     assert 'direct distillation from F' in text and 'prefers N → F' in text
 
 
+MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
+AUTO = {'arms': {'_delete_': True, 'auto': {'label': 'chosen', 'teachers': 'auto'}}}
+
+
+def test_an_arm_gets_the_chosen_teachers(tmp_path):
+    recipe = load_recipe(MINI, AUTO)
+    with pytest.raises(RecipeError, match='chosen by adaptation cost'):
+        recipe.arm('auto', 1)
+    assert [step.title for step in steps(recipe, tmp_path)][-1] == '03_teacher_order'
+    write_json(tmp_path / 'order' / 'sequence.json', {'sequence': ['rx101']})
+    found = settled(recipe, tmp_path)
+    arm = found.arm('auto', 1)
+    assert (arm.teachers, arm.label, arm.stage_updates) == (('rx101',), 'chosen: rx101', 600)
+    assert '04_distill_stage__auto_1' in [step.title for step in steps(found, tmp_path)]
+    assert settled(found, tmp_path) is found
+    again = load_recipe(MINI, options_text(found))  # as its notebooks get it
+    assert again.arms == found.arms
+
+
+def test_an_arm_to_be_chosen_must_divide():
+    with pytest.raises(RecipeError, match=r'may get 2 stages .* which do not divide'):
+        load_recipe(MINI, AUTO | {'schedule.arm': 601})
+    with pytest.raises(RecipeError, match=r"'atuo': a list of teachers is needed"):
+        load_recipe(MINI, {'arms.direct.teachers': 'atuo'})
+
+
+@pytest.mark.slow
+def test_a_run_chooses_and_goes_on(tmp_path):
+    small = {'data.scenes.val': 16, 'data.scenes.train': 32, 'order.images': 16}
+    run = load_run(run_recipe(load_recipe(MINI, AUTO | small), tmp_path, smoke=True))
+    chosen = read_json(tmp_path / 'order' / 'sequence.json')['sequence']
+    assert run.arms[0]['teachers'] == chosen and run.state == 'complete'
+    stages = [step['name'] for step in run.steps if step['name'].startswith('04')]
+    assert stages == [f'04_distill_stage__auto_{k + 1}' for k in range(len(chosen))]
+    said = []
+    run_recipe(load_recipe(MINI, AUTO | small), tmp_path, smoke=True, echo=said.append)
+    assert sum('done before' in line for line in said) == len(run.steps)
+
+
 @pytest.mark.slow
 def test_costs_of_a_recipe(tmp_path):
     """The shipped teachers and an untrained student on DigitScenes: files, intervals, too few images."""
     recipe = load_recipe(
-        'configs/mini/retinanet_r50__r101_rx101.py',
+        MINI,
         {
             'schedule.baseline': 2,
             'order.images': 16,

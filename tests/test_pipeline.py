@@ -115,3 +115,14 @@ def test_every_notebook_runs_in_a_smoke_run(tmp_path):
     for path in (run_dir / 'notebooks').glob('*.ipynb'):
         for cell in nbformat.read(path, as_version=4).cells:
             assert not [o for o in cell.get('outputs', []) if o.output_type == 'error']
+
+
+def test_the_time_is_told_unless_an_override_changes_it():
+    assert (
+        pipeline._expected_minutes(load_recipe(MINI, seed=3))
+        == load_recipe(MINI).cfg.expected_minutes
+        > 0
+    )
+    assert pipeline._expected_minutes(load_recipe(MINI, {'distill.method': 'cwd'})) is not None
+    for override in ({'schedule.arm': 4}, {'data.scenes.train': 8}, {'teachers.r101.updates': 2}):
+        assert pipeline._expected_minutes(load_recipe(MINI, override)) is None

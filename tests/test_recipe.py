@@ -11,6 +11,7 @@ from mtpd.errors import MtpdError, RecipeError
 from mtpd.files import sha256_in_name
 from mtpd.losses import DISTILL_LOSSES, build_distill_loss
 from mtpd.paths import ROOT
+from mtpd.plain import PlainConfig, load_config
 from mtpd.recipe import load_recipe
 from mtpd.schema import parse_overrides
 from mtpd.train import detector_checkpoint
@@ -19,8 +20,9 @@ MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 RECIPES = sorted(
     str(path.relative_to(ROOT))
     for path in (ROOT / 'configs').rglob('*.py')
-    if '_base_' not in path.parts
+    if not {'_base_', 'teachers'} & set(path.parts)
 )
+TEACHERS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'configs/teachers').glob('*.py'))
 
 
 def refused(overrides) -> str:
@@ -37,6 +39,15 @@ def test_every_shipped_recipe_loads_and_its_header_says_how_to_launch_it(path):
         recipe.model(name) if recipe.cfg.data.root is None else None
     header = (ROOT / path).read_text().split('_base_')[0]
     assert f'mtpd run {path}' in header and 'Prerequisites' in header
+
+
+@pytest.mark.parametrize('path', TEACHERS)
+def test_every_shipped_teacher_is_an_mmdet_config_and_its_header_says_how_to_launch_it(path):
+    assert isinstance(load_config(path), PlainConfig)
+    header = (ROOT / path).read_text().split('_base_')[0]
+    assert f'mtpd train {path}' in header and 'Prerequisites' in header
+    with pytest.raises(RecipeError, match='not a recipe'):
+        load_recipe(path)
 
 
 def test_the_recipe_may_be_named_from_any_working_directory(tmp_path, monkeypatch):
@@ -139,7 +150,8 @@ def test_settings_of_the_methods_are_the_published_ones_and_build(name, mgd, fgd
     assert settings.cwd.levels == settings.pkd.levels == [0, 1, 2, 3]
     kinds = set()
     for method in settings.values():
-        cfg = {key: value for key, value in method.items() if key != 'levels'}
+        own = ('levels', 'student_module', 'teacher_module')
+        cfg = {key: value for key, value in method.items() if key not in own}
         kinds.add(type(build_distill_loss(cfg | {'student_channels': 8, 'teacher_channels': 8})))
     assert kinds == set(DISTILL_LOSSES.module_dict.values())
 
@@ -248,3 +260,13 @@ def test_overrides_are_literals_and_never_evaluated():
     assert parse_overrides('') == {}
     with pytest.raises(ValueError, match='KEY=VALUE'):
         parse_overrides('seed')
+
+
+def test_no_detector_trains_for_less_than_one_update():
+    options = {'teachers.r101.updates': -4, 'teachers.rx101.scenes': 0, 'schedule.arm': -5}
+    with pytest.raises(RecipeError) as error:
+        load_recipe(MINI, options)
+    text = str(error.value)
+    assert 'teachers.r101.updates is -4: it must be at least 1.' in text
+    assert 'teachers.rx101.scenes is 0' in text and 'schedule.arm is -5' in text
+    assert 'divide' not in text and '3 problems' in text

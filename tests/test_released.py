@@ -21,7 +21,7 @@ from mtpd.paths import ROOT
 from mtpd.recipe import load_recipe
 from mtpd.released import beside_paper, detections_of, numbers_of, run_or_plan, verdict
 from mtpd.runs import load_run
-from mtpd.tables import text
+from mtpd.tables import table, text
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 MASKS = 'configs/paper/mask_rcnn_r50__swint_swins.py'
@@ -127,3 +127,8 @@ def test_notebook_05_tests_a_checkpoint_without_a_run(tmp_path):
     assert 'No arm has been evaluated yet.' in alts
     assert 'student-1.pth: ' in alts  # among the detections
     assert 'The paper, on COCO, box AP: CWD direct 39.8, progressive 40.2' in alts
+
+
+def test_no_rows_make_no_table():
+    assert table([], {'name': 'Name'}).data == ''
+    assert table([{'name': 'a|b', 'AP': 12.34}]).data.splitlines()[-1] == r'| a\|b | 12.3 |'

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import nbformat
 import pytest
-from fake_run import ARMS, make_run, put
+from fake_run import ARMS, make_run, metrics, put
 
 from mtpd.errors import MtpdError
 from mtpd.report import duration, make_report
@@ -85,6 +85,20 @@ def test_the_table_has_the_numbers_and_the_papers_beside_them(done):
     assert best[1:] == ['30.6', '+10.4', '52.0', '27.5', '0.71', '0.31', '800', '41.7']
     assert page.row('Teacher 2 only')[-1] == '41.0' and page.row('No teacher')[-1] == '–'
     assert ['Teacher 1', '43.2', '–', '73.4', '38.9', '2.90', '1.20', '–', '–'] in page.rows
+
+
+def test_mask_ap_has_a_column_where_it_was_measured(done, tmp_path):
+    assert 'Mask AP' not in done['index.html'].text
+    run = make_run(tmp_path / 'mini' / '0')
+    path = run / 'stages' / 'progressive' / '2_rx101' / 'metrics.json'
+    put(path, json.loads(path.read_text()) | {'segm_mAP': 0.2846})
+    page = Page(make_report(run).read_text('utf-8'))
+    assert page.row('Detector')[3:6] == ['AP50', 'AP75', 'Mask AP']
+    assert page.row('Teacher 1 → teacher 2')[1:6] == ['30.6', '+10.4', '52.0', '27.5', '28.5']
+    assert page.row('Teacher 2 only')[5] == '–'
+    assert 'Box AP and mask AP in points' in page.text
+    groups = [a for t, a in page.tags if a.get('scope') == 'rowgroup']
+    assert {a['colspan'] for a in groups} == {'10'}
 
 
 def test_the_index_says_status_answer_command_and_environment(done):
@@ -178,6 +192,19 @@ def test_markup_in_any_name_is_text(tmp_path):
     own = Page((index.parent / '00_environment.html').read_text('utf-8'))
     assert 'alert' not in own.script
     assert [image['alt'] for image in own.images if image['src'][:5] == 'data:'] == [f'"{evil}']
+
+
+def test_of_equal_arms_none_is_best_and_a_smoke_run_has_no_verdict(tmp_path):
+    run = make_run(tmp_path / 'mini' / '0')
+    for folder in ('progressive/2_rx101', 'reverse/2_r101'):
+        put(run / 'stages' / folder / 'metrics.json', metrics(30.6))
+    assert '(best arm)' not in make_report(run).read_text('utf-8')
+    put(run / 'stages/reverse/2_r101/metrics.json', metrics(30.7))
+    page = Page(make_report(run).read_text('utf-8'))
+    assert page.text.count('(best arm)') == 1 and 'is the best arm with AP 30.7' in page.text
+    info = json.loads((run / 'run.json').read_text())
+    put(run / 'run.json', info | {'smoke': True})
+    assert 'is the best arm' not in make_report(run).read_text('utf-8')
 
 
 def test_a_run_with_nothing_but_its_plan_has_a_report(tmp_path):

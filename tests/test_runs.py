@@ -55,6 +55,8 @@ def test_split_loss_takes_the_total_when_there_are_no_parts():
     assert split_loss({'loss_cls': 1.0, 'loss_new_idea_fpn_12': 0.5}) == (1.0, 0.5)
     assert split_loss({'loss_cls': 1.0, 'loss_mask': 0.5, 'loss': 9.0, 'lr': 0.1}) == (1.5, None)
     assert split_loss({'lr': 0.1}) == (None, None)
+    cascade = {'s0.loss_cls': 1.0, 's1.loss_mask': 0.25, 's1.acc': 90.0, 'loss': 1.25}
+    assert split_loss(cascade) == (1.25, None)
 
 
 def test_stage_aps_start_at_the_baseline(run):
@@ -164,9 +166,25 @@ def test_the_conclusion_is_careful_with_small_leads_and_gaps():
     text = conclusion([BASE, arm('direct', 29.7), arm('progressive', 30.0), arm('other', None)])
     assert 'wins' not in text and 'only 0.3 points' in text
     assert 'Not evaluated, so not compared: Other.' in text
-    assert 'level with distilling' in conclusion([arm('direct', 30.01), arm('progressive', 30.04)])
+    level = [arm('direct', 30.01), arm('progressive', 30.04)]
+    assert 'level with distilling' in conclusion([*level, arm('control', 20.0)])
+    assert conclusion([BASE, *level]).startswith('All arms have the same AP, 30.0')
     assert 'means over 5 seeds' in conclusion([arm('direct', 1.0), arm('progressive', 9.0)], 5)
     assert 'nothing to conclude' in conclusion([BASE, arm('direct', None)])
+
+
+def test_an_arm_by_name_or_the_progressive_one(tmp_path):
+    run = load_run(make_run(tmp_path / 'mini' / '0'))
+    assert run.arm('reverse')['teachers'] == ['rx101', 'r101']
+    assert run.arm()['name'] == 'progressive'
+    with pytest.raises(
+        MtpdError, match=r"no arm 'foo'. There are: none, direct, progressive, reverse"
+    ):
+        run.arm('foo')
+    single = [{'name': 'auto', 'label': 'A', 'teachers': ['r101'], 'updates': 4}]
+    info = json.loads((run.path / 'run.json').read_text())
+    (run.path / 'run.json').write_text(json.dumps(info | {'arms': single}))
+    assert load_run(run.path).arm()['name'] == 'auto'
 
 
 def test_arm_kinds_follow_the_teachers():

@@ -2,12 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from pycocotools import mask as rle
 
 from mtpd import checkpoints, load_recipe
+from mtpd.data import pipelines
 from mtpd.errors import MtpdError, RecipeError
-from mtpd.evaluate import NUMBERS, describe, evaluate
+from mtpd.evaluate import NUMBERS, _numbers, describe, evaluate
 from mtpd.files import sha256
 from mtpd.loop import mmdet_cfg
 from mtpd.runs import split_loss
@@ -83,6 +86,39 @@ def test_the_checkpoint_has_the_originals_layout_and_no_teacher(run_dir, progres
         key.removeprefix('student.') for key in latest['state_dict'] if key.startswith('student.')
     }
     assert tuple(student['meta']['CLASSES']) == ('cat', 'dog')
+
+
+def test_a_student_says_by_which_stages_it_was_made(recipe, run_dir, progressive):
+    """Of each stage so far; also in what the resumable checkpoint is exported to later."""
+    teacher = sha256(run_dir / 'detectors/r101/model.pth')
+    common = {'recipe': recipe.name, 'arm': 'progressive', 'teacher': 'r101', 'updates': 2}
+    common |= {'teacher_sha256': teacher, 'method': 'mgd'}
+    wanted = [
+        common | {'stage': 1, 'start': 'baseline'},
+        common | {'stage': 2, 'start': 'previous stage'},
+    ]
+    folder = run_dir / 'stages/progressive'
+    meta = checkpoints.load(progressive['checkpoint'])['meta']
+    assert meta['stages'] == wanted and (meta['arm'], meta['stage']) == ('progressive', 2)
+    first = checkpoints.load(folder / '1_r101/student.pth')['meta']
+    assert first['stages'] == wanted[:1]
+    assert 'stages' not in checkpoints.load(run_dir / 'detectors/student/model.pth')['meta']
+    later = checkpoints.publish(folder / '2_r101/latest.pth', run_dir / 'later.pth')
+    assert checkpoints.load(later)['meta'] == meta
+    later.unlink()
+
+
+def test_a_students_config_is_one_that_mmdet_reads(recipe, progressive, tmp_path):
+    from mmcv import Config
+    from mmdet.apis import inference_detector, init_detector
+
+    path = tmp_path / 'student.py'
+    path.write_text(checkpoints.load(progressive['checkpoint'])['meta']['config'])
+    assert Config.fromfile(str(path)).model == recipe.model('student')
+    model = init_detector(str(path), str(progressive['checkpoint']), device='cpu')
+    assert tuple(model.CLASSES) == ('cat', 'dog')
+    image = recipe.split('val')[1] / '000000.png'
+    assert len(inference_detector(model, str(image))) == 2
 
 
 def test_stage_two_starts_from_the_student_of_stage_one(recipe, run_dir, progressive, tmp_path):
@@ -185,9 +221,6 @@ def test_metrics_have_the_twelve_numbers_and_classes(recipe, run_dir, progressiv
 
 def test_perfect_detections_score_one(recipe, tmp_path):
     """The numbers come from pycocotools in its order: ground truth as detections gives AP 1."""
-    from mtpd.data import pipelines
-    from mtpd.evaluate import _numbers
-
     data = pipelines.build(pipelines.dataset(recipe, 'val'))
     truth = json.loads(recipe.split('val')[0].read_text())['annotations']
     found = [{k: a[k] for k in ('image_id', 'category_id', 'bbox')} | {'score': 0.9} for a in truth]
@@ -198,6 +231,34 @@ def test_perfect_detections_score_one(recipe, tmp_path):
     (tmp_path / 'none.json').write_text('[]')
     numbers = _numbers(data, {'bbox': str(tmp_path / 'none.json')}, ('bbox',))
     assert numbers['bbox_mAP'] == 0 and numbers['bbox_mAP_l'] is None
+
+
+def test_mask_numbers_are_mmdets(tmp_path):
+    """Also by size, where pycocotools would take a detection's box for its mask."""
+    scenes = {'data.scenes.train': 1, 'data.scenes.val': 6, 'data.cache': str(tmp_path)}
+    recipe = load_recipe(MINI, scenes)
+    data = pipelines.build(pipelines.dataset(recipe, 'val'))
+    results = []
+    for image in range(len(data)):
+        boxes, masks = [[] for _ in data.CLASSES], [[] for _ in data.CLASSES]
+        for k, truth in enumerate(data.coco.load_anns(data.coco.get_ann_ids(image))):
+            x, y, w, h = truth['bbox']
+            mask, line = data.coco.annToMask(truth), np.zeros((128, 128), np.uint8)
+            line[y : y + 2, x : x + w] = (
+                1  # of a large box and a small mask, scored above the object
+            )
+            for score, found in ((0.5 - k / 50, mask), (0.9 - k / 50, line)):
+                boxes[truth['category_id']].append([x, y, x + w, y + h, score])
+                masks[truth['category_id']].append(rle.encode(np.asfortranarray(found)))
+        results.append(([np.array(found, np.float32).reshape(-1, 5) for found in boxes], masks))
+    files, _ = data.format_results(results, str(tmp_path / 'found'))
+    ours = _numbers(data, files, ('bbox', 'segm'))
+    theirs = data.evaluate(results, metric=['bbox', 'segm'])
+    names = [key for key in theirs if 'copypaste' not in key]
+    assert {'segm_mAP', 'segm_mAP_s', 'segm_mAP_m', 'bbox_mAP_s'} <= set(names)
+    for key in names:
+        assert ours[key] == (None if theirs[key] < 0 else pytest.approx(theirs[key], abs=6e-4)), key
+    assert 0 < ours['segm_mAP'] < 1
 
 
 def test_size_of_a_detector_by_hand(recipe):
@@ -286,3 +347,12 @@ def test_the_learning_rate_follows_batch_and_length(tmp_path, capsys):
         assert cfg.optimizer.lr == pytest.approx(0.01 * 4 / 16)
     assert 'learning rate 0.0025' in capsys.readouterr().out
     assert coco.cfg.schedule.optimizer.lr == 0.01
+
+
+def test_pretrained_weights_out_of_reach(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv('no_proxy', '127.0.0.1')
+    origin = dict(type='Pretrained', checkpoint='http://127.0.0.1:9/resnet18.pth')
+    plan = load_recipe(recipe, {'student.model.backbone.init_cfg': origin})
+    fix = r'127\.0\.0\.1:9/resnet18\.pth .* --cfg-options student\.model\.backbone\.init_cfg=None'
+    with pytest.raises(MtpdError, match=fix):
+        train_detector_run(plan, 'student', tmp_path)

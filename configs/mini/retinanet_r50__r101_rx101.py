@@ -51,4 +51,7 @@ arms = dict(
 distill = dict(
     levels=[0, 1, 2],
     start='baseline',  # all arms continue the same trained student
+    inherit_allow=[
+        'neck.lateral_convs.*.conv.weight'
+    ],  # with start='inherit': backbones of other widths
 )

@@ -70,14 +70,18 @@ def read(path: Path) -> dict:
 
 
 def classes(path: Path) -> tuple[str, ...]:
-    """Class names in the order of their category ids: the order of the heads' outputs."""
-    return tuple(
-        str(item['name']) for item in sorted(read(path)['categories'], key=lambda item: item['id'])
-    )
+    """Class names in the file's order: mmdet numbers the heads' outputs by it, whatever the category ids."""
+    return tuple(str(item['name']) for item in read(path)['categories'])
 
 
 def has_masks(path: Path) -> bool:
-    return any(item.get('segmentation') for item in read(path)['annotations'])
+    return not without_masks(path)[0]
+
+
+def without_masks(path: Path) -> tuple[int, int]:
+    """How many objects have no mask, of how many there are."""
+    objects = read(path)['annotations']
+    return sum(not item.get('segmentation') for item in objects), len(objects)
 
 
 def problems(root: Path, split: str | dict) -> list[str]:

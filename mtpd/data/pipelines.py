@@ -92,6 +92,6 @@ def with_masks(recipe: Recipe, model: dict) -> bool:
     needs = 'mask_head' in str(model)
     if needs and not coco.has_masks(recipe.split('train')[0]):
         raise RecipeError(
-            recipe.source, ['the detector has a mask head and the annotations have no masks.']
+            recipe.source, ['the detector has a mask head, and annotations have no masks.']
         )
     return needs

@@ -20,7 +20,7 @@ def _index(path: Path) -> tuple[list[dict], dict[int, list[dict]], dict[int, int
     by_image: dict[int, list[dict]] = {}
     for item in table['annotations']:
         by_image.setdefault(item['image_id'], []).append(item)
-    ids = sorted(item['id'] for item in table['categories'])
+    ids = [item['id'] for item in table['categories']]
     return (
         sorted(table['images'], key=lambda item: item['id']),
         by_image,

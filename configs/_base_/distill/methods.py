@@ -1,6 +1,6 @@
 # Distillation on the FPN's output convolutions, as in the paper's code. {level} stands for each of `levels`. A method
 # is chosen by distill.method=fgd; its loss is reported as loss_fgd_fpn_0, ... `levels` in a method's settings: those
-# of the recipe's levels that it keeps to.
+# of the recipe's levels that it keeps to; student_module and teacher_module: its own in place of the recipe's.
 # The settings are RetinaNet's, published for COCO at 800 x 1333 with 256 channels; methods_reppoints.py and
 # methods_mask_rcnn.py hold those that differ. None are published for pocket-size detectors.
 distill = dict(
@@ -20,8 +20,7 @@ distill = dict(
             relation=5e-6,
             box_scale='pad_shape',
         ),
-        # mmrazor, configs/distill/mmdet/pkd, on the neck's outputs: the convolutions' where the neck has no norm,
-        # else student_module and teacher_module 'neck.fpn_convs.{level}'
+        # mmrazor, configs/distill/mmdet/pkd, on the neck's outputs: the convolutions' where the neck has no norm
         pkd=dict(type='PKD', weight=10.0, levels=[0, 1, 2, 3]),
         # none published: the plain mean, unweighted
         mse=dict(type='FeatureMSE', weight=1.0),

@@ -1,25 +1,7 @@
-# RetinaNet at pocket size: ResNet-18, 64 channels and three FPN levels (strides 8, 16, 32). Batch norm in neck and
-# head, because these detectors are trained from scratch; one anchor shape, because digits are upright and slim.
+# RetinaNet at pocket size. Batch norm in the head too; one anchor shape, because digits are upright and slim.
+_base_ = ['pocket_r18_fpn.py']
 model = dict(
     type='RetinaNet',
-    backbone=dict(
-        type='ResNet',
-        depth=18,
-        base_channels=8,
-        num_stages=4,
-        out_indices=(0, 1, 2, 3),
-        norm_cfg=dict(type='BN', requires_grad=True),
-        norm_eval=False,
-        style='pytorch',
-    ),
-    neck=dict(
-        type='FPN',
-        in_channels=[8, 16, 32, 64],
-        out_channels=64,
-        start_level=1,
-        num_outs=3,
-        norm_cfg=dict(type='BN', requires_grad=True),
-    ),
     bbox_head=dict(
         type='RetinaHead',
         num_classes=10,

@@ -9,7 +9,7 @@ schedule = dict(
     grad_clip=dict(max_norm=35, norm_type=2),
     lr=dict(policy='OneCycle', max_lr=2e-3, pct_start=0.1, anneal_strategy='cos'),
     log_interval=25,
-    checkpoint_interval=200,
+    checkpoint_interval=50,
     eval_interval=0,  # updates between evaluations during training; 0: at the end only
 )
 # threads 0: one per core; jobs: arms that train side by side, which share the cores. Not channels-last: on the CPU,

@@ -1,0 +1,60 @@
+# The paper's fifth sequence (RepPoints R50 <- R101 -> X101-DCN, 42.9 AP on COCO) at pocket size.
+#
+# Prerequisites: none. DigitScenes are made on the spot; the teachers are trained here, from the shipped RetinaNets' weights
+#   that fit.
+# Launch: mtpd run configs/mini/reppoints_r50__r101_rx101dcn.py
+# Expected: results/mini_twins.json.
+_base_ = [
+    '../_base_/datasets/digits.py',
+    '../_base_/schedules/pocket.py',
+    '../_base_/distill/methods_reppoints.py',
+]
+name = 'mini_reppoints_r50__r101_rx101dcn'
+title = 'RepPoints at pocket size on DigitScenes: a ResNet-34 and a deformable ResNeXt-50 teach a narrow ResNet-18'
+paper = dict(student='RepPoints R50', direct=42.3, result=42.9)
+expected_minutes = 35
+
+student = dict(label='student: ResNet-18, width 8', config='../_base_/models/pocket_reppoints.py')
+teachers = dict(
+    r101=dict(
+        label='teacher 1: ResNet-34, width 16',
+        config='../_base_/models/pocket_reppoints.py',
+        model=dict(
+            backbone=dict(depth=34, base_channels=16), neck=dict(in_channels=[16, 32, 64, 128])
+        ),
+        init='teachers/r101/model.pth',
+        updates=400,
+    ),
+    rx101dcn=dict(
+        label='teacher 2: ResNeXt-50 DCN, width 16',
+        config='../_base_/models/pocket_reppoints.py',
+        model=dict(
+            backbone=dict(
+                type='ResNeXt',
+                depth=50,
+                base_channels=16,
+                groups=8,
+                base_width=4,
+                dcn=dict(type='DCN', deform_groups=1, fallback_on_stride=False),
+                stage_with_dcn=(False, False, False, True),
+            ),
+            neck=dict(in_channels=[64, 128, 256, 512]),
+        ),
+        init='teachers/rx101/model.pth',
+        updates=400,
+    ),
+)
+arms = dict(
+    none=dict(label='no teacher', teachers=[None]),
+    direct=dict(label='teacher 2 only', teachers=['rx101dcn']),
+    progressive=dict(label='teacher 1 → teacher 2', teachers=['r101', 'rx101dcn']),
+    reverse=dict(label='teacher 2 → teacher 1', teachers=['rx101dcn', 'r101']),
+)
+distill = dict(
+    settings=dict(mgd=dict(alpha=4e-6)),
+    levels=[0, 1, 2],
+    start='baseline',  # all arms continue the same trained student
+    inherit_allow=[
+        'neck.lateral_convs.*.conv.weight'
+    ],  # with start='inherit': backbones of other widths
+)

@@ -1,0 +1,55 @@
+"""What modules of mmcv and mmdet need beyond `compat`; imported, after mmdet, where detectors are made to be trained."""
+
+from __future__ import annotations
+
+from . import compat  # noqa: F401  (before mmcv)
+
+# isort: split
+import functools
+
+import torch
+from mmcv.ops import DeformConv2dPack
+from mmdet.models.dense_heads import RepPointsHead
+
+
+def apply() -> None:
+    """Apply everything (again, if called again: nothing changes the second time)."""
+    plain_at_first()
+    points_on_any_device()
+
+
+def plain_at_first() -> None:
+    """A deformable convolution begins without offsets, as its paper has it, also where training begins from scratch.
+
+    mmcv makes them zero, and then mmdet's backbones initialise all their convolutions, also those that make offsets,
+    unless they load pretrained weights. What has an `init_weights` is called afterwards.
+    """
+    DeformConv2dPack.init_weights = DeformConv2dPack.init_offset
+
+
+def points_on_any_device() -> None:
+    """RepPoints asks for its points' flags without naming the device, which then is 'cuda', also without a GPU."""
+    original = RepPointsHead.get_points
+    if hasattr(original, '__wrapped__'):
+        return
+
+    @functools.wraps(original)
+    def get_points(
+        self: RepPointsHead,
+        featmap_sizes: list[tuple],
+        img_metas: list[dict],
+        device: torch.device | str,
+    ) -> tuple[list, list]:
+        generator = self.prior_generator
+        generator.valid_flags = functools.partial(
+            type(generator).valid_flags, generator, device=device
+        )
+        try:
+            return original(self, featmap_sizes, img_metas, device)
+        finally:
+            del generator.valid_flags
+
+    RepPointsHead.get_points = get_points
+
+
+apply()

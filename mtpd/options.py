@@ -1,0 +1,140 @@
+"""What the commands of `mtpd` share: their options, and how a user's mistake is told."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import click
+
+from .errors import MtpdError
+from .paths import config_file
+from .schema import parse_overrides
+from .world import let_the_first_speak
+
+
+class Main(click.Group):
+    """Prints a user's mistake as one message (exit code 2) instead of a traceback."""
+
+    def invoke(self, ctx: click.Context):
+        try:
+            return super().invoke(ctx)
+        except MtpdError as error:
+            click.echo(f'mtpd: {let_the_first_speak()}{error}', err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo('mtpd: interrupted; the same command goes on from here.', err=True)
+            ctx.exit(130)
+
+
+def _overrides(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict:
+    found: dict = {}
+    for text in texts:
+        try:
+            found |= parse_overrides(text)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+    return found
+
+
+class Words(click.Command):
+    """Takes several words for an option with choices that may be repeated: `--metrics bbox segm`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        choices = {
+            flag: option.type.choices
+            for option in self.params
+            if isinstance(option.type, click.Choice) and option.multiple
+            for flag in option.opts
+        }
+        given, flag = [], None
+        for word in args:
+            if word in choices:
+                flag = word
+            elif flag and given[-1] != flag:  # beyond the option's first word
+                flag = flag if word in choices[flag] else None
+                given += [flag] if flag else []
+            given.append(word)
+        return super().parse_args(ctx, given)
+
+
+def recipe_options(command, plain: bool = False, several: bool = False):
+    """RECIPE, --seed, --work-dir, --gpus and --cfg-options; the command gets `recipe` (loaded) and `work_dir`.
+
+    `plain`: it takes plain mmdet configs, too, and then gets a `PlainConfig`. `several`: runs, so neither seed nor GPUs.
+    """
+
+    def call(recipe, cfg_options, seed=None, gpus=None, **rest):
+        config_file(recipe)  # before the heavy imports
+        if gpus is not None:
+            cfg_options = {**cfg_options, 'runtime.gpus': gpus}
+        if plain:
+            from .plain import load_config as load
+        else:
+            from .recipe import load_recipe as load
+
+        return command(recipe=load(recipe, cfg_options, seed), **rest)
+
+    call.__name__, call.__doc__ = command.__name__, command.__doc__
+    call.__click_params__ = getattr(command, '__click_params__', [])
+    options = [
+        click.option(
+            '--cfg-options',
+            multiple=True,
+            callback=_overrides,
+            metavar='KEY=VALUE ...',
+            help='Overrides of the recipe, several in one text or the option given again.',
+        ),
+        click.option(
+            '--work-dir',
+            type=click.Path(path_type=Path),
+            help=f'Default: runs/<recipe>{"-sweep" if several else "/<seed>"}'
+            + '; of an mmdet config: runs/<config>.' * plain,
+        ),
+        click.argument('recipe', metavar='CONFIG' if plain else 'RECIPE'),
+    ]
+    if not several:
+        gpus = click.option(
+            '--gpus',
+            type=click.IntRange(1),
+            help="Processes, each with a GPU. Default: the recipe's, or 1.",
+        )
+        options[2:2] = [gpus, click.option('--seed', type=int, help="Default: the recipe's.")]
+    for option in options:
+        call = option(call)
+    return call
+
+
+def with_all_processes(command):
+    """Under torchrun or srun rank 0 runs the command, and the other processes help it."""
+
+    @functools.wraps(command)
+    def call(recipe, **rest):
+        from .distributed import joined
+
+        with joined(recipe.gpus, recipe.device, recipe.source, recipe.text):
+            return command(recipe=recipe, **rest)
+
+    return call
+
+
+def config_options(command):
+    """As `recipe_options`, of a command that also takes plain mmdet configs."""
+    return recipe_options(command, plain=True)
+
+
+def sweep_options(command):
+    """As `recipe_options`, of a command that makes several runs."""
+    return recipe_options(command, several=True)
+
+
+def refuse_for_plain(config, **options) -> bool:
+    """Whether it is a plain mmdet config; MtpdError where options were given that only a recipe has."""
+    from .recipe import Recipe
+
+    plain = not isinstance(config, Recipe)
+    if plain and (given := [name for name, value in options.items() if value]):
+        raise MtpdError(
+            f'--{given[0]} is for recipes: {config.source} is an mmdet config, of one detector.'
+        )
+    return plain
