@@ -11,6 +11,7 @@ from tiny_sweep import command, run, wait_for
 
 from mtpd.sweep.folder import load_sweep
 from mtpd.sweep.results import collect, ended, table, text
+from mtpd.sweep.slurm import slurm_queue
 
 pytest.importorskip('submitit', reason='needs requirements/sweep.txt')
 
@@ -50,8 +51,10 @@ def test_a_killed_and_a_late_job_and_the_same_command_again(tmp_path, tiny_coco,
         late = out_of_time(sweep, 'teacher-r101', 1)
         print(late)
         assert late['state'] == 'queued'  # by submitit, from its checkpoint
+        # SLURM would hold it back for two minutes.
+        wait_for(lambda: 'BeginTime' in slurm_queue().get(late['slurm'], ''))
         now = ['scontrol', 'update', f'JobId={late["slurm"]}', 'StartTime=now']
-        subprocess.run(now, check=True)  # SLURM would hold it back for two minutes
+        subprocess.run(now, check=True)
         late = out_of_time(sweep, 'teacher-r101', 2)
         assert late['state'] == 'failed' and 'out of time' in late['reason']
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..errors import MtpdError
 from ..files import read_json, write_json, write_text
 from .folder import Sweep, load_sweep, run_recipe
-from .plan import Order, plan, shared_run
+from .plan import Order, arm_name, plan, shared_run
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
@@ -32,11 +32,15 @@ def open_sweep(
         costs: as `plan` takes it.
 
     Raises:
-        MtpdError: it cannot be written to, or holds a sweep of another recipe or of other settings.
+        MtpdError: it cannot be written to, or holds a sweep of another recipe or of other settings; names that clash.
         RecipeError: an order's length does not divide the updates.
     """
     info = check(recipe, path) or {}
     orders = list(dict.fromkeys([*map(tuple, info.get('orders', [])), *orders]))
+    if len({arm_name(order) for order in orders}) < len(orders):
+        raise MtpdError(
+            'Two orders would have one name, as of the teachers a, b and a-b. Rename a teacher.'
+        )
     methods = list(dict.fromkeys([*info.get('methods', []), *methods]))
     seeds = list(dict.fromkeys([*info.get('seeds', []), *seeds]))
     suggested, costs = suggested or info.get('suggested'), costs or info.get('costs', False)
