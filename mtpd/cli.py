@@ -15,8 +15,10 @@ from .options import (
     config_options,
     recipe_options,
     refuse_for_plain,
+    sweep_options,
     with_all_processes,
 )
+from .sweep import commands as sweeps
 
 SPLIT = click.Choice(['train', 'val'])
 METRIC = click.Choice(['bbox', 'segm'])
@@ -88,6 +90,11 @@ def order(recipe, work_dir: Path | None) -> None:
         click.echo(f'{name:<{width}}' + ''.join(f'  {value:{max(width, 6)}.3f}' for value in row))
     found = choose(recipe, costs, work_dir)
     click.echo('\n'.join([*found['reasons'], conclusion(found, labels)]))
+
+
+main.command()(sweep_options(sweeps.sweep))
+main.add_command(sweeps.status)
+main.add_command(sweeps.collect)
 
 
 @main.command(name='eval', cls=Words)

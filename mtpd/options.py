@@ -58,13 +58,13 @@ class Words(click.Command):
         return super().parse_args(ctx, given)
 
 
-def recipe_options(command, plain: bool = False):
+def recipe_options(command, plain: bool = False, several: bool = False):
     """RECIPE, --seed, --work-dir, --gpus and --cfg-options; the command gets `recipe` (loaded) and `work_dir`.
 
-    `plain`: it takes plain mmdet configs, too, and then gets a `PlainConfig`.
+    `plain`: it takes plain mmdet configs, too, and then gets a `PlainConfig`. `several`: runs, so neither seed nor GPUs.
     """
 
-    def call(recipe, seed, gpus, cfg_options, **rest):
+    def call(recipe, cfg_options, seed=None, gpus=None, **rest):
         config_file(recipe)  # before the heavy imports
         if gpus is not None:
             cfg_options = {**cfg_options, 'runtime.gpus': gpus}
@@ -77,7 +77,7 @@ def recipe_options(command, plain: bool = False):
 
     call.__name__, call.__doc__ = command.__name__, command.__doc__
     call.__click_params__ = getattr(command, '__click_params__', [])
-    for option in (
+    options = [
         click.option(
             '--cfg-options',
             multiple=True,
@@ -88,16 +88,19 @@ def recipe_options(command, plain: bool = False):
         click.option(
             '--work-dir',
             type=click.Path(path_type=Path),
-            help='Default: runs/<recipe>/<seed>' + '; of an mmdet config: runs/<config>.' * plain,
+            help=f'Default: runs/<recipe>{"-sweep" if several else "/<seed>"}'
+            + '; of an mmdet config: runs/<config>.' * plain,
         ),
-        click.option(
+        click.argument('recipe', metavar='CONFIG' if plain else 'RECIPE'),
+    ]
+    if not several:
+        gpus = click.option(
             '--gpus',
             type=click.IntRange(1),
             help="Processes, each with a GPU. Default: the recipe's, or 1.",
-        ),
-        click.option('--seed', type=int, help="Default: the recipe's."),
-        click.argument('recipe', metavar='CONFIG' if plain else 'RECIPE'),
-    ):
+        )
+        options[2:2] = [gpus, click.option('--seed', type=int, help="Default: the recipe's.")]
+    for option in options:
         call = option(call)
     return call
 
@@ -118,6 +121,11 @@ def with_all_processes(command):
 def config_options(command):
     """As `recipe_options`, of a command that also takes plain mmdet configs."""
     return recipe_options(command, plain=True)
+
+
+def sweep_options(command):
+    """As `recipe_options`, of a command that makes several runs."""
+    return recipe_options(command, several=True)
 
 
 def refuse_for_plain(config, **options) -> bool:

@@ -125,7 +125,7 @@ def run_recipe(
     if smoke and work_dir is None:
         work_dir = ROOT / 'runs' / f'{recipe.name}-smoke' / str(recipe.seed)
     run_dir = recipe.run_dir(work_dir)
-    _preflight(recipe)
+    preflight(recipe)
     if minutes := _expected_minutes(recipe):
         echo(f'{recipe.name}: about {minutes:g} minutes on 2 CPU cores, less on fast ones')
     open_run(recipe, run_dir, smoke, _smoke(recipe) if smoke else ())
@@ -229,7 +229,7 @@ def options_text(recipe: Recipe) -> str:
     return ' '.join(f'{key}={value}' for key, value in recipe.overrides.items() if key != 'seed')
 
 
-def _preflight(recipe: Recipe) -> None:
+def preflight(recipe: Recipe) -> None:
     """Now, rather than after hours of training."""
     if (here := world.here()) and here.size > 1:
         raise MtpdError(

@@ -34,7 +34,8 @@ def test_help_needs_no_heavy_import():
     )
     found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert found.stdout.splitlines()[-1] == '[]'
-    for command in ('run', 'train', 'eval', 'export', 'report', 'data', 'doctor', 'install-ops'):
+    commands = ('run', 'train', 'eval', 'export', 'report', 'data', 'doctor', 'install-ops')
+    for command in (*commands, 'sweep', 'status', 'collect'):
         assert f'  {command} ' in found.stdout
 
 

@@ -22,7 +22,7 @@ def pins(name: str) -> dict[str, str]:
     return dict(line.split(' ')[0].split('==') for line in lines)
 
 
-@pytest.mark.parametrize('name', ['torch', 'base', 'dev', 'mmcv'])
+@pytest.mark.parametrize('name', ['torch', 'base', 'dev', 'sweep', 'mmcv'])
 def test_every_requirement_is_pinned_exactly(name):
     found = pins(name)
     assert found
@@ -51,6 +51,7 @@ def test_package_reads_the_pins():
     assert set(project['dynamic']) == {'dependencies', 'optional-dependencies'}
     assert dynamic['dependencies'] == {'file': ['requirements/base.txt']}
     assert dynamic['optional-dependencies']['dev'] == {'file': ['requirements/dev.txt']}
+    assert dynamic['optional-dependencies']['sweep'] == {'file': ['requirements/sweep.txt']}
     assert project['scripts']['mtpd'] == 'mtpd.cli:main'
 
 

@@ -1,0 +1,161 @@
+"""One job of a sweep in a process of its own: its work, and the status.json that it writes about itself."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ..errors import MtpdError
+from ..files import write_json
+from ..rundir import now
+from .folder import Sweep, load_sweep
+from .plan import Job
+
+BEAT = 10  # seconds between signs of life
+
+
+class SweepJob:
+    """What submitit pickles and calls: job `id` of the sweep in `path`.
+
+    Args:
+        env: environment variables, set before torch is imported.
+    """
+
+    def __init__(self, path: Path, id: str, env: dict[str, str]):
+        self.path, self.id, self.env = path, id, env
+
+    def __call__(self) -> None:
+        os.environ.update(self.env)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sweep = load_sweep(self.path)
+        job = sweep.jobs[self.id]
+        folder = sweep.path / 'jobs' / job.id
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(folder / 'lock', timeout=0):  # falls with its owner
+                self.diary = Diary(sweep, job)
+                self.diary.keep(work)
+        except Timeout:
+            raise MtpdError(f'{job.id} runs in another process already.') from None
+
+    def checkpoint(self):
+        """Before a time limit ends this process: the training's checkpoint is what the next one goes on from."""
+        from submitit.helpers import DelayedSubmission
+
+        self.diary.close(
+            state='queued', reason='out of time or preempted, goes on from its checkpoint'
+        )
+        return DelayedSubmission(SweepJob(self.path, self.id, self.env))
+
+
+def work(sweep: Sweep, job: Job, diary: Diary) -> None:
+    """Trains and evaluates what is the job's.
+
+    Raises:
+        MtpdError: something that it needs is missing, or the recipe does not fit.
+    """
+    missing = [name for name in job.needs if not sweep.made(sweep.jobs[name])]
+    if missing:
+        raise MtpdError(f'{", ".join(missing)} has to be done before {job.id}.')
+    from ..train import prepare_detector, train_stage
+
+    recipe, run_dir = sweep.recipe(job), sweep.path / job.run
+    if job.detector:
+        prepare_detector(recipe, job.detector, run_dir)
+    for number in range(job.first, job.last + 1):
+        diary.note(stage=number)
+        lock = sweep.path / f'{job.stage(number)}.lock'
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):  # a job that began before the sweep grew may be at the same stage
+            train_stage(recipe, number, job.arm, run_dir)
+
+
+class Diary:
+    """A job's status.json, with a sign of life every few seconds."""
+
+    def __init__(self, sweep: Sweep, job: Job):
+        self.sweep, self.job = sweep, job
+        self.path = sweep.path / 'jobs' / job.id / 'status.json'
+        self.lock = threading.RLock()  # a signal's handler may write while its thread is writing
+        self.ended = threading.Event()
+        before = sweep.status(job)
+        self.status = {
+            'id': job.id,
+            'state': 'running',
+            'reason': None,
+            'stage': None,
+            'pid': os.getpid(),
+            'host': platform.node(),
+            'slurm': _slurm_id(),
+            'gpu': os.environ.get('CUDA_VISIBLE_DEVICES'),
+            'threads': os.environ.get('OMP_NUM_THREADS'),
+            'log': _log(),
+            'attempt': before.get('attempt', 0) + 1,
+            'first_started': before.get('first_started') or now(),
+            'started': now(),
+            'ended': None,
+            'heartbeat': now(),
+        }
+
+    def keep(self, work) -> None:
+        """Runs `work(sweep, job, diary)` and writes down how it goes."""
+        self.note()
+        threading.Thread(target=self._beat, daemon=True).start()
+        try:
+            work(self.sweep, self.job, self)
+        except SystemExit:  # `checkpoint` has written
+            raise
+        except KeyboardInterrupt:
+            self.close(state='failed', reason='interrupted')
+            raise
+        except MtpdError as error:
+            self.close(state='failed', reason=f'{error}')
+            raise
+        except BaseException as error:
+            self.close(state='failed', reason=_words(error))
+            raise
+        self.close(state='done', stage=None)
+
+    def note(self, **values: Any) -> None:
+        with self.lock:
+            self.status |= {'heartbeat': now()} | values
+            write_json(self.path, self.status)
+
+    def close(self, **values: Any) -> None:
+        with self.lock:
+            self.ended.set()
+            self.note(ended=now(), **values)
+
+    def _beat(self) -> None:
+        while not self.ended.wait(BEAT):
+            with self.lock:
+                if not self.ended.is_set():
+                    self.note()
+
+
+def _words(error: BaseException) -> str:
+    if 'timed-out' in str(error):  # submitit's, from the signal before the limit
+        return 'out of time: raise --time; the same command goes on from its checkpoint'
+    return f'{type(error).__name__}: {error}'
+
+
+def _log() -> str | None:
+    """Where submitit sends what this process prints."""
+    if 'SUBMITIT_FOLDER' not in os.environ:
+        return None
+    from submitit import JobEnvironment
+
+    return str(JobEnvironment().paths.stdout)
+
+
+def _slurm_id() -> str | None:
+    array = os.environ.get('SLURM_ARRAY_JOB_ID')
+    if array:
+        return f'{array}_{os.environ["SLURM_ARRAY_TASK_ID"]}'
+    return os.environ.get('SLURM_JOB_ID')
