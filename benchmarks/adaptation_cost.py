@@ -101,6 +101,8 @@ def main() -> None:
             'seconds': {'features': forward, 'closed': closed_seconds, 'trained': trained_seconds},
             'settings': {k: v for k, v in vars(options).items() if k not in ('out', 'work_dir')},
             'threads': 1,
+            'command': f'python benchmarks/adaptation_cost.py {options.recipe} --work-dir RUN '  # of `mtpd run`
+            f'--images {options.images} --epochs {options.epochs} --out {options.out}',
         }
         write_json(options.out, found)
 

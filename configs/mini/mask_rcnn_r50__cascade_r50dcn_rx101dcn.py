@@ -59,7 +59,7 @@ arms = dict(
     reverse=dict(label='teacher 2 → teacher 1', teachers=['cascade_rx101dcn', 'cascade_r50dcn']),
 )
 # MGD's alpha: 0.6 to 0.7 times the detection loss, measured at the start of either stage (the short schedule of
-# benchmarks/twins.py). The other methods keep COCO's weights: PKD 8 times, FGD 4 to 12, MSE 19 to 22, CWD 27 to 28.
+# benchmarks/twins.py). The other methods keep COCO's weights, which are too large here.
 distill = dict(
     settings=dict(mgd=dict(alpha=4e-6)),
     levels=[0, 1, 2],

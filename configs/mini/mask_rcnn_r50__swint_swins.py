@@ -27,7 +27,7 @@ teachers = dict(
     ),
 )
 # MGD's alpha is the cascades'. Measured at the start of either stage (the short schedule of benchmarks/twins.py): 0.8 to
-# 0.9 times the detection loss; the other methods keep COCO's weights: FGD 1.4 to 2.6 times, PKD 8, CWD 23 to 24, MSE 25.
+# 0.9 times the detection loss; the other methods keep COCO's weights, which are too large here.
 arms = dict(
     direct=dict(teachers=['swins']),
     progressive=dict(teachers=['swint', 'swins']),

@@ -51,7 +51,7 @@ arms = dict(
     reverse=dict(label='teacher 2 → teacher 1', teachers=['rx101dcn', 'r101']),
 )
 # MGD's alpha: 0.6 to 0.7 times the detection loss, measured at the start of either stage (the short schedule of
-# benchmarks/twins.py). The other methods keep COCO's weights: PKD 23 times, MSE 39 to 41, CWD 43 to 50, FGD 290.
+# benchmarks/twins.py). The other methods keep COCO's weights, which are far too large here.
 distill = dict(
     settings=dict(mgd=dict(alpha=2e-6)),
     levels=[0, 1, 2],
