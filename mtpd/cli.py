@@ -136,12 +136,14 @@ def export(source: Path, target: Path, half: bool) -> None:
 
 
 @main.command()
-@click.argument('run_dir', metavar='RUN', type=click.Path(path_type=Path))
-def report(run_dir: Path) -> None:
-    """Write the HTML report of a run directory."""
+@click.argument('folder', metavar='RUN_OR_SWEEP', type=click.Path(path_type=Path))
+def report(folder: Path) -> None:
+    """Write the HTML report of a run directory, or of a sweep."""
     from .report import make_report
+    from .sweep.report import make_sweep_report
 
-    click.echo(make_report(run_dir))
+    sweep = (folder / 'sweep.json').is_file()
+    click.echo(make_sweep_report(folder) if sweep else make_report(folder))
 
 
 @main.group()

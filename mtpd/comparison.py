@@ -53,7 +53,7 @@ def compare(
     """
     measured = _Measured(of_run(run) or of_recipe(recipe, shown(run.path)))
     measured.add(measured.own, run.results())
-    others = given(recipe, folders) if folders else neighbours(recipe, run)
+    others = given(recipe.source, folders) if folders else neighbours(run)
     problems = [measured.add_run(path) for path in others if path != run.path.resolve()]
     problems = [problem for problem in problems if problem]
     if folders and problems:

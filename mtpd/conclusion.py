@@ -112,7 +112,7 @@ def arm_kinds(arms: list[dict]) -> dict[str, str]:
     for arm in arms:
         teachers = [t for t in arm['teachers'] if t is not None]
         if not teachers:
-            kinds[arm['name']] = 'control'
+            kinds[arm['name']] = 'control' if arm['teachers'] else 'other'  # still to be chosen
         elif arm is main:
             kinds[arm['name']] = 'progressive'
         elif len(arm['teachers']) == 1 and (main is None or teachers == [main['teachers'][-1]]):

@@ -1,19 +1,65 @@
-"""The notebooks of a run as HTML pages, code folded, each with links to its neighbours."""
+"""HTML pages: their frame, figures inside them, a run's notebooks with code folded and links to their neighbours."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from .plots import Figure
 from .runs import Run
+from .tables import text
 
 TEMPLATES = Path(__file__).parent / 'templates'
 # A page loads nothing but what is inside the file; of scripts only those named here.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {}"
+
+
+def fill(name: str, **values: Any) -> str:
+    """The page of a template; all values are escaped."""
+    from jinja2 import Environment, FileSystemLoader
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        'ap': lambda v: '–' if v is None else f'{v:.1f}',
+        'two': lambda v: '–' if v is None else f'{v:.2f}',
+        'whole': lambda v: '–' if v is None else f'{v:,}',
+        'millions': lambda v: '–' if v is None else f'{v / 1e6:.2f}',
+        'duration': duration,
+        'cell': text,
+    }
+    style = (TEMPLATES / 'style.css').read_text(encoding='utf-8')
+    return environment.get_template(name).render(
+        policy=POLICY.format("'none'"), style=style, **values
+    )
+
+
+def gallery(drawn: Iterable[tuple[Figure, str]]) -> list[dict]:
+    """Figures and captions as gallery.html.j2 takes them, without those that only say there is nothing yet."""
+    figures = []
+    for fig, caption in drawn:
+        if fig.axes:
+            mime, data = fig.encoded()
+            figure = {'mime': mime, 'data': base64.b64encode(data).decode(), 'alt': fig.alt}
+            figures.append(figure | {'caption': caption, 'width': round(96 * fig.get_figwidth())})
+    return figures
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in words: 45 s, 13 min 32 s, 2 h 5 min; – for None."""
+    if seconds is None:
+        return '–'
+    seconds = round(seconds)
+    if seconds < 60:
+        return f'{seconds} s'
+    if seconds < 3600:
+        return f'{seconds // 60} min {seconds % 60} s'
+    return f'{seconds // 3600} h {seconds % 3600 // 60} min'
 
 
 def pages_of(run: Run) -> list[dict[str, Any]]:

@@ -6,13 +6,12 @@ Notebooks bring no LaTeX (there is no MathJax offline); Unicode and MathML are s
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 
 from . import plots
 from .conclusion import conclusion
 from .files import read_json, write_json, write_text
-from .pages import POLICY, TEMPLATES, pages_of, render
+from .pages import duration, fill, gallery, pages_of, render
 from .runs import Run, load_run
 
 GROUPS = ('Student before distillation', 'Student after training in each arm', 'Teachers')
@@ -44,24 +43,12 @@ def make_report(run_dir: str | Path) -> Path:
 
 
 def _index(run: Run, pages: list[dict]) -> str:
-    from jinja2 import Environment, FileSystemLoader
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        'ap': lambda v: '–' if v is None else f'{v:.1f}',
-        'two': lambda v: '–' if v is None else f'{v:.2f}',
-        'whole': lambda v: '–' if v is None else f'{v:,}',
-        'millions': lambda v: '–' if v is None else f'{v / 1e6:.2f}',
-        'duration': duration,
-    }
     results = run.results()
     recipe = run.path / 'recipe.py'
-    return environment.get_template('index.html.j2').render(
+    return fill(
+        'index.html.j2',
+        title=run.info.get('title') or run.info['name'],
         info=run.info,
-        policy=POLICY.format("'none'"),
-        style=(TEMPLATES / 'style.css').read_text(encoding='utf-8'),
         facts=_facts(run),
         state=run.state,
         headline=HEADLINES[run.state],
@@ -152,22 +139,4 @@ def _figures(run: Run, results: list[dict]) -> list[dict]:
             'another’s (row) leaves unexplained. Low means close.',
         ),
     ]
-    figures = []
-    for fig, caption in drawn:
-        if fig.axes:  # else it only says that there is nothing yet
-            mime, data = fig.encoded()
-            figure = {'mime': mime, 'data': base64.b64encode(data).decode(), 'alt': fig.alt}
-            figures.append(figure | {'caption': caption, 'width': round(96 * fig.get_figwidth())})
-    return figures
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds in words: 45 s, 13 min 32 s, 2 h 5 min; – for None."""
-    if seconds is None:
-        return '–'
-    seconds = round(seconds)
-    if seconds < 60:
-        return f'{seconds} s'
-    if seconds < 3600:
-        return f'{seconds // 60} min {seconds % 60} s'
-    return f'{seconds // 3600} h {seconds % 3600 // 60} min'
+    return gallery(drawn)

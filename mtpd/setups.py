@@ -85,23 +85,24 @@ def differences(a: Setup, b: Setup) -> list[str]:
     return [key for key in keys if not any(key == own or key.startswith(f'{own}.') for own in OWN)]
 
 
-def given(recipe: Recipe, folders: Sequence[str]) -> list[Path]:
-    """The run directories that `folders` name: runs, or folders of runs."""
+def given(source: Path, folders: Sequence[str]) -> list[Path]:
+    """The run directories that `folders` name, also seen from a recipe's file: runs, or folders of runs."""
     found = []
     for folder in folders:
-        path = resolve(folder, recipe.source).resolve()
+        path = resolve(folder, source).resolve()
         inside = [] if (path / 'run.json').is_file() else sorted(path.glob('*/run.json'))
         found += [item.parent for item in inside] or [path]
     return found
 
 
-def neighbours(recipe: Recipe, run: Run) -> list[Path]:
+def neighbours(run: Run) -> list[Path]:
     """Run directories of the same recipe beside `run`, and in the folders beside its own that begin with the recipe's
     name; not the smoke runs'."""
+    name = run.info['name']
     here = run.path.resolve().parent
-    beside = [path for path in here.parent.glob(f'{recipe.name}*') if not path.match('*-smoke')]
+    beside = [path for path in here.parent.glob(f'{name}*') if not path.match('*-smoke')]
     files = {*here.glob('*/run.json')}.union(*(path.glob('*/run.json') for path in beside))
-    own = f'name = {recipe.name!r}'
+    own = f'name = {name!r}'
     return [path.parent for path in sorted(files) if own in _lines(path.with_name('recipe.py'))]
 
 

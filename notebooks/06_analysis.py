@@ -11,13 +11,15 @@ work_dir: str = ''  # run directory; empty: runs, recipe, seed
 arm: str = ''  # the arm whose stages are looked at; empty, the progressive one, else the last
 level: int = 0  # FPN level, 0 is the finest
 images: int = 3  # validation images to show
+compare: list[str] = []  # run folders of other seeds; empty, those beside this one
 
 # %%
 from mtpd import load_recipe, load_run, plots
-from mtpd.conclusion import conclusion
 from mtpd.data import view
 from mtpd.features import feature_rows, stage_checkpoints
-from mtpd.tables import say
+from mtpd.findings import conclude, table_rows
+from mtpd.seeds import gather
+from mtpd.tables import say, table
 
 plan = load_recipe(recipe, cfg_options, seed)
 run = load_run(plan.run_dir(work_dir))
@@ -44,15 +46,43 @@ plots.feature_maps(rows, [example['image'] for example in shown])
 plots.loss_curves(run.curves())
 
 # %% [markdown]
-# ## AP versus teacher order
+# ## AP along the stages
 #
 # As in the paper's walk-through (36.5 → 37.9 → 39.9 on COCO): AP over the student's updates, stage by
-# stage.
+# stage. First every arm of this run, then one arm over all seeds, its teachers named.
 
 # %%
 plots.ap_over_stages(run.stage_aps())
 
 # %%
+study = gather(run, compare)
+control = study.control.ap if study.control else None
+plots.walk_through(study.order(chosen['name']).curves, control)
+
+# %% [markdown]
+# ## AP versus teacher order
+#
+# Runs that differ in the seed only are read together. A small marker is a seed, a large one the mean with
+# its 95 % interval (Student's t). Differences are taken seed by seed, on the same baseline and data: against
+# training on without a teacher, and against distilling from the best teacher alone. Where an interval
+# includes 0, no difference is shown.
+
+# %%
+plots.ap_versus_order(study.table(), study.start)
+
+# %%
+table(table_rows(study))
+
+# %% [markdown]
+# ## Predicted and measured
+#
+# The adaptation costs were measured before any student was distilled. If they foretell a good sequence,
+# cheap paths lie high.
+
+# %%
+plots.predicted_and_measured(study.table(), study.correlation())
+
+# %%
 curve = run.stage_aps(chosen['name'])
 walk = ' → '.join(f'{point["AP"]:.1f}' for point in curve)
-say(f'**Conclusion.** Along "{chosen["label"]}" the AP goes {walk}.', conclusion(run.results()))
+say(f'**Conclusion.** Along "{chosen["label"]}" the AP goes {walk}.', *conclude(study))

@@ -1,4 +1,4 @@
-"""A small made-up run directory, written as plain JSON: what the reporting side is tested on."""
+"""Small made-up run directories: what the reporting side is tested on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from pathlib import Path
 
 import nbformat
 
+from mtpd.recipe import load_recipe
+from mtpd.rundir import open_run
+from mtpd.runs import load_run
+
+MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 CLASSES = ['zero', '<b>one</b>', 'two']
 ARMS = {
     'none': ('No teacher', [None], [27.6]),
@@ -138,3 +143,20 @@ def make_run(path: Path, done: bool = True) -> Path:
             stage(path, *which, evaluated=not failing)
     put(path / 'status.json', {'state': 'done' if done else 'failed', 'steps': states})
     return path
+
+
+def trained(path: Path, method: str = 'mgd', seed: int = 0, options: dict | None = None, **aps):
+    """A run of the demo's recipe with AP points by arm: a number, or (box, mask); each class has the box AP."""
+    recipe = load_recipe(MINI, {'distill.method': method, **(options or {})}, seed)
+    open_run(recipe, path, smoke=False)
+    for name, ap in aps.items():
+        box, mask = ap if isinstance(ap, tuple) else (ap, None)
+        found = {
+            'bbox_mAP': box / 100,
+            'per_class': {'bbox': dict.fromkeys(recipe.classes, box / 100)},
+        }
+        found |= {} if mask is None else {'segm_mAP': mask / 100}
+        arm = recipe.arms[name]
+        for stage in range(1, len(arm.teachers) + 1):
+            put(path / 'stages' / name / arm.stage_name(stage) / 'metrics.json', found)
+    return load_run(path)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
-from fake_run import put
+from fake_run import put, trained
 
 from mtpd import paper
 from mtpd.comparison import Comparison, caption, compare
@@ -20,28 +19,10 @@ from mtpd.notebooks import execute
 from mtpd.paths import ROOT
 from mtpd.recipe import load_recipe
 from mtpd.released import run_or_plan
-from mtpd.rundir import open_run
 from mtpd.runs import load_run
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 NAME = 'mini_retinanet_r50__r101_rx101'
-
-
-def trained(path: Path, method: str = 'mgd', seed: int = 0, options: dict | None = None, **aps):
-    """A run directory with AP points by arm: a number, or (box, mask); each class has the box AP."""
-    recipe = load_recipe(MINI, {'distill.method': method, **(options or {})}, seed)
-    open_run(recipe, path, smoke=False)
-    for name, ap in aps.items():
-        box, mask = ap if isinstance(ap, tuple) else (ap, None)
-        found = {
-            'bbox_mAP': box / 100,
-            'per_class': {'bbox': dict.fromkeys(recipe.classes, box / 100)},
-        }
-        found |= {} if mask is None else {'segm_mAP': mask / 100}
-        arm = recipe.arms[name]
-        for stage in range(1, len(arm.teachers) + 1):
-            put(path / 'stages' / name / arm.stage_name(stage) / 'metrics.json', found)
-    return load_run(path)
 
 
 def recipe_of(run):
@@ -274,6 +255,7 @@ TWO_TEACHERS = [
     path
     for kind in ('mini', 'paper', 'own_data')
     for path in (ROOT / 'configs' / kind).glob('*.py')
+    if not path.stem.startswith('pool')
 ]
 
 
@@ -288,4 +270,5 @@ def test_recipes_of_two_teachers_name_their_controls(path):
         'progressive': 'progressive',
         'reverse': 'other',
     }
+    assert arm_kinds([{'name': 'auto', 'teachers': []}]) == {'auto': 'other'}  # not chosen yet
     assert recipe.arms['reverse'].teachers == recipe.arms['progressive'].teachers[::-1]

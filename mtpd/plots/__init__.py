@@ -12,12 +12,15 @@ from .methods import direct_against_progressive
 from .order import cost_matrix, sequence_graph
 from .paper import paper_next_to_ours
 from .results import ap_by_arm, ap_versus_cost, per_class
+from .study import ap_versus_order, predicted_and_measured
+from .walk import walk_through
 
 __all__ = [
     'Figure',
     'ap_by_arm',
     'ap_over_stages',
     'ap_versus_cost',
+    'ap_versus_order',
     'class_counts',
     'cost_matrix',
     'detections',
@@ -27,8 +30,10 @@ __all__ = [
     'loss_curves',
     'paper_next_to_ours',
     'per_class',
+    'predicted_and_measured',
     'scenes',
     'sequence_graph',
     'signed',
     'size_histogram',
+    'walk_through',
 ]

@@ -7,6 +7,7 @@ the others.
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +31,17 @@ class Sweep:
     path: Path
     info: dict
     jobs: dict[str, Job]
+
+    @property
+    def command(self) -> str:
+        """That continues or repeats it, without executor and resources."""
+        orders = ';'.join(','.join(t or 'none' for t in order) for order in self.info['orders'])
+        words = ['mtpd', 'sweep', self.info['recipe'], '--orders', orders]
+        words += ['--methods', ','.join(self.info['methods'])]
+        words += ['--seeds', ','.join(map(str, self.info['seeds']))]
+        if options := self.info['overrides']:
+            words += ['--cfg-options', ' '.join(f'{key}={value}' for key, value in options.items())]
+        return shlex.join(words)
 
     def status(self, job: Job) -> dict:
         return read_json(self.path / 'jobs' / job.id / 'status.json', {})

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..environment import write as write_environment
 from ..errors import MtpdError
 from ..files import read_json, write_json, write_text
 from .folder import Sweep, load_sweep, run_recipe
@@ -66,6 +66,8 @@ def open_sweep(
         raise MtpdError(
             f'{path} cannot be written to ({error.strerror}). Choose another folder with --work-dir.'
         ) from None
+    if not (path / 'environment.json').is_file():
+        write_environment(path / 'environment.json', recipe.cfg.runtime.threads)
     sweep = load_sweep(path)
     for run, own in runs.items():
         _open_run(sweep, run, own)
@@ -91,21 +93,12 @@ def _open_run(sweep: Sweep, run: str, recipe: Recipe) -> None:
     write_text(folder / 'recipe.py', recipe.text)
     if run.startswith('shared/'):
         return
-    info = sweep.info
-    orders = ';'.join(','.join(t or 'none' for t in order) for order in info['orders'])
-    command = ['mtpd', 'sweep', info['recipe'], '--orders', orders]
-    command += [
-        '--methods',
-        ','.join(info['methods']),
-        '--seeds',
-        ','.join(map(str, info['seeds'])),
-    ]
-    write_json(folder / 'run.json', about(recipe) | {'command': shlex.join(command)})
+    write_json(folder / 'run.json', about(recipe) | {'command': sweep.command})
     _link(
         folder / 'detectors' / 'student', sweep.path / shared_run(recipe.seed) / 'detectors/student'
     )
     for name in recipe.cfg.teachers:
-        teachers = sweep.path / shared_run(info['seed']) / 'detectors'
+        teachers = sweep.path / shared_run(sweep.info['seed']) / 'detectors'
         _link(folder / 'detectors' / name, teachers / name)
     for job in sweep.jobs.values():
         if job.kind == 'control' and job.seed == recipe.seed and job.run != run:

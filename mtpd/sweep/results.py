@@ -6,12 +6,16 @@ import csv
 import io
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..files import read_json, read_log, write_json, write_text
-from ..runs import points
+from ..runs import load_run, points
 from .folder import DEADLINE, Sweep, load_sweep
-from .plan import Job
+from .plan import Job, shared_run
 from .slurm import slurm_queue
+
+if TYPE_CHECKING:
+    from ..study import Study
 
 COLUMNS = ('order', 'method', 'seed', 'stage', 'stages', 'teacher', 'updates')
 
@@ -96,7 +100,7 @@ def ended(rows: list[dict]) -> bool:
 def collect(path: str | Path) -> dict:
     """Gathers what a sweep has measured into its ``results.json`` and ``results.csv``; returns the former.
 
-    A row per evaluated stage of each order, of the control (order 'none') and of the baselines (order 'baseline', stage
+    By method 'studies' has means, intervals and paired differences over the seeds, as `Study.json`. In 'rows' a row per evaluated stage of each order, of the control (order 'none') and of the baselines (order 'baseline', stage
     0); a stage that orders share is in the rows of each, with the same `folder`. Jobs that are not done are listed under
     'unfinished'.
 
@@ -122,10 +126,27 @@ def collect(path: str | Path) -> dict:
     }
     found |= {'orders': [','.join(t or 'none' for t in order) for order in info['orders']]}
     found |= {'suggested': info['suggested'], 'teachers': teachers, 'unfinished': unfinished}
+    found |= {
+        'command': sweep.command,
+        'environment': read_json(sweep.path / 'environment.json', {}),
+    }
+    found['costs'] = read_json(sweep.path / shared_run(info['seed']) / 'order' / 'costs.json')
+    found['studies'] = {method: study.json() for method, study in studies(sweep).items()}
     found['rows'] = rows
     write_json(sweep.path / 'results.json', found)
     write_text(sweep.path / 'results.csv', _csv(rows))
     return found
+
+
+def studies(sweep: Sweep) -> dict[str, Study]:
+    """AP by sequence over the seeds, by method."""
+    from ..seeds import gather
+
+    seed = sweep.info['seeds'][0] if sweep.info['seeds'] else None
+    return {
+        method: gather(load_run(sweep.path / method / str(seed)))
+        for method in sweep.info['methods']
+    }
 
 
 def _detector(sweep: Sweep, job: Job) -> list[dict]:

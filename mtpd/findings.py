@@ -1,0 +1,125 @@
+"""What a study's numbers say about sequences of teachers, in words: also that nothing has been shown."""
+
+from __future__ import annotations
+
+from .intervals import Interval
+from .study import Study
+
+
+def conclude(study: Study) -> list[str]:
+    """Sentences that follow from the numbers: distillation, direct against progressive, the costs' forecast."""
+    rows = study.table()
+    if not rows:
+        return ['No arm has been evaluated yet, so there is nothing to conclude.']
+    taught = [row for row in rows if row['teachers']]
+    text = [_setting(rows, study.seeds), *_distillation(taught)]
+    if study.direct:
+        label = f'direct distillation ({study.direct.label})'
+        text += _progressive([row for row in taught if len(row['teachers']) > 1], label)
+    return text + _forecast(taught, study.correlation())
+
+
+def table_rows(study: Study) -> list[dict]:
+    """`Study.table` as `mtpd.tables.table` shows it: AP points with 95 % intervals, differences paired by seed."""
+    return [
+        {
+            'arm': row['label'],
+            'suggested': 'yes' if row['chosen'] else '',
+            'AP': bracketed(row['mean']),
+            'seeds': len(row['ap']),
+            'against no teacher': bracketed(row['above_control'], sign=True),
+            'against direct, best teacher': bracketed(row['above_direct'], sign=True),
+            'path cost': row['path_cost'],
+            'updates': row['updates'],
+        }
+        for row in study.table()
+    ]
+
+
+def _setting(rows: list[dict], seeds: list[int]) -> str:
+    updates, counts = {row['updates'] for row in rows}, {len(row['ap']) for row in rows}
+    text = f'Every arm trained {max(updates):,} updates after the same baseline'
+    if len(updates) > 1:
+        text = 'The arms trained for DIFFERENT numbers of updates: this is no fair comparison'
+    named = f'seeds {", ".join(map(str, seeds))}' if len(seeds) > 1 else 'one seed'
+    if len(counts) > 1:
+        named += f', of which some arms have {min(counts)} only'
+    return f'{text}; {named}.'
+
+
+def _distillation(taught: list[dict]) -> list[str]:
+    known = [row['above_control'] for row in taught if row['above_control']]
+    signs = [found.sign for found in known if found.n > 1]
+    if not signs:
+        return []
+    words = f'Of {len(signs)} arms with a teacher {signs.count(1)} did better than training on without one'
+    words += f', {signs.count(-1)} WORSE' if -1 in signs else ''
+    return [words + (f'; for {signs.count(0)} no difference is shown.' if 0 in signs else '.')]
+
+
+def _progressive(several: list[dict], direct: str) -> list[str]:
+    """Sequences of several teachers against direct distillation from the best one."""
+    text = []
+    for row in several:
+        if row['chosen'] or row is several[0]:
+            words = ['suggested by the costs'] * row['chosen']
+            words += ['of highest mean among the progressive sequences'] * (row is several[0])
+            found = difference(row['label'], direct, row['above_direct'])
+            text.append(f'{found[0].upper()}{found[1:-1]} ({row["label"]}: {", ".join(words)}).')
+    if len(several) > 1 and several[0]['above_direct'] and several[0]['above_direct'].n > 1:
+        text.append(
+            f'To be picked as the best of {len(several)} flatters a sequence; the interval does not know of it.'
+        )
+    return text
+
+
+def _forecast(taught: list[dict], correlation: Interval | None) -> list[str]:
+    text, places = [], [k for k, row in enumerate(taught, 1) if row['chosen']]
+    if places:
+        named = ', '.join(f'{taught[k - 1]["label"]} number {k}' for k in places)
+        text.append(
+            f'By mean AP over {len(taught)} sequences, those that the costs suggest: {named}.'
+        )
+    if correlation:
+        words = ('the costs foretold nothing that shows', 'cheaper paths made WORSE students')
+        words = (*words, 'cheaper paths made better students')[correlation.sign]
+        ends = f'[{number(correlation.low, 2)}, {number(correlation.high, 2)}]'
+        text.append(
+            f'Rank correlation of path cost and mean AP over {correlation.n} sequences: '
+            f'{number(correlation.value, 2)} {ends}, {words}.'
+        )
+    return text
+
+
+def difference(a: str, b: str, found: Interval | None) -> str:
+    """'A is better than B by 1.8 AP [0.9, 2.7], n = 5.', or that no difference is shown."""
+    if found is None:
+        return f'{a} and {b} have no seed in common.'
+    if found.low is None:
+        return f'{a} against {b}: {signed(found.value)} AP with one seed, which shows nothing.'
+    ends = f'[{number(found.low)}, {number(found.high)}], n = {found.n}'
+    if found.sign == 0:
+        return f'no difference shown between {a} and {b}: {signed(found.value)} AP {ends}.'
+    if found.sign > 0:
+        return f'{a} is better than {b} by {number(found.value)} AP {ends}.'
+    ends = f'[{number(-found.high)}, {number(-found.low)}], n = {found.n}'
+    return f'{a} is worse than {b} by {number(-found.value)} AP {ends}.'
+
+
+def number(value: float, digits: int = 1) -> str:
+    """With a true minus sign, and never a negative zero."""
+    text = f'{value:.{digits}f}'
+    return text.replace('-', '−') if float(text) else text.lstrip('-')
+
+
+def signed(value: float) -> str:
+    text = number(value)
+    return text if text.startswith('−') else f'+{text}'
+
+
+def bracketed(found: Interval | None, sign: bool = False) -> str | None:
+    """'1.8 [0.9, 2.7]' for a table; None stays None."""
+    if found is None:
+        return None
+    value = signed(found.value) if sign else number(found.value)
+    return value if found.low is None else f'{value} [{number(found.low)}, {number(found.high)}]'

@@ -1,0 +1,72 @@
+"""How sure a mean, a difference and a rank correlation are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with the ends of its 95 % interval, which are None where `n` is too small for one."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where all of the interval is above or below 0, else 0."""
+        if self.low is None or self.high is None:
+            return 0
+        return int(self.low > 0) - int(self.high < 0)
+
+    def json(self) -> dict:
+        return asdict(self)
+
+
+def mean(values: Sequence[float]) -> Interval | None:
+    """Mean and Student's t interval; no ends for a single value, None for no value."""
+    values = np.asarray(list(values), float)
+    n = len(values)
+    if not n:
+        return None
+    centre = float(values.mean())
+    if n == 1:
+        return Interval(centre, None, None, 1)
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    return Interval(centre, centre - reach, centre + reach, n)
+
+
+def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Interval | None:
+    """Mean of a - b over the seeds that both have, with its t interval."""
+    return mean([a[seed] - b[seed] for seed in a if seed in b])
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> Interval | None:
+    """Spearman's rank correlation, and the percentile interval of a bootstrap over the pairs.
+
+    Fewer than four pairs, or no spread in x or y: None.
+    """
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    n = len(x)
+    if n < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    draws = np.random.default_rng(0).integers(n, size=(DRAWS, n))
+    drawn = [_spearman(x[rows], y[rows]) for rows in draws]
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.nanpercentile(drawn, (tail, 100 - tail))
+    return Interval(_spearman(x, y), float(low), float(high), n)
+
+
+def _spearman(x: np.ndarray, y: np.ndarray) -> float:
+    if np.ptp(x) == 0 or np.ptp(y) == 0:  # a draw of one pair over and over
+        return float('nan')
+    return float(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
