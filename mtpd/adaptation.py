@@ -19,6 +19,7 @@ from .errors import MtpdError
 
 RIDGE = 1e-6  # of the mean feature variance: makes rank-deficient features safe
 PIXELS = 10  # a channel, at least: below it the fit is of noise
+TOO_FEW = 'adaptation costs need at least 2 images: raise order.images, or give a larger validation split.'
 Features = Mapping[str, Mapping[int, Tensor]]  # {detector: {stride: (C, H, W)}} of one image
 
 
@@ -135,13 +136,13 @@ def costs_from_features(
     for features in fit:
         if not images:
             names = list(features)
-            members = _members(features)
+            members = common_strides(features)
             moments = {s: Moments(_channels(features, s, members[s])) for s in members}
         for stride, those in members.items():
             moments[stride].add([features[name][stride] for name in those])
         images += 1
     if not images:
-        raise MtpdError('adaptation costs need at least 2 images: raise order.images.')
+        raise MtpdError(TOO_FEW)
     channels = {s: [part.stop - part.start for part in m.parts] for s, m in moments.items()}
     held = {s: Held(m.linear_maps(), channels[s], replicates) for s, m in moments.items()}
     count = 0
@@ -149,7 +150,7 @@ def costs_from_features(
         for stride, those in members.items():
             held[stride].add([features[name][stride] for name in those], count)
     if not count:
-        raise MtpdError('adaptation costs need at least 2 images: raise order.images.')
+        raise MtpdError(TOO_FEW)
     # An image gives its pixels at the coarsest stride; the fit has a weight for each channel, and the bias.
     needed = max(
         2 * int(np.ceil(PIXELS * (max(channels[s]) + 1) * images / m.numpy()[-1, -1]))
@@ -167,8 +168,8 @@ def costs_from_features(
     }
 
 
-def _members(features: Features) -> dict[int, list[str]]:
-    """The detectors that have each stride that two or more have."""
+def common_strides(features: Features) -> dict[int, list[str]]:
+    """The detectors that have each stride. Raises MtpdError where two detectors share none."""
     strides = sorted({stride for levels in features.values() for stride in levels})
     found = {s: [name for name in features if s in features[name]] for s in strides}
     for a in features:

@@ -79,15 +79,16 @@ def train(recipe, work_dir: Path | None, detector: str | None, arm: str | None, 
 @recipe_options
 def order(recipe, work_dir: Path | None) -> None:
     """How far RECIPE's detectors are from each other, and the sequence of teachers that suggests."""
-    from .order import adaptation_costs, choose, conclusion
+    from .order import adaptation_costs, calibration, choose, conclusion
 
     labels = {name: spec.get('label', name) for name, spec in recipe.detectors.items()}
     costs = adaptation_costs(recipe, work_dir)
     width = max(map(len, costs['detectors']))
-    click.echo(f'adaptation cost, row to column, {costs["images"]} images:')
+    click.echo('adaptation cost, row to column:')
     click.echo(' ' * width + ''.join(f'  {name:>{max(width, 6)}}' for name in costs['detectors']))
     for name, row in zip(costs['detectors'], costs['cost'], strict=True):
         click.echo(f'{name:<{width}}' + ''.join(f'  {value:{max(width, 6)}.3f}' for value in row))
+    click.echo(calibration(costs))
     found = choose(recipe, costs, work_dir)
     click.echo('\n'.join([*found['reasons'], conclusion(found, labels)]))
 

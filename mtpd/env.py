@@ -79,7 +79,9 @@ def install(python: Path) -> None:
         keep = Path(folder, 'constraints.txt')
         keep.write_text(f'torch=={torch}\n')
         files = [
-            part for name in ('base', 'dev') for part in ('-r', str(REQUIREMENTS / f'{name}.txt'))
+            part
+            for name in ('base', 'dev', 'sweep')
+            for part in ('-r', str(REQUIREMENTS / f'{name}.txt'))
         ]
         pip(python, '-c', str(keep), *files)
     pip(python, '--no-deps', '--no-build-isolation', '-e', str(ROOT))

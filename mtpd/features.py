@@ -5,11 +5,13 @@ from __future__ import annotations
 from . import compat  # noqa: F401  (before mmcv)
 
 # isort: split
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from mmdet.datasets import build_dataloader
+from mmdet.models import build_detector
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
@@ -46,6 +48,20 @@ def batches(
 def neck_features(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
     """Features per FPN level, each (N, C, H_l, W_l), of images (N, 3, H, W); on the model's device."""
     return tuple(model.extract_feat(images.to(next(model.parameters()).device)))
+
+
+def by_stride(levels: Iterable[Tensor], height: int) -> dict[int, Tensor]:
+    """Neck features (N, C, H_l, W_l) of images of that height by their stride in pixels, a power of two."""
+    return {2 ** round(math.log2(height / level.shape[2])): level for level in levels}
+
+
+def blank_features(recipe: Recipe) -> dict[str, dict[int, Tensor]]:
+    """What the necks of untrained detectors make of a blank image, by stride: the shapes of the trained ones."""
+    blank, device, found = torch.zeros(1, 3, 256, 256), device_of(recipe), {}
+    for name in recipe.detectors:
+        model = build_detector(recipe.model(name)).to(device).eval()
+        found[name] = by_stride(neck_features(model, blank), 256)
+    return found
 
 
 def strength(feature: Tensor) -> Tensor:

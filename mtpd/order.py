@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from .adaptation import costs_from_features
+from .adaptation import common_strides, costs_from_features
 from .files import read_json, write_json
 from .recipe import Recipe, load_recipe
 from .sequence import SEARCHES, choose_sequence
@@ -30,11 +29,12 @@ def adaptation_costs(
         ``order/costs.json``, without the replicates. Arrays are lists.
 
     Raises:
-        RecipeError, MtpdError: a detector's checkpoint is missing or does not fit, or no level can be compared.
+        RecipeError, MtpdError: from `check_pool`.
     """
     from .features import load_all
     from .train import detector_checkpoint
 
+    check_pool(recipe)
     images = images or recipe.cfg.order.images
     models = load_all(
         recipe,
@@ -42,12 +42,6 @@ def adaptation_costs(
     )
     halves = (image_features(recipe, models, images, first) for first in (0, 1))
     found = costs_from_features(*halves)
-    if found['images'] < found['needed']:
-        warnings.warn(
-            f'adaptation costs from {found["images"]} images: a stable fit takes about {found["needed"]}. '
-            'Raise order.images, or give a larger validation split.',
-            stacklevel=2,
-        )
     tail = (100 - CONFIDENCE) / 2
     found['low'], found['high'] = np.percentile(found['replicates'], (tail, 100 - tail), axis=0)
     kept = {key: value for key, value in found.items() if key != 'replicates'}
@@ -55,6 +49,30 @@ def adaptation_costs(
     kept = {key: _plain(value) for key, value in kept.items()}
     write_json(recipe.run_dir(work_dir) / 'order' / 'costs.json', kept)
     return kept | {'replicates': found['replicates'].tolist()}
+
+
+def check_pool(recipe: Recipe) -> None:
+    """Before anything is trained.
+
+    Raises:
+        RecipeError, MtpdError: no teachers, a checkpoint is missing or does not fit, or two detectors share no stride.
+    """
+    from .compare import check
+    from .features import blank_features
+
+    check(recipe, ['student', *recipe.pool])
+    common_strides(blank_features(recipe))
+
+
+def calibration(costs: dict) -> str:
+    """How many images the costs come from, and a warning where these are too few."""
+    images, needed = costs['images'], costs['needed']
+    if images >= needed:
+        return f'Measured on {images} images; a stable fit takes about {needed}.'
+    return (
+        f'Warning: measured on {images} images, and a stable fit takes about {needed}. '
+        'Raise order.images, or give a larger validation split.'
+    )
 
 
 def _plain(value):
@@ -65,11 +83,13 @@ def _plain(value):
 
 def image_features(recipe: Recipe, models: dict, images: int, first: int) -> Iterator[dict]:
     """For every second image from `first` on, each detector's features by stride, without the padding."""
-    from .features import batches, neck_features
+    from .features import batches, by_stride, neck_features
 
     for pixels, metas in batches(recipe, images, first=first, step=2):
         height = pixels.shape[2]
-        found = {name: neck_features(model, pixels) for name, model in models.items()}
+        found = {
+            name: by_stride(neck_features(model, pixels), height) for name, model in models.items()
+        }
         for i, meta in enumerate(metas):
             yield {
                 name: {
@@ -78,8 +98,7 @@ def image_features(recipe: Recipe, models: dict, images: int, first: int) -> Ite
                         : -(-meta['img_shape'][0] // stride),
                         : -(-meta['img_shape'][1] // stride),
                     ]
-                    for feature in levels
-                    for stride in [2 ** round(np.log2(height / feature.shape[2]))]
+                    for stride, feature in levels.items()
                 }
                 for name, levels in found.items()
             }
@@ -91,6 +110,9 @@ def choose(recipe: Recipe, costs: dict, work_dir: str | Path | None = None) -> d
     Returns:
         As `choose_sequence`, with 'ap' (0..1 by detector) and 'check' (the other search's); also in
         ``order/sequence.json``.
+
+    Raises:
+        MtpdError: from `choose_sequence`.
     """
     from .train import prepare_detector
 
@@ -98,7 +120,7 @@ def choose(recipe: Recipe, costs: dict, work_dir: str | Path | None = None) -> d
     metrics = {
         name: prepare_detector(recipe, name, work_dir)['metrics'] for name in recipe.detectors
     }
-    ap = {name: found['bbox_mAP'] or 0.0 for name, found in metrics.items()}
+    ap = {name: found['bbox_mAP'] for name, found in metrics.items()}
     limits = {'max_length': plan.max_length, 'min_gain': plan.min_gain}
     other = next(name for name in SEARCHES if name != plan.method)
     found = choose_sequence(costs, ap, method=plan.method, **limits) | {'ap': ap}
@@ -139,6 +161,8 @@ def conclusion(found: dict, labels: dict[str, str]) -> str:
         return ' → '.join(labels.get(name, name) for name in names)
 
     sequence, check = found['sequence'], found['check']['sequence']
+    if len(found['pool']) == 1:
+        return f'The pool has one teacher: direct distillation from {path(sequence)}.'
     text = [f'The costs suggest {path(sequence)}.']
     if len(sequence) == 1:
         text = [

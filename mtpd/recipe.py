@@ -107,6 +107,13 @@ class Recipe:
         """The student first, then the teachers by their names in the recipe."""
         return {'student': self.cfg.student, **self.cfg.teachers}
 
+    @property
+    def pool(self) -> list[str]:
+        """The teachers to choose from. Raises RecipeError where there are none."""
+        if not self.cfg.teachers:
+            raise RecipeError(self.source, ['teachers is empty: name at least one.'])
+        return list(self.cfg.teachers)
+
     def arm(self, name: str, stage: int | None = None) -> Arm:
         """An arm by name. Raises RecipeError where the recipe has no such arm or stage."""
         arms = self.arms

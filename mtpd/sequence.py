@@ -33,7 +33,7 @@ def choose_sequence(
         min_gain: the AP, 0..1, by which each teacher must exceed the one before it. None: AP decides on the last only.
 
     Returns:
-        ``{'sequence': names, 'method', 'reasons': a sentence per step, 'total': sum of cost ** power, 'support': share
+        ``{'sequence': names, 'method', 'pool': names, 'reasons': a sentence per step, 'total': sum of cost ** power, 'support': share
         of the bootstrap replicates that lead to this sequence (None without replicates), 'ties': [sequence, share] of
         the others that more than one in twenty lead to}``.
 
@@ -41,12 +41,20 @@ def choose_sequence(
         MtpdError: no teacher, an unknown method, or a teacher without AP or cost.
     """
     teachers = list(teachers or [name for name in costs['detectors'] if name != student])
-    missing = [t for t in teachers if ap.get(t) is None or t not in costs['detectors']]
-    if not teachers or missing:
-        raise MtpdError(
-            f'no sequence can be chosen: {", ".join(missing) + " lack AP or cost" if missing else "the pool is empty"}. '
-            'Evaluate every teacher of the pool first.'
-        )
+    wrong = [] if teachers else ['the pool of teachers is empty']
+    wrong += [
+        f'{name} has no AP (`mtpd eval RECIPE --detector {name} --checkpoint FILE` measures it, on a validation split '
+        'with objects)'
+        for name in teachers
+        if ap.get(name) is None
+    ]
+    wrong += [
+        f'{name} has no adaptation cost (`mtpd order RECIPE` measures it)'
+        for name in teachers
+        if name not in costs['detectors']
+    ]
+    if wrong:
+        raise MtpdError(f'no sequence can be chosen: {"; ".join(wrong)}.')
     if method not in SEARCHES:
         raise MtpdError(f'unknown method {method!r}: there are {", ".join(SEARCHES)}.')
     index = {name: i for i, name in enumerate(costs['detectors'])}
@@ -67,13 +75,20 @@ def choose_sequence(
         return sequence, reasons, sum(cost(a, b) ** power for a, b in hops)
 
     sequence, reasons, total = search(np.asarray(costs['cost']))
-    first = f'{best} comes last: it has the highest AP of the pool, {100 * ap[best]:.1f}.'
+    reasons.insert(
+        0, f'{best} comes last: it has the highest AP of the pool, {100 * ap[best]:.1f}.'
+    )
+    if not others:
+        reasons = [f'{best} is the only teacher of the pool: direct distillation.']
+    elif len(sequence) == 1:
+        reasons.append('So it is direct distillation.')
     drawn = [tuple(search(np.asarray(table))[0]) for table in costs.get('replicates', ())]
     shares = {found: times / len(drawn) for found, times in Counter(drawn).most_common()}
     return {
         'sequence': sequence,
         'method': method,
-        'reasons': [first, *reasons],
+        'pool': sorted(teachers),
+        'reasons': reasons,
         'total': total,
         'support': shares.pop(tuple(sequence), 0.0) if drawn else None,
         'ties': [[list(found), share] for found, share in shares.items() if share > 0.05],
@@ -86,7 +101,9 @@ def _greedy(student, best, others, cost, may_precede, max_length, power):
         head = sequence[0]
         near = [t for t in pool if cost(student, t) < cost(student, head) and may_precede(t, head)]
         if not near:
-            reasons.append(f'No teacher left is nearer to the student than {head}.')
+            weaker = any(cost(student, t) < cost(student, head) for t in pool)
+            gain = ' and weaker by the gain asked for' if weaker else ''
+            reasons.append(f'No teacher left is nearer to the student than {head}{gain}.')
             break
         chosen = min(near, key=lambda t: cost(t, head))
         reasons.append(

@@ -19,7 +19,7 @@ images: int = 0  # validation images to compare features on; 0: as the recipe sa
 
 # %%
 from mtpd import adaptation_costs, load_recipe, plots
-from mtpd.order import choose, conclusion
+from mtpd.order import calibration, choose, conclusion
 from mtpd.tables import say, table
 from mtpd.train import prepare_detector
 
@@ -35,6 +35,9 @@ costs = adaptation_costs(plan, work_dir, images or None)
 
 # %%
 plots.cost_matrix(list(labels.values()), costs['cost'], (costs['low'], costs['high']))
+
+# %%
+say(calibration(costs))
 
 # %% [markdown]
 # ## The sequence

@@ -40,7 +40,7 @@ def test_conda_environment_repeats_the_pins():
     by_conda = {'ninja', 'setuptools'}
     wanted = {
         name: version
-        for name, version in (pins('base') | pins('dev')).items()
+        for name, version in (pins('base') | pins('dev') | pins('sweep')).items()
         if name not in by_conda
     }
     assert dict(entry.split('==') for entry in with_pip) == wanted
@@ -58,7 +58,7 @@ def test_package_reads_the_pins():
 def test_mmcv_stands_in_one_place_and_pip_never_builds_it():
     version = pins('mmcv')['mmcv-full']
     assert build.mmcv_version() == version
-    for name in ('torch', 'base', 'dev'):
+    for name in ('torch', 'base', 'dev', 'sweep'):
         assert not {'mmcv', 'mmcv-full'} & set(pins(name))
     tracked = subprocess.run(
         ['git', 'grep', '-lF', f'mmcv-full=={version}'], cwd=ROOT, capture_output=True, text=True

@@ -225,14 +225,12 @@ def test_an_unfinished_sweep_is_collected_and_what_is_missing_listed(sweep):
     ],
 )
 def test_mistakes_are_one_message_and_leave_nothing(tmp_path, arguments, words):
-    pytest.importorskip('submitit')
     out = tmp_path / 'out'
     assert words in refused('sweep', MINI, '--work-dir', out, *arguments)
     assert not out.exists()
 
 
 def test_without_submitit_or_sbatch_it_says_so(tmp_path, monkeypatch):
-    pytest.importorskip('submitit')
     monkeypatch.setenv('PATH', str(tmp_path))
     out = tmp_path / 'out'
     arguments = ('sweep', MINI, '--work-dir', out, '--executor', 'slurm')
@@ -263,7 +261,6 @@ def test_a_folder_of_another_sweep_is_refused(sweep, recipe):
 
 
 def test_a_failed_job_leaves_its_reason(tmp_path, tiny_coco):
-    pytest.importorskip('submitit')
     data = tiny_coco(tmp_path / 'coco')
     recipe = load_recipe(MINI, SMALL | {'data.root': str(data)})
     sweep = open_sweep(recipe, tmp_path / 'sweep', [CONTROL], ['mgd'], [0])
@@ -284,7 +281,6 @@ def test_a_failed_job_leaves_its_reason(tmp_path, tiny_coco):
 
 @pytest.mark.slow
 def test_interrupted_it_ends_its_jobs_without_a_traceback(tmp_path, tiny_coco):
-    pytest.importorskip('submitit')
     data, folder = tiny_coco(tmp_path / 'coco'), tmp_path / 'sweep'
     options = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True}
     process = subprocess.Popen(
@@ -311,7 +307,6 @@ def test_interrupted_it_ends_its_jobs_without_a_traceback(tmp_path, tiny_coco):
 
 @pytest.mark.slow
 def test_a_sweep_with_a_killed_job_and_the_same_command_again(tmp_path, tiny_coco):
-    pytest.importorskip('submitit')
     data, folder = tiny_coco(tmp_path / 'coco'), tmp_path / 'sweep'
     arguments = command(data, folder, '--slots', '2')
     two = os.environ | {'CUDA_VISIBLE_DEVICES': '4,5'}  # without effect where there are none

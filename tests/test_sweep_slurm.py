@@ -13,8 +13,6 @@ from mtpd.sweep.folder import load_sweep
 from mtpd.sweep.results import collect, ended, table, text
 from mtpd.sweep.slurm import slurm_queue
 
-pytest.importorskip('submitit', reason='needs requirements/sweep.txt')
-
 
 def out_of_time(sweep, name, attempt):
     """Stops the job's process, which SLURM wakes with its signal before the limit; returns the status then."""

@@ -17,7 +17,12 @@ DEADLINE = click.option(
 )
 
 
-@click.option('--orders', default='all', show_default=True, help='all, auto, or "a,b;b,a".')
+@click.option(
+    '--orders',
+    default='all',
+    show_default=True,
+    help='all: each teacher and every ordered pair; auto: what adaptation costs suggest; or "a,b;b,a".',
+)
 @click.option('--methods', help="Such as mgd,cwd. Default: the recipe's.")
 @click.option('--seeds', default='0', show_default=True, help='Such as 0-4 or 0,2.')
 @click.option('--executor', default='local', show_default=True, help='local or slurm.')

@@ -34,7 +34,7 @@ class Resources:
         except ImportError:
             raise MtpdError(
                 'sweeps need submitit, which is not installed: '
-                'pip install -r requirements/sweep.txt, or pip install "mtpd[sweep]".'
+                '`make env`, or pip install -r requirements/sweep.txt, or pip install "mtpd[sweep]".'
             ) from None
         if self.executor == 'slurm':
             for program in ('sbatch', 'srun'):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import RecipeError
 from ..files import plain
 from ..paths import ROOT
 from .asked import parse_methods, parse_orders, parse_seeds
@@ -48,6 +50,7 @@ def run_sweep(
         RecipeError: the recipe, its data or its checkpoints are not in order.
         MtpdError: an unknown name, an executor that cannot be used, or a folder of another sweep.
     """
+    from ..order import adaptation_costs, check_pool
     from ..pipeline import preflight
     from ..recipe import load_recipe
 
@@ -61,13 +64,15 @@ def run_sweep(
         methods or recipe.cfg.distill.method, recipe.cfg.distill.settings
     )
     wanted_seeds = parse_seeds(seeds)
-    teachers = list(recipe.cfg.teachers)
+    teachers = recipe.pool
     automatic = []  # whether `auto` is in the text
     wanted = parse_orders(orders, teachers, lambda: automatic.append(True) or [])
     preflight(recipe)
     _make_data(recipe)
     suggested = info.get('suggested')
     if automatic and not suggested:
+        _check_lengths(recipe)
+        check_pool(recipe)
         sweep = open_sweep(recipe, path, [], [], [], costs=True)
         first = [j for j in sweep.jobs.values() if j.kind == 'teacher' or j.seed == recipe.seed]
         first = [j for j in first if j.detector]
@@ -75,7 +80,8 @@ def run_sweep(
         if not all(sweep.state(job)[0] == 'done' for job in first):
             echo('The costs need these jobs first; the same command goes on when they are done.')
             return sweep
-        suggested = suggest(recipe, path / shared_run(recipe.seed), echo)
+        run_dir = path / shared_run(recipe.seed)
+        suggested = suggest(recipe, adaptation_costs(recipe, run_dir), run_dir, echo)
     wanted = parse_orders(orders, teachers, lambda: list(map(tuple, suggested['orders'])))
     sweep = open_sweep(
         recipe, path, wanted, wanted_methods, wanted_seeds, suggested, bool(automatic)
@@ -84,16 +90,22 @@ def run_sweep(
     return sweep
 
 
-def suggest(recipe: Recipe, run_dir: Path, echo: Callable[[str], None] = print) -> dict:
+def suggest(
+    recipe: Recipe, costs: dict, run_dir: Path, echo: Callable[[str], None] = print
+) -> dict:
     """The sequences of each length that the adaptation costs suggest, by both searches.
+
+    Args:
+        costs: from `adaptation_costs`.
+        run_dir: where the detectors are measured.
 
     Returns:
         ``{'orders': sequences, each once, 'reasons': {'<search>, <length>': sentences}}``.
     """
-    from ..order import adaptation_costs, choose
+    from ..order import calibration, choose
     from ..recipe import load_recipe
 
-    costs = adaptation_costs(recipe, run_dir)
+    echo(calibration(costs))
     orders: list[Order] = []
     reasons = {}
     for length in LENGTHS:
@@ -104,6 +116,15 @@ def suggest(recipe: Recipe, run_dir: Path, echo: Callable[[str], None] = print) 
     orders = list(dict.fromkeys(orders))
     echo('the costs suggest ' + ', '.join(' → '.join(order) for order in orders))
     return {'orders': orders, 'reasons': reasons}
+
+
+def _check_lengths(recipe: Recipe) -> None:
+    """Raises RecipeError where a sequence that `auto` may find has stages of unequal lengths."""
+    longest, updates = min(LENGTHS[-1], len(recipe.pool)), recipe.cfg.schedule.arm
+    uneven = [str(k) for k in range(1, longest + 1) if updates % k]
+    if uneven:
+        text = f'--orders auto may find {" or ".join(uneven)} stages, which do not divide schedule.arm = {updates} evenly.'
+        raise RecipeError(recipe.source, [f'{text} Choose a multiple of {math.lcm(*LENGTHS)}.'])
 
 
 def _run(sweep: Sweep, jobs, resources: Resources, echo, deadline: float) -> None:
