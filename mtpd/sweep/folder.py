@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import MtpdError
 from ..files import read_json
+from ..paths import shown
 from .plan import Job, arm_name
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Sweep:
     def command(self) -> str:
         """That continues or repeats it, without executor and resources."""
         orders = ';'.join(','.join(t or 'none' for t in order) for order in self.info['orders'])
-        words = ['mtpd', 'sweep', self.info['recipe'], '--orders', orders]
+        words = ['mtpd', 'sweep', shown(Path(self.info['recipe'])), '--orders', orders]
         words += ['--methods', ','.join(self.info['methods'])]
         words += ['--seeds', ','.join(map(str, self.info['seeds']))]
         if options := self.info['overrides']:
