@@ -12,7 +12,10 @@ def conclude(study: Study) -> list[str]:
     if not rows:
         return ['No arm has been evaluated yet, so there is nothing to conclude.']
     taught = [row for row in rows if row['teachers']]
-    text = [_setting(rows, study.seeds), *_distillation(taught)]
+    best = rows[0]
+    text = [_setting(rows, study.seeds)]
+    text.append(f'Highest mean AP: {best["label"]}, {bracketed(best["mean"])}.')
+    text += _distillation(taught)
     if study.direct:
         label = f'direct distillation ({study.direct.label})'
         text += _progressive([row for row in taught if len(row['teachers']) > 1], label)

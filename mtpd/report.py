@@ -11,8 +11,12 @@ from pathlib import Path
 from . import plots
 from .conclusion import conclusion
 from .files import read_json, write_json, write_text
+from .findings import conclude
 from .pages import duration, fill, gallery, pages_of, render
+from .plots import Figure
 from .runs import Run, load_run
+from .seeds import gather
+from .study import Study
 
 GROUPS = ('Student before distillation', 'Student after training in each arm', 'Teachers')
 HEADLINES = {
@@ -43,7 +47,7 @@ def make_report(run_dir: str | Path) -> Path:
 
 
 def _index(run: Run, pages: list[dict]) -> str:
-    results = run.results()
+    results, study = run.results(), gather(run)
     recipe = run.path / 'recipe.py'
     return fill(
         'index.html.j2',
@@ -55,11 +59,12 @@ def _index(run: Run, pages: list[dict]) -> str:
         detail=_detail(run),
         missing=[step for step in run.steps if step['state'] != 'done'],
         conclusion='' if run.info.get('smoke') else conclusion(results),
+        over_seeds=conclude(study) if len(study.seeds) > 1 else [],
         rows=_table(results, run.info.get('paper') or {}),
         groups=GROUPS,
         paper_shown=bool(run.info.get('paper')),
         masks_shown=any(row['mask_AP'] is not None for row in results),
-        figures=_figures(run, results),
+        figures=_figures(run, results, study),
         pages=pages,
         environment=run.environment,
         recipe=recipe.read_text(encoding='utf-8') if recipe.is_file() else None,
@@ -107,10 +112,26 @@ def _table(results: list[dict], paper: dict) -> list[dict]:
     ]
 
 
-def _figures(run: Run, results: list[dict]) -> list[dict]:
+def study_figures(study: Study) -> list[tuple[Figure, str]]:
+    """AP versus order over seeds, and what adaptation costs foretold; with captions, as `gallery` takes them."""
+    rows = study.table()
+    return [
+        (
+            plots.ap_versus_order(rows, study.start),
+            'AP versus teacher order. Every arm continues the same baselines for the same number of updates.',
+        ),
+        (
+            plots.predicted_and_measured(rows, study.correlation()),
+            'What the adaptation costs foretold: if cheap paths make good students, the points fall from left to right.',
+        ),
+    ]
+
+
+def _figures(run: Run, results: list[dict], study: Study) -> list[dict]:
     costs = read_json(run.path / 'order' / 'costs.json', {'detectors': [], 'cost': []})
     names = [run.label(name) for name in costs['detectors']]
-    drawn = [
+    drawn = study_figures(study) if len(study.seeds) > 1 else []
+    drawn += [
         (
             plots.ap_over_stages(run.stage_aps()),
             'AP from the common baseline over the stages of each arm.',

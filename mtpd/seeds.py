@@ -42,14 +42,17 @@ def gather(run: Run, folders: Sequence[str] = ()) -> Study:
             runs.setdefault(setup.seed, other)
     if folders and left_out:
         raise MtpdError('\n'.join(left_out))
-    rows = {row['name']: row['AP'] for row in run.results() if row['role'] == 'teacher'}
+    teachers = {row['name']: row['AP'] for row in run.results() if row['role'] == 'teacher'}
     baseline = {
-        seed: points(item.metrics('detector', item.student))['AP'] for seed, item in runs.items()
+        seed: row['AP']
+        for seed, item in sorted(runs.items())
+        for row in item.results()
+        if row['role'] == 'baseline' and row['AP'] is not None
     }
     return Study(
         [_order(arm, runs) for arm in run.arms],
-        {seed: ap for seed, ap in sorted(baseline.items()) if ap is not None},
-        {name: ap for name, ap in rows.items() if ap is not None},
+        baseline,
+        {name: ap for name, ap in teachers.items() if ap is not None},
         *_forecast(run),
         left_out,
     )

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import nbformat
 import pytest
-from fake_run import ARMS, make_run, metrics, put
+from fake_run import ARMS, make_run, metrics, put, trained
 
 from mtpd.errors import MtpdError
 from mtpd.report import duration, make_report
@@ -222,3 +222,18 @@ def test_a_run_with_nothing_but_its_plan_has_a_report(tmp_path):
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_runs_of_other_seeds_are_read_with_it(tmp_path):
+    for seed, ap in enumerate((10.0, 11.1, 11.9)):
+        run = trained(
+            tmp_path / 'runs' / str(seed), seed=seed, direct=ap, progressive=ap + 1 + seed / 10
+        )
+        put(run.path / 'detectors' / 'rx101' / 'metrics.json', {'bbox_mAP': 0.5})
+    page = Page(make_report(run.path).read_text())
+    # Differences 1.0, 1.1, 1.2: mean 1.1, t interval 1.1 -+ 4.303 x 0.1 / sqrt(3).
+    assert (
+        'is better than direct distillation (teacher 2 only) by 1.1 AP [0.9, 1.3], n = 3'
+        in page.text
+    )
+    assert page.images[0]['alt'].startswith('Box AP by arm, mean and 95 % interval over 3 seeds')

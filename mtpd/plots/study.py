@@ -43,6 +43,8 @@ def ap_versus_order(rows: Sequence[Mapping], baseline: float | None = None) -> F
         _whisker(left, row['mean'], place - 0.12, colour)
         if paired and row[key]:
             _whisker(axes[1], row[key], place, colour)
+        elif paired:
+            axes[1].text(0, place, '  reference', va='center', fontsize=TEXT - 1.5, color=INK)
     names = [('★ ' if row['chosen'] else '') + row['label'] for row in reversed(rows)]
     left.set_yticks(range(len(rows)), names)
     left.set_ylim(-0.7, len(rows) - 0.3)
@@ -88,7 +90,7 @@ def predicted_and_measured(rows: Sequence[Mapping], correlation: Interval | None
         'box AP, mean over seeds (points)',
         grid='both',
     )
-    for row in rows:
+    for place, row in enumerate(sorted(rows, key=lambda row: row['path_cost'])):
         shape, colour = MARKERS[(len(row['teachers']) - 1) % len(MARKERS)], _colour(row)
         mean = row['mean']
         if mean.low is not None:
@@ -103,7 +105,7 @@ def predicted_and_measured(rows: Sequence[Mapping], correlation: Interval | None
             row['path_cost'], mean.value, shape, color=colour, markersize=8, markeredgecolor='white'
         )
         ax.annotate(
-            ('★ ' if row['chosen'] else '') + row['label'], (row['path_cost'], mean.value), (7, 4),
+            ('★ ' if row['chosen'] else '') + row['label'], (row['path_cost'], mean.value), (7, -11 if place % 2 else 5),
             textcoords='offset points', fontsize=TEXT - 2, color=INK,
         )  # fmt: skip
     lengths = sorted({len(row['teachers']) for row in rows})

@@ -73,7 +73,7 @@ def walk_through(
         ax.axhline(level, color=COLOURS[0], linestyle=':', linewidth=1.4)
         ax.annotate(f'no teacher, as many updates: {level:.1f}', (0.01, level), (0, -11), xycoords=('axes fraction', 'data'),
                     textcoords='offset points', fontsize=TEXT - 1, color=INK)  # fmt: skip
-    ax.set_xlim(0, start * 1.03)
+    ax.set_xlim(-0.04 * start, 1.04 * start)
     low, high = ax.get_ylim()
     ax.set_ylim(low, high + 0.28 * (high - low))
     steps = ', '.join(f'{y:.1f} at {x}' for x, y in zip(at, means, strict=True))

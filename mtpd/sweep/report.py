@@ -10,6 +10,7 @@ from .. import plots
 from ..files import read_json, write_text
 from ..findings import conclude, table_rows
 from ..pages import fill, gallery
+from ..report import study_figures
 from ..runs import load_run
 from .folder import Sweep, load_sweep
 from .plan import shared_run
@@ -63,14 +64,7 @@ def _section(method: str, study: Study) -> dict:
     several = [row for row in rows if len(row['teachers']) > 1]
     walks = [row for row in several if row['chosen']] or several[:1]
     drawn = [
-        (
-            plots.ap_versus_order(rows, study.start),
-            'AP versus teacher order. Every arm continues the same baselines for the same number of updates.',
-        ),
-        (
-            plots.predicted_and_measured(rows, study.correlation()),
-            'What the adaptation costs foretold: if cheap paths make good students, the points fall from left to right.',
-        ),
+        *study_figures(study),
         *(
             (
                 plots.walk_through(study.order(row['name']).curves, control),
@@ -92,7 +86,7 @@ def _teachers(found: dict, run) -> list[dict]:
     baselines = [row for row in found['rows'] if row['order'] == 'baseline']
     rows = [{'name': 'student', 'AP': mean(row['AP'] for row in baselines)}] if baselines else []
     rows += found['teachers']
-    models = {row['name']: row for row in run.results()}
+    models = {row['name']: row for row in run.results() if row['role'] != 'arm'}
     return [
         {
             'detector': run.label(row['name']),
