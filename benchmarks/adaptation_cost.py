@@ -1,9 +1,11 @@
-"""Adaptation costs in closed form against the usual way: 1 x 1 convolutions trained by Adam, on the same features.
+"""Adaptation costs in closed form against explicit least squares on stacked pixels, and against 1 x 1 convolutions
+trained by Adam: all on the same features, fitted on one half of the images and measured on the other.
 
-python benchmarks/adaptation_cost.py --out results/bench/adaptation_cost.json
+python benchmarks/adaptation_cost.py RECIPE --out results/bench/adaptation_cost.json
 """
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -12,9 +14,11 @@ import torch
 from torch import nn
 
 from mtpd.adaptation import costs_from_features
+from mtpd.environment import describe
 from mtpd.features import load_all
 from mtpd.files import write_json
 from mtpd.order import image_features
+from mtpd.paths import shown
 from mtpd.recipe import load_recipe
 from mtpd.train import detector_checkpoint
 
@@ -26,25 +30,54 @@ def stacked(images: list[dict], name: str, stride: int) -> torch.Tensor:
     return torch.stack([image[name][stride] for image in images])
 
 
-def trained_cost(source: tuple, target: tuple, epochs: int, batch: int, lr: float) -> float:
-    """Share of the held-out target's variance that a trained adapter leaves unexplained."""
+def share(residual: torch.Tensor, target: torch.Tensor) -> float:
+    """Of the variance of `target` (N, C, H, W), what `residual` leaves."""
+    centred = target.double() - target.double().mean((0, 2, 3), keepdim=True)
+    return float(residual.double().square().sum() / centred.square().sum())
+
+
+def explicit_cost(source: tuple, target: tuple, options) -> float:
+    """By numpy's least squares in float64, a row per pixel."""
+
+    def rows(x):
+        return x.double().movedim(1, -1).reshape(-1, x.shape[1]).numpy()
+
+    def with_one(x):
+        return np.c_[rows(x), np.ones(x[:, 0].numel())]
+
+    weights = np.linalg.lstsq(with_one(source[0]), rows(target[0]), rcond=None)[0]
+    return share(torch.from_numpy(with_one(source[1]) @ weights - rows(target[1])), target[1])
+
+
+def trained_cost(source: tuple, target: tuple, options) -> float:
+    """By an adapter trained with Adam and a cosine schedule."""
     torch.manual_seed(0)
     (fit_x, held_x), (fit_y, held_y) = source, target
     adapter = nn.Conv2d(fit_x.shape[1], fit_y.shape[1], 1)
-    steps = epochs * -(-len(fit_x) // batch)
-    optimizer = torch.optim.Adam(adapter.parameters(), lr=lr)
+    steps = options.epochs * -(-len(fit_x) // options.batch)
+    optimizer = torch.optim.Adam(adapter.parameters(), lr=options.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(epochs):
-        for chosen in torch.randperm(len(fit_x)).split(batch):
+    for _ in range(options.epochs):
+        for chosen in torch.randperm(len(fit_x)).split(options.batch):
             loss = nn.functional.mse_loss(adapter(fit_x[chosen]), fit_y[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
     with torch.no_grad():
-        residual = (adapter(held_x) - held_y).double().square().sum()
-        centred = held_y.double() - held_y.double().mean((0, 2, 3), keepdim=True)
-        return float(residual / centred.square().sum())
+        return share(adapter(held_x) - held_y, held_y)
+
+
+def every_pair(names: list[str], strides: list[int], halves: list, cost, options) -> np.ndarray:
+    """Costs (D, D), the mean over the strides, by a function of (source, target, options)."""
+    found = np.zeros((len(strides), len(names), len(names)))
+    for level, stride in enumerate(strides):
+        data = {n: tuple(stacked(half, n, stride) for half in halves) for n in names}
+        for i, a in enumerate(names):
+            for j, b in enumerate(names):
+                if a != b:
+                    found[level, i, j] = cost(data[a], data[b], options)
+    return found.mean(0)
 
 
 def main() -> None:
@@ -52,7 +85,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument('recipe', nargs='?', default=MINI)
-    parser.add_argument('--work-dir', help='a run whose student to use')
+    parser.add_argument('--work-dir', help='a run whose detectors to use')
     parser.add_argument('--images', type=int, default=256)
     parser.add_argument('--epochs', type=int, default=100)
     parser.add_argument('--batch', type=int, default=16)
@@ -62,47 +95,42 @@ def main() -> None:
     torch.set_num_threads(1)
     recipe = load_recipe(options.recipe)
     files = {n: (n, detector_checkpoint(recipe, n, options.work_dir)) for n in recipe.detectors}
-    models = load_all(recipe, files)
-    began = time.perf_counter()
-    halves = [list(image_features(recipe, models, options.images, k)) for k in (0, 1)]
-    forward = time.perf_counter() - began
-    began = time.perf_counter()
-    closed = costs_from_features(*halves, replicates=0)
-    closed_seconds = time.perf_counter() - began
+    models, seconds = load_all(recipe, files), {}
+
+    def timed(what, function):
+        began = time.perf_counter()
+        found = function()
+        seconds[what] = round(time.perf_counter() - began, 3)
+        return found
+
+    halves = timed(
+        'features',
+        lambda: [list(image_features(recipe, models, options.images, k)) for k in (0, 1)],
+    )
+    closed = timed('closed', lambda: costs_from_features(*halves, replicates=0))
     names, strides = closed['detectors'], sorted(closed['levels'])
-    trained = np.zeros((len(strides), len(names), len(names)))
-    began = time.perf_counter()
-    for level, stride in enumerate(strides):
-        data = {n: tuple(stacked(half, n, stride) for half in halves) for n in names}
-        for i, a in enumerate(names):
-            for j, b in enumerate(names):
-                if a != b:
-                    settings = options.epochs, options.batch, options.lr
-                    trained[level, i, j] = trained_cost(data[a], data[b], *settings)
-    trained_seconds = time.perf_counter() - began
-    other = trained.mean(0)
-    print(f'{"pair":<20}{"closed form":>12}{"trained":>10}')
-    for i, a in enumerate(names):
-        for j, b in enumerate(names):
-            if a != b:
-                print(f'{a + " -> " + b:<20}{closed["cost"][i, j]:12.4f}{other[i, j]:10.4f}')
-    worst = float((closed['cost'] - other).max())
-    print(
-        f'features {forward:.1f} s; closed form {closed_seconds:.2f} s, trained {trained_seconds:.1f} s:'
-    )
-    print(
-        f'{trained_seconds / closed_seconds:.0f} times as long; largest closed - trained {worst:+.4f}'
-    )
+    costs = {'closed': closed['cost']}
+    for what, cost in (('explicit', explicit_cost), ('trained', trained_cost)):
+        costs[what] = timed(what, lambda c=cost: every_pair(names, strides, halves, c, options))
+    print(f'{"pair":<20}{"closed form":>12}{"explicit":>10}{"trained":>10}')
+    apart = ~np.eye(len(names), dtype=bool)
+    for i, j in np.argwhere(apart):
+        values = (f'{costs[what][i, j]:10.4f}' for what in costs)
+        print(f'{names[i] + " -> " + names[j]:<22}' + ''.join(values))
+    gaps = {what: (costs['closed'] - costs[what])[apart] for what in ('explicit', 'trained')}
+    print(f'largest |closed - explicit| {np.abs(gaps["explicit"]).max():.1e}')
+    print(f'closed - trained from {gaps["trained"].min():+.4f} to {gaps["trained"].max():+.4f}')
+    print(', '.join(f'{what} {value:.2f} s' for what, value in seconds.items()), end='; ')
+    print(f'trained / closed {seconds["trained"] / seconds["closed"]:.0f}')
     if options.out:
+        words = [shown(Path(word)) if Path(word).is_absolute() else word for word in sys.argv]
         found = {
+            'command': ' '.join(['python', *words]),
             'detectors': names,
-            'closed': closed['cost'].tolist(),
-            'trained': other.tolist(),
-            'seconds': {'features': forward, 'closed': closed_seconds, 'trained': trained_seconds},
+            **{what: cost.tolist() for what, cost in costs.items()},
+            'seconds': seconds,
             'settings': {k: v for k, v in vars(options).items() if k not in ('out', 'work_dir')},
-            'threads': 1,
-            'command': f'python benchmarks/adaptation_cost.py {options.recipe} --work-dir RUN '  # of `mtpd run`
-            f'--images {options.images} --epochs {options.epochs} --out {options.out}',
+            'environment': describe(threads=1),
         }
         write_json(options.out, found)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .errors import MtpdError
 
-RIDGE = 1e-6  # of the mean feature variance: makes rank-deficient features safe
+RIDGE = 1e-8  # of the mean feature variance: makes rank-deficient features safe
 PIXELS = 10  # a channel, at least: below it the fit is of noise
 TOO_FEW = 'adaptation costs need at least 2 images: raise order.images, or give a larger validation split.'
 Features = Mapping[str, Mapping[int, Tensor]]  # {detector: {stride: (C, H, W)}} of one image
