@@ -60,11 +60,13 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope='module', params=TWINS)
 def twin(request, cache, tmp_path_factory):
+    return prepared(request.param, cache, tmp_path_factory.mktemp('checkpoints'))
+
+
+def prepared(name, cache, folder):
     """A recipe on tiny scenes with an untrained checkpoint for each of its detectors, and a batch of two images."""
-    recipe = load_recipe(
-        f'configs/mini/{request.param}.py', SMALL | {'data.cache': str(cache), 'seed': 0}
-    )
-    folder, named = tmp_path_factory.mktemp('checkpoints'), {}
+    recipe = load_recipe(f'configs/mini/{name}.py', SMALL | {'data.cache': str(cache), 'seed': 0})
+    named = {}
     for name in recipe.detectors:
         path = folder / f'{name}.pth'
         save_atomic({'state_dict': built(recipe, name).state_dict()}, path)
@@ -136,6 +138,29 @@ def test_an_update_of_each_stage(twin, method):
         detection, distillation = split_loss(logged)
         assert detection > 0 and distillation > 0
         assert detection + distillation == pytest.approx(logged['loss'], rel=1e-4)
+
+
+def test_the_pool_is_diverse_and_each_teacher_teaches(cache, tmp_path):
+    """Depths and widths of ResNet, ResNeXt, Swin, deformable convolutions; the study of three is a part of it."""
+    recipe, batch = prepared('pool', cache, tmp_path)
+    backbones = {name: recipe.model(name).backbone for name in recipe.cfg.teachers}
+    kinds = [
+        (b.type, b.get('depth'), b.get('base_channels', b.get('embed_dims')))
+        for b in backbones.values()
+    ]
+    assert sorted(kinds[:3]) == [('ResNet', 18, 16), ('ResNet', 34, 16), ('ResNet', 50, 8)]
+    assert kinds[3:5] == [('ResNeXt', 50, 16), ('SwinTransformer', None, 24)]
+    assert backbones['r50dcn'].dcn.type == 'DCN' and len(backbones) == 6
+    names = [f'loss_mgd_fpn_{level}' for level in range(3)]
+    for teacher in backbones:
+        model = _stage_model(recipe, teacher, recipe.checkpoint('student'), 'baseline', None)[0]()
+        one_update(model, batch, names)
+    reduced, whole = (load_recipe(f'configs/mini/{name}.py') for name in ('pool_reduced', 'pool'))
+    assert list(reduced.cfg.teachers) == ['r34', 'x50', 'swin']
+    for name, spec in reduced.cfg.teachers.items():
+        assert spec == whole.cfg.teachers[name]
+    assert all(whole.cfg.schedule.arm % stages == 0 for stages in (1, 2, 3))
+    assert reduced.cfg.distill.settings.mgd.alpha == whole.cfg.distill.settings.mgd.alpha
 
 
 def test_a_student_that_inherits(twin):
