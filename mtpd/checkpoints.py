@@ -23,6 +23,10 @@ from .errors import MtpdError
 from .files import sha256
 
 
+class Damaged(MtpdError):
+    """A file that is empty or ends in its middle, as a crash may leave one."""
+
+
 def load(path: str | Path, map_location: str = 'cpu') -> dict:
     """The checkpoint in `path`, read without running code from it (`weights_only`).
 
@@ -36,7 +40,8 @@ def load(path: str | Path, map_location: str = 'cpu') -> dict:
         head = file.read(64).lstrip()
     if not head or head.startswith((b'<', b'version https://git-lfs')):
         kind = 'a web page' if head[:1] == b'<' else 'a Git LFS pointer' if head else 'empty'
-        raise MtpdError(f'checkpoint {path} is {kind}: fetch or make the file itself again')
+        problem = MtpdError if head else Damaged
+        raise problem(f'checkpoint {path} is {kind}: fetch or make the file itself again')
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # torch raises a dozen types, by where the file is damaged
@@ -45,7 +50,7 @@ def load(path: str | Path, map_location: str = 'cpu') -> dict:
                 f'checkpoint {path} holds a Python object ({foreign[1]}), which could run code and '
                 "is not loaded: where you trust the file, save its {'state_dict': ...} anew"
             ) from error
-        raise MtpdError(
+        raise Damaged(
             f'checkpoint {path} is damaged, cut short or no PyTorch file: fetch or make it again'
         ) from error
     if not isinstance(checkpoint, dict):
@@ -62,7 +67,7 @@ def load_own(path: Path) -> dict:
     try:
         return load(path)
     except MtpdError as error:
-        raise MtpdError(
+        raise type(error)(
             f'{error}\nAn earlier training left it there: put the right file back, or remove it, '
             'and the same command makes it again'
         ) from error
