@@ -16,7 +16,7 @@ from mmcv.runner.checkpoint import get_state_dict
 from . import stopping
 from .checkpoints import save_atomic
 from .data.replay import MODEL, seed_all
-from .files import plain, read_json, read_log, write_json, write_text
+from .files import plain, read_log, read_own, write_json, write_text
 
 
 @HOOKS.register_module()
@@ -97,7 +97,7 @@ class SaveLatest(Hook):
         self.by_epoch = by_epoch
 
     def before_run(self, runner) -> None:
-        past = read_json(self.path.with_name('training.json'), {}) if runner.iter else {}
+        past = read_own(self.path.with_name('training.json'), {}) if runner.iter else {}
         self.began = time.time() - past.get('seconds', 0)
 
     def after_train_iter(self, runner) -> None:

@@ -15,14 +15,15 @@ _libc = ctypes.CDLL(None) if sys.platform == 'linux' else None
 
 
 def end_with_parent() -> None:
-    """Ends this process when its parent ends: on Linux by the kernel and at once, elsewhere within a second.
-
-    Also to be given to `subprocess.Popen` as `preexec_fn`; elsewhere than on Linux that has no effect.
-    """
+    """Ends this process when its parent ends: on Linux by the kernel and at once, elsewhere within a second."""
     if _libc is not None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         return
     threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+# For `subprocess.Popen`, of a program that does not know of us.
+FOLLOWS = {'preexec_fn': end_with_parent} if _libc is not None else {}
 
 
 def _watch(parent: int) -> None:

@@ -112,7 +112,7 @@ def train(config: PlainConfig, work_dir: str | Path | None = None) -> dict:
     found = [f'{key} is missing: it can be tested only.' for key in needed if not cfg.get(key)]
     if found or (found := configured.problems(cfg, configured.SPLITS)):
         raise RecipeError(source, found)
-    out = Path(work_dir).resolve() if work_dir else ROOT / 'runs' / source.stem
+    out = folder(config, work_dir)
     final = out / 'model.pth'
     claim(out / 'config.py', config.text)
     if not resume.finished(final):
@@ -123,6 +123,11 @@ def train(config: PlainConfig, work_dir: str | Path | None = None) -> dict:
         checkpoints.export_student(out / 'latest.pth', final)
     numbers = measured(out, final, lambda: test(config, final, config.metrics, out))
     return {'dir': out, 'checkpoint': final, 'metrics': numbers}
+
+
+def folder(config: PlainConfig, work_dir: str | Path | None = None) -> Path:
+    """Where its training goes."""
+    return Path(work_dir).resolve() if work_dir else ROOT / 'runs' / config.source.stem
 
 
 def test(

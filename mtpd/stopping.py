@@ -49,11 +49,16 @@ def at_an_updates_end(first: bool = True) -> Iterator[None]:
 def unwinding() -> Iterator[None]:
     """In the block SIGTERM raises `Interrupted`; then it does what it did before."""
     try:
-        with _handled(_raise, [signal.SIGTERM]):
+        with raised():
             yield
     except Interrupted as end:
         signal.raise_signal(end.number)
         raise
+
+
+def raised():
+    """In the block SIGTERM raises `Interrupted`."""
+    return _handled(_raise, [signal.SIGTERM])
 
 
 class Interrupted(KeyboardInterrupt):
