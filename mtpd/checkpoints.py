@@ -11,6 +11,7 @@ import contextlib
 import copy
 import os
 import re
+import sys
 from collections import OrderedDict
 from importlib import metadata
 from pathlib import Path
@@ -230,12 +231,14 @@ def export_student(
 
 
 def save_atomic(obj: object, path: str | Path) -> None:
-    """`torch.save` that leaves either the whole new file or the old one.
+    """`torch.save` that leaves either the whole new file or the old one; an equal `meta` gives equal bytes.
 
     Raises:
         MtpdError: the folder cannot be written to, or the disk is full.
     """
     path = Path(path)
+    if isinstance(obj, dict) and 'meta' in obj:
+        obj = {**obj, 'meta': _canonical(obj['meta'])}
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -251,3 +254,14 @@ def save_atomic(obj: object, path: str | Path) -> None:
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+def _canonical(value: object) -> object:
+    """An equal value in which equal texts are one object: pickle writes an object once, and refers to it."""
+    if isinstance(value, str):
+        return sys.intern(value)
+    if isinstance(value, dict):
+        return {_canonical(key): _canonical(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_canonical, value))
+    return value

@@ -130,7 +130,9 @@ def _run(source: Path, out: Path, values: dict, options: dict, env: dict) -> Non
         except PapermillExecutionError as error:
             ename, evalue, index = error.ename, error.evalue, error.cell_index
             drop_markers(out)
-        except DeadKernelError:
+        except RuntimeError as error:  # DeadKernelError, or a plain one before the first cell
+            if not (isinstance(error, DeadKernelError) or 'Kernel died' in str(error)):
+                raise
             ename, evalue = 'KernelDied', _cause_of_death(started)
             index = record_end(out, ename, evalue)
         except CellTimeoutError:
