@@ -107,8 +107,10 @@ class Harness:
         )
 
     def reference(self) -> float:
-        """The uninterrupted run; returns its seconds."""
+        """The uninterrupted run, unless it is in the folder; returns its seconds."""
         began = time.monotonic()
+        if self._results(self.whole):
+            return 0.0
         if code := self.start('run', self.whole).wait():
             raise RuntimeError(f'the reference failed ({code}): {self.folder / "whole.log"}')
         return time.monotonic() - began
@@ -179,7 +181,8 @@ class Harness:
                 worker = parent and parent.pid != process.pid and kernel
                 if target == 'kernel' and kernel and not worker:
                     return member
-                if target == 'data worker' and worker:  # forked, so with its kernel's command line
+                # Forked, so with its kernel's command line, as a program in its first moment.
+                if target == 'data worker' and worker and _age(member) > 0.5:
                     return member
             except psutil.Error:
                 continue
@@ -219,8 +222,13 @@ class Harness:
         return 'true' if right else f'{state}, exit code {row.code}'
 
     def truncate(self) -> None:
-        """Cuts the newest checkpoint, and all that was being written, to a random length."""
-        files = sorted(self.hit.rglob('latest.pth'), key=lambda path: path.stat().st_mtime)[-1:]
+        """Cuts the newest checkpoint of a training at work, and all that was being written, to a random length."""
+        files = [
+            path
+            for path in self.hit.rglob('latest.pth')
+            if not any(path.with_name(name).is_file() for name in ('model.pth', 'student.pth'))
+        ]
+        files = sorted(files, key=lambda path: path.stat().st_mtime)[-1:]
         files += [path for path in self.hit.rglob('*.part') if path.is_file()]
         for path in files:
             os.truncate(path, self.random.randrange(path.stat().st_size + 1))
@@ -256,6 +264,10 @@ def _family(process: subprocess.Popen) -> set[psutil.Process]:
         return {first, *first.children(recursive=True)}
     except psutil.NoSuchProcess:
         return set()
+
+
+def _age(process: psutil.Process) -> float:
+    return time.time() - process.create_time()
 
 
 def _send(process: psutil.Process, number: int) -> None:
