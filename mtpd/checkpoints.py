@@ -11,6 +11,7 @@ import contextlib
 import copy
 import os
 import re
+import sys
 from collections import OrderedDict
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +22,10 @@ from torch import Tensor, nn
 from . import compat  # noqa: F401  (lets numpy numbers in `meta` load)
 from .errors import MtpdError
 from .files import sha256
+
+
+class Damaged(MtpdError):
+    """A file that is empty or ends in its middle, as a crash may leave one."""
 
 
 def load(path: str | Path, map_location: str = 'cpu') -> dict:
@@ -36,7 +41,8 @@ def load(path: str | Path, map_location: str = 'cpu') -> dict:
         head = file.read(64).lstrip()
     if not head or head.startswith((b'<', b'version https://git-lfs')):
         kind = 'a web page' if head[:1] == b'<' else 'a Git LFS pointer' if head else 'empty'
-        raise MtpdError(f'checkpoint {path} is {kind}: fetch or make the file itself again')
+        problem = MtpdError if head else Damaged
+        raise problem(f'checkpoint {path} is {kind}: fetch or make the file itself again')
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # torch raises a dozen types, by where the file is damaged
@@ -45,7 +51,7 @@ def load(path: str | Path, map_location: str = 'cpu') -> dict:
                 f'checkpoint {path} holds a Python object ({foreign[1]}), which could run code and '
                 "is not loaded: where you trust the file, save its {'state_dict': ...} anew"
             ) from error
-        raise MtpdError(
+        raise Damaged(
             f'checkpoint {path} is damaged, cut short or no PyTorch file: fetch or make it again'
         ) from error
     if not isinstance(checkpoint, dict):
@@ -62,7 +68,7 @@ def load_own(path: Path) -> dict:
     try:
         return load(path)
     except MtpdError as error:
-        raise MtpdError(
+        raise type(error)(
             f'{error}\nAn earlier training left it there: put the right file back, or remove it, '
             'and the same command makes it again'
         ) from error
@@ -225,12 +231,14 @@ def export_student(
 
 
 def save_atomic(obj: object, path: str | Path) -> None:
-    """`torch.save` that leaves either the whole new file or the old one.
+    """`torch.save` that leaves either the whole new file or the old one; an equal `meta` gives equal bytes.
 
     Raises:
         MtpdError: the folder cannot be written to, or the disk is full.
     """
     path = Path(path)
+    if isinstance(obj, dict) and 'meta' in obj:
+        obj = {**obj, 'meta': _canonical(obj['meta'])}
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -246,3 +254,14 @@ def save_atomic(obj: object, path: str | Path) -> None:
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+def _canonical(value: object) -> object:
+    """An equal value in which equal texts are one object: pickle writes an object once, and refers to it."""
+    if isinstance(value, str):
+        return sys.intern(value)
+    if isinstance(value, dict):
+        return {_canonical(key): _canonical(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_canonical, value))
+    return value

@@ -59,17 +59,23 @@ def train(recipe, work_dir: Path | None, detector: str | None, arm: str | None, 
     CONFIG is a recipe, or an mmdet config (a file, or mmdet::retinanet/retinanet_r50_fpn_1x_coco.py), which is trained
     as it says; --cfg-options are its keys then, and data.root=FOLDER for any COCO-format dataset.
     """
+    from .holding import held
+    from .plain import folder
     from .plain import train as train_plain
     from .train import train_detector_run, train_stage
 
     if arm and detector:
         raise click.UsageError('--arm trains a stage and --detector a plain detector: give one.')
-    if refuse_for_plain(recipe, arm=arm, detector=detector):
-        made = train_plain(recipe, work_dir)
-    elif arm:
-        made = train_stage(recipe, stage, arm, work_dir)
-    else:
-        made = train_detector_run(recipe, detector or 'student', work_dir)
+    plain = refuse_for_plain(recipe, arm=arm, detector=detector)
+    with held(
+        folder(recipe, work_dir) if plain else recipe.run_dir(work_dir), ['mtpd', *sys.argv[1:]]
+    ):
+        if plain:
+            made = train_plain(recipe, work_dir)
+        elif arm:
+            made = train_stage(recipe, stage, arm, work_dir)
+        else:
+            made = train_detector_run(recipe, detector or 'student', work_dir)
     metrics = made['metrics']
     masks = f'  mask AP {100 * metrics["segm_mAP"]:.1f}' if 'segm_mAP' in metrics else ''
     click.echo(f'AP {100 * metrics["bbox_mAP"]:.1f}{masks}  {made["checkpoint"]}')

@@ -19,8 +19,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from mmcv.runner import get_dist_info
-from mmdet.apis import set_random_seed
 
 from . import launch, world
 from .ddp import adapt
@@ -117,13 +115,6 @@ def joined(asked: int | None, device: str, source: str | Path, text: str = '') -
     yield
     dist.broadcast_object_list([None], group=_control)
     _leave()
-
-
-def own_seed(seed: int) -> None:
-    """Gives every rank but 0 random numbers of its own: other masks and flips. Equal weights come before it."""
-    rank, _ = get_dist_info()
-    if rank:
-        set_random_seed(seed + 1_000_003 * rank)
 
 
 def _connect(here: world.World, device: str, source: str | Path) -> None:

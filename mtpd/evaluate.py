@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from shutil import copyfile
 
 import numpy as np
 import torch
@@ -29,7 +28,7 @@ from pycocotools.cocoeval import COCOeval
 from . import checkpoints, distributed
 from .data import coco, pipelines
 from .errors import RecipeError
-from .files import read_json, sha256, write_json
+from .files import read_own, sha256, write_json, write_text
 from .loop import device_of, processes
 from .recipe import Recipe
 
@@ -135,7 +134,8 @@ def measure(
         numbers = _numbers(data, files, metrics)
         if out:
             Path(out).mkdir(parents=True, exist_ok=True)
-            copyfile(files[metrics[0]], Path(out) / 'detections.json')
+            found = Path(files[metrics[0]]).read_text(encoding='utf-8')
+            write_text(Path(out) / 'detections.json', found)
     numbers |= {
         'num_images': len(data),
         'checkpoint': Path(checkpoint).name,
@@ -161,7 +161,7 @@ def _detections(model: torch.nn.Module, data, batch: dict, device: str, folder: 
 
 def measured(out: Path, checkpoint: Path, measure: Callable[[], dict]) -> dict:
     """The metrics.json in `out`, which `measure` writes, unless it is there for this checkpoint."""
-    metrics = read_json(out / 'metrics.json')
+    metrics = read_own(out / 'metrics.json')
     return metrics if metrics and metrics['sha256'] == sha256(checkpoint) else measure()
 
 

@@ -8,6 +8,18 @@ from .files import write_text
 from .parameters import read_notebook
 
 
+def keep_whole() -> None:
+    """Has papermill write notebooks whole or not at all; it does so after every cell."""
+    from papermill.iorw import LocalHandler, papermill_io
+
+    class Whole(LocalHandler):
+        def write(self, buf, path):
+            write_text(Path(path), buf)
+
+    if not isinstance(papermill_io.get_handler('/x.ipynb'), Whole):
+        papermill_io.register('/', Whole())
+
+
 def record_end(out: Path, ename: str, evalue: str) -> int | None:
     """Put the end that papermill didn't see into the executed notebook; returns its cell."""
     import nbformat

@@ -65,6 +65,15 @@ def read_json(path: Path, default: Any = None) -> Any:
         ) from None
 
 
+def read_own(path: Path, default: Any = None) -> Any:
+    """As `read_json`, of what can be made again: a broken file counts for none, which is said."""
+    try:
+        return read_json(path, default)
+    except MtpdError:
+        print(f'{path} is not valid JSON: it counts for nothing, and is made again.', flush=True)
+        return default
+
+
 def read_log(path: Path) -> list[dict]:
     """The rows of a log.json (one JSON object a line); a line cut off by a crash is left out."""
     rows = []

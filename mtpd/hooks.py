@@ -1,4 +1,4 @@
-"""mmcv hooks of a training run: its log, its progress line, its resumable checkpoint."""
+"""mmcv hooks of a training run: its random numbers, its log, its resumable checkpoint."""
 
 from __future__ import annotations
 
@@ -10,9 +10,24 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-from mmcv.runner import HOOKS, Hook, LoggerHook, master_only, save_checkpoint
+from mmcv.runner import HOOKS, Hook, LoggerHook, get_dist_info, master_only, weights_to_cpu
+from mmcv.runner.checkpoint import get_state_dict
 
-from .files import plain
+from . import stopping
+from .checkpoints import save_atomic
+from .data.replay import MODEL, seed_all
+from .files import plain, read_log, read_own, write_json, write_text
+
+
+@HOOKS.register_module()
+class SeedUpdate(Hook):
+    """Before each update: what the model draws in it (masks, dropped paths) depends on `seed` and its number alone."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def before_train_iter(self, runner) -> None:
+        seed_all(self.seed, runner.iter, get_dist_info()[0], MODEL)
 
 
 @HOOKS.register_module()
@@ -20,7 +35,8 @@ class JsonLog(LoggerHook):
     """Appends a JSON object per interval to `path` and prints a line with the time left.
 
     Rows: ``update``, ``updates``, ``lr``, ``time`` and ``data_time`` (seconds an update), the losses (means over the
-    interval); of an evaluation during training ``update`` and its metrics.
+    interval); of an evaluation during training ``update`` and its metrics. Rows beyond the update at which a training
+    goes on are dropped.
     """
 
     def __init__(self, path: str, interval: int = 20, by_epoch: bool = False):
@@ -30,6 +46,12 @@ class JsonLog(LoggerHook):
     def before_run(self, runner) -> None:
         super().before_run(runner)
         self.began, self.first = time.time(), runner.iter
+        self._cut(runner)
+
+    @master_only
+    def _cut(self, runner) -> None:
+        kept = [row for row in read_log(self.path) if row['update'] <= runner.iter]
+        write_text(self.path, ''.join(json.dumps(row) + '\n' for row in kept))
 
     def after_train_iter(self, runner) -> None:
         self.done = runner.iter + 1
@@ -61,9 +83,12 @@ class JsonLog(LoggerHook):
 
 @HOOKS.register_module()
 class SaveLatest(Hook):
-    """Writes the resumable checkpoint `path` every `interval` updates and at the end, whole or not at all.
+    """Writes the resumable checkpoint `path` every `interval` updates, at the end, and when the training is to stop.
 
-    `by_epoch`: every `interval` epochs instead, as an EpochBasedRunner resumes at the start of one only.
+    previous.pth beside it is the one before, until the end; training.json says how many updates are done (`update`) and
+    what they took (`seconds`).
+
+    `by_epoch`: every `interval` epochs instead.
     """
 
     def __init__(self, path: str, interval: int, by_epoch: bool = False):
@@ -71,19 +96,38 @@ class SaveLatest(Hook):
         self.interval = interval
         self.by_epoch = by_epoch
 
+    def before_run(self, runner) -> None:
+        past = read_own(self.path.with_name('training.json'), {}) if runner.iter else {}
+        self.began = time.time() - past.get('seconds', 0)
+
     def after_train_iter(self, runner) -> None:
         due = self.every_n_iters(runner, self.interval) or self.is_last_iter(runner)
-        if due and not self.by_epoch:
-            self._save(runner, runner.iter + 1, runner.epoch)
+        # At an epoch's end what happens there comes first.
+        stop = stopping.asked() and not (self.by_epoch and self.end_of_epoch(runner))
+        if stop or (due and not self.by_epoch):
+            self._save(runner, runner.iter + 1, runner.epoch, self.is_last_iter(runner))
+        if stop:
+            stopping.stop()
 
     def after_train_epoch(self, runner) -> None:
         due = self.every_n_epochs(runner, self.interval) or self.is_last_epoch(runner)
-        if due and self.by_epoch:
-            self._save(runner, runner.iter, runner.epoch + 1)
+        if self.by_epoch and (due or stopping.asked()):
+            self._save(runner, runner.iter, runner.epoch + 1, self.is_last_epoch(runner))
+        if stopping.asked():
+            stopping.stop()
 
     @master_only
-    def _save(self, runner, done: int, epochs: int) -> None:
-        meta = {**(runner.meta or {}), 'iter': done, 'epoch': epochs}
-        part = self.path.with_suffix('.part')
-        save_checkpoint(runner.model, str(part), optimizer=runner.optimizer, meta=meta)
+    def _save(self, runner, done: int, epochs: int, last: bool) -> None:
+        previous, part = self.path.with_name('previous.pth'), self.path.with_suffix('.part')
+        checkpoint = {
+            'meta': {**(runner.meta or {}), 'iter': done, 'epoch': epochs},
+            'state_dict': weights_to_cpu(get_state_dict(runner.model)),
+            'optimizer': runner.optimizer.state_dict(),
+        }
+        previous.unlink(missing_ok=True)  # room for the new one
+        save_atomic(checkpoint, part)
+        if self.path.is_file() and not last:
+            self.path.replace(previous)
         part.replace(self.path)
+        seconds = round(time.time() - self.began, 1)
+        write_json(self.path.with_name('training.json'), {'update': done, 'seconds': seconds})

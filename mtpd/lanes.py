@@ -14,7 +14,7 @@ from .notebooks import end_kernels
 class Lanes:
     """Runs chains of steps, up to `jobs` chains at a time.
 
-    After a failure what runs is ended in peace and nothing new begins; Ctrl-C ends the kernels.
+    After a failure what runs is ended in peace and nothing new begins; Ctrl-C ends the kernels, a training after its update.
     """
 
     def __init__(self, jobs: int):

@@ -22,7 +22,9 @@ import psutil
 
 from .errors import MtpdError
 from .machine import cores
+from .parent import FOLLOWS, end_with_parent
 from .paths import ROOT
+from .stopping import unwinding
 
 # What torchrun writes to its log: "E1123 20:57:00.123000 4711 torch/distributed/elastic/...] failed (exitcode: 1) ..."
 _TORCHRUN = re.compile(r'([A-Z])\d{4} .*torch/(distributed|multiprocessing)/')
@@ -63,14 +65,17 @@ def _run(command: list[str], env: dict[str, str], said: deque) -> int:
         errors='replace',
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C reaches us, and we end them
+        **FOLLOWS,
     )
     ending = threading.Event()
     errors = threading.Thread(target=_pass_on, args=(process.stderr, said, ending))
     errors.start()
     try:
-        for line in process.stdout:
-            print(line, end='', flush=True)
-        return process.wait()
+        with unwinding():
+            for line in process.stdout:
+                print(line, end='', flush=True)
+            return process.wait()
     finally:
         if process.poll() is None:  # we are interrupted
             ending.set()
@@ -109,6 +114,7 @@ def _failure(folder: Path, said: deque) -> Exception:
 
 def main(folder: str, launcher: int) -> None:
     """In each process that torchrun started: does the task in `folder`."""
+    end_with_parent()
     threading.Thread(target=_watch, args=(launcher,), daemon=True).start()
     place, rank = Path(folder), os.environ['RANK']
     code = 0

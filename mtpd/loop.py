@@ -17,8 +17,8 @@ from mmdet.apis import set_random_seed, train_detector
 from mmdet.utils import get_root_logger
 from torch import nn
 
-from . import checkpoints, distributed, hooks  # noqa: F401  (hooks: registered with mmcv)
-from .data import pipelines
+from . import distributed, epochs, hooks, resume, stopping  # noqa: F401  (epochs, hooks: registered with mmcv)
+from .data import pipelines, replay
 from .errors import RecipeError
 from .inherit import InheritReport
 from .machine import cores
@@ -94,7 +94,8 @@ def run(
     """Trains what `build` makes as an mmdet config says, into its `work_dir`; returns its `inherit_report`.
 
     By mmdet's own loop, with our log.json in place of mmdet's text log, and a latest.pth that is whole at any time,
-    from which it resumes, in place of its checkpoints.
+    from which it resumes, in place of its checkpoints. Images, their augmentation and what the model draws depend on
+    `seed` and the update alone. SIGINT and SIGTERM are obeyed at the update's end, with a checkpoint.
 
     Args:
         cfg: with `work_dir`, `seed`, `device` and `gpu_ids`, as mmdet's `train_detector` reads it; of several
@@ -106,15 +107,14 @@ def run(
 
     Raises:
         RecipeError: there is no image to train on.
-        MtpdError: the latest.pth to go on from is damaged.
+        MtpdError: the latest.pth to go on from is no training's.
     """
-    if (latest := Path(cfg.work_dir) / 'latest.pth').is_file():
-        checkpoints.load_own(latest)
-    task = (_run, cfg, build, source, validate, threads, meta)
+    point = resume.find(Path(cfg.work_dir))
+    task = (_run, cfg, build, source, validate, threads, meta, point)
     return distributed.everywhere(len(cfg.gpu_ids), cfg.device, *task)
 
 
-def _run(cfg, build, source, validate, threads, meta) -> InheritReport | None:
+def _run(cfg, build, source, validate, threads, meta, point) -> InheritReport | None:
     """`run` in one process, of several or by itself."""
     rank, size = get_dist_info()
     if cfg.device == 'cpu' and (threads or not os.environ.get('OMP_NUM_THREADS')):
@@ -131,16 +131,17 @@ def _run(cfg, build, source, validate, threads, meta) -> InheritReport | None:
     shown = [hook for hook in cfg.log_config.get('hooks', ()) if hook['type'] != 'TextLoggerHook']
     cfg.log_config.hooks = [dict(type='JsonLog', path=str(log)), *shown]
     saving = dict(type='SaveLatest', path=str(latest), **cfg.checkpoint_config)
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or ()), saving]
+    drawing = dict(type='SeedUpdate', seed=cfg.seed, priority='HIGHEST')
+    cfg.custom_hooks = [drawing, *(cfg.get('custom_hooks') or ()), saving]
     cfg.checkpoint_config = None
     cfg.log_level = 'WARNING'
-    if latest.is_file():
-        cfg.resume_from = str(latest)
-    elif rank == 0:
-        log.write_text('')
+    if cfg.runner.type == 'EpochBasedRunner':
+        cfg.runner.type = 'WithinEpoch'
+    cfg.resume_from = str(point.path) if point else None
     meta = {'CLASSES': data.CLASSES, **(meta or {})}
-    distributed.own_seed(cfg.seed)
-    train_detector(model.to(cfg.device), data, cfg, size > 1, validate, meta=meta)
+    begin = point.update if point else 0
+    with replay.loaders(cfg.seed, begin), stopping.at_an_updates_end(rank == 0):
+        train_detector(model.to(cfg.device), data, cfg, size > 1, validate, meta=meta)
     return getattr(model, 'inherit_report', None)
 
 

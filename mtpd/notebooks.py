@@ -9,17 +9,22 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
+import time
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from .errors import MtpdError
-from .executed import drop_markers, record_end
+from .executed import drop_markers, keep_whole, record_end
 from .parameters import Parameter, checked, declared, parameters_of, read_notebook
+from .parent import FOLLOWS
 
 __all__ = ['NotebookError', 'Parameter', 'execute', 'parameters_of']
 
+
+GRACE = 60  # seconds that a kernel has for its end
 
 _kernels: list = []  # processes of the kernels at work
 
@@ -100,6 +105,7 @@ def _run(source: Path, out: Path, values: dict, options: dict, env: dict) -> Non
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
 
+    keep_whole()
     started: list = []
     logging.getLogger('papermill').disabled = True
     with _no_kernel_left(started):
@@ -124,7 +130,9 @@ def _run(source: Path, out: Path, values: dict, options: dict, env: dict) -> Non
         except PapermillExecutionError as error:
             ename, evalue, index = error.ename, error.evalue, error.cell_index
             drop_markers(out)
-        except DeadKernelError:
+        except RuntimeError as error:  # DeadKernelError, or a plain one before the first cell
+            if not (isinstance(error, DeadKernelError) or 'Kernel died' in str(error)):
+                raise
             ename, evalue = 'KernelDied', _cause_of_death(started)
             index = record_end(out, ename, evalue)
         except CellTimeoutError:
@@ -147,9 +155,14 @@ def _manager(started: list, env: dict[str, str]) -> type:
     class Manager(AsyncKernelManager):
         async def start_kernel(self, **kwargs):
             # Its own session: a Ctrl-C at the terminal reaches us, and we end the kernel.
-            await super().start_kernel(**{'env': os.environ | env, **kwargs})
+            await super().start_kernel(**{'env': os.environ | env, **FOLLOWS, **kwargs})
             started.append(self.provisioner.process)
             _kernels.append(self.provisioner.process)
+
+        async def shutdown_kernel(self, now=False, restart=False):
+            if self.provisioner and self.provisioner.process:
+                _end([self.provisioner.process])
+            await super().shutdown_kernel(now=True, restart=restart)
 
     return Manager
 
@@ -166,6 +179,20 @@ def _no_kernel_left(started: list):
             process.wait()
 
 
+def _end(processes: list) -> None:
+    """Asks kernels to end, which a training does at an update's end with a checkpoint; kills them after `GRACE`."""
+    try:
+        for process in processes:
+            process.terminate()
+        deadline = time.monotonic() + GRACE
+        for process in processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0, deadline - time.monotonic()))
+    finally:  # a second Ctrl-C
+        for process in processes:
+            _kill(process)
+
+
 def _kill(process) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -173,8 +200,7 @@ def _kill(process) -> None:
 
 def end_kernels() -> None:
     """Ends every kernel that `execute` has at work, in whichever thread; those calls raise NotebookError."""
-    for process in list(_kernels):
-        _kill(process)
+    _end(list(_kernels))
 
 
 def _cause_of_death(started: list) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ import click
 from .errors import MtpdError
 from .paths import config_file
 from .schema import parse_overrides
+from .stopping import raised
 from .world import let_the_first_speak
 
 
@@ -18,13 +20,15 @@ class Main(click.Group):
 
     def invoke(self, ctx: click.Context):
         try:
-            return super().invoke(ctx)
+            with raised():
+                return super().invoke(ctx)
         except MtpdError as error:
             click.echo(f'mtpd: {let_the_first_speak()}{error}', err=True)
             ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo('mtpd: interrupted; the same command goes on from here.', err=True)
-            ctx.exit(130)
+        except KeyboardInterrupt as end:
+            name = f'{end}' or 'Ctrl-C'
+            click.echo(f'mtpd: stopped by {name}; the same command goes on from here.', err=True)
+            ctx.exit(128 + getattr(end, 'number', signal.SIGINT))
 
 
 def _overrides(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict:

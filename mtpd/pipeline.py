@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 import time
 from collections.abc import Callable
@@ -13,13 +14,14 @@ from . import compare, world
 from .distributed import share
 from .errors import MtpdError
 from .files import read_json, write_json
+from .holding import STATUS, held, refuse_second
 from .lanes import Lanes, Marked
 from .loop import processes
 from .notebooks import execute
 from .order import settled
 from .paths import ROOT, shown
 from .recipe import Arm, Recipe, load_recipe
-from .rundir import about, now, open_run, open_status
+from .rundir import about, now, open_run, open_steps
 from .train import stage_dir
 
 NOTEBOOKS = ROOT / 'notebooks'
@@ -125,41 +127,50 @@ def run_recipe(
     if smoke and work_dir is None:
         work_dir = ROOT / 'runs' / f'{recipe.name}-smoke' / str(recipe.seed)
     run_dir = recipe.run_dir(work_dir)
+    refuse_second(run_dir)
     preflight(recipe)
     if minutes := _expected_minutes(recipe):
         echo(f'{recipe.name}: about {minutes:g} minutes on 2 CPU cores, less on fast ones')
-    open_run(recipe, run_dir, smoke, _smoke(recipe) if smoke else ())
+    hidden = _smoke(recipe) if smoke else ()
+    command = shlex.split(about(recipe, smoke, hidden)['command'])
+    with held(run_dir, command, echo) as status:
+        open_run(recipe, run_dir, smoke, hidden)
+        seconds = _all_steps(recipe, run_dir, status, echo, stream)
+    echo(f'all steps done in {seconds / 60:.1f} minutes: {run_dir}')
+    return run_dir
+
+
+def _all_steps(recipe: Recipe, run_dir: Path, status: dict, echo, stream) -> float:
+    """Works through the steps; returns the seconds that all starts of the run took so far."""
     began, chosen = time.time(), (run_dir / 'order' / 'sequence.json').is_file()
-    work = _Work(settled(recipe, run_dir) if chosen else recipe, run_dir, echo, stream)
+    plan = settled(recipe, run_dir) if chosen else recipe
     try:
-        work.run()
+        _Work(plan, run_dir, status, echo, stream).run()
         if not chosen and (plan := settled(recipe, run_dir)) is not recipe:
-            work = _Work(plan, run_dir, echo, stream)
-            work.run()
-        work.note(work.status, state='done', ended=now())
-    except BaseException:
-        work.note(work.status, state='failed', ended=now())
-        raise
+            _Work(plan, run_dir, status, echo, stream).run()
     finally:
         info = read_json(run_dir / 'run.json')
         seconds = round((info['seconds'] or 0) + time.time() - began, 1)
         write_json(run_dir / 'run.json', info | {'seconds': seconds})
-    echo(f'all steps done in {seconds / 60:.1f} minutes: {run_dir}')
-    return run_dir
+    return seconds
 
 
 class _Work:
     """Executes steps' notebooks, from several threads at once, and keeps status.json true."""
 
-    def __init__(self, recipe: Recipe, run_dir: Path, echo: Callable[[str], None], stream: Any):
+    def __init__(
+        self, recipe: Recipe, run_dir: Path, status: dict, echo: Callable[[str], None], stream: Any
+    ):
         self.recipe, self.run_dir, self.echo, self.stream = recipe, run_dir, echo, stream
         # Arms side by side would share the GPUs that each of them asks for.
         self.lanes = Lanes(1 if processes(recipe) > 1 else recipe.cfg.runtime.jobs)
         self.names = [step.title for step in steps(recipe, run_dir)]
-        self.status = open_status(self.names, run_dir)
+        self.status = status
+        open_steps(self.names, status)
         info = read_json(run_dir / 'run.json')
         write_json(run_dir / 'run.json', info | {'arms': about(recipe)['arms']})
         self.lock = threading.Lock()
+        self.note({})
 
     def run(self) -> None:
         """Every step that is not done."""
@@ -169,7 +180,7 @@ class _Work:
     def note(self, entry: dict, **values: Any) -> None:
         with self.lock:
             entry.update(values)
-            write_json(self.run_dir / 'status.json', self.status)
+            write_json(self.run_dir / STATUS, self.status)
 
     def __call__(self, step: Step, env: dict[str, str], mark: str) -> None:
         number = self.names.index(step.title)
@@ -184,7 +195,7 @@ class _Work:
             self._execute(step, env, mark)
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt) or self.lanes.interrupted
-            reason, state = 'interrupted' if stopped else f'{error}', 'failed'
+            state, reason = ('interrupted', None) if stopped else ('failed', f'{error}')
             raise
         else:
             reason, state = None, 'done'

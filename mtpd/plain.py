@@ -18,7 +18,7 @@ from mmdet.models import build_detector
 from mmdet.utils import compat_cfg, replace_cfg_vals, update_data_root
 from torch import nn
 
-from . import checkpoints, distributed, loop, schema
+from . import checkpoints, distributed, loop, resume, schema
 from .config import as_overrides, as_python, is_plain, lay_over, name_weights_once, read
 from .data import configured, pipelines
 from .errors import RecipeError
@@ -112,10 +112,10 @@ def train(config: PlainConfig, work_dir: str | Path | None = None) -> dict:
     found = [f'{key} is missing: it can be tested only.' for key in needed if not cfg.get(key)]
     if found or (found := configured.problems(cfg, configured.SPLITS)):
         raise RecipeError(source, found)
-    out = Path(work_dir).resolve() if work_dir else ROOT / 'runs' / source.stem
+    out = folder(config, work_dir)
     final = out / 'model.pth'
     claim(out / 'config.py', config.text)
-    if not final.is_file():
+    if not resume.finished(final):
         settings = _for_training(config, out)
         about = {'student_config': config.text, 'seed': cfg.seed}
         build = partial(_initialised, config)
@@ -123,6 +123,11 @@ def train(config: PlainConfig, work_dir: str | Path | None = None) -> dict:
         checkpoints.export_student(out / 'latest.pth', final)
     numbers = measured(out, final, lambda: test(config, final, config.metrics, out))
     return {'dir': out, 'checkpoint': final, 'metrics': numbers}
+
+
+def folder(config: PlainConfig, work_dir: str | Path | None = None) -> Path:
+    """Where its training goes."""
+    return Path(work_dir).resolve() if work_dir else ROOT / 'runs' / config.source.stem
 
 
 def test(
@@ -171,7 +176,6 @@ def _for_training(config: PlainConfig, out: Path) -> Config:
     if cfg.get('fp16') and cfg.device == 'cpu':
         print('training in fp32: the config asks for fp16, which takes a GPU')
         cfg.fp16 = None
-    # Other runners are saved by the update; one that counts epochs goes on at the start of an epoch only.
     by_epoch = cfg.runner.type == 'EpochBasedRunner'
     saving = cfg.get('checkpoint_config') or {}
     fitting = saving.get('by_epoch', by_epoch) == by_epoch

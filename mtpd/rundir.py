@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import platform
 import shlex
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from .errors import MtpdError
-from .files import read_json, write_json, write_text
+from .files import read_own, write_json, write_text
 from .paths import shown
 from .recipe import Recipe
 
@@ -29,7 +28,7 @@ def open_run(recipe: Recipe, run_dir: Path, smoke: bool, hidden: Iterable[str] =
     """
     claim(run_dir / 'recipe.py', recipe.text)
     info = about(recipe, smoke, hidden)
-    info['seconds'] = (read_json(run_dir / 'run.json') or {}).get('seconds')
+    info['seconds'] = read_own(run_dir / 'run.json', {}).get('seconds')
     write_json(run_dir / 'run.json', info)
 
 
@@ -94,36 +93,16 @@ def writable(folder: Path) -> None:
         ) from None
 
 
-def open_status(steps: list[str], run_dir: Path) -> dict:
-    """status.json for this start; what an earlier start finished stays done."""
-    before = {
-        entry['name']: entry
-        for entry in (read_json(run_dir / 'status.json') or {}).get('steps', [])
-    }
-    entries = []
-    for name in steps:
-        entry = before.get(name, {})
-        if entry.get('state') != 'done':
-            entry = {
-                'name': name,
-                'state': 'pending',
-                'started': None,
-                'ended': None,
-                'seconds': None,
-                'reason': None,
-                'notebook': f'notebooks/{name}.ipynb',
-            }
-        entries.append(entry)
-    status = {
-        'state': 'running',
-        'pid': os.getpid(),
-        'host': platform.node(),
-        'started': now(),
-        'ended': None,
-        'steps': entries,
-    }
-    write_json(run_dir / 'status.json', status)
-    return status
+def open_steps(names: list[str], status: dict) -> None:
+    """Puts a run's steps into its status; what an earlier start finished stays done."""
+    before = {entry['name']: entry for entry in status.get('steps', ())}
+    fresh = dict.fromkeys(('started', 'ended', 'seconds', 'reason'))
+    status['steps'] = [
+        before[name]
+        if before.get(name, {}).get('state') == 'done'
+        else {'name': name, 'state': 'pending', **fresh, 'notebook': f'notebooks/{name}.ipynb'}
+        for name in names
+    ]
 
 
 def now() -> str:

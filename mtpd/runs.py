@@ -5,15 +5,14 @@ Files hold fractions in 0..1 (pycocotools' convention); this module turns them i
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 from .conclusion import arm_kinds
 from .errors import MtpdError
 from .files import read_json, read_log
+from .holding import alive
 
 # Column name -> key in metrics.json.
 AP_KEYS = {
@@ -120,26 +119,15 @@ class Run:
 
     @property
     def state(self) -> str:
-        """'complete', 'failed', 'running', 'stopped' (its process is gone) or 'unknown'."""
+        """'complete', 'failed', 'running', 'stopped' (interrupted, or its process is gone) or 'unknown'."""
         states = {step['state'] for step in self.steps}
         if 'failed' in states or self.status.get('state') == 'failed':
             return 'failed'
         if states == {'done'} or (not states and self.status.get('state') == 'done'):
             return 'complete'
         if self.status.get('state') == 'running':
-            return 'running' if self._alive() else 'stopped'
+            return 'running' if alive(self.status) else 'stopped'
         return 'stopped' if states else 'unknown'
-
-    def _alive(self) -> bool:
-        if self.status.get('host') != socket.gethostname() or not self.status.get('pid'):
-            return True  # another machine's process: nothing to ask
-        try:
-            os.kill(int(self.status['pid']), 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            pass
-        return True
 
     def label(self, name: str | None) -> str:
         """The readable name of a detector; None is the control, which has no teacher."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from . import compat  # noqa: F401  (before mmcv)
 
 # isort: split
-import time
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from mmcv import ConfigDict
 from mmdet.models import build_detector
 from torch import nn
 
-from . import checkpoints, compare
+from . import checkpoints, compare, resume
 from .distiller import Distiller
 from .errors import RecipeError
 from .evaluate import describe, evaluate, measured
@@ -43,7 +42,7 @@ def train_detector_run(
     schedule = recipe.cfg.schedule
     default = schedule.baseline if detector == 'student' else schedule.teacher
     final = out / 'model.pth'
-    if not final.is_file():
+    if not resume.finished(final):
         compare.check(recipe, [detector], loaded=())
         print(f'training {spec.get("label", detector)}')
         cfg = recipe.model(detector)
@@ -51,8 +50,6 @@ def train_detector_run(
         updates, about = spec.get('updates', default), _about(recipe, detector)
         fit(recipe, build, cfg, out, updates, recipe.seed, spec.get('scenes'), about)
         checkpoints.export_student(out / 'latest.pth', final)
-    else:
-        checkpoints.load_own(final)
     return _measured(recipe, detector, out, final)
 
 
@@ -75,14 +72,14 @@ def train_stage(
     plan = recipe.arm(arm, stage)
     out = stage_dir(recipe, plan, stage, work_dir)
     final = out / 'student.pth'
-    if not final.is_file():
+    if not resume.finished(final):
         _check(recipe, plan, stage, work_dir)
         start, origin = _start(recipe, plan, stage, work_dir)
         teacher = plan.teachers[stage - 1]
         model, cfg = _stage_model(recipe, teacher, start, origin, work_dir)
         about = _about(recipe, 'student', arm=arm, stage=stage, teacher=teacher)
         about['stages'] = _stages(recipe, plan, stage, start, origin, work_dir)
-        began, seed = time.time(), recipe.seed * 1000 + stage
+        seed = recipe.seed * 1000 + stage
         report = fit(recipe, model, cfg, out, plan.stage_updates, seed, meta=about)
         write_json(
             out / 'stage.json',
@@ -91,7 +88,7 @@ def train_stage(
                 'stage': stage,
                 'teacher': teacher,
                 'updates': plan.stage_updates,
-                'seconds': round(time.time() - began, 1),
+                'seconds': read_json(out / 'training.json')['seconds'],
                 'start': origin,
                 'copied': len(report.copied) if report else 0,
                 'adapted': report.adapted if report else {},
@@ -99,8 +96,6 @@ def train_stage(
             },
         )
         checkpoints.export_student(out / 'latest.pth', final)
-    else:
-        checkpoints.load_own(final)
     return {**_measured(recipe, 'student', out, final), 'stage': read_json(out / 'stage.json')}
 
 

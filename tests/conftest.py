@@ -15,6 +15,8 @@ SHARED_DATA = Path(__file__).parents[1].parent / 'shared' / 'data'
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption('--slow', action='store_true', help='also run the tests that take minutes')
+    parser.addoption('--kills', type=int, default=20, help='how often tests/faults kills a run')
+    parser.addoption('--kill-seed', type=int, default=0, help='of its moments')
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

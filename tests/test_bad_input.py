@@ -217,7 +217,7 @@ def test_detectors_of_the_paper_take_the_same_images(name, tmp_path, tiny_coco):
 # Stages
 
 
-def test_a_damaged_predecessor_stays_and_is_named(given, tmp_path):
+def test_a_damaged_predecessor_is_made_again_or_named(given, tmp_path):
     teacher = saved(given[1], tmp_path / 't.pth')
     run = tmp_path / 'run'
     more = options(given[0] | {'teachers.r101.checkpoint': teacher})
@@ -227,6 +227,9 @@ def test_a_damaged_predecessor_stays_and_is_named(given, tmp_path):
     student = run / 'stages/progressive/1_r101/student.pth'
     whole = student.read_bytes()
     student.write_bytes(whole[: len(whole) // 2])
+    latest = student.with_name('latest.pth')
+    kept = latest.read_bytes()
+    latest.write_bytes(b'')
     text = refused(*train, 2)
     assert (
         f'{student} is damaged' in text and 'remove it, and the same command makes it again' in text
@@ -234,18 +237,11 @@ def test_a_damaged_predecessor_stays_and_is_named(given, tmp_path):
     assert student.read_bytes() == whole[: len(whole) // 2]
     assert not (run / 'stages/progressive/2_r101').exists()
 
-    latest = student.with_name('latest.pth')
-    kept = latest.read_bytes()
-    latest.write_bytes(b'')
-    student.unlink()
-    assert f'{latest} is empty' in refused(*train, 2)
-
     latest.write_bytes(kept)
     second = CliRunner().invoke(main, [str(item) for item in (*train, 2)])
     assert second.exit_code == 0, second.output
-    again = torch.load(student, weights_only=True)['state_dict']
-    trained = torch.load(latest, weights_only=True)['state_dict']
-    assert all(torch.equal(value, trained[f'student.{key}']) for key, value in again.items())
+    assert f'{student} is damaged' in second.output
+    assert student.read_bytes() == whole
 
 
 def test_a_detector_that_is_not_there_is_named(given, tmp_path):

@@ -221,7 +221,7 @@ def test_done_is_not_done_again_and_other_settings_are_refused(trained, path):
     assert 'other settings' in refused('train', path, '--work-dir', out, '--seed', 4)
 
 
-def test_an_interrupted_training_goes_on_at_the_start_of_its_epoch(path, tmp_path):
+def test_an_interrupted_training_goes_on_at_its_last_checkpoint(path, tmp_path):
     plain.train(plain.load_config(path, {'runner.max_epochs': 1}), tmp_path)
     for name in ('model.pth', 'metrics.json', 'config.py'):
         (tmp_path / name).unlink()

@@ -16,6 +16,7 @@ from pycocotools import mask as rle
 
 from ..errors import MtpdError
 from ..files import write_json
+from ..parent import end_with_parent
 from .scenes import SPLITS, scene
 
 VERSION = 1  # raise it when the pixels of a seed change: it is part of the folder's name
@@ -48,7 +49,7 @@ def _write_split(folder: Path, split: str, count: int, size: int, seed: int, wor
     """Writes images and annotation file of a split; returns a checksum over both."""
     (folder / split).mkdir(parents=True)
     write = partial(_write_scene, split=split, folder=folder, size=size, seed=seed)
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool:
         written = list(pool.map(write, range(count), chunksize=50))
     annotations = [item for objects, _ in written for item in objects]
     table = {
@@ -116,6 +117,7 @@ def make(root: Path, train: int = 2000, val: int = 200, size: int = 128, seed: i
             unfinished / 'manifest.json',
             {'version': VERSION, 'seed': seed, 'size': size, 'sha256': sums},
         )
+        os.sync()  # a crash of the machine may not leave a folder of empty images
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
     except OSError as error:

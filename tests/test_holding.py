@@ -1,0 +1,106 @@
+"""One command at a time in a run directory; status.json says what ran, since when, and how it ended."""
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import textwrap
+from contextlib import nullcontext
+
+import psutil
+import pytest
+
+from mtpd.errors import MtpdError
+from mtpd.holding import alive, held, refuse_second
+from mtpd.stopping import Interrupted
+
+
+def status(folder):
+    return json.loads((folder / 'status.json').read_text())
+
+
+def test_the_second_command_is_refused_and_names_the_first(tmp_path):
+    folder = tmp_path / 'run'
+    with held(folder, ['mtpd', 'run', 'a b.py']) as now:
+        for second in (lambda: refuse_second(folder), lambda: held(folder, ['mtpd']).__enter__()):
+            with pytest.raises(MtpdError) as caught:
+                second()
+            wanted = f"`mtpd run 'a b.py'` (process {os.getpid()} on {platform.node()}, since "
+            assert wanted + now['started'] in str(caught.value)
+            assert caught.value.exit_code == 2 and str(folder) in str(caught.value)
+        (folder / 'kept').touch()
+    refuse_second(folder)
+    with held(folder, ['mtpd', 'train']):
+        assert status(folder)['command'] == 'mtpd train'
+
+
+@pytest.mark.parametrize(
+    ('error', 'end'),
+    [
+        (None, {'state': 'done', 'exit_code': 0, 'signal': None, 'reason': None}),
+        (MtpdError('no data'), {'state': 'failed', 'exit_code': 2, 'reason': 'no data'}),
+        (ValueError('x'), {'state': 'failed', 'exit_code': 1, 'reason': 'ValueError: x'}),
+        (KeyboardInterrupt(), {'state': 'interrupted', 'exit_code': 130, 'signal': 'SIGINT'}),
+        (Interrupted(15), {'state': 'interrupted', 'exit_code': 143, 'signal': 'SIGTERM'}),
+    ],
+)
+def test_how_it_ended(tmp_path, error, end):
+    (tmp_path / 'status.json').write_text('{"steps": [{"name": "a", "state": "done"}]}')
+    expected = pytest.raises(type(error)) if error else nullcontext()
+    with expected, held(tmp_path, ['mtpd', 'train', 'x.py']):
+        running = status(tmp_path)
+        assert running['state'] == 'running' and running['ended'] is None and alive(running)
+        if error:
+            raise error
+    found = status(tmp_path)
+    assert found | end == found and found['ended'] >= found['started']
+    assert found['steps'] == [{'name': 'a', 'state': 'done'}]
+    assert found['command'] == 'mtpd train x.py' and found['pid'] == os.getpid()
+
+
+def test_a_refusal_leaves_no_folder(tmp_path):
+    folder = tmp_path / 'run'
+    with pytest.raises(MtpdError), held(folder, ['mtpd']):
+        raise MtpdError('wrong recipe')
+    assert not folder.exists()
+
+
+def test_a_process_is_known_by_host_number_and_start():
+    own = psutil.Process()
+    here = {'host': platform.node(), 'pid': own.pid, 'created': own.create_time()}
+    assert alive(here) and alive(here | {'host': 'elsewhere', 'pid': 2**22 + 1})
+    assert not alive(here | {'created': own.create_time() - 60}), 'the number of another process'
+    assert not alive(here | {'pid': 2**22 + 1})
+
+
+def test_after_a_kill_the_next_command_says_so_and_goes_on(tmp_path):
+    script = f"""
+        import os, signal
+        from pathlib import Path
+        from mtpd.holding import held
+        with held(Path({str(tmp_path)!r}), ['mtpd', 'run', 'x.py']):
+            if os.fork() == 0:
+                signal.pause()  # a child that has the lock's file open, too
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    killed = subprocess.Popen(
+        [sys.executable, '-c', textwrap.dedent(script)], start_new_session=True
+    )
+    assert killed.wait(60) == -signal.SIGKILL
+    assert status(tmp_path)['state'] == 'running' and not alive(status(tmp_path))
+    os.killpg(killed.pid, signal.SIGKILL)
+    lines = []
+    with held(tmp_path, ['mtpd', 'run', 'x.py'], lines.append):
+        pass
+    assert len(lines) == 1 and f'`mtpd run x.py` (process {killed.pid} on' in lines[0]
+    assert 'ended without a word' in lines[0] and status(tmp_path)['state'] == 'done'
+
+
+def test_a_broken_status_counts_for_none(tmp_path, capsys):
+    (tmp_path / 'status.json').write_text('{"state": "run')
+    with held(tmp_path, ['mtpd']):
+        pass
+    assert status(tmp_path)['state'] == 'done'
+    assert 'status.json is not valid JSON: it counts for nothing' in capsys.readouterr().out
