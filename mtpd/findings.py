@@ -66,9 +66,10 @@ def _progressive(several: list[dict], direct: str) -> list[str]:
     for row in several:
         if row['chosen'] or row is several[0]:
             words = ['suggested by the costs'] * row['chosen']
-            words += ['of highest mean among the progressive sequences'] * (row is several[0])
+            words += ['of the progressive sequences that of highest mean'] * (row is several[0])
             found = difference(row['label'], direct, row['above_direct'])
-            text.append(f'{found[0].upper()}{found[1:-1]} ({row["label"]}: {", ".join(words)}).')
+            words = ', '.join(words)
+            text.append(f'{words[0].upper()}{words[1:]}: {found}')
     if len(several) > 1 and several[0]['above_direct'] and several[0]['above_direct'].n > 1:
         text.append(
             f'To be picked as the best of {len(several)} flatters a sequence; the interval does not know of it.'
@@ -91,6 +92,10 @@ def _forecast(taught: list[dict], correlation: Interval | None) -> list[str]:
             f'Rank correlation of path cost and mean AP over {correlation.n} sequences: '
             f'{number(correlation.value, 2)} {ends}, {words}.'
         )
+        if len({len(row['teachers']) for row in taught}) > 1:
+            text.append(
+                'Sequences of several teachers cost more by their hops, and split their updates over stages.'
+            )
     return text
 
 

@@ -85,6 +85,7 @@ def test_results_hold_the_same_numbers(sweep):
     assert best['above_direct']['value'] == pytest.approx((1.0 + 1.0 + 1.1) / 3)
     assert best['ap'] == {0: 11.0, 1: pytest.approx(12.1), 2: 13.0}
     assert found['environment']['mmdet'] and found['costs']['cost'][0][1] == 0.5
+    assert found['recipe'] == MINI
     assert found['command'].startswith(f'mtpd sweep {MINI} --orders')
     assert (
         json.loads((sweep.path / 'results.json').read_text())['studies']['mgd']['rank_correlation']

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..files import read_json, read_log, write_json, write_text
+from ..paths import shown
 from ..runs import load_run, points
 from .folder import DEADLINE, Sweep, load_sweep
 from .plan import Job, shared_run
@@ -121,12 +122,11 @@ def collect(path: str | Path) -> dict:
         elif job.kind != 'prefix':
             rows += _stages(sweep, job)
     info = sweep.info
-    found = {
-        key: info[key] for key in ('name', 'recipe', 'overrides', 'methods', 'seeds', 'updates')
-    }
+    found = {key: info[key] for key in ('name', 'overrides', 'methods', 'seeds', 'updates')}
     found |= {'orders': [','.join(t or 'none' for t in order) for order in info['orders']]}
     found |= {'suggested': info['suggested'], 'teachers': teachers, 'unfinished': unfinished}
     found |= {
+        'recipe': shown(Path(info['recipe'])),
         'command': sweep.command,
         'environment': read_json(sweep.path / 'environment.json', {}),
     }
