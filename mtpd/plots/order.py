@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from .figure import COLOURS, FAINT, INK, TEXT, Figure, dress, empty, narrow, new
+from .figure import COLOURS, FAINT, INK, TEXT, Figure, apart, dress, empty, new
 
 Table = Sequence[Sequence[float | None]]
 
@@ -82,16 +82,6 @@ def sequence_graph(
         chosen = name == student or name in sequence
         colour = INK if name == student else COLOURS[2] if chosen else FAINT
         ax.plot(x, y, 'p' if name == student else 'o', color=colour, markersize=9, zorder=3)
-        ax.annotate(
-            narrow(labels.get(name, name)),
-            (x, y),
-            (10, -6),
-            textcoords='offset points',
-            va='top',
-            fontsize=TEXT - 1,
-            color=INK,
-            linespacing=1.15,
-        )
     path = [student, *sequence]
     for a, b in pairwise(path):
         ax.annotate(
@@ -110,7 +100,23 @@ def sequence_graph(
         hop = table[names.index(a), names.index(b)]
         box = {'facecolor': 'white', 'edgecolor': 'none', 'pad': 1.5, 'alpha': 0.85}
         ax.text(*middle, f'{hop:.2f}', fontsize=TEXT, color=COLOURS[2], ha='center', bbox=box)
-    ax.margins(x=0.18, y=0.2)
+    ax.margins(x=0.08, y=0.15)
+    low, high = ax.get_ylim()
+    for (name, (x, y)), at in zip(
+        place.items(), apart([y for _, y in place.values()], 0.075 * (high - low)), strict=True
+    ):
+        ax.annotate(
+            labels.get(name, name),
+            (x, y),
+            (1.03, at),
+            xycoords='data',
+            textcoords=ax.get_yaxis_transform(),
+            va='center',
+            fontsize=TEXT - 1,
+            color=INK,
+            arrowprops={'arrowstyle': '-', 'color': FAINT, 'linewidth': 0.7, 'shrinkB': 6},
+            annotation_clip=False,
+        )
     parts = [
         f'{labels.get(name, name)} at cost {x:.2f}, AP {y:.1f}'
         for name, (x, y) in place.items()
