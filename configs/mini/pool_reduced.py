@@ -6,7 +6,6 @@
 _base_ = ['pool.py']
 name = 'mini_pool_reduced'
 title = 'A pool of three teachers for RetinaNet at pocket size on DigitScenes: a ResNet, a ResNeXt, a Swin'
-expected_minutes = 15
 
 teachers = dict(
     _delete_=True,
