@@ -28,7 +28,7 @@ def initialise(model: nn.Module, backbone: dict, key: str) -> None:
     """
     try:
         model.init_weights()
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, MtpdError) as error:
         origin = (backbone.get('init_cfg') or {}).get('checkpoint')
         raise MtpdError(
             f'the pretrained weights cannot be had from {origin} ({error}). Train from random ones with '
