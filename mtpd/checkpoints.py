@@ -58,7 +58,10 @@ def student_state(checkpoint: dict, source: str | Path = 'the checkpoint') -> di
     """
     state = checkpoint.get('state_dict', checkpoint)
     if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
-        raise MtpdError(f"{source} holds no weights: expected tensors under its 'state_dict'")
+        there = ', '.join(map(str, list(checkpoint)[:5])) or 'nothing'
+        raise MtpdError(
+            f"{source} holds no weights: expected tensors under its 'state_dict', and there is {there}"
+        )
     for prefix in ('module.', 'student.', ''):  # the last one copies
         if any(key.startswith(prefix) for key in state):
             state = _below(prefix, state)
@@ -87,8 +90,10 @@ def load_strictly(
 
     Raises:
         MtpdError: missing, unexpected or differently shaped weights, all in one message with the
-            likely cause; it names `what` is loaded (e.g. 'the student') and the `source`.
+            likely cause; it names `what` is loaded (e.g. 'the student') and the `source`. Weights
+            that are not finite.
     """
+    check_finite(state, source)
     own = model.state_dict()
     fitting, shapes = copy.copy(state), {}
     for key, value in state.items():
@@ -116,6 +121,19 @@ def load_strictly(
         'another architecture (type, depth or width); give the checkpoint of this very config'
     )
     raise MtpdError('\n'.join(lines))
+
+
+def check_finite(state: dict, source: str | Path) -> None:
+    """Raises MtpdError where weights are NaN or infinite: the training that made them had diverged."""
+    bad = [
+        key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()
+    ]
+    if bad:
+        more = f' and {len(bad) - 3} more' if len(bad) > 3 else ''
+        raise MtpdError(
+            f'{source} holds weights that are NaN or infinite ({", ".join(bad[:3])}{more}): its training diverged. Give '
+            'another checkpoint, or train it again with a lower learning rate'
+        )
 
 
 def _classes_hint(model: nn.Module, shapes: dict) -> str:

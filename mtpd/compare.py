@@ -42,6 +42,8 @@ def check(recipe: Recipe, names: Iterable[str], loaded: Iterable[str] | None = N
     if not found:
         paths = [(name, recipe.fetch(name)) for name in loaded]
         found = [p for name, path in paths if path for p in checkpoint_problems(recipe, name, path)]
+        teachers = [name for name in names if name != 'student'] if 'student' in names else []
+        found = found or distillation_problems(recipe, teachers)
     if found:
         raise RecipeError(recipe.source, found)
 
@@ -101,6 +103,26 @@ def checkpoint_problems(recipe: Recipe, name: str, path: Path) -> list[str]:
     if not found:
         found = _architecture_problems(recipe, name, path, state)
     return found + _image_problems(recipe, name, _of_meta(meta), path.name)
+
+
+def distillation_problems(recipe: Recipe, teachers: Iterable[str]) -> list[str]:
+    """What is wrong with `distill` for these teachers: levels that an FPN lacks, modules, losses and their settings."""
+    from .losses import build_losses
+    from .train import distill_cfg
+
+    found = []
+    for name in teachers:
+        configs = [recipe.model(who) for who in ('student', name)]
+        try:
+            student, teacher = (build_detector(ConfigDict(cfg)) for cfg in configs)
+            build_losses(distill_cfg(recipe, *configs), student, teacher)
+        except MtpdError as error:
+            found.append(f'student and {name}: {error}')
+        except Exception as error:  # mmdet's, and those of settings that are no arguments of a loss
+            found.append(
+                f'student and {name}: distill does not fit them: {type(error).__name__}: {error}'
+            )
+    return found
 
 
 # Classes and architecture

@@ -11,7 +11,7 @@ from typing import Any
 
 from mmcv import Config, ConfigDict
 
-from . import schema
+from . import bases, schema
 from .errors import RecipeError
 from .paths import config_file
 
@@ -23,6 +23,8 @@ def read(path: str | Path) -> tuple[Path, Config]:
         RecipeError: no such file, or one that does not load.
     """
     source = config_file(path)
+    if found := bases.problems(source):
+        raise RecipeError(source, found)
     try:
         return source, Config.fromfile(str(source.resolve()))
     except Exception as error:  # a recipe is Python: anything can go wrong in it

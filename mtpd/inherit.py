@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .checkpoints import load, student_state
+from .checkpoints import check_finite, load, student_state
 from .errors import MtpdError
 
 
@@ -45,6 +45,7 @@ def warm_start(model: nn.Module, path: str | Path) -> int:
         MtpdError: from `load` and `student_state`, or nothing agrees.
     """
     state = student_state(load(path), path)
+    check_finite(state, path)
     own = model.state_dict()
     alike = [key for key in own if key in state and state[key].shape == own[key].shape]
     if not alike:

@@ -11,7 +11,7 @@ import torch
 
 from .errors import MtpdError
 
-FOREIGN = re.compile(r'GLOBAL (\S*\w)\s|reduce: Function \S+|Unsupported (?:operand|class) (\S+)')
+FOREIGN = re.compile(r'GLOBAL (\S*\w)\s|Trying to (?:call|instantiate|set) ([^.\n]+)')
 
 
 def read(path: str | Path, map_location: Any = 'cpu', trust: bool = False) -> Any:
@@ -34,8 +34,7 @@ def read(path: str | Path, map_location: Any = 'cpu', trust: bool = False) -> An
     try:
         return torch.load(path, map_location=map_location, weights_only=not trust)
     except Exception as error:  # torch raises a dozen types, by where the file is damaged
-        if not trust and (foreign := FOREIGN.search(str(error))):
-            name = next((part for part in foreign.groups() if part), 'a function')
+        if not trust and (name := _foreign(head, str(error))):
             raise MtpdError(
                 f'checkpoint {path} holds a Python object ({name}), which could run code and is not loaded. Where you '
                 'trust whoever made the file: `mtpd export FILE NEW --trust-checkpoint` makes a plain one of it'
@@ -44,6 +43,14 @@ def read(path: str | Path, map_location: Any = 'cpu', trust: bool = False) -> An
         raise MtpdError(
             f'checkpoint {path} is damaged, cut short or no PyTorch file: fetch or make it again{cause}'
         ) from error
+
+
+def _foreign(head: bytes, said: str) -> str | None:
+    """What made torch refuse a file, where it was not the file's damage."""
+    if found := FOREIGN.search(said):
+        return found[1] or found[2]
+    # torch writes protocol 2, and reads no other as plain data.
+    return f'pickled by protocol {head[1]}' if head[:1] == b'\x80' and 2 < head[1] < 6 else None
 
 
 # In place of mmcv's loaders, whose first ten letters mmcv cuts off where it names them.

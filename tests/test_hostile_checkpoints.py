@@ -47,14 +47,14 @@ class Run:
         return os.system, (f'touch {self.path}',)
 
 
-@pytest.fixture(params=['zip', 'legacy', 'bare pickle', 'os.system'])
+@pytest.fixture(params=['zip', 'legacy', 'bare pickle', 'pickle 5', 'os.system'])
 def evil(request, tmp_path):
     """A checkpoint whose loading would make the file `touched`, which must not be there in the end."""
     path, touched = tmp_path / 'evil.pth', tmp_path / 'touched'
     payload = Run(touched) if request.param == 'os.system' else Touch(touched)
     content = {'state_dict': {'w': torch.zeros(1)}, 'meta': payload}
-    if request.param == 'bare pickle':
-        path.write_bytes(pickle.dumps(content['meta'], protocol=2))
+    if 'pickle' in request.param:
+        path.write_bytes(pickle.dumps(payload, protocol=5 if '5' in request.param else 2))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=request.param != 'legacy')
     yield path
