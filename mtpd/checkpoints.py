@@ -126,7 +126,9 @@ def load_strictly(
 def check_finite(state: dict, source: str | Path) -> None:
     """Raises MtpdError where weights are NaN or infinite: the training that made them had diverged."""
     bad = [
-        key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()
+        key
+        for key, value in state.items()
+        if value.is_floating_point() and not value.isfinite().all()
     ]
     if bad:
         more = f' and {len(bad) - 3} more' if len(bad) > 3 else ''

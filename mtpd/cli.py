@@ -94,6 +94,19 @@ def order(recipe, work_dir: Path | None) -> None:
     click.echo('\n'.join([*found['reasons'], conclusion(found, labels)]))
 
 
+@main.command()
+@config_options
+def show(recipe, work_dir: Path | None) -> None:
+    """Print a recipe or an mmdet config resolved, bases and overrides included, and train nothing.
+
+    It is Python: to load it runs its code. Read what strangers wrote before this, too.
+    """
+    from .config import as_python
+
+    click.echo(f'# {recipe.source}, resolved')
+    click.echo(as_python(recipe.cfg._cfg_dict.to_dict(), wide=100), nl=False)
+
+
 main.command()(sweep_options(sweeps.sweep))
 main.add_command(sweeps.status)
 main.add_command(sweeps.collect)

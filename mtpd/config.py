@@ -6,6 +6,8 @@ from . import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import copy
+import pprint
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +54,10 @@ def lay_over(cfg: Config, overrides: dict, source: Path) -> None:
         raise RecipeError(source, [f'it does not load: {type(error).__name__}: {error}']) from error
 
 
-def as_python(values: dict) -> str:
-    """A config file's text, without mmcv's long-winded formatting."""
-    return ''.join(f'{key} = {value!r}\n' for key, value in values.items())
+def as_python(values: dict, wide: int | None = None) -> str:
+    """A config file's text, without mmcv's long-winded formatting; in lines of `wide` characters, or one per key."""
+    shown = partial(pprint.pformat, width=wide, sort_dicts=False) if wide else repr
+    return ''.join(f'{key} = {shown(value)}\n' for key, value in values.items())
 
 
 def name_weights_once(model: ConfigDict) -> None:

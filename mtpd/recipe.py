@@ -193,9 +193,12 @@ class Recipe:
             cfg.merge_from_dict({'model': copy.deepcopy(spec.get('model', {}))})
             name_weights_once(cfg.model)
             set_classes(cfg.model, count)
+            cfg.model.backbone  # noqa: B018  (else it is none of a detector)
         except Exception as error:  # a config is Python, and mmcv raises several types
             text = f'{name}: {path} gives no detector ({type(error).__name__}: {error}).'
-            raise RecipeError(self.source, [f'{text} An mmdet config with a `model` is needed.']) from error
+            raise RecipeError(
+                self.source, [f'{text} An mmdet config with a `model` is needed.']
+            ) from error
         return cfg.model
 
     def checkpoint(self, name: str, key: str = 'checkpoint') -> Path | None:

@@ -62,7 +62,10 @@ def _images(items: list, found: Findings) -> dict[int, tuple[float, float]]:
     for place, item in enumerate(items):
         name = item.get('file_name') if isinstance(item, dict) else None
         if not (isinstance(item, dict) and _is_id(item.get('id'))):
-            found.add('an image is no dict with a whole number as its id', f'images[{place}] is {_short(item)}')
+            found.add(
+                'an image is no dict with a whole number as its id',
+                f'images[{place}] is {_short(item)}',
+            )
             continue
         if item['id'] in sizes:
             found.add('an image id is given twice', f'{item["id"]}')

@@ -27,7 +27,10 @@ def problems(items: list[dict], folder: Path) -> list[str]:
     found = [_problem(ordered[place], folder) for place in sorted(chosen)]
     found = [text for text in found if text]
     if len(found) > 5:
-        found = [*found[:5], f'{len(found) - 5} more of {len(chosen)} images looked at in {folder}.']
+        found = [
+            *found[:5],
+            f'{len(found) - 5} more of {len(chosen)} images looked at in {folder}.',
+        ]
     return found
 
 
@@ -55,9 +58,11 @@ def _decoded(path: Path, changed: tuple[int, int], width: int, height: int) -> s
                     return _too_large(path, *image.size)
                 image.load()
     except Image.DecompressionBombError:
-        return f'image {path} has more than {MOST_PIXELS:,} pixels: cut it into smaller ones.'
+        return f'image {path} has more than {MOST_PIXELS:,} pixels, which are the most: cut it into smaller ones.'
     except Exception as error:  # by its format, each has its own
-        return f'image {path} is damaged, cut short or no image ({error}). Fetch or export it again.'
+        return (
+            f'image {path} is damaged, cut short or no image ({error}). Fetch or export it again.'
+        )
     try:
         pixels = mmcv.imread(str(path))
     except Exception:  # OpenCV's assertions
@@ -74,6 +79,4 @@ def _decoded(path: Path, changed: tuple[int, int], width: int, height: int) -> s
 
 
 def _too_large(name: str | Path, width: float, height: float) -> str:
-    return (
-        f'image {name} has {width:g} x {height:g} pixels, {MOST_PIXELS:,} are the most: cut it into smaller ones.'
-    )
+    return f'image {name} has {width:g} x {height:g} pixels, {MOST_PIXELS:,} are the most: cut it into smaller ones.'
