@@ -148,7 +148,7 @@ def distillation_problems(recipe: Recipe, teachers: Iterable[str]) -> list[str]:
     for name in teachers:
         configs, models = [recipe.model(who) for who in ('student', name)], []
         try:
-            for who, cfg in zip(('student', name), configs, strict=True):
+            for who, cfg in zip(('student', name), configs, strict=True):  # noqa: B007  (named below)
                 models.append(build_detector(ConfigDict(cfg)))
         except Exception as error:  # as above
             found.append(_unbuilt(recipe, who, error))

@@ -68,7 +68,7 @@ def load_run(path: str | Path) -> Run:
     path = Path(path)
     if not (path / 'run.json').is_file():
         # Two levels down only where runs are: any other folder may be large.
-        patterns = ['*/*/run.json'] * (path.resolve() == ROOT / 'runs') + ['*/run.json']
+        patterns = ['*/*/run.json'] * (path.resolve() == (ROOT / 'runs').resolve()) + ['*/run.json']
         found = [str(p.parent) for pattern in patterns for p in sorted(path.glob(pattern))]
         hint = f' Did you mean {found[-1]}?' if found else ''
         what = 'has no run.json' if path.is_dir() else 'does not exist'
