@@ -19,41 +19,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import compat  # noqa: F401  (lets numpy numbers in `meta` load)
+from . import compat, unpickle  # noqa: F401  (compat lets numpy numbers in `meta` load)
 from .errors import MtpdError
 from .files import sha256
 
 
-class Damaged(MtpdError):
-    """A file that is empty or ends in its middle, as a crash may leave one."""
-
-
-def load(path: str | Path, map_location: str = 'cpu') -> dict:
-    """The checkpoint in `path`, read without running code from it (`weights_only`).
+def load(path: str | Path, map_location: str = 'cpu', trust: bool = False) -> dict:
+    """The checkpoint in `path`, read without running code from it, unless it is to be trusted (`unpickle.read`).
 
     Raises:
         MtpdError: no such file, not a checkpoint, a damaged one, or one with foreign objects.
     """
-    path = Path(path)
-    if not (path.is_file() and os.access(path, os.R_OK)):
-        raise MtpdError(f'checkpoint {path}: no such file, or not readable; check the path')
-    with path.open('rb') as file:
-        head = file.read(64).lstrip()
-    if not head or head.startswith((b'<', b'version https://git-lfs')):
-        kind = 'a web page' if head[:1] == b'<' else 'a Git LFS pointer' if head else 'empty'
-        problem = MtpdError if head else Damaged
-        raise problem(f'checkpoint {path} is {kind}: fetch or make the file itself again')
-    try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # torch raises a dozen types, by where the file is damaged
-        if foreign := re.search(r'GLOBAL (\S*\w)\s', str(error)):
-            raise MtpdError(
-                f'checkpoint {path} holds a Python object ({foreign[1]}), which could run code and '
-                "is not loaded: where you trust the file, save its {'state_dict': ...} anew"
-            ) from error
-        raise Damaged(
-            f'checkpoint {path} is damaged, cut short or no PyTorch file: fetch or make it again'
-        ) from error
+    checkpoint = unpickle.read(path, map_location, trust)
     if not isinstance(checkpoint, dict):
         raise MtpdError(f"checkpoint {path} holds no dict: save it as {{'state_dict': ...}}")
     return checkpoint
@@ -82,7 +59,10 @@ def student_state(checkpoint: dict, source: str | Path = 'the checkpoint') -> di
     """
     state = checkpoint.get('state_dict', checkpoint)
     if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
-        raise MtpdError(f"{source} holds no weights: expected tensors under its 'state_dict'")
+        there = ', '.join(map(str, list(checkpoint)[:5])) or 'nothing'
+        raise MtpdError(
+            f"{source} holds no weights: expected tensors under its 'state_dict', and there is {there}"
+        )
     for prefix in ('module.', 'student.', ''):  # the last one copies
         if any(key.startswith(prefix) for key in state):
             state = _below(prefix, state)
@@ -111,8 +91,10 @@ def load_strictly(
 
     Raises:
         MtpdError: missing, unexpected or differently shaped weights, all in one message with the
-            likely cause; it names `what` is loaded (e.g. 'the student') and the `source`.
+            likely cause; it names `what` is loaded (e.g. 'the student') and the `source`. Weights
+            that are not finite.
     """
+    check_finite(state, source)
     own = model.state_dict()
     fitting, shapes = copy.copy(state), {}
     for key, value in state.items():
@@ -140,6 +122,21 @@ def load_strictly(
         'another architecture (type, depth or width); give the checkpoint of this very config'
     )
     raise MtpdError('\n'.join(lines))
+
+
+def check_finite(state: dict, source: str | Path) -> None:
+    """Raises MtpdError where weights are NaN or infinite: the training that made them had diverged."""
+    bad = [
+        key
+        for key, value in state.items()
+        if value.is_floating_point() and not value.isfinite().all()
+    ]
+    if bad:
+        more = f' and {len(bad) - 3} more' if len(bad) > 3 else ''
+        raise MtpdError(
+            f'{source} holds weights that are NaN or infinite ({", ".join(bad[:3])}{more}): its training diverged. Give '
+            'another checkpoint, or train it again with a lower learning rate'
+        )
 
 
 def _classes_hint(model: nn.Module, shapes: dict) -> str:
@@ -175,7 +172,7 @@ DESCRIPTION = ('CLASSES', 'PALETTE', 'config', 'mmdet_version', 'mmcv_version', 
 DESCRIPTION += ('recipe', 'detector', 'seed', 'arm', 'stage', 'teacher', 'stages', 'exported_from')
 
 
-def publish(src: str | Path, dst: str | Path, half: bool = False) -> Path:
+def publish(src: str | Path, dst: str | Path, half: bool = False, trust: bool = False) -> Path:
     """`export_student` under a name that ends in its SHA-256, as mmdet's: ``student-7ee888e0.pth``; returns the path.
 
     The same source gives the same file. `dst`: the name without that, or a folder, to keep the source's name.
@@ -188,14 +185,18 @@ def publish(src: str | Path, dst: str | Path, half: bool = False) -> Path:
     stem = re.sub('-[0-9a-f]{8}$', '', dst.name.removesuffix('.pth'))
     part = dst.with_name(f'.{stem}.{os.getpid()}.pth')
     try:
-        export_student(src, part, half)
+        export_student(src, part, half, trust=trust)
         return part.replace(dst.with_name(f'{stem}-{sha256(part)[:8]}.pth'))
     finally:
         part.unlink(missing_ok=True)
 
 
 def export_student(
-    src: str | Path, dst: str | Path, half: bool = False, meta: dict | None = None
+    src: str | Path,
+    dst: str | Path,
+    half: bool = False,
+    meta: dict | None = None,
+    trust: bool = False,
 ) -> Path:
     """Writes the student in `src` (any layout) to `dst` as a plain mmdet checkpoint.
 
@@ -204,11 +205,12 @@ def export_student(
         meta: entries to add to the `meta`, plain values only. Kept of the source's is what describes
             the student: config, classes, versions, the stages that made it. `exported_from` names the
             source, or what that was exported from.
+        trust: run what code `src` holds, see `unpickle.read`.
 
     Raises:
         MtpdError: `src` cannot be read or holds no weights, or `dst` cannot be written.
     """
-    checkpoint = load(src)
+    checkpoint = load(src, trust=trust)
     state = student_state(checkpoint, src)
     for key, value in state.items():
         # A variance may exceed float16's 65504: such a tensor stays as it is.

@@ -85,8 +85,10 @@ def train(recipe, work_dir: Path | None, detector: str | None, arm: str | None, 
 @recipe_options
 def order(recipe, work_dir: Path | None) -> None:
     """How far RECIPE's detectors are from each other, and the sequence of teachers that suggests."""
+    from . import compare
     from .order import adaptation_costs, calibration, choose, conclusion
 
+    compare.check(recipe, recipe.detectors)  # before what is not trained yet is trained
     labels = {name: spec.get('label', name) for name, spec in recipe.detectors.items()}
     costs = adaptation_costs(recipe, work_dir)
     width = max(map(len, costs['detectors']))
@@ -97,6 +99,19 @@ def order(recipe, work_dir: Path | None) -> None:
     click.echo(calibration(costs))
     found = choose(recipe, costs, work_dir)
     click.echo('\n'.join([*found['reasons'], conclusion(found, labels)]))
+
+
+@main.command()
+@config_options
+def show(recipe, work_dir: Path | None) -> None:
+    """Print a recipe or an mmdet config resolved, bases and overrides included, and train nothing.
+
+    It is Python: to load it runs its code. Read what strangers wrote before this, too.
+    """
+    from .config import as_python
+
+    click.echo(f'# {recipe.source}, resolved')
+    click.echo(as_python(recipe.cfg._cfg_dict.to_dict(), wide=100), nl=False)
 
 
 main.command()(sweep_options(sweeps.sweep))
@@ -132,14 +147,19 @@ def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out) -> None:
 @click.argument('source', type=click.Path(path_type=Path))
 @click.argument('target', type=click.Path(path_type=Path))
 @click.option('--half', is_flag=True, help='Store the weights in float16: half the size.')
-def export(source: Path, target: Path, half: bool) -> None:
+@click.option(
+    '--trust-checkpoint',
+    is_flag=True,
+    help='Also load Python objects, as old files hold them: RUNS ANY CODE in SOURCE.',
+)
+def export(source: Path, target: Path, half: bool, trust_checkpoint: bool) -> None:
     """Write the student in SOURCE (any layout) as a plain mmdet checkpoint.
 
     TARGET is a folder, or a name, to which the start of the file's SHA-256 is added: student-7ee888e0.pth.
     """
     from .checkpoints import publish
 
-    click.echo(publish(source, target, half))
+    click.echo(publish(source, target, half, trust_checkpoint))
 
 
 @main.command()

@@ -19,6 +19,7 @@ from . import checkpoints
 from .data import coco
 from .errors import MtpdError, RecipeError
 from .files import sha256, stated_sha256
+from .inherit import warm_start
 from .paths import resolve
 from .recipe import Recipe
 
@@ -40,17 +41,23 @@ def check(recipe: Recipe, names: Iterable[str], loaded: Iterable[str] | None = N
     loaded = names if loaded is None else list(loaded)
     found = settings_problems(recipe, names) + recipe.checkpoint_problems(loaded)
     if not found:
+        found = [
+            p for name in names if not recipe.checkpoint(name) for p in _init_problems(recipe, name)
+        ]
+    if not found:
         paths = [(name, recipe.fetch(name)) for name in loaded]
         found = [p for name, path in paths if path for p in checkpoint_problems(recipe, name, path)]
+        teachers = [name for name in names if name != 'student'] if 'student' in names else []
+        found = found or distillation_problems(recipe, teachers)
     if found:
         raise RecipeError(recipe.source, found)
 
 
 def settings_problems(recipe: Recipe, names: Iterable[str]) -> list[str]:
     """What can be seen without a checkpoint: data, masks, metrics, image normalisation."""
-    found = recipe.data_problems()
-    if found:  # the heads follow from the data
-        return found
+    found = _device_problems(recipe)
+    if data := recipe.data_problems():  # the heads follow from the data
+        return found + data
     segm = 'segm' in recipe.cfg.evaluation.metrics
     if segm:
         found += mask_problems(recipe, 'val', 'evaluation.metrics has segm')
@@ -66,6 +73,35 @@ def settings_problems(recipe: Recipe, names: Iterable[str]) -> list[str]:
         if _weights_from_elsewhere(spec, model):
             found += _image_problems(recipe, name, _of_config(recipe, name), spec.config)
     return found
+
+
+def _device_problems(recipe: Recipe) -> list[str]:
+    from .loop import device_of, processes
+
+    try:
+        processes(recipe)
+        device_of(recipe)
+    except RecipeError as error:
+        return error.problems
+    return []
+
+
+def _init_problems(recipe: Recipe, name: str) -> list[str]:
+    """What is wrong with the weights with which a detector's training begins."""
+    path = recipe.fetch(name, 'init')
+    if path is None:
+        return []
+    try:
+        warm_start(build_detector(ConfigDict(recipe.model(name))), path)
+    except MtpdError as error:
+        return [f'{name}.init: {error}']
+    except Exception as error:  # mmdet raises a dozen types
+        return [_unbuilt(recipe, name, error)]
+    return []
+
+
+def _unbuilt(recipe: Recipe, name: str, error: Exception) -> str:
+    return f'{name}: mmdet cannot build {recipe.detectors[name].config}: {error}'
 
 
 def mask_problems(recipe: Recipe, split: str, because: str) -> list[str]:
@@ -101,6 +137,31 @@ def checkpoint_problems(recipe: Recipe, name: str, path: Path) -> list[str]:
     if not found:
         found = _architecture_problems(recipe, name, path, state)
     return found + _image_problems(recipe, name, _of_meta(meta), path.name)
+
+
+def distillation_problems(recipe: Recipe, teachers: Iterable[str]) -> list[str]:
+    """What is wrong with `distill` for these teachers: levels that an FPN lacks, modules, losses and their settings."""
+    from .losses import build_losses
+    from .train import distill_cfg
+
+    found = []
+    for name in teachers:
+        configs, models = [recipe.model(who) for who in ('student', name)], []
+        try:
+            for who, cfg in zip(('student', name), configs, strict=True):  # noqa: B007  (named below)
+                models.append(build_detector(ConfigDict(cfg)))
+        except Exception as error:  # as above
+            found.append(_unbuilt(recipe, who, error))
+            continue
+        try:
+            build_losses(distill_cfg(recipe, *configs), *models)
+        except MtpdError as error:
+            found.append(f'student and {name}: {error}')
+        except Exception as error:  # of settings that are no arguments of a loss, or no pattern
+            found.append(
+                f'student and {name}: distill does not fit them: {type(error).__name__}: {error}'
+            )
+    return list(dict.fromkeys(found))
 
 
 # Classes and architecture
@@ -139,7 +200,7 @@ def _architecture_problems(recipe: Recipe, name: str, path: Path, state: dict) -
     try:
         model = build_detector(ConfigDict(recipe.model(name)))
     except Exception as error:  # mmdet raises a dozen types
-        return [f'{name}: mmdet cannot build {recipe.detectors[name].config}: {error}']
+        return [_unbuilt(recipe, name, error)]
     own = model.state_dict()
     if name != 'student':  # a teacher's head may have less or more; where it is used, that is seen
         for key in [key for key in state if key not in own and not key.startswith(USED)]:

@@ -31,6 +31,7 @@ def apply() -> None:
     import_torchvision()
     numpy_int()
     load_numpy_scalars()
+    load_no_code()
     scatter_stream()
     ddp_forward()
     resume_on_cpu()
@@ -107,6 +108,38 @@ def load_numpy_scalars() -> None:
     names = [(scalar, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')]
     dtypes = [type(np.dtype(name)) for name in ('bool', 'int32', 'int64', 'float32', 'float64')]
     torch.serialization.add_safe_globals([*names, np.dtype, *dtypes])
+
+
+def load_no_code() -> None:
+    """Checkpoints are read by `unpickle.read` wherever mmcv and mmdet read one (`load_from`, `init_cfg`, resuming).
+
+    mmcv leaves `weights_only` to torch, which an environment variable turns off, and its downloads go through
+    `torch.hub`, where it is off by default. Resuming runs the config text in a checkpoint's `meta` as Python, to learn
+    how many GPUs there were: it gets none.
+    """
+    from mmcv.runner import BaseRunner, CheckpointLoader, checkpoint
+
+    from . import unpickle
+
+    os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
+    for loader, prefixes in (
+        (unpickle.load_from_local, ''),
+        (unpickle.load_from_http, ('http://', 'https://')),
+    ):
+        setattr(checkpoint, loader.__name__, loader)
+        CheckpointLoader.register_scheme(prefixes, loader, force=True)
+    original = BaseRunner.load_checkpoint
+    if hasattr(original, '__wrapped__'):
+        return
+
+    def load_checkpoint(self: BaseRunner, *args: Any, **options: Any) -> dict:
+        loaded = original(self, *args, **options)
+        if isinstance(loaded.get('meta'), dict):
+            loaded['meta'].pop('config', None)
+        return loaded
+
+    load_checkpoint.__wrapped__ = original
+    BaseRunner.load_checkpoint = load_checkpoint
 
 
 def scatter_stream() -> None:

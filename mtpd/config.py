@@ -6,12 +6,14 @@ from . import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import copy
+import pprint
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmcv import Config, ConfigDict
 
-from . import schema
+from . import bases, schema
 from .errors import RecipeError
 from .paths import config_file
 
@@ -23,6 +25,8 @@ def read(path: str | Path) -> tuple[Path, Config]:
         RecipeError: no such file, or one that does not load.
     """
     source = config_file(path)
+    if found := bases.problems(source):
+        raise RecipeError(source, found)
     try:
         return source, Config.fromfile(str(source.resolve()))
     except Exception as error:  # a recipe is Python: anything can go wrong in it
@@ -50,9 +54,10 @@ def lay_over(cfg: Config, overrides: dict, source: Path) -> None:
         raise RecipeError(source, [f'it does not load: {type(error).__name__}: {error}']) from error
 
 
-def as_python(values: dict) -> str:
-    """A config file's text, without mmcv's long-winded formatting."""
-    return ''.join(f'{key} = {value!r}\n' for key, value in values.items())
+def as_python(values: dict, wide: int | None = None) -> str:
+    """A config file's text, without mmcv's long-winded formatting; in lines of `wide` characters, or one per key."""
+    shown = partial(pprint.pformat, width=wide, sort_dicts=False) if wide else repr
+    return ''.join(f'{key} = {shown(value)}\n' for key, value in values.items())
 
 
 def name_weights_once(model: ConfigDict) -> None:

@@ -189,6 +189,11 @@ class Distiller(BaseDetector):
             _log.info('a checkpoint of a plain detector: it goes to the student')
             for key in keys:
                 state_dict[f'{prefix}student.{key[len(prefix) :]}'] = state_dict.pop(key)
+        elif self.distill_losses.state_dict() and not any('distill_losses.' in key for key in keys):
+            raise MtpdError(
+                "the checkpoint holds the student without its distillation losses' weights, and a stage cannot go on "
+                'from it: remove it to begin the stage again, or give it as a student checkpoint'
+            )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     CLASSES = property(

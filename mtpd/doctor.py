@@ -194,10 +194,10 @@ def recipe(path: str) -> Iterator[Check]:
     except MtpdError as error:
         yield Check('recipe', 'fail', path, str(error))
         return
-    yield Check('recipe', 'ok', f'{loaded.name} ({path})')
+    yield Check('recipe', 'ok', f'{loaded.name} ({path}); a recipe is Python, and its code has run')
     looked = [dataset(loaded), *checkpoints(loaded)]
     yield from looked
-    if all(one.state == 'ok' for one in looked):
+    if not any(one.state == 'fail' for one in looked):
         yield fit(loaded)
 
 
@@ -234,7 +234,9 @@ def checkpoints(loaded: Recipe) -> Iterator[Check]:
     for name in loaded.detectors:
         path, url = loaded.checkpoint(name), loaded.url(name)
         if url and not fits(path, sha256_in_name(path.name)):
-            yield Check(f'weights {name}', 'ok', f'will be fetched from {url} to {path.parent}')
+            found = f'not here yet: {url}'
+            fix = f'`mtpd run` fetches them to {path.parent}; without network put the file there.'
+            yield Check(f'weights {name}', 'warn', found, fix)
             continue
         if path is None or not path.is_file():
             continue

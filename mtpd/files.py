@@ -75,16 +75,25 @@ def read_own(path: Path, default: Any = None) -> Any:
 
 
 def read_log(path: Path) -> list[dict]:
-    """The rows of a log.json (one JSON object a line); a line cut off by a crash is left out."""
+    """The rows of a log.json (one JSON object a line) that have an update and numbers for losses.
+
+    A line cut off by a crash is left out.
+    """
     rows = []
-    for line in path.read_text(encoding='utf-8').splitlines() if path.is_file() else ():
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and 'update' in row:
-            rows.append(row)
+        if isinstance(row, dict) and _is_number(row.get('update')):
+            losses = [value for key, value in row.items() if 'loss' in key and value is not None]
+            if all(map(_is_number, losses)):
+                rows.append(row)
     return rows
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def sha256(path: str | Path) -> str:

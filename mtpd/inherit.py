@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .checkpoints import load, student_state
+from .checkpoints import check_finite, load, student_state
 from .errors import MtpdError
 
 
@@ -28,7 +28,7 @@ def initialise(model: nn.Module, backbone: dict, key: str) -> None:
     """
     try:
         model.init_weights()
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, MtpdError) as error:
         origin = (backbone.get('init_cfg') or {}).get('checkpoint')
         raise MtpdError(
             f'the pretrained weights cannot be had from {origin} ({error}). Train from random ones with '
@@ -45,6 +45,7 @@ def warm_start(model: nn.Module, path: str | Path) -> int:
         MtpdError: from `load` and `student_state`, or nothing agrees.
     """
     state = student_state(load(path), path)
+    check_finite(state, path)
     own = model.state_dict()
     alike = [key for key in own if key in state and state[key].shape == own[key].shape]
     if not alike:

@@ -81,6 +81,7 @@ def execute(
     source, out = Path(source).resolve(), Path(out).resolve()
     notebook = read_notebook(source)
     values = checked(parameters or {}, declared(notebook, source), source)
+    _check_kernel(source, kernel)
     out.parent.mkdir(parents=True, exist_ok=True)
     cells = len(notebook.cells) + bool(values)  # papermill adds one with the values
 
@@ -100,7 +101,6 @@ def execute(
 
 
 def _run(source: Path, out: Path, values: dict, options: dict, env: dict) -> None:
-    from jupyter_client.kernelspec import NoSuchKernel
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
@@ -122,11 +122,6 @@ def _run(source: Path, out: Path, values: dict, options: dict, env: dict) -> Non
                 **options,
             )
             return
-        except NoSuchKernel:
-            raise MtpdError(
-                f'{source.name}: there is no Jupyter kernel {options["kernel_name"]!r}. '
-                '`jupyter kernelspec list` shows those there are.'
-            ) from None
         except PapermillExecutionError as error:
             ename, evalue, index = error.ename, error.evalue, error.cell_index
             drop_markers(out)
@@ -142,6 +137,19 @@ def _run(source: Path, out: Path, values: dict, options: dict, env: dict) -> Non
             record_end(out, 'Interrupted', 'stopped by the user')
             raise
     raise NotebookError(source, out, ename, evalue, index)
+
+
+def _check_kernel(source: Path, kernel: str) -> None:
+    """Before papermill, which would write the notebook first."""
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+    try:
+        KernelSpecManager().get_kernel_spec(kernel)
+    except NoSuchKernel:
+        raise MtpdError(
+            f'{source.name}: there is no Jupyter kernel {kernel!r}. '
+            '`jupyter kernelspec list` shows those there are.'
+        ) from None
 
 
 def _unformatted(path: Path) -> str:

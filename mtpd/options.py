@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import signal
 from pathlib import Path
@@ -14,6 +15,8 @@ from .schema import parse_overrides
 from .stopping import raised
 from .world import let_the_first_speak
 
+FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
 
 class Main(click.Group):
     """Prints a user's mistake as one message (exit code 2) instead of a traceback."""
@@ -25,6 +28,16 @@ class Main(click.Group):
         except MtpdError as error:
             click.echo(f'mtpd: {let_the_first_speak()}{error}', err=True)
             ctx.exit(error.exit_code)
+        except OSError as error:
+            if error.errno not in FULL_OR_READ_ONLY:
+                raise
+            where = f' ({error.filename})' if error.filename else ''
+            click.echo(
+                f'mtpd: nothing more can be written: {error.strerror}{where}. Free some space or check permissions; the '
+                'same command goes on from here.',
+                err=True,
+            )
+            ctx.exit(2)
         except KeyboardInterrupt as end:
             name = f'{end}' or 'Ctrl-C'
             click.echo(f'mtpd: stopped by {name}; the same command goes on from here.', err=True)

@@ -188,14 +188,25 @@ class Recipe:
         return self.detectors[name]
 
     def model(self, name: str) -> ConfigDict:
-        """mmdet model config of 'student' or a teacher, with the heads sized to the dataset's classes."""
+        """mmdet model config of 'student' or a teacher, with the heads sized to the dataset's classes.
+
+        Raises:
+            RecipeError: no such detector, or its config does not load.
+        """
         spec = self.detector(name)
-        cfg = Config.fromfile(str(resolve(spec.config, self.source)))
-        cfg.merge_from_dict({'model': copy.deepcopy(spec.get('model', {}))})
-        model = cfg.model
-        name_weights_once(model)
-        set_classes(model, len(self.classes))
-        return model
+        path, count = resolve(spec.config, self.source), len(self.classes)
+        try:
+            cfg = Config.fromfile(str(path))
+            cfg.merge_from_dict({'model': copy.deepcopy(spec.get('model', {}))})
+            name_weights_once(cfg.model)
+            set_classes(cfg.model, count)
+            cfg.model.backbone  # noqa: B018  (else it is none of a detector)
+        except Exception as error:  # a config is Python, and mmcv raises several types
+            text = f'{name}: {path} gives no detector ({type(error).__name__}: {error}).'
+            raise RecipeError(
+                self.source, [f'{text} An mmdet config with a `model` is needed.']
+            ) from error
+        return cfg.model
 
     def checkpoint(self, name: str, key: str = 'checkpoint') -> Path | None:
         """The checkpoint that the recipe names for a detector; None where the kit trains it.

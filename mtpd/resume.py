@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from . import checkpoints
 from .errors import MtpdError
+from .unpickle import Damaged
 
 
 class Point(NamedTuple):
@@ -32,7 +33,7 @@ def find(folder: Path) -> Point | None:
             continue
         try:
             meta = checkpoints.load_own(path).get('meta') or {}
-        except checkpoints.Damaged as error:
+        except Damaged as error:
             damaged.append(str(error).splitlines()[0])
             continue
         if not isinstance(meta.get('iter'), int):
@@ -55,7 +56,7 @@ def finished(final: Path) -> bool:
         return False
     try:
         checkpoints.load_own(final)
-    except checkpoints.Damaged as error:
+    except Damaged as error:
         try:
             checkpoints.load(final.with_name('latest.pth'))
         except MtpdError:

@@ -13,6 +13,7 @@ from .conclusion import arm_kinds
 from .errors import MtpdError
 from .files import read_json, read_log
 from .holding import alive
+from .paths import ROOT
 
 # Column name -> key in metrics.json.
 AP_KEYS = {
@@ -65,8 +66,9 @@ def load_run(path: str | Path) -> Run:
     """Open a run directory. Raises MtpdError when `path` is none."""
     path = Path(path)
     if not (path / 'run.json').is_file():
-        found = sorted(str(p.parent) for p in path.glob('*/*/run.json')) if path.is_dir() else []
-        found += sorted(str(p.parent) for p in path.glob('*/run.json')) if path.is_dir() else []
+        # Two levels down only where runs are: any other folder may be large.
+        patterns = ['*/*/run.json'] * (path.resolve() == (ROOT / 'runs').resolve()) + ['*/run.json']
+        found = [str(p.parent) for pattern in patterns for p in sorted(path.glob(pattern))]
         hint = f' Did you mean {found[-1]}?' if found else ''
         what = 'has no run.json' if path.is_dir() else 'does not exist'
         raise MtpdError(

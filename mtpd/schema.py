@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import ast
 import difflib
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
 
-FREE = object()  # mmdet's or mmcv's own settings: checked by them
 NONE = type(None)
 NUMBER = (int, float)
 
 DETECTOR = {
     'label': str,
     'config': str,
-    'model': FREE,
+    'model': dict,
     'checkpoint': (str, NONE),
     'init': (str, NONE),
     'updates': int,
@@ -25,13 +25,13 @@ DETECTOR = {
 RECIPE = {
     'name': str,
     'title': str,
-    'paper': FREE,
+    'paper': dict,
     'seed': int,
     'expected_minutes': NUMBER,
     'data': {
         'root': (str, NONE),
         'cache': str,
-        'splits': FREE,
+        'splits': dict,
         'scenes': {'train': int, 'val': int, 'size': int, 'seed': int},
     },
     'image': {
@@ -47,7 +47,7 @@ RECIPE = {
     'arms': {'*': {'label': str, 'teachers': (list, tuple, str)}},  # 'auto': see `order.settled`
     'distill': {
         'method': str,
-        'settings': {'*': FREE},
+        'settings': {'*': dict},
         'levels': (list, tuple),
         'student_module': str,
         'teacher_module': str,
@@ -62,9 +62,9 @@ RECIPE = {
         'baseline': int,
         'arm': int,
         'teacher': int,
-        'optimizer': FREE,
-        'grad_clip': FREE,
-        'lr': FREE,
+        'optimizer': dict,
+        'grad_clip': (dict, NONE),
+        'lr': dict,
         'log_interval': int,
         'checkpoint_interval': int,
         'eval_interval': int,
@@ -118,7 +118,13 @@ def parse_overrides(text: str) -> dict[str, Any]:
             raise ValueError(f'{item!r} is not KEY=VALUE, such as seed=1')
         try:
             found[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (
+            ValueError,
+            SyntaxError,
+            TypeError,
+            MemoryError,
+            RecursionError,
+        ):  # of deep nesting, too
             found[key] = value
     return found
 
@@ -152,9 +158,7 @@ def _keys(node: Any, known: dict, place: str) -> list[str]:
                 found += _keys(value, rule, f'{path}.')
             else:
                 found.append(f'{path} is {value!r}: a dict with {", ".join(rule)} is needed.')
-        elif rule is not FREE and (
-            not isinstance(value, rule) or (isinstance(value, bool) and rule is not bool)
-        ):
+        elif not isinstance(value, rule) or (isinstance(value, bool) and rule is not bool):
             kinds = rule if isinstance(rule, tuple) else (rule,)
             names = ' or '.join('None' if kind is NONE else kind.__name__ for kind in kinds)
             found.append(f'{path} is {value!r} ({type(value).__name__}): {names} is needed.')
@@ -173,15 +177,26 @@ def _choices(cfg: dict) -> list[str]:
             unknown('distill.method', cfg['distill']['method'], cfg['distill']['settings'])
         )
     for split in ('train', 'val'):
-        if split not in cfg['data']['splits']:
+        place = cfg['data']['splits'].get(split)
+        if place is None:
             found.append(f'data.splits.{split} is missing.')
+        elif not _is_place(place):
+            found.append(
+                f"data.splits.{split} is {place!r}: a name, or dict(annotations='...', images='...') is needed."
+            )
     if 'bbox' not in cfg['evaluation']['metrics']:
         found.append('evaluation.metrics lacks bbox, by which detectors are compared: add it.')
-    unknown_metrics = set(cfg['evaluation']['metrics']) - {'bbox', 'segm'}
     return found + [
         unknown('evaluation.metrics', str(metric), ['bbox', 'segm'])
-        for metric in sorted(unknown_metrics)
+        for metric in cfg['evaluation']['metrics']
+        if metric not in ('bbox', 'segm')
     ]
+
+
+def _is_place(place: Any) -> bool:
+    if isinstance(place, dict):
+        return all(isinstance(place.get(key), str) for key in ('annotations', 'images'))
+    return isinstance(place, str)
 
 
 def _arms(cfg: dict) -> list[str]:
@@ -202,7 +217,7 @@ def _arms(cfg: dict) -> list[str]:
         found += [
             f'arms.{name}: ' + unknown('teacher', str(teacher), teachers)
             for teacher in arm['teachers']
-            if teacher is not None and teacher not in teachers
+            if teacher is not None and teacher not in list(teachers)
         ]
         if cfg['schedule']['arm'] > 0 and cfg['schedule']['arm'] % len(arm['teachers']):
             found.append(
@@ -241,11 +256,29 @@ def _numbers(cfg: dict) -> list[str]:
         for key in ('updates', 'scenes')
         if spec.get(key, 1) < 1
     ]
-    found += _levels(cfg['distill'])
+    found += _levels(cfg['distill']) + _image(cfg['image'])
     if cfg['order']['images'] < 2:
         found.append(f'order.images is {cfg["order"]["images"]}: at least 2 are needed.')
     if cfg['seed'] < 0:
         found.append(f'seed is {cfg["seed"]}: it must not be negative.')
+    return found
+
+
+def _image(image: dict) -> list[str]:
+    scale = image['scale']
+    sides = scale if isinstance(scale, (list, tuple)) else (scale, scale)
+    found = []
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        found.append(f'image.scale is {scale!r}: pixels, or (width, height) in pixels, are needed.')
+    for key, least in (('mean', -math.inf), ('std', 0)):
+        values = image[key]
+        good = all(isinstance(v, NUMBER) and math.isfinite(v) and v > least for v in values)
+        if len(values) != 3 or not good:
+            found.append(
+                f'image.{key} is {values!r}: a number per colour is needed{", above 0" * (least == 0)}.'
+            )
+    if not 0 <= image['flip'] <= 1:
+        found.append(f'image.flip is {image["flip"]}: a share from 0 to 1 is needed.')
     return found
 
 

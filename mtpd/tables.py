@@ -1,7 +1,12 @@
-"""Tables in notebooks, as Markdown: they render in JupyterLab, in papermill's output and in HTML."""
+"""Tables in notebooks, as Markdown: they render in JupyterLab, in papermill's output and in HTML.
+
+What comes from data (class names, files' names, error texts) is shown as it is written: it is no markup.
+"""
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,14 +23,21 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None =
     if not rows:
         return Markdown('')
     columns = columns or {key: key for key in rows[0]}
-    lines = [_line(columns.values()), _line('---' for _ in columns)]
+    lines = [_line(map(plain, columns.values())), _line('---' for _ in columns)]
     lines += [_line(text(row.get(key)) for key in columns) for row in rows]
     return Markdown('\n'.join(lines))
 
 
 def say(*sentences: str) -> Markdown:
-    """A paragraph of computed sentences."""
-    return Markdown(' '.join(sentences))
+    """A paragraph of computed sentences, in which **, _ and ` are markup, and nothing else is."""
+    return Markdown(plain(' '.join(sentences), keep='*_`'))
+
+
+def plain(value: Any, keep: str = '') -> str:
+    """Text in which Markdown and HTML find nothing to obey; characters of `keep` excepted."""
+    escaped = html.escape(str(value), quote=False)
+    marks = ''.join(mark for mark in '\\`*_[]|~$!' if mark not in keep)
+    return re.sub('([' + re.escape(marks) + '])', r'\\\1', escaped).replace('\n', ' ')
 
 
 def text(value: Any) -> str:
@@ -36,10 +48,8 @@ def text(value: Any) -> str:
         return f'{value:.1f}' if abs(value) >= 1 or value == 0 else f'{value:.3f}'
     if isinstance(value, int) and not isinstance(value, bool):
         return f'{value:,}'
-    return str(value)
+    return plain(value)
 
 
 def _line(cells) -> str:
-    return (
-        '| ' + ' | '.join(str(cell).replace('|', r'\|').replace('\n', ' ') for cell in cells) + ' |'
-    )
+    return '| ' + ' | '.join(cells) + ' |'

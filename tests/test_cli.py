@@ -124,3 +124,14 @@ def test_a_web_page_saved_as_checkpoint_is_named(tmp_path):
 def test_the_makefile_runs_the_shipped_recipe():
     assert MINI in (ROOT / 'Makefile').read_text()
     assert json.loads((ROOT / 'notebooks/04_distill_stage.ipynb').read_text())['cells']
+
+
+def test_show_prints_a_recipe_that_loads_again_and_trains_nothing(tmp_path):
+    found = call('show', MINI, '--cfg-options', 'seed=7', '--work-dir', tmp_path / 'run')
+    assert found.exit_code == 0, found.output
+    values: dict = {}
+    exec(found.output, values)  # our own recipe
+    assert values['seed'] == 7 and values['student']['config'].endswith('pocket_retinanet.py')
+    assert '_base_' not in values and not (tmp_path / 'run').exists()
+    plain = call('show', 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
+    assert "'type': 'RetinaNet'" in plain.output

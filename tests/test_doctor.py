@@ -189,8 +189,8 @@ def test_checkpoint_of_a_url_is_to_be_fetched_or_cached(tmp_path):
         if content:
             path.write_bytes(content)
         (one,) = doctor.checkpoints(recipe)
-        assert one.state == 'ok'
-        assert f'will be fetched from https://example.org/{path.name}' in one.found
+        assert one.state == 'warn' and one.found == f'not here yet: https://example.org/{path.name}'
+        assert f'`mtpd run` fetches them to {tmp_path}' in one.fix
     path.write_bytes(b'weights')
     (one,) = doctor.checkpoints(recipe)
     assert one.state == 'ok' and f'sha256 {total[:8]}' in one.found

@@ -69,7 +69,7 @@ def test_it_goes_on_as_long_as_there_is_progress(site, target):
 
 def test_a_later_call_goes_on_from_the_part(site, target):
     site.faults += [{'cut': 2 * PIECE}] + [{'cut': 0}] * 4
-    assert 'repeat; what came is in' in refused(site, target)
+    assert 'What came is kept in' in refused(site, target)
     assert left(target) == ['model.pth.part', 'model.pth.part.json']
     fetch(site, target, sha256=SUM)
     assert site.sent[-1] == len(CONTENT) - 2 * PIECE and target.read_bytes() == CONTENT
@@ -183,7 +183,8 @@ def test_an_error_that_stays_is_not_tried_again(site, kept, status, reason):
     assert len(site.asked) == 1
 
 
-def test_no_room_is_seen_before_anything_is_written(site, kept):
+def test_no_room_is_seen_before_anything_is_written(site, kept, monkeypatch):
+    monkeypatch.setattr(download, 'LIMIT', 10**19)
     site.faults += [{'length': 10**18}]
     text = refused(site, kept, sha256=SUM)
     assert 'takes 1000000000.0 GB' in text and 'free some' in text
@@ -198,16 +199,64 @@ def test_a_disk_that_fills_up(site, kept, monkeypatch):
     assert 'No space left on device' in refused(site, kept, sha256=SUM)
 
 
-@pytest.mark.parametrize('url', ['ftp://127.0.0.1/x', 'model.pth', 'http://', 'http://[x/y'])
+@pytest.mark.parametrize('announced', [True, False])
+def test_more_than_is_expected_at_most_is_not_taken(site, kept, monkeypatch, announced):
+    monkeypatch.setattr(download, 'LIMIT', 2 * PIECE)
+    site.faults += [{} if announced else {'headers': {'Content-Length': None}}]
+    text = refused(site, kept, sha256=SUM)
+    assert 'larger than the 3.28e-05 GB that are expected at most' in text and str(kept) in text
+    assert left(kept) == ['model.pth']
+
+
+def test_more_than_the_stated_size_is_not_taken(site, kept):
+    site.faults += [{'headers': {'Content-Length': None}}]
+    assert 'is larger than' in refused(site, kept, size=PIECE)
+    assert left(kept) == ['model.pth'] and len(site.asked) == 1
+
+
+def test_redirects_are_followed(site, target):
+    site.faults += [{'status': 302, 'body': b'', 'headers': {'Location': '/model.pth'}}]
+    fetch(site, target, sha256=SUM)
+    assert target.read_bytes() == CONTENT and len(site.asked) == 2
+
+
+@pytest.mark.parametrize('place', ['http://example.org/x', 'ftp://example.org/x', 'file:///x'])
+def test_a_redirect_away_from_https_is_refused(site, kept, place):
+    site.faults += [{'status': 302, 'body': b'', 'headers': {'Location': place}}]
+    text = refused(site, kept, sha256=SUM)
+    assert f'/model.pth leads to {place}, which is no https address' in text
+    assert left(kept) == ['model.pth'] and len(site.asked) == 1
+
+
+def test_a_circle_of_redirects_ends(site, kept):
+    site.faults += [{'status': 302, 'body': b'', 'headers': {'Location': '/model.pth'}}] * 99
+    assert 'leads in circles' in refused(site, kept, sha256=SUM)
+    assert len(site.asked) == transfer.REDIRECTS
+
+
+@pytest.mark.parametrize(
+    'url',
+    [
+        'http://example.org/x',
+        'http://127.0.0.1.example.org/x',
+        'ftp://127.0.0.1/x',
+        'model.pth',
+        'http://',
+        'http://[x/y',
+    ],
+)
 def test_what_is_no_address(url, tmp_path):
-    with pytest.raises(MtpdError, match='no http or https address'):
-        download.fetch(url, tmp_path / 'x', waits=WAITS)
+    with pytest.raises(MtpdError, match='no https address'):
+        download.fetch(url, tmp_path / 'cache' / 'x', waits=WAITS)
+    assert not (tmp_path / 'cache').exists()
 
 
 def test_no_server(tmp_path):
     with pytest.raises(MtpdError, match='4 attempts in a row') as error:
         download.fetch('http://127.0.0.1:9/x', tmp_path / 'x', waits=WAITS)
-    assert 'Check the network' in str(error.value)
+    text = str(error.value)
+    assert 'Check the network' in text and 'Connection refused' in text and len(text) < 400
+    assert '.part' not in text  # nothing came
 
 
 def test_a_folder_that_cannot_be_written(site, target, tmp_path):

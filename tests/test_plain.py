@@ -13,7 +13,7 @@ from tiny import retinanet
 
 from mtpd import checkpoints, plain
 from mtpd.cli import main
-from mtpd.data import configured
+from mtpd.data import configured, download
 from mtpd.errors import MtpdError, RecipeError
 from mtpd.files import sha256
 from mtpd.paths import ROOT
@@ -328,7 +328,8 @@ def test_classes_that_the_data_lacks_are_named(path, tmp_path, tiny_coco):
     assert 'lacks 1 of the classes of the config: dog' in text and 'data.root=' in text
 
 
-def test_what_mmdet_refuses_is_a_message(path, tmp_path):
+def test_what_mmdet_refuses_is_a_message(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, 'WAITS', ())
     options = ('--work-dir', tmp_path, '--cfg-options')
     text = refused('train', path, *options, 'model.backbone.depht=18')
     assert 'does not build' in text and 'depht' in text

@@ -102,12 +102,20 @@ def test_the_state_is_never_just_believed(tmp_path, status, state):
     assert load_run(tmp_path).state == state
 
 
-def test_what_is_no_run_is_refused_with_the_fix(tmp_path):
+def test_what_is_no_run_is_refused_with_the_fix(tmp_path, monkeypatch):
+    tmp_path = tmp_path / 'x'
+    tmp_path.mkdir()
     with pytest.raises(MtpdError, match=r'does not exist.*mtpd run RECIPE'):
         load_run(tmp_path / 'gone')
     put(tmp_path / 'mini' / '0' / 'run.json', {})
     with pytest.raises(MtpdError, match=r'Did you mean .*mini/0'):
+        load_run(tmp_path / 'mini')
+    with pytest.raises(MtpdError, match=r'has no run\.json\. Run'):  # any folder may be large
         load_run(tmp_path)
+    monkeypatch.setattr('mtpd.runs.ROOT', tmp_path.parent)
+    (tmp_path.parent / 'runs').symlink_to(tmp_path)
+    with pytest.raises(MtpdError, match=r'Did you mean .*mini/0'):
+        load_run(tmp_path.parent / 'runs')
     (tmp_path / 'mini' / '0' / 'run.json').write_text('{"half')
     with pytest.raises(MtpdError, match=r'run\.json is not valid JSON'):
         load_run(tmp_path / 'mini' / '0')

@@ -33,11 +33,13 @@ def test_a_member_that_leads_outside_is_refused(tmp_path, name):
     assert not list(tmp_path.rglob('*.jpg'))
 
 
-def test_a_link_is_refused(tmp_path):
+@pytest.mark.parametrize('mode', [0o120777, 0o020666, 0o060666, 0o010644, 0o140777])
+def test_a_link_a_device_a_pipe_and_a_socket_are_refused(tmp_path, mode):
     link = zipfile.ZipInfo('a/link')
-    link.external_attr = 0o120777 << 16
-    with pytest.raises(MtpdError, match='is a link'):
-        unpack(archive(tmp_path / 'a.zip', {link: b'/etc'}), tmp_path)
+    link.external_attr = mode << 16
+    with pytest.raises(MtpdError, match='is a link or a device'):
+        unpack(archive(tmp_path / 'a.zip', {'a/1.jpg': b'one', link: b'/etc'}), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ['a.zip']
 
 
 def test_damaged_archives(tmp_path):

@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..errors import MtpdError
+from . import annotations, pictures
 
 
 def locate(root: Path, split: str | dict) -> tuple[Path, Path]:
@@ -39,8 +40,14 @@ def locate(root: Path, split: str | dict) -> tuple[Path, Path]:
 
 
 @lru_cache(maxsize=8)
-def _read(path: Path, modified: int) -> dict:
+def _read(path: Path, changed: tuple[int, int]) -> dict:
     return json.loads(path.read_text(encoding='utf-8'))
+
+
+def _changed(path: Path) -> tuple[int, int]:
+    """Another pair after the file has been written to."""
+    told = path.stat()
+    return told.st_mtime_ns, told.st_size
 
 
 def read(path: Path) -> dict:
@@ -52,7 +59,13 @@ def read(path: Path) -> dict:
     if not path.is_file():
         raise MtpdError(f'annotation file {path}: no such file. Check data.root and data.splits.')
     try:
-        table = _read(path, path.stat().st_mtime_ns)
+        table = _read(path, _changed(path))
+    except OSError as error:
+        raise MtpdError(f'annotation file {path} cannot be read ({error.strerror}).') from None
+    except UnicodeDecodeError as error:
+        raise MtpdError(
+            f'annotation file {path} is not UTF-8 ({error.reason} at byte {error.start}). Export it as UTF-8.'
+        ) from None
     except (ValueError, RecursionError) as error:
         raise MtpdError(
             f'annotation file {path} is not JSON ({error}). Fetch or export it again.'
@@ -70,8 +83,15 @@ def read(path: Path) -> dict:
 
 
 def classes(path: Path) -> tuple[str, ...]:
-    """Class names in the file's order: mmdet numbers the heads' outputs by it, whatever the category ids."""
-    return tuple(str(item['name']) for item in read(path)['categories'])
+    """Class names in the file's order: mmdet numbers the heads' outputs by it, whatever the category ids.
+
+    Raises:
+        MtpdError: as `read`, and for a category without a name.
+    """
+    try:
+        return tuple(str(item['name']) for item in read(path)['categories'])
+    except (KeyError, TypeError):
+        raise MtpdError(f'annotation file {path}: a category lacks its name.') from None
 
 
 def has_masks(path: Path) -> bool:
@@ -86,35 +106,32 @@ def without_masks(path: Path) -> tuple[int, int]:
 
 def problems(root: Path, split: str | dict) -> list[str]:
     """What stops training or testing on a split: every finding with its fix; empty when all is well."""
-    annotations, images = locate(root, split)
+    path, images = locate(root, split)
     try:
-        table = read(annotations)
-        found = (
-            []
-            if images.is_dir()
-            else [f'image folder {images}: no such folder. Check data.splits.']
-        )
-        for key in ('images', 'categories'):
-            if not table[key]:
-                found.append(f'annotation file {annotations} lists no {key}.')
-        names = classes(annotations)
+        table = read(path)
     except MtpdError as error:
         return [str(error)]
-    except (KeyError, TypeError) as error:
-        return [f'annotation file {annotations}: a category lacks its id or name ({error}).']
-    if len(set(names)) < len(names):
-        found.append(
-            f'annotation file {annotations}: a class name appears twice in {", ".join(names)}.'
-        )
-    if not found:
-        missing = [
-            item['file_name']
-            for item in table['images']
-            if not (images / item['file_name']).is_file()
+    found = list(_checked(path, _changed(path)))
+    if not images.is_dir():
+        found.append(f'image folder {images}: no such folder. Check data.splits.')
+    if found:
+        return found
+    names = [item['file_name'] for item in table['images']]
+    missing = [name for name in names if not _is_file(images / name)]
+    if missing:
+        return [
+            f'{len(missing)} of {len(names)} images of {path} are not in {images}, for example {missing[0][:200]}.'
         ]
-        if missing:
-            found.append(
-                f'{len(missing)} of {len(table["images"])} images of {annotations} are not in {images}, '
-                f'for example {missing[0]}.'
-            )
-    return found
+    return pictures.problems(table['images'], images)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
+
+
+@lru_cache(maxsize=8)
+def _checked(path: Path, changed: tuple[int, int]) -> tuple[str, ...]:
+    return tuple(annotations.check(_read(path, changed), f'annotation file {path}'))

@@ -14,7 +14,8 @@ from . import coco
 from .download import fetch
 from .unpack import unpack
 
-SERVER = 'http://images.cocodataset.org'
+# The bucket of images.cocodataset.org, which itself has no certificate of its own.
+SERVER = 'https://s3.amazonaws.com/images.cocodataset.org'
 
 
 @dataclass(frozen=True)

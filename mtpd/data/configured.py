@@ -76,6 +76,10 @@ def problems(cfg: Config, splits: Iterable[str]) -> list[str]:
                     '--cfg-options data.root=FOLDER'
                 )
                 continue
+            if leaf.get('proposal_file'):
+                found.append(
+                    f'data.{split}.proposal_file {leaf.proposal_file} would be unpickled, which could run code: leave it out.'
+                )
             found += _of_files(leaf, leaf.get('classes') or kind.CLASSES)
     return list(dict.fromkeys(found))
 

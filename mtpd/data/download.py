@@ -11,9 +11,12 @@ from requests import RequestException
 
 from .. import files
 from ..errors import MtpdError
-from .transfer import Part, transfer
+from .transfer import Part, check_url, transfer
 
 WAITS = (1, 4, 10)  # seconds before each attempt that follows one without progress
+LIMIT = (
+    20 * 10**9
+)  # bytes of a file whose size is not known; the largest detectors have a tenth of it
 
 
 def fetch(
@@ -29,7 +32,7 @@ def fetch(
     whole, checked file gets the target's name. Processes that want the same file take turns.
 
     Args:
-        url: http or https; proxies of the environment are used.
+        url: https, and so whatever it redirects to; proxies of the environment are used.
         target: the file to be; its folder is made.
         sha256: the file's SHA-256 in hexadecimal, or the start of it.
         size: the file's length in bytes.
@@ -46,6 +49,7 @@ def fetch(
     if fits(target, sha256, size):
         return target
     part = Part(url, target)
+    check_url(url)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(f'.{target.name}.lock')):
@@ -74,22 +78,27 @@ def _complete(part: Part, size: int | None, waits: tuple[float, ...]) -> None:
     most, idle = part.size, 0
     while True:
         try:
-            return transfer(part, size)
-        except ValueError as error:  # which requests raises for what is no URL
-            raise MtpdError(f'{part.url} is no http or https address ({error}).') from None
+            return transfer(part, size, LIMIT)
         except RequestException as error:
             reason = error.args[0] if error.args else type(error).__name__
             idle = 0 if part.size > most else idle + 1
             most = max(most, part.size)
             if idle > len(waits):
+                kept = f' What came is kept in {part.path}.' if part.size else ''
                 raise MtpdError(
-                    f'{part.url} cannot be fetched: {idle} attempts in a row brought nothing new ({reason}). '
-                    f'Check the network and its proxy, then repeat; what came is in {part.path}. '
-                    f'Or fetch the file elsewhere and put it to {part.target}.'
+                    f'{part.url} cannot be fetched: {idle} attempts in a row brought nothing new ({_short(reason)}). '
+                    f'Check the network and its proxy, then repeat; or put the file to {part.target}.{kept}'
                 ) from error
             wait = waits[max(idle - 1, 0)] if waits else 0
-            print(f'{part.target.name}: {reason}; again in {wait:g} s', file=sys.stderr)
+            print(f'{part.target.name}: {_short(reason)}; again in {wait:g} s', file=sys.stderr)
             time.sleep(wait)
+
+
+def _short(reason: object) -> str:
+    """The cause of urllib3's errors, which wrap one another: "Failed to resolve 'host'"."""
+    reason = getattr(reason, 'reason', reason)
+    text = str(reason).split(': ', 1)[-1] if isinstance(reason, Exception) else str(reason)
+    return text if len(text) <= 120 else f'{text[:117]}...'
 
 
 def _check(part: Part, sha256: str | None, size: int | None) -> None:

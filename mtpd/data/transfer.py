@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urljoin, urlsplit
 
 import requests
 from requests import RequestException, Response
@@ -17,6 +19,8 @@ from ..errors import MtpdError
 
 TIMEOUT = (15, 60)  # seconds to connect, and between two pieces of an answer
 CHUNK = 1 << 14  # bytes; fewer than these are fetched twice where a connection breaks off
+REDIRECTS = 10
+HERE = ('localhost', '127.0.0.1', '::1')  # what comes from this machine needs no https
 PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP errors that another attempt may not meet
 HEADERS = {'User-Agent': f'mtpd/{__version__}', 'Accept-Encoding': 'identity'}
 
@@ -60,13 +64,18 @@ class Part:
         self.path.unlink(missing_ok=True)
 
 
-def transfer(part: Part, size: int | None = None) -> None:
+def transfer(part: Part, size: int | None = None, limit: int | None = None) -> None:
     """Brings the part to the file's end by one request.
+
+    Args:
+        size: the file's length in bytes, where it is known.
+        limit: more bytes than these are not taken (default: `size`).
 
     Raises:
         RequestException: it ended early, and another request may do better.
-        MtpdError: none will: no such file, a web page, not `size` bytes, no space. The part stays.
+        MtpdError: none will: no such file, a web page, not `size` bytes, too large, no https, no space. The part stays.
     """
+    limit = limit if size is None else size
     state = part.state()
     have = part.size if state else 0
     if state and have == state['total']:
@@ -74,22 +83,66 @@ def transfer(part: Part, size: int | None = None) -> None:
     headers = dict(HEADERS)
     if state:
         headers |= {'Range': f'bytes={have}-', 'If-Range': state['validator']}
-    with requests.get(part.url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
+    with _answer(part.url, headers) as answer:
         start, total = _extent(answer, part, state)
         if None not in (size, total) and size != total:
             raise MtpdError(
                 f'{part.url} has {total} bytes, and {size} are expected: the server has another file. '
                 'Give another source.'
             )
+        if limit is not None and (total or 0) > limit:
+            raise _too_large(part, limit)
         files.room(part.path.parent, (total or 0) - start, part.url)
         pieces = answer.iter_content(CHUNK)
         first = next(pieces, b'')
         _refuse_page(answer, first)
         if not start:
             part.begin(answer, total)
-        _append(part.path, itertools.chain([first], pieces), start, total)
+        if not _append(part.path, itertools.chain([first], pieces), start, total, limit):
+            part.remove()
+            raise _too_large(part, limit)
     if total is not None and part.size != total:
         raise BrokenOff(f'{part.size} of {total} bytes came')
+
+
+def check_url(url: str, origin: str = '') -> None:
+    """Raises MtpdError for what is no https address (or http of this machine); `origin` led to it."""
+    with contextlib.suppress(ValueError):
+        place = urlsplit(url)
+        if place.hostname and (
+            place.scheme == 'https' or (place.scheme == 'http' and place.hostname in HERE)
+        ):
+            return
+    told = f'{origin} leads to {url}' if origin else url
+    raise MtpdError(
+        f'{told}, which is no https address: anybody on the way could change the file. Give its https address, or fetch '
+        'it yourself and give the file.'
+    )
+
+
+def _answer(url: str, headers: dict) -> Response:
+    """The server's answer, through redirects that stay https. Raises as `transfer`."""
+    origin = ''
+    with requests.Session() as session:
+        for _ in range(REDIRECTS):
+            check_url(url, origin)
+            answer = session.get(
+                url, headers=headers, stream=True, timeout=TIMEOUT, allow_redirects=False
+            )
+            if not answer.is_redirect:
+                return answer
+            answer.close()
+            origin, url = origin or url, urljoin(url, answer.headers['Location'])
+    raise MtpdError(
+        f'{origin} leads in circles: {REDIRECTS} redirects. Give the address of the file itself.'
+    )
+
+
+def _too_large(part: Part, limit: int) -> MtpdError:
+    return MtpdError(
+        f'{part.url} is larger than the {limit / 1e9:.3g} GB that are expected at most, and is not taken: it is another '
+        f'file, or a trap. If it is right, fetch it yourself and put it to {part.target}.'
+    )
 
 
 def _extent(answer: Response, part: Part, state: dict) -> tuple[int, int | None]:
@@ -130,7 +183,10 @@ def _refuse_page(answer: Response, first: bytes) -> None:
         )
 
 
-def _append(path: Path, pieces: Iterator[bytes], start: int, total: int | None) -> None:
+def _append(
+    path: Path, pieces: Iterator[bytes], start: int, total: int | None, limit: int | None
+) -> bool:
+    """Writes the pieces; returns whether they kept within `limit`, beyond which nothing is written."""
     with (
         path.open('ab' if start else 'wb') as file,
         tqdm(
@@ -143,5 +199,9 @@ def _append(path: Path, pieces: Iterator[bytes], start: int, total: int | None) 
         ) as bar,
     ):
         for piece in pieces:
+            start += len(piece)
+            if limit is not None and start > limit:
+                return False
             file.write(piece)
             bar.update(len(piece))
+    return True

@@ -26,7 +26,7 @@ def unpack(archive: Path, root: Path, prefix: str = '') -> int:
         How many were written.
 
     Raises:
-        MtpdError: no zip, or a damaged one; a member that is a link or would lie outside `root` (nothing is
+        MtpdError: no zip, or a damaged one; a member that is a link, a device or would lie outside `root` (nothing is
             unpacked then); no space, or no permission.
     """
     try:
@@ -57,10 +57,12 @@ def unpack(archive: Path, root: Path, prefix: str = '') -> int:
 
 def _refuse_trap(archive: Path, member: zipfile.ZipInfo) -> None:
     path = PurePosixPath(member.filename)
-    link = stat.S_ISLNK(member.external_attr >> 16)
-    if path.is_absolute() or '..' in path.parts or link:
+    kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where it was made on Windows
+    outside = path.is_absolute() or '..' in path.parts
+    if outside or kind not in (0, stat.S_IFREG):
+        what = 'would lie outside the folder' if outside else 'is a link or a device'
         raise MtpdError(
-            f'{archive} is not unpacked: its member {member.filename!r} is a link or would lie outside the folder. '
+            f'{archive} is not unpacked: its member {member.filename!r} {what}. '
             'It is not what it should be; remove it.'
         )
 
