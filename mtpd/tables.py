@@ -24,7 +24,7 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None =
         return Markdown('')
     columns = columns or {key: key for key in rows[0]}
     lines = [_line(map(plain, columns.values())), _line('---' for _ in columns)]
-    lines += [_line(text(row.get(key)) for key in columns) for row in rows]
+    lines += [_line(plain(text(row.get(key))) for key in columns) for row in rows]
     return Markdown('\n'.join(lines))
 
 
@@ -48,7 +48,7 @@ def text(value: Any) -> str:
         return f'{value:.1f}' if abs(value) >= 1 or value == 0 else f'{value:.3f}'
     if isinstance(value, int) and not isinstance(value, bool):
         return f'{value:,}'
-    return plain(value)
+    return str(value)
 
 
 def _line(cells) -> str:

@@ -499,7 +499,7 @@ RECIPES['not UTF-8'] = (
 MACHINE = {
     'read-only folder': (
         lambda p: ['train', MINI, '--work-dir', '/proc/mtpd'],  # where root cannot write either
-        '/proc/mtpd/.* cannot be written to .*--work-dir',
+        '/proc/mtpd cannot be written to .*--work-dir',
     ),
     'a file for a folder': (
         lambda p: ['train', MINI, '--work-dir', p.json / 'run'], 'cannot be written to .*--work-dir'

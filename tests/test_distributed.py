@@ -77,7 +77,7 @@ def recipe(tmp_path_factory, tiny_coco):
             id=99,
             image_id=3,
             iscrowd=1,
-            segmentation={'counts': [], 'size': [64, 64]},
+            segmentation={'counts': [64 * 64], 'size': [64, 64]},
         )
     )
     file.write_text(json.dumps(table))

@@ -129,7 +129,7 @@ WRONG = {
         ['checkpoint of rx101', 'x.pth is missing', '--cfg-options teachers.rx101.checkpoint=None'],
     ),
     'strides': (
-        STRIDES | {'teachers.rx101.checkpoint': None},
+        STRIDES | {'teachers.rx101.checkpoint': None, 'distill.levels': [0]},
         ['student (strides 32) and rx101 (8) have no FPN level of the same stride', 'leave one'],
     ),
     'search': ({'order.method': 'best'}, ["unknown order.method 'best'", 'backward_greedy']),
