@@ -66,13 +66,13 @@ def _progressive(several: list[dict], direct: str) -> list[str]:
     for row in several:
         if row['chosen'] or row is several[0]:
             words = ['suggested by the costs'] * row['chosen']
-            words += ['of the progressive sequences that of highest mean'] * (row is several[0])
-            found = difference(row['label'], direct, row['above_direct'])
-            words = ', '.join(words)
+            words += ['best progressive sequence by mean'] * (row is several[0])
+            found, words = difference(row['label'], direct, row['above_direct']), ', '.join(words)
             text.append(f'{words[0].upper()}{words[1:]}: {found}')
-    if len(several) > 1 and several[0]['above_direct'] and several[0]['above_direct'].n > 1:
+    best = several[0]['above_direct'] if len(several) > 1 else None
+    if best and best.n > 1:
         text.append(
-            f'To be picked as the best of {len(several)} flatters a sequence; the interval does not know of it.'
+            f'The best of {len(several)} was picked after the fact, which its interval leaves out.'
         )
     return text
 
