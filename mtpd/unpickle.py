@@ -55,7 +55,8 @@ def _foreign(head: bytes, said: str) -> str | None:
     if found := FOREIGN.search(said):
         return found[1] or found[2]
     # torch writes protocol 2, and reads no other as plain data.
-    return f'pickled by protocol {head[1]}' if head[:1] == b'\x80' and 2 < head[1] < 6 else None
+    newer = head[:2] in (b'\x80\3', b'\x80\4', b'\x80\5')
+    return f'pickled by protocol {head[1]}' if newer else None
 
 
 # In place of mmcv's loaders, whose first ten letters mmcv cuts off where it names them.

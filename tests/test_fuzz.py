@@ -182,6 +182,7 @@ FILES |= damaged(GOOD.getvalue()) | damaged(OLD.getvalue())
 
 @fuzz
 @given(content=FILES)
+@example(content=b'\x80')
 def test_checkpoint_recogniser(folder, content):
     path = folder / 'a.pth'
     path.write_bytes(content)
