@@ -33,7 +33,6 @@ def table_rows(study: Study) -> list[dict]:
             'against no teacher': bracketed(row['above_control'], sign=True),
             'against direct, best teacher': bracketed(row['above_direct'], sign=True),
             'path cost': row['path_cost'],
-            'updates': row['updates'],
         }
         for row in study.table()
     ]
