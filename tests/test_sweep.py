@@ -295,7 +295,7 @@ def test_interrupted_it_ends_its_jobs_without_a_traceback(tmp_path, tiny_coco):
     os.killpg(process.pid, signal.SIGINT)
     out = process.communicate(timeout=120)[0]
     print(out)
-    assert process.returncode == 130 and 'interrupted; the same command goes on' in out
+    assert process.returncode == 130 and 'stopped by Ctrl-C; the same command goes on' in out
     assert 'Traceback' not in out
     assert not any(Path(f'/proc/{pid}').exists() for pid in pids)
     for job in jobs:
