@@ -86,11 +86,17 @@ def train(recipe, work_dir: Path | None, detector: str | None, arm: str | None, 
 def order(recipe, work_dir: Path | None) -> None:
     """How far RECIPE's detectors are from each other, and the sequence of teachers that suggests."""
     from . import compare
+    from .files import write_text
     from .order import adaptation_costs, calibration, choose, conclusion
+    from .paths import shown
+    from .setups import refuse_other
 
+    run_dir = recipe.run_dir(work_dir)
+    refuse_other(recipe, run_dir)
     compare.check(recipe, recipe.detectors)  # before what is not trained yet is trained
     labels = {name: spec.get('label', name) for name, spec in recipe.detectors.items()}
     costs = adaptation_costs(recipe, work_dir)
+    write_text(run_dir / 'order' / 'recipe.py', recipe.text)
     width = max(map(len, costs['detectors']))
     click.echo('adaptation cost, row to column:')
     click.echo(' ' * width + ''.join(f'  {name:>{max(width, 6)}}' for name in costs['detectors']))
@@ -99,6 +105,8 @@ def order(recipe, work_dir: Path | None) -> None:
     click.echo(calibration(costs))
     found = choose(recipe, costs, work_dir)
     click.echo('\n'.join([*found['reasons'], conclusion(found, labels)]))
+    folder = shown(run_dir / 'order')
+    click.echo(f'with intervals and levels: {folder}/costs.json, {folder}/sequence.json')
 
 
 @main.command()

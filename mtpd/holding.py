@@ -65,7 +65,9 @@ def held(folder: Path, command: list[str], echo: Callable[[str], None] = print) 
 
 
 def refuse_second(folder: Path) -> None:
-    """Raises MtpdError, which names the other one, where a command works in the folder."""
+    """Raises MtpdError, which names the other one, where a command works in the folder, and where it is a sweep's."""
+    if (folder / 'sweep.json').is_file():
+        raise MtpdError(f'{folder} holds a sweep. Choose another --work-dir.')
     if not (folder / LOCK).is_file():
         return
     with contextlib.suppress(OSError):  # one that can't be written to is told of by `held`

@@ -168,10 +168,10 @@ def conclusion(found: dict, labels: dict[str, str]) -> str:
         text = [
             f'The costs suggest direct distillation from {path(sequence)}: no teacher helps on the way.'
         ]
-    agree = 'agrees' if check == sequence else f'prefers {path(check)}'
-    text.append(f'The other search ({found["check"]["method"].replace("_", " ")}) {agree}.')
     if found['support'] is not None:
         text.append(f'{100 * found["support"]:.0f} % of the bootstrap samples lead to it.')
+    agree = 'agrees' if check == sequence else f'prefers {path(check)}'
+    text.append(f'The other search ({found["check"]["method"].replace("_", " ")}) {agree}.')
     if found['ties']:
         rivals = ', '.join(f'{path(names)} ({100 * share:.0f} %)' for names, share in found['ties'])
         text.append(f'On these images it is a tie with {rivals}.')

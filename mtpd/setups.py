@@ -45,13 +45,30 @@ def of_run(run: Run) -> Setup | None:
     Raises:
         MtpdError: it is not one that the kit wrote.
     """
-    path = run.path / 'recipe.py'
+    return _kept(run.path)
+
+
+def refuse_other(recipe: Recipe, folder: Path) -> None:
+    """Raises MtpdError where a run directory is that of other data, detectors, schedule or seed."""
+    own = of_recipe(recipe, recipe.name)
+    for other in filter(None, map(_kept, (folder, folder / 'order'))):
+        keys = [key for key in differences(own, other) if not key.startswith('arms.')]
+        keys += ['seed'] * (own.seed != other.seed)
+        if keys:
+            raise MtpdError(
+                f'{folder} holds a run with other settings ({", ".join(keys[:3])}). Choose another --work-dir, '
+                'or remove that folder.'
+            )
+
+
+def _kept(folder: Path) -> Setup | None:
+    path = folder / 'recipe.py'
     if not path.is_file():
         return None
     try:
         lines = ast.parse(path.read_text(encoding='utf-8')).body
         cfg = {line.targets[0].id: ast.literal_eval(line.value) for line in lines}
-        return _setup(cfg, shown(run.path.resolve()))
+        return _setup(cfg, shown(folder.resolve()))
     except (SyntaxError, ValueError, AttributeError, KeyError, TypeError):
         raise MtpdError(
             f'{shown(path)} does not tell how the run was distilled: it is not as the kit wrote it.'

@@ -290,7 +290,8 @@ def test_the_conclusion_says_what_was_chosen_and_how_sure():
     found = choose_sequence(costs, ap)
     check = choose_sequence(costs, ap, method='shortest_path')
     text = conclusion(found | {'check': check}, {'near': 'N', 'far': 'F'})
-    assert 'suggest N → F. The other search (shortest path) agrees. 70 % of' in text
+    assert 'suggest N → F. 70 % of the bootstrap samples lead to it. The other search' in text
+    assert '(shortest path) agrees. On these images' in text
     assert 'a tie with F (30 %)' in text
     alone = choose_sequence(table(other), ap)
     text = conclusion(alone | {'check': check}, {'near': 'N', 'far': 'F'})

@@ -11,6 +11,7 @@ from mtpd.cli import main
 from mtpd.errors import MtpdError
 from mtpd.files import read_json, sha256, write_json
 from mtpd.order import calibration, choose, settled
+from mtpd.setups import refuse_other
 from mtpd.sweep.asked import parse_orders
 from mtpd.sweep.folder import load_sweep
 from mtpd.sweep.opening import open_sweep
@@ -230,3 +231,23 @@ def test_the_automatic_sequences_of_a_real_pool(tmp_path, tiny_coco):
     )
     again = run(arguments)
     assert again.returncode == 0 and 'the costs suggest' not in again.stdout
+
+
+def test_a_run_directory_of_other_detectors_is_refused(tmp_path):
+    """Their student would be taken for this recipe's; the settings of the choice itself may differ."""
+    recipe, other = load_recipe(MINI), load_recipe(MINI, {'schedule.baseline': 7})
+    refuse_other(recipe, tmp_path)
+    kept = recipe.text
+    (tmp_path / 'order').mkdir()
+    (tmp_path / 'order' / 'recipe.py').write_text(kept)  # as `mtpd order` leaves it
+    refuse_other(load_recipe(MINI, {'order.images': 9}), tmp_path)
+    for wrong, key in ((other, 'schedule.baseline'), (load_recipe(MINI, seed=1), 'seed')):
+        with pytest.raises(MtpdError, match=rf'holds a run with other settings \({key}\)'):
+            refuse_other(wrong, tmp_path)
+    assert 'schedule.baseline' in refused(
+        'order', MINI, '--work-dir', tmp_path, **{'schedule.baseline': 7}
+    )
+    assert (tmp_path / 'order' / 'recipe.py').read_text() == kept
+    write_json(tmp_path / 'sweep' / 'sweep.json', {})
+    assert 'holds a sweep' in refused('run', MINI, '--work-dir', tmp_path / 'sweep')
+    assert [path.name for path in (tmp_path / 'sweep').iterdir()] == ['sweep.json']

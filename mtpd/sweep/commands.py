@@ -32,7 +32,12 @@ DEADLINE = click.option(
     help='Jobs side by side. Default: one per GPU; with slurm, as many as it starts.',
 )
 @click.option('--cpus', type=click.IntRange(1), help='CPU cores of a job.')
-@click.option('--time', 'minutes', type=click.IntRange(1), help='Time limit of a job in minutes.')
+@click.option(
+    '--time',
+    'minutes',
+    type=click.IntRange(1),
+    help='Time limit of a job in minutes; slurm needs one.',
+)
 @click.option(
     '--requeues',
     default=3,

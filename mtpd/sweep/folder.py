@@ -40,6 +40,7 @@ class Sweep:
         words = ['mtpd', 'sweep', shown(Path(self.info['recipe'])), '--orders', orders]
         words += ['--methods', ','.join(self.info['methods'])]
         words += ['--seeds', ','.join(map(str, self.info['seeds']))]
+        words += ['--work-dir', shown(self.path)]
         if options := self.info['overrides']:
             words += ['--cfg-options', ' '.join(f'{key}={value}' for key, value in options.items())]
         return shlex.join(words)

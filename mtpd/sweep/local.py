@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from ..files import write_json
 from ..machine import cores, gpus
 from .folder import DEADLINE, Sweep
 from .job import SweepJob
@@ -76,6 +77,10 @@ class _Slots:
         self.elsewhere = [job for job in self.elsewhere if job not in gone]
         for job in gone:
             state, reason = self.sweep.state(job, deadline=self.deadline)
+            if state == 'pending':
+                state, reason = 'lost', 'killed before it wrote anything'
+                place = self.sweep.path / 'jobs' / job.id / 'status.json'
+                write_json(place, {'id': job.id, 'state': state, 'reason': reason})
             self.echo(f'{job.id}: {state}' + (f' ({reason.splitlines()[0]})' if reason else ''))
 
     def take(self, job: Job, waiting: list[Job]) -> bool:
