@@ -77,7 +77,7 @@ class _Slots:
         self.elsewhere = [job for job in self.elsewhere if job not in gone]
         for job in gone:
             state, reason = self.sweep.state(job, deadline=self.deadline)
-            if state == 'pending':
+            if not self.sweep.status(job):
                 state, reason = 'lost', 'killed before it wrote anything'
                 place = self.sweep.path / 'jobs' / job.id / 'status.json'
                 write_json(place, {'id': job.id, 'state': state, 'reason': reason})
