@@ -23,9 +23,7 @@ teachers = dict(
     r34=dict(
         label='ResNet-34, width 16',
         config='../_base_/models/pocket_retinanet.py',
-        model=dict(
-            backbone=dict(depth=34, base_channels=16), neck=dict(in_channels=[16, 32, 64, 128])
-        ),
+        model={{_base_.teachers.r101.model}},
         checkpoint='teachers/r101/model.pth',
     ),
     r50=dict(
@@ -38,10 +36,7 @@ teachers = dict(
     x50=dict(
         label='ResNeXt-50, width 16',
         config='../_base_/models/pocket_retinanet.py',
-        model=dict(
-            backbone=dict(type='ResNeXt', depth=50, base_channels=16, groups=8, base_width=4),
-            neck=dict(in_channels=[64, 128, 256, 512]),
-        ),
+        model={{_base_.teachers.rx101.model}},
         checkpoint='teachers/rx101/model.pth',
     ),
     swin=dict(
