@@ -12,11 +12,13 @@ from .errors import MtpdError
 from .options import (
     Main,
     Words,
+    cfg_options,
     config_options,
     recipe_options,
     refuse_for_plain,
     sweep_options,
     with_all_processes,
+    work_dir_option,
 )
 from .sweep import commands as sweeps
 
@@ -85,15 +87,15 @@ def train(recipe, work_dir: Path | None, detector: str | None, arm: str | None, 
 @recipe_options
 def order(recipe, work_dir: Path | None) -> None:
     """How far RECIPE's detectors are from each other, and the sequence of teachers that suggests."""
-    from . import compare
     from .files import write_text
     from .order import adaptation_costs, calibration, choose, conclusion
     from .paths import shown
+    from .preflight import check
     from .setups import refuse_other
 
     run_dir = recipe.run_dir(work_dir)
     refuse_other(recipe, run_dir)
-    compare.check(recipe, recipe.detectors)  # before what is not trained yet is trained
+    check(recipe, recipe.detectors)  # before what is not trained yet is trained
     labels = {name: spec.get('label', name) for name, spec in recipe.detectors.items()}
     costs = adaptation_costs(recipe, work_dir)
     write_text(run_dir / 'order' / 'recipe.py', recipe.text)
@@ -231,11 +233,16 @@ def coco(root: Path, splits, more, server: str | None, remove_zips: bool) -> Non
 
 @main.command()
 @click.argument('recipe', required=False)
-def doctor(recipe: str | None) -> None:
-    """Check this machine (and RECIPE's data and checkpoints): all problems at once, with fixes."""
+@cfg_options
+@work_dir_option()
+def doctor(recipe: str | None, cfg_options: dict, work_dir: Path | None) -> None:
+    """Check this machine, and all that a run of RECIPE (default: the demo's) needs: all problems at once, with fixes.
+
+    A few updates are tried, which tells the memory and the time that the run will take. RECIPE is Python, and its code runs.
+    """
     from .doctor import report as check
 
-    sys.exit(check(recipe))
+    sys.exit(check(recipe, click.echo, cfg_options, work_dir))
 
 
 @main.command(name='install-ops')

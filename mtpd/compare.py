@@ -5,59 +5,26 @@ from __future__ import annotations
 from . import compat  # noqa: F401  (before mmcv)
 
 # isort: split
-import ast
-import contextlib
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mmcv import Config, ConfigDict
+from mmcv import ConfigDict
 from mmdet.models import build_detector
 
-from . import checkpoints
+from . import checkpoints, normalisation
 from .data import coco
-from .errors import MtpdError, RecipeError
+from .errors import MtpdError
 from .files import sha256, stated_sha256
 from .inherit import warm_start
-from .paths import resolve
 from .recipe import Recipe
 
 USED = ('backbone.', 'neck.')  # what distillation needs of a teacher
 
 
-def check(recipe: Recipe, names: Iterable[str], loaded: Iterable[str] | None = None) -> None:
-    """Settings first, then the checkpoints, which are fetched where the recipe names a URL.
-
-    Args:
-        names: detectors that are about to be used: 'student' or teachers.
-        loaded: those of which the checkpoint is; by default all.
-
-    Raises:
-        RecipeError: everything that does not fit.
-        MtpdError: a checkpoint can't be fetched.
-    """
-    names = list(names)
-    loaded = names if loaded is None else list(loaded)
-    found = settings_problems(recipe, names) + recipe.checkpoint_problems(loaded)
-    if not found:
-        found = [
-            p for name in names if not recipe.checkpoint(name) for p in _init_problems(recipe, name)
-        ]
-    if not found:
-        paths = [(name, recipe.fetch(name)) for name in loaded]
-        found = [p for name, path in paths if path for p in checkpoint_problems(recipe, name, path)]
-        teachers = [name for name in names if name != 'student'] if 'student' in names else []
-        found = found or distillation_problems(recipe, teachers)
-    if found:
-        raise RecipeError(recipe.source, found)
-
-
 def settings_problems(recipe: Recipe, names: Iterable[str]) -> list[str]:
-    """What can be seen without a checkpoint: data, masks, metrics, image normalisation."""
-    found = _device_problems(recipe)
-    if data := recipe.data_problems():  # the heads follow from the data
-        return found + data
+    """What can be seen without a checkpoint: masks, metrics, image normalisation."""
+    found = []
     segm = 'segm' in recipe.cfg.evaluation.metrics
     if segm:
         found += mask_problems(recipe, 'val', 'evaluation.metrics has segm')
@@ -70,27 +37,14 @@ def settings_problems(recipe: Recipe, names: Iterable[str]) -> list[str]:
             )
         if masks and (name == 'student' or not spec.get('checkpoint')):
             found += mask_problems(recipe, 'train', f'{name} has a mask head')
-        if _weights_from_elsewhere(spec, model):
-            found += _image_problems(recipe, name, _of_config(recipe, name), spec.config)
+        if normalisation.weights_from_elsewhere(spec, model):
+            theirs = normalisation.of_config(recipe, name)
+            found += normalisation.problems(recipe, name, theirs, spec.config)
     return found
 
 
-def _device_problems(recipe: Recipe) -> list[str]:
-    from .loop import device_of, processes
-
-    try:
-        processes(recipe)
-        device_of(recipe)
-    except RecipeError as error:
-        return error.problems
-    return []
-
-
-def _init_problems(recipe: Recipe, name: str) -> list[str]:
-    """What is wrong with the weights with which a detector's training begins."""
-    path = recipe.fetch(name, 'init')
-    if path is None:
-        return []
+def init_problems(recipe: Recipe, name: str, path: Path) -> list[str]:
+    """What is wrong with the weights in `path`, with which a detector's training begins."""
     try:
         warm_start(build_detector(ConfigDict(recipe.model(name))), path)
     except MtpdError as error:
@@ -109,7 +63,10 @@ def mask_problems(recipe: Recipe, split: str, because: str) -> list[str]:
     if recipe.cfg.data.root is None:  # DigitScenes have masks
         return []
     path = recipe.split(split)[0]
-    without, count = coco.without_masks(path)
+    try:
+        without, count = coco.without_masks(path)
+    except MtpdError:  # which the data's own problems tell
+        return []
     if not without:
         return []
     return [
@@ -136,13 +93,13 @@ def checkpoint_problems(recipe: Recipe, name: str, path: Path) -> list[str]:
     found = _class_problems(recipe, name, path, meta.get('CLASSES'))
     if not found:
         found = _architecture_problems(recipe, name, path, state)
-    return found + _image_problems(recipe, name, _of_meta(meta), path.name)
+    return found + normalisation.problems(recipe, name, normalisation.of_meta(meta), path.name)
 
 
 def distillation_problems(recipe: Recipe, teachers: Iterable[str]) -> list[str]:
     """What is wrong with `distill` for these teachers: levels that an FPN lacks, modules, losses and their settings."""
     from .losses import build_losses
-    from .train import distill_cfg
+    from .trainings import distill_cfg
 
     found = []
     for name in teachers:
@@ -212,97 +169,3 @@ def _architecture_problems(recipe: Recipe, name: str, path: Path, state: dict) -
     except MtpdError as error:
         return [str(error)]
     return []
-
-
-# Image normalisation
-
-
-def _weights_from_elsewhere(spec: dict, model: dict) -> bool:
-    """Whether somebody else's images made the weights that the detector has or starts with."""
-    pretrained = 'Pretrained' in str(model.backbone.get('init_cfg'))
-    return bool(spec.get('checkpoint') or spec.get('init') or pretrained)
-
-
-def _of_config(recipe: Recipe, name: str) -> dict | None:
-    """The normalisation in a detector's mmdet config; None where it has no data pipeline."""
-    cfg = Config.fromfile(str(resolve(recipe.detectors[name].config, recipe.source)))
-    return next(_steps(cfg.get('data', {})), cfg.get('img_norm_cfg'))
-
-
-def _steps(node: Any) -> Iterator[dict]:
-    if isinstance(node, dict):
-        if node.get('type') == 'Normalize':
-            yield node
-        node = list(node.values())
-    for item in node if isinstance(node, (list, tuple)) else ():
-        yield from _steps(item)
-
-
-def _of_meta(meta: dict) -> dict | None:
-    """The normalisation that a checkpoint's own config states, which is read and never run."""
-    try:
-        nodes = list(ast.walk(ast.parse(str(meta.get('config')))))
-    except (SyntaxError, ValueError, RecursionError):
-        return None
-    found = [step for node in nodes for step in _literals(node) if _is_normalisation(step)]
-    alike = found and all(_same(found[0], item) for item in found)
-    return found[0] if alike else None  # texts of several files may state what is overridden
-
-
-def _literals(node: ast.AST) -> Iterator[dict]:
-    """The dict that a node of Python's syntax writes, as `dict(...)` or in braces, if it is all literals."""
-    if isinstance(node, ast.Call):
-        items = [(word.arg, word.value) for word in node.keywords]
-    elif isinstance(node, ast.Dict):
-        items = [
-            (getattr(key, 'value', None), item)
-            for key, item in zip(node.keys, node.values, strict=True)
-        ]
-    else:
-        return
-    if {'mean', 'std'} <= {key for key, _ in items}:
-        with contextlib.suppress(ValueError, TypeError):
-            yield {key: ast.literal_eval(value) for key, value in items}
-
-
-def _is_normalisation(step: dict) -> bool:
-    numbers = [step['mean'], step['std']]
-    return step.get('type', 'Normalize') == 'Normalize' and all(
-        isinstance(n, (list, tuple)) for n in numbers
-    )
-
-
-def _image_problems(recipe: Recipe, name: str, theirs: dict | None, where: str) -> list[str]:
-    image = recipe.cfg.image
-    if theirs is None or _same(theirs, image):
-        return []
-    options = f"'image.mean={_numbers(theirs['mean'])} image.std={_numbers(theirs['std'])}"
-    options += f" image.to_rgb={theirs.get('to_rgb', True)}'"
-    of_student = None if name == 'student' else _of_config(recipe, 'student')
-    if of_student and _same(of_student, image):
-        fix = (
-            'Choose a teacher that takes images as the student does: in mmdet, one without caffe in its name; '
-            f'or, with a student of its kind, --cfg-options {options}'
-        )
-    else:
-        fix = f'Set --cfg-options {options}, for all detectors of the recipe; or choose another checkpoint.'
-    return [
-        f'{name} takes images with {_text(theirs)} ({where}), and the recipe makes them with {_text(image)}: '
-        f'its features would be wrong. {fix}'
-    ]
-
-
-def _same(one: dict, other: dict) -> bool:
-    if one.get('to_rgb', True) != other.get('to_rgb', True):
-        return False
-    pairs = ((a, b) for key in ('mean', 'std') for a, b in zip(one[key], other[key], strict=False))
-    return all(math.isclose(a, b, abs_tol=1e-3) for a, b in pairs)
-
-
-def _text(norm: dict) -> str:
-    to_rgb = norm.get('to_rgb', True)
-    return f'mean {_numbers(norm["mean"])}, std {_numbers(norm["std"])}, to_rgb {to_rgb}'
-
-
-def _numbers(values: Iterable[float]) -> str:
-    return '[' + ','.join(f'{value:g}' for value in values) + ']'

@@ -8,11 +8,12 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import build, machine, ops
-from .errors import MtpdError
-from .files import sha256, sha256_in_name, stated_sha256
+from .errors import MtpdError, RecipeError
+from .files import sha256, sha256_in_name
 from .paths import ROOT
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ class Check(NamedTuple):
     fix: str = ''
 
 
-def check(recipe_path: str | None = None) -> list[Check]:
+def check(
+    recipe_path: str | None = None, overrides: dict | None = None, work_dir: Path | None = None
+) -> list[Check]:
     """Look at everything that `recipe_path` (default: the demo's recipe) needs. Never raises."""
     checks: list[Check] = []
     for look in (python, torch, versions, device, compiled_ops, memory, runs, kernel):
@@ -43,12 +46,17 @@ def check(recipe_path: str | None = None) -> list[Check]:
             *checks,
             Check('recipe', 'fail', 'not looked at: it needs mmcv', 'Mend the ops first.'),
         ]
-    return checks + _guarded('recipe', lambda: recipe(recipe_path or MAIN_JOB))
+    return checks + _guarded('recipe', lambda: recipe(recipe_path or MAIN_JOB, overrides, work_dir))
 
 
-def report(recipe_path: str | None = None, echo: Callable = print) -> int:
+def report(
+    recipe_path: str | None = None,
+    echo: Callable = print,
+    overrides: dict | None = None,
+    work_dir: Path | None = None,
+) -> int:
     """Show the checks as a table. Returns 1 if the main job can't run, else 0."""
-    checks = check(recipe_path)
+    checks = check(recipe_path, overrides, work_dir)
     wide = max(len(one.name) for one in checks)
     for one in checks:
         echo(f'{one.state:<5} {one.name:<{wide}}  {one.found}')
@@ -185,64 +193,36 @@ def kernel() -> Iterator[Check]:
         yield Check('kernel', 'ok', f'python3 ({spec.resource_dir})')
 
 
-def recipe(path: str) -> Iterator[Check]:
-    """The recipe itself, its dataset and its checkpoints."""
-    from .recipe import load_recipe
+def recipe(path: str, overrides: dict | None = None, work_dir: Path | None = None):
+    """The recipe itself, its data, its checkpoints, and what its run would take."""
+    from . import forecast, preflight
 
     try:
-        loaded = load_recipe(path)
-    except MtpdError as error:
-        yield Check('recipe', 'fail', path, str(error))
+        loaded = preflight.load_whole(path, overrides)
+    except RecipeError as error:
+        yield from (Check('recipe', 'fail', f'{path}: {text}') for text in error.problems)
         return
     yield Check('recipe', 'ok', f'{loaded.name} ({path}); a recipe is Python, and its code has run')
-    looked = [dataset(loaded), *checkpoints(loaded)]
-    yield from looked
-    if not any(one.state == 'fail' for one in looked):
-        yield fit(loaded)
+    run_dir = loaded.run_dir(work_dir)
+    found, seen = preflight.of_run(loaded, run_dir, echo=lambda text: None)
+    yield from (Check('recipe', 'fail', problem) for problem in found)
+    yield from weights(loaded)
+    if not found:
+        root = loaded.cfg.data.root or 'DigitScenes: made where they are missing'
+        yield Check('dataset', 'ok', root)
+    if seen:
+        for name, words in forecast.told(loaded, run_dir, seen).items():
+            yield Check(f'its {name}', 'ok', words)
 
 
-def dataset(loaded: Recipe) -> Check:
-    if problems := loaded.data_problems():
-        return Check('dataset', 'fail', f'{len(problems)} problem(s)', ' '.join(problems))
-    if loaded.cfg.data.root is None:
-        return Check('dataset', 'ok', 'DigitScenes: made where they are missing')
-    return Check('dataset', 'ok', str(loaded.data_root()))
-
-
-def fit(loaded: Recipe) -> Check:
-    """Data, detectors and the checkpoints that are here, against one another."""
-    from . import compare
-
-    problems = compare.settings_problems(loaded, loaded.detectors)
-    if not problems:
-        paths = {name: loaded.checkpoint(name) for name in loaded.detectors}
-        here = {name: path for name, path in paths.items() if path and path.is_file()}
-        found = (compare.checkpoint_problems(loaded, *item) for item in here.items())
-        problems = [problem for some in found for problem in some]
-    if problems:
-        return Check('detectors', 'fail', f'{len(problems)} problem(s)', ' '.join(problems))
-    return Check('detectors', 'ok', 'classes, masks and image normalisation agree')
-
-
-def checkpoints(loaded: Recipe) -> Iterator[Check]:
-    """The checkpoints that the recipe names: there or to be fetched, with the sha256 that is stated for them."""
+def weights(loaded: Recipe) -> Iterator[Check]:
+    """The checkpoints that the recipe names: here, with their sha256, or to be fetched."""
     from .data.download import fits
 
-    missing = loaded.checkpoint_problems()
-    if missing:
-        yield Check('checkpoints', 'fail', f'{len(missing)} missing', ' '.join(missing))
     for name in loaded.detectors:
         path, url = loaded.checkpoint(name), loaded.url(name)
         if url and not fits(path, sha256_in_name(path.name)):
-            found = f'not here yet: {url}'
             fix = f'`mtpd run` fetches them to {path.parent}; without network put the file there.'
-            yield Check(f'weights {name}', 'warn', found, fix)
-            continue
-        if path is None or not path.is_file():
-            continue
-        stated, actual = stated_sha256(path), sha256(path)
-        if stated and not actual.startswith(stated):
-            fix = f'Its sha256 starts {actual[:8]}, {stated[:8]} is stated: fetch it again (`git checkout`).'
-            yield Check(f'weights {name}', 'fail', str(path), fix)
-        else:
-            yield Check(f'weights {name}', 'ok', f'{path.name}, sha256 {actual[:8]}')
+            yield Check(f'weights {name}', 'warn', f'not here yet: {url}', fix)
+        elif path and path.is_file():
+            yield Check(f'weights {name}', 'ok', f'{path.name}, sha256 {sha256(path)[:8]}')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 class MtpdError(Exception):
@@ -19,10 +20,11 @@ class RecipeError(MtpdError):
 
     Attributes:
         problems: one line each.
+        rest: the recipe without what is wrong, where that can be left out; else None.
     """
 
-    def __init__(self, source: str | Path, problems: list[str]):
-        self.problems = problems
+    def __init__(self, source: str | Path, problems: list[str], rest: Any = None):
+        self.source, self.problems, self.rest = source, problems, rest
         count = 'a problem' if len(problems) == 1 else f'{len(problems)} problems'
         super().__init__(
             '\n'.join([f'{source} has {count}:', *(f'  - {problem}' for problem in problems)])

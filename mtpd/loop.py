@@ -117,8 +117,7 @@ def run(
 def _run(cfg, build, source, validate, threads, meta, point) -> InheritReport | None:
     """`run` in one process, of several or by itself."""
     rank, size = get_dist_info()
-    if cfg.device == 'cpu' and (threads or not os.environ.get('OMP_NUM_THREADS')):
-        torch.set_num_threads(threads or cores())
+    use_threads(cfg.device, threads)
     # Made here, as building a Swin Transformer would make mmdet's log at INFO: lists of hooks, and so on.
     get_root_logger(log_level='WARNING')
     set_random_seed(cfg.seed)
@@ -143,6 +142,12 @@ def _run(cfg, build, source, validate, threads, meta, point) -> InheritReport | 
     with replay.loaders(cfg.seed, begin), stopping.at_an_updates_end(rank == 0):
         train_detector(model.to(cfg.device), data, cfg, size > 1, validate, meta=meta)
     return getattr(model, 'inherit_report', None)
+
+
+def use_threads(device: str, threads: int) -> None:
+    """Sets torch's threads on the CPU; 0: one per core, or what OMP_NUM_THREADS says."""
+    if device == 'cpu' and (threads or not os.environ.get('OMP_NUM_THREADS')):
+        torch.set_num_threads(threads or cores())
 
 
 def mmdet_cfg(

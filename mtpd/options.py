@@ -75,6 +75,21 @@ class Words(click.Command):
         return super().parse_args(ctx, given)
 
 
+cfg_options = click.option(
+    '--cfg-options',
+    multiple=True,
+    callback=_overrides,
+    metavar='KEY=VALUE ...',
+    help='Overrides of the recipe, several in one text or the option given again.',
+)
+
+
+def work_dir_option(end: str = '/<seed>', plain: bool = False):
+    """--work-dir; its default is ``runs/<recipe>`` and `end`."""
+    text = f'Default: runs/<recipe>{end}' + '; of an mmdet config: runs/<config>.' * plain
+    return click.option('--work-dir', type=click.Path(path_type=Path), help=text)
+
+
 def recipe_options(command, plain: bool = False, several: bool = False):
     """RECIPE, --seed, --work-dir, --gpus and --cfg-options; the command gets `recipe` (loaded) and `work_dir`.
 
@@ -88,26 +103,15 @@ def recipe_options(command, plain: bool = False, several: bool = False):
         if plain:
             from .plain import load_config as load
         else:
-            from .recipe import load_recipe as load
+            from .preflight import load_whole as load
 
         return command(recipe=load(recipe, cfg_options, seed), **rest)
 
     call.__name__, call.__doc__ = command.__name__, command.__doc__
     call.__click_params__ = getattr(command, '__click_params__', [])
     options = [
-        click.option(
-            '--cfg-options',
-            multiple=True,
-            callback=_overrides,
-            metavar='KEY=VALUE ...',
-            help='Overrides of the recipe, several in one text or the option given again.',
-        ),
-        click.option(
-            '--work-dir',
-            type=click.Path(path_type=Path),
-            help=f'Default: runs/<recipe>{"-sweep" if several else "/<seed>"}'
-            + '; of an mmdet config: runs/<config>.' * plain,
-        ),
+        cfg_options,
+        work_dir_option('-sweep' if several else '/<seed>', plain),
         click.argument('recipe', metavar='CONFIG' if plain else 'RECIPE'),
     ]
     if not several:

@@ -57,8 +57,8 @@ def check_pool(recipe: Recipe) -> None:
     Raises:
         RecipeError, MtpdError: no teachers, a checkpoint is missing or does not fit, or two detectors share no stride.
     """
-    from .compare import check
     from .features import blank_features
+    from .preflight import check
 
     check(recipe, ['student', *recipe.pool])
     common_strides(blank_features(recipe))

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import compare, world
-from .distributed import share
-from .errors import MtpdError
+from . import forecast, preflight, trainings, world
+from .errors import MtpdError, RecipeError
 from .files import read_json, write_json
 from .holding import STATUS, held, refuse_second
 from .lanes import Lanes, Marked
@@ -22,7 +21,6 @@ from .order import settled
 from .paths import ROOT, shown
 from .recipe import Arm, Recipe, load_recipe
 from .rundir import about, now, open_run, open_steps
-from .train import stage_dir
 
 NOTEBOOKS = ROOT / 'notebooks'
 # A run of everything with next to no training: does it work at all?
@@ -75,7 +73,7 @@ def chains(recipe: Recipe, run_dir: Path) -> list[list[list[Step]]]:
     def stages(arm: Arm) -> list[Step]:
         plan = []
         for stage in range(1, len(arm.teachers) + 1):
-            folder = stage_dir(recipe, arm, stage, run_dir).relative_to(run_dir)
+            folder = trainings.stage_dir(recipe, arm, stage, run_dir).relative_to(run_dir)
             makes = (f'{folder}/student.pth', f'{folder}/metrics.json')
             plan.append(step('04_distill_stage', *makes, arm=arm.name, stage=stage))
         return plan
@@ -128,16 +126,35 @@ def run_recipe(
         work_dir = ROOT / 'runs' / f'{recipe.name}-smoke' / str(recipe.seed)
     run_dir = recipe.run_dir(work_dir)
     refuse_second(run_dir)
-    preflight(recipe)
-    if minutes := _expected_minutes(recipe):
-        echo(f'{recipe.name}: about {minutes:g} minutes on 2 CPU cores, less on fast ones')
+    seen = _preflight(recipe, run_dir, smoke, echo)
     hidden = _smoke(recipe) if smoke else ()
     command = shlex.split(about(recipe, smoke, hidden)['command'])
     with held(run_dir, command, echo) as status:
         open_run(recipe, run_dir, smoke, hidden)
+        forecast.keep(seen, run_dir)
         seconds = _all_steps(recipe, run_dir, status, echo, stream)
     echo(f'all steps done in {seconds / 60:.1f} minutes: {run_dir}')
     return run_dir
+
+
+def _preflight(recipe: Recipe, run_dir: Path, smoke: bool, echo) -> dict | None:
+    """Raises what would stop the run later on; tells what it will take, and returns what `forecast` found."""
+    refuse_a_world()
+    found, seen = preflight.of_run(recipe, run_dir, not smoke, echo)
+    if found := found or preflight.fetched(recipe, recipe.detectors, recipe.detectors):
+        raise RecipeError(recipe.source, found)
+    if seen:
+        words = forecast.told(recipe, run_dir, seen)
+        echo(f'{recipe.name}: {words["time"]}, {words["memory"]}')
+    return seen
+
+
+def refuse_a_world() -> None:
+    """Raises MtpdError where several processes were started together."""
+    if (here := world.here()) and here.size > 1:
+        raise MtpdError(
+            f'{here.starter} started {here.size} processes, and a run starts its own: start it once, with --gpus.'
+        )
 
 
 def _all_steps(recipe: Recipe, run_dir: Path, status: dict, echo, stream) -> float:
@@ -228,25 +245,6 @@ def _smoke(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _expected_minutes(recipe: Recipe) -> float | None:
-    """Those of the recipe, unless what takes the time is overridden."""
-    heavy = ('schedule.', 'teachers.', 'student.', 'image.', 'data.scenes', 'arms.', 'runtime.')
-    changed = any(key.startswith(heavy) for key in recipe.overrides)
-    return None if changed else recipe.cfg.get('expected_minutes')
-
-
 def options_text(recipe: Recipe) -> str:
     """The recipe's overrides as `--cfg-options` takes them; the seed has its own option."""
     return ' '.join(f'{key}={value}' for key, value in recipe.overrides.items() if key != 'seed')
-
-
-def preflight(recipe: Recipe) -> None:
-    """Now, rather than after hours of training."""
-    if (here := world.here()) and here.size > 1:
-        raise MtpdError(
-            f'{here.starter} started {here.size} processes, and a run starts its own: start it once, with --gpus.'
-        )
-    share(recipe.cfg.schedule.batch_size, processes(recipe), recipe.source)
-    compare.check(recipe, recipe.detectors)
-    for name in recipe.detectors:
-        recipe.fetch(name, 'init')

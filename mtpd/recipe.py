@@ -284,13 +284,19 @@ def load_recipe(
             path, ['an mmdet config, not a recipe: only `mtpd train` and `mtpd eval` take it.']
         )
     lay_over(cfg, overrides, source)
-    found = schema.problems(cfg._cfg_dict.to_dict())
+    values = cfg._cfg_dict.to_dict()
+    found = schema.problems(values)
     if found:
-        raise RecipeError(source, found)
-    found = _settle(cfg, source.resolve())
+        cfg = Config(schema.without_unknown(values))
+        others = schema.problems(cfg._cfg_dict.to_dict())
+        if others:
+            raise RecipeError(source, list(dict.fromkeys(found + others)))
+    unknown = list(found)
+    found += _settle(cfg, source.resolve())
+    recipe = Recipe(cfg, source.resolve(), None if unknown else overrides)
     if found:
-        raise RecipeError(source, found)
-    return Recipe(cfg, source.resolve(), overrides)
+        raise RecipeError(source, found, recipe if found == unknown else None)
+    return recipe
 
 
 def _settle(cfg: Config, source: Path) -> list[str]:

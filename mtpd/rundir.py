@@ -48,7 +48,6 @@ def about(recipe: Recipe, smoke: bool = False, hidden: Iterable[str] = ()) -> di
         'seed': recipe.seed,
         'smoke': smoke,
         'command': shlex.join(command + ['--smoke'] * smoke),
-        'expected_minutes': cfg.get('expected_minutes'),
         'arms': [
             {'name': a.name, 'label': a.label, 'teachers': list(a.teachers), 'updates': a.updates}
             for a in recipe.arms.values()

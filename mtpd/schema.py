@@ -27,7 +27,6 @@ RECIPE = {
     'title': str,
     'paper': dict,
     'seed': int,
-    'expected_minutes': NUMBER,
     'data': {
         'root': (str, NONE),
         'cache': str,
@@ -75,7 +74,6 @@ RECIPE = {
 OPTIONAL = {
     'paper',
     'title',
-    'expected_minutes',
     'label',
     'model',
     'checkpoint',
@@ -164,6 +162,17 @@ def _keys(node: Any, known: dict, place: str) -> list[str]:
             found.append(f'{path} is {value!r} ({type(value).__name__}): {names} is needed.')
     absent = [key for key in known if key != '*' and key not in node and key not in OPTIONAL]
     return found + [f'{place}{key} is missing.' for key in absent]
+
+
+def without_unknown(node: dict, known: dict = RECIPE) -> dict:
+    """The values whose keys are known."""
+    kept = {}
+    for key, value in node.items():
+        rule = known.get(key, known.get('*'))
+        deeper = isinstance(rule, dict) and isinstance(value, dict)
+        if rule is not None:
+            kept[key] = without_unknown(value, rule) if deeper else value
+    return kept
 
 
 def _choices(cfg: dict) -> list[str]:

@@ -15,7 +15,7 @@ from .recipe import Recipe
 from .runs import Run
 
 # Keys without influence on the student's AP, and what a method brings with it.
-IDLE = {'seed', 'name', 'title', 'paper', 'expected_minutes', 'order', 'runtime', 'evaluation'}
+IDLE = {'seed', 'name', 'title', 'paper', 'order', 'runtime', 'evaluation'}
 IDLE |= (
     {'data.cache'}
     | {f'schedule.{key}_interval' for key in ('log', 'checkpoint', 'eval')}

@@ -12,7 +12,7 @@ from mmcv import ConfigDict
 from mmdet.models import build_detector
 from torch import nn
 
-from . import checkpoints, compare, resume
+from . import checkpoints, preflight, resume, trainings
 from .distiller import Distiller
 from .errors import RecipeError
 from .evaluate import describe, evaluate, measured
@@ -37,18 +37,15 @@ def train_detector_run(
     Raises:
         RecipeError: the dataset or the detector does not fit the recipe.
     """
-    spec = recipe.detector(detector)
-    out = recipe.run_dir(work_dir) / 'detectors' / detector
-    schedule = recipe.cfg.schedule
-    default = schedule.baseline if detector == 'student' else schedule.teacher
-    final = out / 'model.pth'
+    spec, plan = recipe.detector(detector), trainings.of_detector(recipe, detector, work_dir)
+    out, final = plan.folder, plan.folder / plan.final
     if not resume.finished(final):
-        compare.check(recipe, [detector], loaded=())
+        preflight.check(recipe, [detector], (), [plan], out)
         print(f'training {spec.get("label", detector)}')
         cfg = recipe.model(detector)
         build = partial(_warm_detector, cfg, detector, recipe.fetch(detector, 'init'))
-        updates, about = spec.get('updates', default), _about(recipe, detector)
-        fit(recipe, build, cfg, out, updates, recipe.seed, spec.get('scenes'), about)
+        about = _about(recipe, detector)
+        fit(recipe, build, cfg, out, plan.updates, recipe.seed, spec.get('scenes'), about)
         checkpoints.export_student(out / 'latest.pth', final)
     return _measured(recipe, detector, out, final)
 
@@ -70,7 +67,7 @@ def train_stage(
     """
     recipe = settled(recipe, work_dir)
     plan = recipe.arm(arm, stage)
-    out = stage_dir(recipe, plan, stage, work_dir)
+    out = trainings.stage_dir(recipe, plan, stage, work_dir)
     final = out / 'student.pth'
     if not resume.finished(final):
         _check(recipe, plan, stage, work_dir)
@@ -97,10 +94,6 @@ def train_stage(
         )
         checkpoints.export_student(out / 'latest.pth', final)
     return {**_measured(recipe, 'student', out, final), 'stage': read_json(out / 'stage.json')}
-
-
-def stage_dir(recipe: Recipe, arm: Arm, stage: int, work_dir: str | Path | None = None) -> Path:
-    return recipe.run_dir(work_dir) / 'stages' / arm.name / arm.stage_name(stage)
 
 
 def prepare_detector(recipe: Recipe, name: str, work_dir: str | Path | None = None) -> dict:
@@ -135,12 +128,20 @@ def detector_checkpoint(recipe: Recipe, name: str, work_dir: str | Path | None =
 
 def _check(recipe: Recipe, arm: Arm, stage: int, work_dir) -> None:
     """Raises what is wrong with the detectors of the stages to be trained for this one, before hours of training."""
+    plan = trainings.of_arm(recipe, arm, range(1, stage + 1), work_dir)
     first = stage
-    while first > 1 and not (stage_dir(recipe, arm, first - 1, work_dir) / 'student.pth').is_file():
+    while first > 1 and not plan[first - 2].done:
         first -= 1
-    teachers = dict.fromkeys(name for name in arm.teachers[first - 1 : stage] if name)
+    plan = plan[first - 1 :]
+    teachers = dict.fromkeys(training.teacher for training in plan if training.teacher)
     baseline = ['student'] if first == 1 and recipe.cfg.distill.start == 'baseline' else []
-    compare.check(recipe, ['student', *teachers], [*baseline, *teachers])
+    plan += [
+        trainings.of_detector(recipe, name, work_dir)
+        for name in (*baseline, *teachers)
+        if not recipe.checkpoint(name)
+    ]
+    names = ['student', *teachers]
+    preflight.check(recipe, names, [*baseline, *teachers], plan, recipe.run_dir(work_dir))
 
 
 def _start(recipe: Recipe, arm: Arm, stage: int, work_dir) -> tuple[Path | None, str]:
@@ -167,7 +168,7 @@ def _stage_model(recipe: Recipe, teacher: str | None, start: Path | None, origin
         Distiller,
         student,
         taught_by,
-        distill_cfg(recipe, student, taught_by),
+        trainings.distill_cfg(recipe, student, taught_by),
         student_checkpoint=str(start) if start else None,
         teacher_checkpoint=str(weights),
         init_student=origin == 'inherit',
@@ -196,33 +197,6 @@ def _plain_student(cfg: dict, start: Path | None) -> nn.Module:
     else:
         initialise(model, cfg['backbone'], 'student.model')
     return model
-
-
-def distill_cfg(recipe: Recipe, student: dict, teacher: dict) -> list[dict]:
-    """The recipe's distillation settings in the original code's form: one entry per FPN level.
-
-    A method's own `levels`, `student_module` and `teacher_module` go before the recipe's.
-
-    The losses are named loss_<method>_fpn_<level>, which `mtpd.runs.split_loss` goes by.
-    """
-    distill = recipe.cfg.distill
-    settings = distill.settings[distill.method].to_dict()
-    own_levels = settings.pop('levels', distill.levels)
-    student_module = settings.pop('student_module', distill.student_module)
-    teacher_module = settings.pop('teacher_module', distill.teacher_module)
-    channels = dict(
-        student_channels=student['neck']['out_channels'],
-        teacher_channels=teacher['neck']['out_channels'],
-    )
-    return [
-        dict(
-            student_module=student_module.format(level=level),
-            teacher_module=teacher_module.format(level=level),
-            methods=[dict(name=f'loss_{distill.method}_fpn_{level}', **channels, **settings)],
-        )
-        for level in distill.levels
-        if level in own_levels
-    ]
 
 
 def _about(recipe: Recipe, detector: str, **more) -> dict:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -129,15 +128,9 @@ def test_a_check_that_breaks_is_a_failed_check():
 
 
 class Loaded(SimpleNamespace):
-    """A recipe with one teacher and what the tests make wrong with it."""
+    """A recipe with a teacher."""
 
     detectors = ('student', 'r101')
-
-    def data_problems(self):
-        return self.wrong_data
-
-    def checkpoint_problems(self):
-        return self.wrong_checkpoints
 
     def checkpoint(self, name):
         return self.path if name == 'r101' else None
@@ -146,63 +139,28 @@ class Loaded(SimpleNamespace):
         return self.address if name == 'r101' else None
 
 
-def loaded(path: Path | None = None, data=(), checkpoints=(), address=None) -> Loaded:
-    cfg = SimpleNamespace(data=SimpleNamespace(root=None))
-    wrong = {'wrong_data': list(data), 'wrong_checkpoints': list(checkpoints)}
-    return Loaded(path=path, address=address, cfg=cfg, **wrong)
-
-
-def test_every_data_problem_is_shown():
-    one = doctor.dataset(loaded(data=['train.json is missing.', 'val has no images.']))
-    assert one.state == 'fail'
-    assert 'train.json is missing. val has no images.' in one.fix
-    assert doctor.dataset(loaded()).state == 'ok'
-
-
-def test_missing_checkpoint(tmp_path):
-    checks = list(doctor.checkpoints(loaded(tmp_path / 'a.pth', checkpoints=['a.pth is missing.'])))
-    assert [(one.name, one.state, one.fix) for one in checks] == [
-        ('checkpoints', 'fail', 'a.pth is missing.')
-    ]
-
-
-@pytest.mark.parametrize('named', [False, True])
-def test_checkpoint_is_compared_with_its_stated_sum(tmp_path, named):
-    total = hashlib.sha256(b'weights').hexdigest()
-    path = tmp_path / (f'retinanet-{total[:8]}.pth' if named else 'r101.pth')
-    if not named:
-        metrics = {'checkpoint': path.name, 'sha256': total}
-        (tmp_path / 'metrics.json').write_text(json.dumps(metrics))
-    path.write_bytes(b'weights')
-    assert [one.state for one in doctor.checkpoints(loaded(path))] == ['ok']
-    path.write_bytes(b'other weights')
-    (one,) = doctor.checkpoints(loaded(path))
-    assert one.state == 'fail'
-    assert total[:8] in one.fix
-
-
 def test_checkpoint_of_a_url_is_to_be_fetched_or_cached(tmp_path):
     total = hashlib.sha256(b'weights').hexdigest()
     path = tmp_path / f'retinanet-{total[:8]}.pth'
-    recipe = loaded(path, address=f'https://example.org/{path.name}')
+    recipe = Loaded(path=path, address=f'https://example.org/{path.name}')
     for content in (None, b'of another sum'):
         if content:
             path.write_bytes(content)
-        (one,) = doctor.checkpoints(recipe)
+        (one,) = doctor.weights(recipe)
         assert one.state == 'warn' and one.found == f'not here yet: https://example.org/{path.name}'
         assert f'`mtpd run` fetches them to {tmp_path}' in one.fix
     path.write_bytes(b'weights')
-    (one,) = doctor.checkpoints(recipe)
+    (one,) = doctor.weights(recipe)
     assert one.state == 'ok' and f'sha256 {total[:8]}' in one.found
 
 
 def test_a_recipe_whose_detectors_do_not_fit_is_a_failed_check(tmp_path, tiny_coco):
     """The shipped teachers know ten digits; the data set has two classes."""
-    from mtpd.recipe import load_recipe
-
-    one = load_recipe('configs/mini/retinanet_r50__r101_rx101.py')
-    assert doctor.fit(one).state == 'ok'
-    other = load_recipe(one, {'data.root': str(tiny_coco(tmp_path / 'coco'))})
-    found = doctor.fit(other)
-    assert (found.state, found.found) == ('fail', '2 problem(s)')
-    assert 'r101: ' in found.fix and 'it knows 10 classes (0, 1, 2, ...)' in found.fix
+    data = tiny_coco(tmp_path / 'coco')
+    found = [
+        one
+        for one in doctor.recipe(doctor.MAIN_JOB, {'data.root': str(data)}, tmp_path / 'run')
+        if one.state == 'fail'
+    ]
+    assert len(found) == 2 and not (tmp_path / 'run').exists()
+    assert 'r101: ' in found[0].found and 'it knows 10 classes (0, 1, 2, ...)' in found[0].found

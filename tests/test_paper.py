@@ -16,7 +16,7 @@ from mtpd.loop import mmdet_cfg
 from mtpd.paths import ROOT
 from mtpd.plain import load_config
 from mtpd.recipe import load_recipe
-from mtpd.train import distill_cfg
+from mtpd.trainings import distill_cfg
 
 EPOCH = 7330  # updates of 16 images: COCO's 117,266 training images with objects
 # name: student, teachers (mmdet's configs), learning rate, alpha, mask ratio, FPN levels, masks

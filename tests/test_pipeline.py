@@ -54,7 +54,7 @@ def test_a_failed_step_is_recorded_and_the_next_call_goes_on_from_it(tmp_path, m
     monkeypatch.setattr(pipeline, 'NOTEBOOKS', sources)
     run_dir, lines = tmp_path / 'run', []
     with pytest.raises(NotebookError, match='broken'):
-        pipeline.run_recipe(load_recipe(MINI, OWN), run_dir, echo=lines.append)
+        pipeline.run_recipe(load_recipe(MINI, OWN), run_dir, smoke=True, echo=lines.append)
     steps = status(run_dir)['steps']
     assert [step['state'] for step in steps[:3]] == ['done', 'failed', 'pending']
     assert 'broken <b>' in steps[1]['reason'] and status(run_dir)['state'] == 'failed'
@@ -62,7 +62,7 @@ def test_a_failed_step_is_recorded_and_the_next_call_goes_on_from_it(tmp_path, m
     (sources / '01_data.ipynb').write_text(kept)
     notebook(sources / '02_detectors.ipynb', 'pass')  # ends well and writes nothing
     with pytest.raises(MtpdError, match=r'ended without writing detectors/student/metrics\.json'):
-        pipeline.run_recipe(load_recipe(MINI, OWN), run_dir, echo=lines.append)
+        pipeline.run_recipe(load_recipe(MINI, OWN), run_dir, smoke=True, echo=lines.append)
     assert lines[2:] == [
         '[1/12] 00_environment: done before',
         '[2/12] 01_data',
@@ -115,14 +115,3 @@ def test_every_notebook_runs_in_a_smoke_run(tmp_path):
     for path in (run_dir / 'notebooks').glob('*.ipynb'):
         for cell in nbformat.read(path, as_version=4).cells:
             assert not [o for o in cell.get('outputs', []) if o.output_type == 'error']
-
-
-def test_the_time_is_told_unless_an_override_changes_it():
-    assert (
-        pipeline._expected_minutes(load_recipe(MINI, seed=3))
-        == load_recipe(MINI).cfg.expected_minutes
-        > 0
-    )
-    assert pipeline._expected_minutes(load_recipe(MINI, {'distill.method': 'cwd'})) is not None
-    for override in ({'schedule.arm': 4}, {'data.scenes.train': 8}, {'teachers.r101.updates': 2}):
-        assert pipeline._expected_minutes(load_recipe(MINI, override)) is None

@@ -15,7 +15,8 @@ from mtpd.evaluate import NUMBERS, _numbers, describe, evaluate
 from mtpd.files import sha256
 from mtpd.loop import mmdet_cfg
 from mtpd.runs import split_loss
-from mtpd.train import distill_cfg, prepare_detector, train_detector_run, train_stage
+from mtpd.train import prepare_detector, train_detector_run, train_stage
+from mtpd.trainings import distill_cfg
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 SMALL = {

@@ -12,7 +12,6 @@ _base_ = [
 name = 'mini_mask_rcnn_r50__cascade_r50dcn_rx101dcn'
 title = 'Mask R-CNN at pocket size on DigitScenes: two cascades with deformable convolutions teach a narrow ResNet-18'
 paper = dict(student='Mask R-CNN R50', baseline=38.2, direct=42.4, result=42.5)
-expected_minutes = 32
 
 student = dict(label='student: ResNet-18, width 8', config='../_base_/models/pocket_mask_rcnn.py')
 teachers = dict(

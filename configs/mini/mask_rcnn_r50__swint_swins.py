@@ -8,7 +8,6 @@ _base_ = ['mask_rcnn_r50__cascade_r50dcn_rx101dcn.py']
 name = 'mini_mask_rcnn_r50__swint_swins'
 title = 'Mask R-CNN at pocket size on DigitScenes: two Swin transformers teach a narrow ResNet-18'
 paper = dict(_delete_=True, student='Mask R-CNN R50', baseline=38.2, result=42.6)
-expected_minutes = 30
 
 teachers = dict(
     _delete_=True,

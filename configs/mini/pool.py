@@ -9,7 +9,6 @@ _base_ = ['retinanet_r50__r101_rx101.py']
 name = 'mini_pool'
 title = 'A pool of teachers for RetinaNet at pocket size on DigitScenes: ResNets, a ResNeXt, a Swin, a deformable ResNet'
 paper = dict(_delete_=True)
-expected_minutes = 25
 
 teachers = dict(
     _delete_=True,

@@ -12,7 +12,6 @@ _base_ = [
 name = 'mini_reppoints_r50__r101_rx101dcn'
 title = 'RepPoints at pocket size on DigitScenes: a ResNet-34 and a deformable ResNeXt-50 teach a narrow ResNet-18'
 paper = dict(student='RepPoints R50', direct=42.3, result=42.9)
-expected_minutes = 35
 
 student = dict(label='student: ResNet-18, width 8', config='../_base_/models/pocket_reppoints.py')
 teachers = dict(

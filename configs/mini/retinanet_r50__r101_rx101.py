@@ -15,7 +15,6 @@ title = (
 paper = dict(
     student='RetinaNet R50', baseline=36.5, after_stage=[37.9, 39.9], direct=41.0, result=41.7
 )
-expected_minutes = 15
 
 student = dict(label='student: ResNet-18, width 8', config='../_base_/models/pocket_retinanet.py')
 teachers = dict(

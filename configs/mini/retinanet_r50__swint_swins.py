@@ -7,7 +7,6 @@ _base_ = ['retinanet_r50__r101_rx101.py']
 name = 'mini_retinanet_r50__swint_swins'
 title = 'RetinaNet at pocket size on DigitScenes: two Swin transformers teach a narrow ResNet-18'
 paper = dict(_delete_=True, student='RetinaNet R50', baseline=36.5, result=42.0)
-expected_minutes = 27
 
 teachers = dict(
     _delete_=True,

@@ -8,7 +8,6 @@ _base_ = ['../mini/retinanet_r50__r101_rx101.py']
 name = 'own_data_retinanet'
 title = 'RetinaNet at pocket size on your own data'
 paper = dict(_delete_=True)  # its AP is on COCO
-expected_minutes = 60
 data = dict(root='data/own')
 image = dict(scale=(256, 256), flip=0.5)
 student = dict(init=None)

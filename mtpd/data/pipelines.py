@@ -20,13 +20,13 @@ def _normalise(image: dict) -> list[dict]:
     return [dict(type='Normalize', **norm), dict(type='Pad', size_divisor=image.divisor)]
 
 
-def _scale(image: dict) -> tuple[int, int]:
+def scale(image: dict) -> tuple[int, int]:
     return (image.scale, image.scale) if isinstance(image.scale, int) else tuple(image.scale)
 
 
 def input_size(image: dict) -> tuple[int, int]:
     """Height and width in pixels of a full-size input, padded to the divisor."""
-    width, height = (-(-side // image.divisor) * image.divisor for side in _scale(image))
+    width, height = (-(-side // image.divisor) * image.divisor for side in scale(image))
     return height, width
 
 
@@ -36,7 +36,7 @@ def train_pipeline(image: dict, masks: bool = False) -> list[dict]:
     return [
         dict(type='LoadImageFromFile'),
         dict(type='LoadAnnotations', with_bbox=True, with_mask=masks),
-        dict(type='Resize', img_scale=_scale(image), keep_ratio=True),
+        dict(type='Resize', img_scale=scale(image), keep_ratio=True),
         dict(type='RandomFlip', flip_ratio=image.flip),
         *_normalise(image),
         dict(type='DefaultFormatBundle'),
@@ -55,7 +55,7 @@ def test_pipeline(image: dict) -> list[dict]:
     ]
     return [
         dict(type='LoadImageFromFile'),
-        dict(type='MultiScaleFlipAug', img_scale=_scale(image), flip=False, transforms=steps),
+        dict(type='MultiScaleFlipAug', img_scale=scale(image), flip=False, transforms=steps),
     ]
 
 

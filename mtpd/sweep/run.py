@@ -51,7 +51,8 @@ def run_sweep(
         MtpdError: an unknown name, an executor that cannot be used, or a folder of another sweep.
     """
     from ..order import adaptation_costs, check_pool
-    from ..pipeline import preflight
+    from ..pipeline import refuse_a_world
+    from ..preflight import check as check_recipe
     from ..recipe import load_recipe
 
     resources = resources or Resources()
@@ -67,7 +68,8 @@ def run_sweep(
     teachers = recipe.pool
     automatic = []  # whether `auto` is in the text
     wanted = parse_orders(orders, teachers, lambda: automatic.append(True) or [])
-    preflight(recipe)
+    refuse_a_world()
+    check_recipe(recipe, recipe.detectors)
     _make_data(recipe)
     suggested = info.get('suggested')
     if automatic and not suggested:

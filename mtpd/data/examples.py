@@ -1,0 +1,50 @@
+"""Images of a training split to try things out on: those that need most memory first, then any."""
+
+from __future__ import annotations
+
+from .. import compat  # noqa: F401  (before mmcv)
+
+# isort: split
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+from mmcv import rescale_size
+
+from ..recipe import Recipe
+from . import coco, pipelines
+from .annotations import SMALLEST_IMAGE
+
+
+def examples(recipe: Recipe, folder: Path, most: int, others: int, masks: bool):
+    """A dataset of `most` + `others` images (fewer where the split has fewer), as training loads them.
+
+    The first two are the widest and the highest after resizing, as batches are padded to both; then come those with
+    the most objects, then a random choice.
+
+    Args:
+        folder: gets the annotation file.
+        masks: with the objects' masks.
+    """
+    annotations, _ = recipe.split('train')
+    table = coco.read(annotations)
+    count = Counter(item['image_id'] for item in table['annotations'] if not item.get('iscrowd'))
+    images = [
+        item
+        for item in table['images']
+        if count[item['id']] and min(item['width'], item['height']) >= SMALLEST_IMAGE
+    ]
+    scale = pipelines.scale(recipe.cfg.image)
+    sizes = {i['id']: rescale_size((i['width'], i['height']), scale) for i in images}
+    ranks = (lambda i: sizes[i['id']], lambda i: sizes[i['id']][::-1], lambda i: count[i['id']])
+    by_width, by_height, by_objects = (sorted(images, key=rank, reverse=True) for rank in ranks)
+    drawn = random.Random(0).sample(images, min(len(images), others))
+    ordered = [*by_width[:1], *by_height[:1], *by_objects[:most], *drawn]
+    chosen = list({item['id']: item for item in ordered}.values())[: most + others]
+    ids = {item['id'] for item in chosen}
+    objects = [item for item in table['annotations'] if item['image_id'] in ids]
+    path = folder / 'examples.json'
+    path.write_text(json.dumps({**table, 'images': chosen, 'annotations': objects}))
+    cfg = pipelines.dataset(recipe, 'train', masks=masks)
+    return pipelines.build(cfg | {'ann_file': str(path)})

@@ -1,0 +1,202 @@
+"""A few real updates of what a recipe trains, before it trains: their memory at the largest images, and their time."""
+
+from __future__ import annotations
+
+from . import compat  # noqa: F401  (before mmcv)
+
+# isort: split
+import contextlib
+import gc
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import cycle, islice
+from pathlib import Path
+
+import psutil
+import torch
+from mmcv import ConfigDict
+from mmcv.parallel import MMDataParallel, collate
+from mmcv.runner import build_optimizer
+from mmdet.models import build_detector
+from mmdet.utils import get_root_logger
+from torch import nn
+from torch.utils.data import Dataset
+
+from . import loop
+from .data import pipelines
+from .data.examples import examples
+from .distiller import Distiller
+from .machine import free_memory
+from .recipe import Recipe, load_recipe
+from .trainings import distill_cfg
+
+TIMED = 3  # updates
+PATIENCE = 20.0  # seconds for a batch: where one takes longer, its time is told from one image's
+
+
+def measure(
+    source: str,
+    overrides: dict,
+    batch: int,
+    kinds: list[tuple[str, str | None]],
+    evaluated: list[str],
+) -> dict:
+    """Tries one image, the largest batch, and `TIMED` usual ones of each kind of training, with random weights.
+
+    Args:
+        source, overrides: of the recipe.
+        batch: images of an update in this process.
+        kinds: a detector, and the teacher that distils it or None.
+        evaluated: detectors whose time on a validation image is measured.
+
+    Returns:
+        ``{'trainings': {'student taught by r101': row}, 'images': {detector: seconds}}``; of rows see `_try`.
+    """
+    get_root_logger(log_level='WARNING')
+    recipe = load_recipe(source, overrides)
+    device = loop.device_of(recipe)
+    loop.use_threads(device, recipe.cfg.runtime.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        if recipe.cfg.data.root is None:  # as many scenes as are needed here
+            few = {'train': (1 + TIMED) * batch, 'val': 2 * recipe.cfg.evaluation.batch_size}
+            few = {f'data.scenes.{split}': count for split, count in few.items()}
+            recipe = load_recipe(recipe, few | {'data.cache': folder})
+        rows = {}
+        for detector, teacher in kinds:
+            title = f'{detector} taught by {teacher}' if teacher else detector
+            rows[title] = _try(recipe, detector, teacher, batch, device, Path(folder))
+        images = {name: _evaluation(recipe, name, device) for name in evaluated}
+    return {'trainings': rows, 'images': images}
+
+
+def _try(recipe: Recipe, detector: str, teacher: str | None, batch: int, device: str, folder: Path):
+    """A row: ``seconds`` of an update, ``data``: those to load its images by one process (both None where it would not
+    fit), and bytes: ``there``, ``fixed`` (with no image at work), ``wanted`` (with the largest batch).
+    """
+    _forget_memory(device)
+    cfg = recipe.model(detector)
+    data = examples(recipe, folder, batch, TIMED * batch, pipelines.with_masks(recipe, cfg))
+    update = _Update(recipe, cfg, teacher, device)
+    before = _memory(device)[0]
+    one = update(collate([data[0]], 1))
+    _, peak, there = _memory(device)
+    fixed = before + update.kept()
+    foretold = fixed + batch * max(0, peak - fixed)
+    row = {'there': there, 'fixed': fixed, 'wanted': foretold, 'seconds': None, 'data': None}
+    if device == 'cpu' and foretold > there:  # to try it could end other programs
+        return row
+    try:
+        return row | _timed(update, data, batch, one)
+    except torch.OutOfMemoryError:
+        return row | {'wanted': max(foretold, int(1.1 * there))}
+
+
+def _timed(update: _Update, data: Dataset, batch: int, one: float) -> dict:
+    """Of a row what the largest batch and usual ones show, unless `one` image took too long."""
+    loads, updates = [], []
+    for number, images in enumerate(_batches(len(data), batch)):
+        if one * batch > PATIENCE:
+            updates = [one * batch]
+            break
+        began = time.perf_counter()
+        items = collate([data[place] for place in images], batch)
+        loads.append(time.perf_counter() - began)
+        seconds = update(items)
+        if number:  # the largest batch comes first, and is not typical
+            updates.append(seconds)
+    row = {'seconds': statistics.median(updates), 'data': statistics.median(loads or [0.0])}
+    return row | ({'wanted': _memory(update.device)[1]} if loads else {})
+
+
+def _batches(images: int, batch: int) -> Iterator[list[int]]:
+    """Places of the images in batches, again from the first where there are too few."""
+    places = cycle(range(images))
+    for _ in range(1 + TIMED):
+        yield list(islice(places, batch))
+
+
+def _untrained(cfg: ConfigDict) -> ConfigDict:
+    cfg.backbone.init_cfg = None  # pretrained weights are fetched by the training
+    return cfg
+
+
+def _parallel(model: nn.Module, device: str) -> MMDataParallel:
+    ids = [torch.cuda.current_device()] if device == 'cuda' else []
+    return MMDataParallel(model, device_ids=ids)
+
+
+class _Update:
+    """A training with random weights; called with a batch, it makes an update, as mmcv's runner and optimizer hook do,
+    and returns its seconds.
+    """
+
+    def __init__(self, recipe: Recipe, cfg: ConfigDict, teacher: str | None, device: str):
+        cfg = _untrained(cfg)
+        if teacher:
+            taught_by = _untrained(recipe.model(teacher))
+            settings = distill_cfg(recipe, cfg, taught_by)
+            model = Distiller(cfg, taught_by, settings, teacher_checkpoint='random')
+        else:
+            model = build_detector(ConfigDict(cfg))
+            model.init_weights()
+        self.model = _parallel(model.to(device).train(), device)
+        self.optimizer = build_optimizer(model, dict(recipe.cfg.schedule.optimizer))
+        self.grad_clip, self.device = recipe.cfg.schedule.grad_clip, device
+
+    def kept(self) -> int:
+        """Bytes that stay from update to update beside the weights: gradients, and what the optimizer keeps."""
+        grads = (p.grad for p in self.model.parameters() if p.grad is not None)
+        state = (item for entry in self.optimizer.state.values() for item in entry.values())
+        return sum(t.nbytes for t in (*grads, *state) if isinstance(t, torch.Tensor))
+
+    def __call__(self, batch: dict) -> float:
+        began = time.perf_counter()
+        loss = self.model.train_step(batch, self.optimizer)['loss']
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self.grad_clip:
+            weights = [p for p in self.model.parameters() if p.grad is not None]
+            nn.utils.clip_grad_norm_(weights, **self.grad_clip)
+        self.optimizer.step()
+        if self.device == 'cuda':
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+
+def _memory(device: str) -> tuple[int, int, int]:
+    """Bytes in use, the most that were since `_forget_memory`, and those that this process may have."""
+    if device == 'cuda':
+        free, reserved = torch.cuda.mem_get_info()[0], torch.cuda.memory_reserved()
+        return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated(), free + reserved
+    used = psutil.Process().memory_info().rss
+    told = re.search(r'VmHWM:\s+(\d+) kB', Path('/proc/self/status').read_text())
+    return used, max(used, int(told[1]) * 1024), used + free_memory()
+
+
+def _forget_memory(device: str) -> None:
+    if device == 'cuda':
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return
+    gc.collect()
+    with contextlib.suppress(OSError):  # then earlier peaks count too
+        Path('/proc/self/clear_refs').write_text('5')
+
+
+@torch.no_grad()
+def _evaluation(recipe: Recipe, detector: str, device: str) -> float:
+    """Seconds for a validation image, by the second of two batches."""
+    data = pipelines.build(pipelines.dataset(recipe, 'val'))
+    batch = recipe.cfg.evaluation.batch_size
+    model = build_detector(ConfigDict(_untrained(recipe.model(detector))))
+    model.init_weights()
+    wrapped = _parallel(model.to(device).eval(), device)
+    for images in islice(_batches(len(data), batch), 2):
+        items = collate([data[place] for place in images], batch)
+        began = time.perf_counter()
+        wrapped(return_loss=False, rescale=True, **items)
+        seconds = time.perf_counter() - began
+    return seconds / batch
