@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import compat  # noqa: F401  (before mmcv)
 
 # isort: split
+import functools
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -42,10 +43,11 @@ def to_come(recipe: Recipe, trainings: Iterable[Training]) -> int:
     Each leaves a latest.pth and the detector in it; while it is at work there are two resumable checkpoints.
     """
     total, largest = 0, 0
+    sizes = functools.cache(functools.partial(checkpoint_sizes, recipe))
     for training in trainings:
         if training.done:
             continue
-        latest, final = checkpoint_sizes(recipe, training.detector, training.teacher)
+        latest, final = sizes(training.detector, training.teacher)
         there = sum(path.stat().st_size for path in training.folder.glob('*.pth'))
         total += max(0, latest + final - there)
         largest = max(largest, latest)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -129,6 +130,13 @@ def test_shared_stages_are_links_and_runs_can_be_read(sweep):
     job = sweep.jobs['cwd-0-r101-rx101']
     assert sweep.recipe(job).cfg.distill.method == 'cwd'
     assert list(sweep.recipe(job).arms) == ['none', 'r101-rx101', 'r101-r101']
+
+
+def test_a_full_disk_is_told_before_a_sweep_begins(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr('shutil.disk_usage', lambda path: SimpleNamespace(free=10**6))
+    with pytest.raises(MtpdError, match=r'checkpoints still to come take .* has 1\.0 MB free'):
+        open_sweep(recipe, tmp_path / 'sweep', [(A, B)], ['mgd'], [0])
+    assert not (tmp_path / 'sweep').exists()
 
 
 def test_a_sweep_grows_and_keeps_its_shared_stages(sweep, recipe):

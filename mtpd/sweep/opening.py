@@ -10,10 +10,11 @@ from ..environment import write as write_environment
 from ..errors import MtpdError
 from ..files import read_json, write_json, write_text
 from .folder import Sweep, load_sweep, run_recipe
-from .plan import Order, arm_name, plan, shared_run
+from .plan import Job, Order, arm_name, plan, shared_run
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
+    from ..trainings import Training
 
 
 def open_sweep(
@@ -32,9 +33,12 @@ def open_sweep(
         costs: as `plan` takes it.
 
     Raises:
-        MtpdError: it cannot be written to, or holds a sweep of another recipe or of other settings; names that clash.
+        MtpdError: it cannot be written to, its disk lacks room for the checkpoints, or it holds a sweep of another recipe
+            or of other settings; names that clash.
         RecipeError: an order's length does not divide the updates.
     """
+    from .. import disk
+
     info = check(recipe, path) or {}
     orders = list(dict.fromkeys([*map(tuple, info.get('orders', [])), *orders]))
     if len({arm_name(order) for order in orders}) < len(orders):
@@ -59,6 +63,8 @@ def open_sweep(
         'jobs': [job.json() for job in jobs],
         'text': recipe.text,
     }
+    if full := disk.problems(recipe, [t for job in jobs for t in _trainings(job, path)], path):
+        raise MtpdError(full[0])
     runs = {job.run: run_recipe(recipe, info, job.run) for job in jobs}
     try:
         write_json(path / 'sweep.json', info)
@@ -72,6 +78,19 @@ def open_sweep(
     for run, own in runs.items():
         _open_run(sweep, run, own)
     return sweep
+
+
+def _trainings(job: Job, path: Path) -> list[Training]:
+    """What a job trains."""
+    from ..trainings import Training
+
+    if job.detector:
+        folder = path / job.folders[0]
+        return [Training(job.detector, None, job.updates, folder, 'model.pth')] * bool(job.updates)
+    return [
+        Training('student', job.teachers[number - 1], job.updates, path / job.stage(number))
+        for number in range(job.first, job.last + 1)
+    ]
 
 
 def check(recipe: Recipe, path: Path) -> dict | None:
