@@ -155,10 +155,10 @@ def test_a_full_disk_is_said_with_the_memory_that_lacks(tmp_path, tiny_coco, mon
 
 
 def test_the_largest_images_come_first(tmp_path):
-    """Wide, high and crowded ones among ordinary ones."""
+    """A batch is of one format, high or wide, and padded to its widest and highest image."""
     from PIL import Image
 
-    sizes = {0: (64, 64), 1: (128, 64), 2: (64, 128), 3: (96, 96), 4: (31, 64), 5: (64, 64)}
+    sizes = {0: (100, 90), 1: (160, 64), 2: (64, 120), 3: (96, 80), 4: (31, 64), 5: (160, 80)}
     images, objects = [], []
     (tmp_path / 'train').mkdir()
     for number, (width, height) in sizes.items():
@@ -174,13 +174,13 @@ def test_the_largest_images_come_first(tmp_path):
     for split in ('train', 'val'):
         (tmp_path / 'annotations' / f'{split}.json').write_text(json.dumps(table))
     (tmp_path / 'val').symlink_to('train')
-    recipe = load_recipe(MINI, {'data.root': str(tmp_path), 'image.scale': (128, 64)})
-    data = examples(recipe, tmp_path, 3, 3, masks=False)
+    recipe = load_recipe(MINI, {'data.root': str(tmp_path), 'image.scale': (128, 96)})
+    data = examples(recipe, tmp_path, 3, 4, masks=False)
     names = [item['file_name'] for item in data.data_infos]
-    # (128, 64) fits twice as wide; of (64, 128) the long side is 128 too; 4 is too small, 5 has no object.
-    assert names[:3] == ['1.png', '2.png', '3.png'] and names[3:] == ['0.png']
-    first = data[0]['img'].data.shape[1:]
-    assert tuple(first) == (64, 128) and len(data[2]['gt_bboxes'].data) == 5
+    # Resized to 107 x 96, 128 x 51, 51 x 96, 115 x 96; 4 is too small, 5 has no object.
+    assert names[:3] == ['1.png', '3.png', '0.png'] and names[3:] == ['2.png']
+    resized = [tuple(data[place]['img_metas'].data['img_shape'][:2]) for place in range(3)]
+    assert resized == [(51, 128), (96, 115), (96, 107)] and len(data[1]['gt_bboxes'].data) == 5
 
 
 @pytest.fixture(scope='module')

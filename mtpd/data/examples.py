@@ -20,8 +20,9 @@ from .annotations import SMALLEST_IMAGE
 def examples(recipe: Recipe, folder: Path, most: int, others: int, masks: bool):
     """A dataset of `most` + `others` images (fewer where the split has fewer), as training loads them.
 
-    The first two are the widest and the highest after resizing, as batches are padded to both; then come those with
-    the most objects, then a random choice.
+    First come those of the format, high or wide, with the larger batches: mmdet makes batches of one, padded to the
+    widest and the highest image after resizing. Of it these two are the first, then those with the most objects. The
+    others are a random choice.
 
     Args:
         folder: gets the annotation file.
@@ -37,8 +38,10 @@ def examples(recipe: Recipe, folder: Path, most: int, others: int, masks: bool):
     ]
     scale = pipelines.scale(recipe.cfg.image)
     sizes = {i['id']: rescale_size((i['width'], i['height']), scale) for i in images}
+    formats = [[i for i in images if (i['width'] > i['height']) == wide] for wide in (True, False)]
+    alike = max(formats, key=lambda some: _padded([sizes[i['id']] for i in some]))
     ranks = (lambda i: sizes[i['id']], lambda i: sizes[i['id']][::-1], lambda i: count[i['id']])
-    by_width, by_height, by_objects = (sorted(images, key=rank, reverse=True) for rank in ranks)
+    by_width, by_height, by_objects = (sorted(alike, key=rank, reverse=True) for rank in ranks)
     drawn = random.Random(0).sample(images, min(len(images), others))
     ordered = [*by_width[:1], *by_height[:1], *by_objects[:most], *drawn]
     chosen = list({item['id']: item for item in ordered}.values())[: most + others]
@@ -48,3 +51,8 @@ def examples(recipe: Recipe, folder: Path, most: int, others: int, masks: bool):
     path.write_text(json.dumps({**table, 'images': chosen, 'annotations': objects}))
     cfg = pipelines.dataset(recipe, 'train', masks=masks)
     return pipelines.build(cfg | {'ann_file': str(path)})
+
+
+def _padded(sizes: list[tuple[int, int]]) -> int:
+    """Pixels of an image that is as wide as the widest and as high as the highest."""
+    return max((w for w, _ in sizes), default=0) * max((h for _, h in sizes), default=0)
