@@ -8,10 +8,13 @@ import shutil
 
 import nbformat
 import pytest
+from click.testing import CliRunner
 from fake_run import MINI, PNG, make_run, put
 from nbformat import v4
+from tiny_sweep import SMALL
 
 from mtpd import load_recipe
+from mtpd.cli import main
 from mtpd.report import make_report
 from mtpd.sweep.opening import open_sweep
 from mtpd.sweep.plan import CONTROL
@@ -83,7 +86,8 @@ class Seen:
         page.wait_for_timeout(100)
         self.url, self.at = path.as_uri(), page.url
         self.hit = page.evaluate('window.hit')
-        self.text = page.text_content('body')
+        alts = page.eval_on_selector_all('img', 'found => found.map((image) => image.alt)')
+        self.text = '\n'.join([page.text_content('body'), *alts])
         self.links = page.eval_on_selector_all('a', 'found => found.map((a) => a.href)')
         self.attributes = page.evaluate(
             "[...document.querySelectorAll('*')].flatMap((e) => e.getAttributeNames())"
@@ -229,3 +233,30 @@ def test_a_sweeps_report(tmp_path, browser):
     put(sweep.path / 'jobs/mgd-1-r101-rx101/status.json', {'state': 'failed', 'reason': ALL})
     page = Seen(browser, make_sweep_report(sweep.path))
     page.is_text(ALL, EVIL[1], EVIL[2])
+
+
+@pytest.mark.slow
+def test_a_run_on_data_with_markup_in_its_names(tmp_path, tiny_coco, browser):
+    """From the annotation file's class names and image names to all pages of the report."""
+    classes = (EVIL[0], ''.join(EVIL[k] for k in (2, 6, 9, -1)))
+    root = tiny_coco(tmp_path / 'coco', classes=classes)
+    for split in ('train', 'val'):
+        path = root / f'annotations/{split}.json'
+        content = json.loads(path.read_text())
+        for image in content['images']:
+            name = f'{EVIL[1]}{image["id"]}.png'
+            (root / split / image['file_name']).rename(root / split / name)
+            image['file_name'] = name
+        path.write_text(json.dumps(content))
+    settings = SMALL | {'data.root': root, 'arms.direct.label': json.dumps(EVIL[3])}
+    options = ' '.join(f'{key}={value}' for key, value in settings.items())
+    command = ['run', MINI, '--work-dir', str(tmp_path / 'run'), '--cfg-options', options]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 0, done.output
+    pages = {path.name: Seen(browser, path) for path in (tmp_path / 'run/report').iterdir()}
+    assert len(pages) == 13
+    for page in pages.values():
+        page.is_text()
+    for name in ('01_data.html', '05_evaluate.html'):
+        pages[name].is_text(*classes)
+    pages['index.html'].is_text(EVIL[3])
