@@ -12,6 +12,7 @@ from . import compat  # noqa: F401  (before mmcv)
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -19,12 +20,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.constants import default_pg_timeout
 
 from . import launch, world
 from .ddp import adapt
 from .errors import MtpdError, RecipeError
 
 PATIENCE = timedelta(days=30)  # with rank 0, which may be fetching a dataset
+GATHERING = timedelta(minutes=10)  # until all are there: torchrun's own; torch would wait 30
 
 _control: dist.ProcessGroup | None = None  # for `everywhere`; None in a process that works alone
 
@@ -131,16 +134,49 @@ def _connect(here: world.World, device: str, source: str | Path) -> None:
     numbers = {'RANK': here.rank, 'WORLD_SIZE': here.size, 'LOCAL_RANK': index}
     os.environ.update({name: str(number) for name, number in numbers.items()})
     try:
-        dist.init_process_group('cpu:gloo,cuda:nccl' if cuda else 'gloo')
+        store = _store()
+        backend = 'cpu:gloo,cuda:nccl' if cuda else 'gloo'
+        dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.size)
         _control = dist.new_group(backend='gloo', timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
-        raise MtpdError(
-            f'process {here.rank} of {here.size} found no connection to the others ({error}). Were all of them '
-            'started, and does every machine reach MASTER_ADDR?'
-        ) from error
+        raise MtpdError(_no_connection(here, str(error))) from error
     adapt(device)
     if here.rank:
         sys.stdout = open(os.devnull, 'w')  # noqa: PTH123, SIM115
+
+
+def _store() -> dist.Store:
+    """Where the processes find each other. In a thread: torch waits for ever on a program that is none of them."""
+    found: list = []
+
+    def ask() -> None:
+        try:
+            found.append(next(dist.rendezvous('env://', timeout=GATHERING))[0])
+        except Exception as error:
+            found.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(GATHERING.total_seconds() + 5)
+    if not found:
+        raise RuntimeError(f'no answer within {GATHERING}')
+    if isinstance(found[0], Exception):
+        raise found[0]
+    found[0].set_timeout(default_pg_timeout)
+    return found[0]
+
+
+def _no_connection(here: world.World, error: str) -> str:
+    place = f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}'
+    if 'address already in use' in error.lower():
+        return (
+            f'MASTER_PORT {os.environ["MASTER_PORT"]} is in use by another program on this machine: set it to a free '
+            f'port, the same for all {here.size} processes, or let `--gpus {here.size}` choose one.'
+        )
+    return (
+        f'process {here.rank} of {here.size} found no connection to the others at {place} ({error}). Were all of them '
+        'started, does every machine reach MASTER_ADDR, and has no other program MASTER_PORT?'
+    )
 
 
 def _compare(text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,7 +16,9 @@ from .tables import text
 
 TEMPLATES = Path(__file__).parent / 'templates'
 # A page loads nothing but what is inside the file; of scripts only those named here.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {}"
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; script-src {}"
+# What no policy forbids in a notebook's own HTML: to lead elsewhere by itself (refresh), to look up hosts (preconnect).
+LEADS_OUT = re.compile('<(?=/?(?:meta|link|base))', re.IGNORECASE)
 
 
 def fill(name: str, **values: Any) -> str:
@@ -110,19 +113,37 @@ def _title(page: dict, run: Run) -> str:
     return f'{title} · {label}, stage {stage}'
 
 
-def render(pages: list[dict]) -> Iterator[tuple[str, str]]:
-    """File name and HTML of each page that has a notebook."""
+def _exporter():
+    """nbconvert's exporter with our template."""
+    from jinja2 import pass_context
     from nbconvert import HTMLExporter
     from traitlets.config import Config
 
-    shown = [page for page in pages if page['href']]
+    class Exporter(HTMLExporter):
+        @pass_context
+        def markdown2html(self, context, source):
+            return stay(super().markdown2html(context, source))
+
     # Widgets and scripts are left out: they would need a live kernel or the network.
     kinds = ['text/html', 'text/markdown', 'image/svg+xml', 'image/png', 'image/jpeg', 'text/plain']
-    exporter = HTMLExporter(
+    exporter = Exporter(
         template_name='notebook',
         extra_template_basedirs=[str(TEMPLATES)],
         config=Config(NbConvertBase={'display_data_priority': kinds}),
     )
+    exporter.register_filter('stay', stay)
+    return exporter
+
+
+def stay(html: str) -> str:
+    """A notebook's HTML, its elements that lead out of the page shown as text."""
+    return LEADS_OUT.sub('&lt;', html)
+
+
+def render(pages: list[dict]) -> Iterator[tuple[str, str]]:
+    """File name and HTML of each page that has a notebook."""
+    shown = [page for page in pages if page['href']]
+    exporter = _exporter()
     script = (TEMPLATES / 'fold.js').read_text(encoding='utf-8')
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     for k, page in enumerate(shown):

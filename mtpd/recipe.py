@@ -168,6 +168,11 @@ class Recipe:
             for problem in coco.problems(root, self.cfg.data.splits[split])
         ]
         if not found:
+            scale = self.cfg.image.scale
+            longest = scale if isinstance(scale, int) else max(scale)
+            for split in ('train', 'val'):
+                found += coco.thin(root, self.cfg.data.splits[split], longest, split == 'train')
+        if not found:
             names = [
                 coco.classes(coco.locate(root, self.cfg.data.splits[split])[0])
                 for split in ('train', 'val')

@@ -265,7 +265,7 @@ def _numbers(cfg: dict) -> list[str]:
         for key in ('updates', 'scenes')
         if spec.get(key, 1) < 1
     ]
-    found += _levels(cfg['distill']) + _image(cfg['image'])
+    found += _loss_name(cfg['distill']) + _levels(cfg['distill']) + _image(cfg['image'])
     if cfg['order']['images'] < 2:
         found.append(f'order.images is {cfg["order"]["images"]}: at least 2 are needed.')
     if cfg['seed'] < 0:
@@ -289,6 +289,16 @@ def _image(image: dict) -> list[str]:
     if not 0 <= image['flip'] <= 1:
         found.append(f'image.flip is {image["flip"]}: a share from 0 to 1 is needed.')
     return found
+
+
+def _loss_name(distill: dict) -> list[str]:
+    method, settings = distill['method'], distill['settings'].get(distill['method'])
+    if not isinstance(settings, dict) or 'name' not in settings:
+        return []
+    return [
+        f'distill.settings.{method}.name is {settings["name"]!r}: leave it out. The losses are named '
+        f'loss_{method}_fpn_<level>, by which logs and figures tell them apart.'
+    ]
 
 
 def _levels(distill: dict) -> list[str]:

@@ -17,6 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption('--slow', action='store_true', help='also run the tests that take minutes')
     parser.addoption('--kills', type=int, default=20, help='how often tests/faults kills a run')
     parser.addoption('--kill-seed', type=int, default=0, help='of its moments')
+    parser.addoption('--screenshot', help='where tests/test_browser.py puts one of a report')
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

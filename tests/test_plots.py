@@ -14,6 +14,7 @@ from fake_run import CLASSES, make_run
 from PIL import Image
 
 from mtpd import plots
+from mtpd.plots import figure
 from mtpd.plots.curves import moving_mean
 from mtpd.plots.figure import apart
 from mtpd.runs import load_run, loss_rows
@@ -245,3 +246,17 @@ def test_moving_mean_by_hand():
 )
 def test_signed(value, text):
     assert plots.signed(value) == text
+
+
+def test_dollars_in_names_are_dollars_and_powers_of_ten_are_powers():
+    """matplotlib takes what stands between two dollars for a formula, and fails at one that it does not know."""
+    name = '$\\href{x}$ and $5'
+    fig = figure.empty(name)
+    ax = fig.subplots()
+    ax.barh([name, 'b'], [1, 1000])
+    ax.set_xscale('log')
+    assert fig.encoded()[1][:4] == b'\x89PNG'
+    texts = {t.get_text(): t.get_parse_math() for t in [*fig.texts, *ax.get_yticklabels()]}
+    assert texts == {name: False, 'b': True}
+    powers = [t for t in ax.get_xticklabels() if 'mathdefault' in t.get_text()]
+    assert powers and all(t.get_parse_math() for t in powers)

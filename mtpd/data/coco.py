@@ -125,6 +125,23 @@ def problems(root: Path, split: str | dict) -> list[str]:
     return pictures.problems(table['images'], images)
 
 
+def thin(root: Path, split: str | dict, longest: int, training: bool) -> list[str]:
+    """Images of which resizing to `longest` pixels leaves no row or column, at which OpenCV fails.
+
+    Args:
+        training: mmdet leaves out images with a side under 32 pixels.
+    """
+    path, _ = locate(root, split)
+    for item in read(path)['images']:
+        short, long = sorted((item['width'], item['height']))
+        if short / long * longest < 0.5 and not (training and short < 32):
+            return [
+                f'image {item["file_name"]} of {path} is {item["width"]} x {item["height"]} pixels, of which image.scale '
+                f'leaves none across: cut it into parts, or raise image.scale to {-(-long // (2 * short)) + 1}.'
+            ]
+    return []
+
+
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()

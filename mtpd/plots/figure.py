@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import matplotlib.figure
 from matplotlib.axes import Axes
+from matplotlib.text import Text
 
 # Okabe & Ito's colours, told apart by colour-blind readers; grey first, for the control. Markers,
 # lines and hatches carry the same information for a reader without colours.
@@ -27,6 +28,18 @@ class Figure(matplotlib.figure.Figure):
 
     alt: str = ''
     photo: bool = False
+
+    def draw(self, renderer) -> None:
+        """Dollars in names are dollars: matplotlib would take what is between two for a formula."""
+        ticks = set()
+        for axis in (a for ax in self.axes for a in (ax.xaxis, ax.yaxis)):
+            labels = axis.get_ticklabels(which='both')  # brings them up to date
+            if axis.get_scale() == 'log':  # powers of ten, which are formulas
+                ticks |= {id(label) for label in labels}
+        for text in self.findobj(Text):
+            if id(text) not in ticks and '$' in text.get_text():
+                text.set_parse_math(False)
+        super().draw(renderer)
 
     def encoded(self) -> tuple[str, bytes]:
         """MIME type and bytes of the image."""
