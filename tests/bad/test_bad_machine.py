@@ -4,9 +4,11 @@ from mtpd import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import os
+import re
 import socket
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import pytest
 import torch
 from place import MINI, call, refuse, setting, stage
 
-from mtpd import distributed
+from mtpd import checkpoints, distributed
 from mtpd.errors import MtpdError
 from mtpd.notebooks import execute
 from mtpd.paths import ROOT
@@ -138,22 +140,56 @@ def small_disk(tmp_path):
     subprocess.run(['umount', '-l', str(folder)], check=True)
 
 
+def remount(folder: Path, size: str) -> None:
+    subprocess.run(['mount', '-o', f'remount,size={size}', str(folder)], check=True)
+
+
+def fill(path: Path, process: subprocess.Popen) -> None:
+    """Takes all room that there is or comes to be while a process runs."""
+    with path.open('wb', buffering=0) as file:
+        while process.poll() is None:
+            try:
+                file.write(bytes(2**16))
+            except OSError:
+                time.sleep(0.002)
+
+
 @pytest.mark.slow
-def test_a_full_disk_is_named_and_the_run_goes_on_where_there_is_room(place, small_disk):
-    """A training of two updates in a process of its own, whose checkpoint finds no room."""
-    run = small_disk / 'run'
-    command = [sys.executable, '-m', 'mtpd.cli', *place.train()]
-    command[command.index(place.run)] = run
-    command = [str(item) for item in command]
-    filler = small_disk / 'filler'
-    filler.write_bytes(bytes(800_000))
+def test_a_disk_that_fills_up_is_named_and_the_training_goes_on_to_the_same_bits(place, small_disk):
+    """Told beforehand where it is too small; when other files fill it while a training writes its checkpoints, that
+    ends with a message, and the same command goes on once there is room.
+    """
     env = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr[-2000:]
-    assert 'Traceback' not in done.stderr
-    assert 'No space left' in done.stderr or 'cannot be written' in done.stderr, done.stderr
-    filler.unlink()
-    subprocess.run(['mount', '-o', 'remount,size=64m', str(small_disk)], check=True)
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert (run / 'detectors/student/model.pth').is_file()
+    options = {'cwd': ROOT, 'env': env, 'text': True}
+    more = {'schedule.baseline': 60, 'schedule.checkpoint_interval': 2, 'runtime.threads': 1}
+
+    def train(folder: Path) -> list[str]:
+        command = [sys.executable, '-m', 'mtpd.cli', *place.train(**more)]
+        command[command.index(place.run)] = folder / 'run'
+        return [str(item) for item in command]
+
+    def ended(code: int) -> subprocess.CompletedProcess:
+        done = subprocess.run(train(small_disk), capture_output=True, **options)
+        assert done.returncode == code and 'Traceback' not in done.stderr, done.stderr[-2000:]
+        return done
+
+    assert re.search(
+        r'checkpoints still to come take .* and .*run\S* has 1\.0 MB free', ended(2).stderr
+    )
+    remount(small_disk, '64m')
+    process = subprocess.Popen(train(small_disk), stderr=subprocess.PIPE, **options)
+    folder = small_disk / 'run/detectors/student'
+    while process.poll() is None and not (folder / 'previous.pth').is_file():
+        time.sleep(0.01)
+    fill(small_disk / 'filler', process)
+    told = process.stderr.read()
+    assert process.wait() == 2 and 'Traceback' not in told, told[-2000:]
+    assert 'No space left' in told or 'cannot be written' in told, told
+    (small_disk / 'filler').unlink()
+    at = checkpoints.load(folder / 'latest.pth')['meta']['iter']
+    assert 2 <= at < 60 and at % 2 == 0
+    assert 'update 60/60' in ended(0).stdout
+    subprocess.run(train(place.folder), check=True, capture_output=True, **options)
+    whole = place.folder / 'run/detectors/student'
+    for name in ('model.pth', 'latest.pth'):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
