@@ -71,7 +71,7 @@ class FiniteLoss(Hook):
     def _images(self, runner) -> list[dict]:
         """File name and COCO image id of this process's images in the last update, and its own loss."""
         names = [meta.get('ori_filename', meta.get('filename')) for meta in self.metas]
-        ids = {info['file_name']: info['id'] for info in _infos(runner.data_loader)}
+        ids = {info['filename']: info.get('id') for info in _infos(runner.data_loader)}
         own = {'rank': get_dist_info()[0], 'loss': _number(float(runner.outputs['loss'].detach()))}
         return [{'file': name, 'id': ids.get(name), **own} for name in names]
 
@@ -107,7 +107,7 @@ def _infos(loader: Any) -> Iterator[dict]:
         data = inside.pop()
         inner = vars(data).get('datasets') or [vars(data).get('dataset')]
         if inner[0] is None:
-            yield from data.data_infos
+            yield from getattr(data, 'data_infos', ())
         else:
             inside += inner
 

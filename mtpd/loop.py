@@ -148,11 +148,9 @@ def _run(cfg, build, source, named, validate, threads, meta, point) -> InheritRe
     cfg.log_config.hooks = [dict(type='JsonLog', path=str(log)), *shown]
     saving = dict(type='SaveLatest', path=str(latest), **cfg.checkpoint_config)
     drawing = dict(type='SeedUpdate', seed=cfg.seed, priority='HIGHEST')
-    guarding = [dict(type='FiniteLoss', folder=cfg.work_dir, advice=named.lower, priority='HIGH')]
-    if limit:
-        counting = dict(type='RecordCorrupt', folder=cfg.work_dir, limit=limit, priority='HIGHEST')
-        guarding.append(counting)
-    cfg.custom_hooks = [drawing, *guarding, *(cfg.get('custom_hooks') or ()), saving]
+    counting = dict(type='RecordCorrupt', folder=cfg.work_dir, limit=limit, priority='HIGHEST')
+    guarding = dict(type='FiniteLoss', folder=cfg.work_dir, advice=named.lower, priority='HIGH')
+    cfg.custom_hooks = [drawing, counting, guarding, *(cfg.get('custom_hooks') or ()), saving]
     cfg.checkpoint_config = None
     cfg.log_level = 'WARNING'
     if cfg.runner.type == 'EpochBasedRunner':

@@ -35,6 +35,8 @@ class RecordCorrupt(Hook):
         self._write()
 
     def before_train_iter(self, runner) -> None:
+        if not self.limit:  # then the dataset itself has refused
+            return
         new = {}
         for found in distributed.gather(readable.told(runner.data_batch)):
             new |= {path: wrong for path, wrong in found.items() if path not in self.rows}
@@ -49,8 +51,12 @@ class RecordCorrupt(Hook):
         self._write()
 
     def _write(self) -> None:
-        if get_dist_info()[0] == 0 and (self.rows or self.path.is_file()):
+        if get_dist_info()[0]:
+            return
+        if self.rows:
             write_json(self.path, list(self.rows.values()))
+        else:
+            self.path.unlink(missing_ok=True)
 
 
 def count(folder: Path) -> int:

@@ -170,7 +170,7 @@ def test_a_loss_scaler_may_skip_updates(tmp_path):
 
     def runner(loss, enabled):
         metas = [[{'ori_filename': 'a.png'}]]
-        data = SimpleNamespace(data_infos=[{'file_name': 'a.png', 'id': 7}])
+        data = SimpleNamespace(data_infos=[{'filename': 'a.png', 'id': 7}])
         return SimpleNamespace(
             hooks=[SimpleNamespace(loss_scaler=torch.amp.GradScaler('cpu', enabled=enabled))],
             outputs={'loss': torch.tensor(loss), 'log_vars': {'loss': loss, 'acc': math.nan}},

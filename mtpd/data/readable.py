@@ -7,9 +7,11 @@ from .. import compat  # noqa: F401  (before mmcv)
 # isort: split
 import copy
 import itertools
+import sys
 from collections.abc import Iterator
 from typing import Any
 
+from mmcv.runner import get_dist_info
 from torch.utils.data import DataLoader, Dataset
 
 from .. import distributed
@@ -87,8 +89,10 @@ class _Noting(DataLoader):
             yield batch
         for found in distributed.gather(data.corrupt):
             data.note(found)
-        for path in sorted(set(data.corrupt) - before):
-            print(f'image {path} {data.corrupt[path]}: left out of the evaluation', flush=True)
+        for path in sorted(set(data.corrupt) - before) if get_dist_info()[0] == 0 else ():
+            # Not among the numbers that `mtpd eval` prints.
+            text = f'image {path} {data.corrupt[path]}: left out of the evaluation'
+            print(text, file=sys.stderr, flush=True)
 
 
 def noting(loader: DataLoader) -> DataLoader:
