@@ -210,7 +210,7 @@ def test_a_real_shortage_on_a_gpu(tmp_path, tiny_coco):
     }
     recipe = load_recipe(MINI, SMALL | more)
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(0.5 * GIB / torch.cuda.mem_get_info()[1])
+    torch.cuda.set_per_process_memory_fraction(0.1 * GIB / torch.cuda.mem_get_info()[1])
     try:
         with pytest.raises(
             MtpdError, match=r'GPU memory ran out \(.* in use, .* more wanted\) with schedule'

@@ -12,7 +12,7 @@ import pytest
 from mmdet.datasets.pipelines import LoadImageFromFile
 from PIL import Image
 
-from mtpd.data.whole import CorruptImage, LoadWholeImage, fault
+from mtpd.data.whole import PNG, CorruptImage, LoadWholeImage, fault
 from mtpd.errors import MtpdError
 
 
@@ -50,6 +50,20 @@ def test_an_image_that_is_cut_anywhere_is_found(kind, tmp_path):
     if kind == 'JPEG':  # for OpenCV half is whole; from memory, newer versions refuse it
         (tmp_path / 'half.jpg').write_bytes(content[: len(content) * 3 // 4])
         assert cv2.imread(str(tmp_path / 'half.jpg')).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_noise_is_no_trouble(seed):
+    """Lengths and markers at random, after the right beginning or in a whole image."""
+    rng = np.random.default_rng(seed)
+    for _ in range(300):
+        noise = rng.choice([0, 1, 0xD9, 0xDA, 0xE1, 0xFF], rng.integers(0, 200)).astype(np.uint8)
+        content = bytearray(WHOLE[rng.choice(list(WHOLE))])
+        place = rng.integers(0, len(content))
+        content[place : place + len(noise)] = noise.tobytes()
+        for start in (b'', b'\xff\xd8', PNG):
+            assert fault(start + noise.tobytes()) is None or 'is ' in fault(start + noise.tobytes())
+        assert fault(bytes(content)) is None or 'is cut short' in fault(bytes(content))
 
 
 def test_other_kinds_are_left_to_opencv():
