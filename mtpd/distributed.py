@@ -95,6 +95,15 @@ def everywhere(size: int, device: str, function: Callable, *args: Any) -> Any:
     return launch.launch(size, device, function, args)
 
 
+def gather(value: Any) -> list:
+    """`value` of every process, by rank; each of them has to call this. It must pickle."""
+    if _control is None:
+        return [value]
+    told: list = [None] * dist.get_world_size()
+    dist.all_gather_object(told, value, group=_control)
+    return told
+
+
 @contextlib.contextmanager
 def joined(asked: int | None, device: str, source: str | Path, text: str = '') -> Iterator[None]:
     """What runs in the block runs on rank 0; the other processes help `everywhere`, and end with the block.

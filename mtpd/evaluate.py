@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,9 +26,10 @@ from mmdet.models import build_detector
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from . import checkpoints, distributed
-from .data import coco, pipelines
+from . import checkpoints, distributed, knobs, skipped
+from .data import coco, pipelines, readable
 from .errors import RecipeError
+from .exhausted import explained
 from .files import read_own, sha256, write_json, write_text
 from .loop import device_of, processes
 from .recipe import Recipe
@@ -79,7 +81,8 @@ def evaluate(
 
     Returns:
         The twelve numbers of COCO per metric as fractions 0..1 (``bbox_mAP``, ``bbox_mAP_50``, ..., None where the
-        split has no such objects), ``per_class``, ``num_images``, ``checkpoint`` and its ``sha256``.
+        split has no such objects), ``per_class``, ``num_images``, ``checkpoint`` and its ``sha256``; where some were
+        left out ``corrupt_images`` and, of the training in `out`, ``corrupt_training_images``.
 
     Raises:
         RecipeError: a metric the detector or the dataset cannot give, or a broken dataset.
@@ -90,7 +93,9 @@ def evaluate(
     check_metrics(metrics, model, Path(split['ann_file']), recipe.source)
     batch = dict(samples_per_gpu=recipe.cfg.evaluation.batch_size, workers_per_gpu=0)
     device, size = device_of(recipe), processes(recipe)
-    return measure(model, split, batch, device, checkpoint, metrics, out, size)
+    named = knobs.of_recipe(recipe.cfg, size)
+    work = Work(split, batch, device, size, recipe.corrupt_limit, named)
+    return measure(model, work, checkpoint, metrics, out)
 
 
 def check_metrics(
@@ -108,27 +113,45 @@ def check_metrics(
     raise RecipeError(source, [f'metric segm: {problem}. Leave it out: --metrics bbox.'])
 
 
+class Work(NamedTuple):
+    """What `measure` detects on, and how.
+
+    Attributes:
+        split: mmdet's config of the dataset.
+        batch: `samples_per_gpu` and `workers_per_gpu`.
+        processes: how many share the images.
+        corrupt_limit: how many images may be corrupt, and are left out.
+        named: the config's settings, for messages.
+    """
+
+    split: dict
+    batch: dict
+    device: str
+    processes: int
+    corrupt_limit: int
+    named: knobs.Knobs
+
+
 def measure(
     model: torch.nn.Module,
-    split: dict,
-    batch: dict,
-    device: str,
+    work: Work,
     checkpoint: str | Path,
     metrics: tuple[str, ...],
     out: str | Path | None = None,
-    size: int = 1,
 ) -> dict:
-    """As `evaluate`, of a detector with its weights on mmdet's dataset config `split`.
+    """As `evaluate`, of a detector with its weights.
 
     Args:
-        batch: `samples_per_gpu` and `workers_per_gpu`.
         checkpoint: where the weights are from, to be named in the result.
-        size: how many processes share the images.
+
+    Raises:
+        MtpdError: more images are corrupt than may be, or memory runs out.
     """
-    data = pipelines.build(split)
+    data = pipelines.build(work.split)
     with tempfile.TemporaryDirectory() as folder:
-        task = (_detections, model, data, batch, device, folder)
-        results = distributed.everywhere(size, device, *task)
+        task = (_detections, model, data, work, folder)
+        results, corrupt = distributed.everywhere(work.processes, work.device, *task)
+    data, results = readable.without(data, results, corrupt)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         files, _ = data.format_results(results, jsonfile_prefix=str(Path(folder) / 'results'))
         numbers = _numbers(data, files, metrics)
@@ -141,22 +164,30 @@ def measure(
         'checkpoint': Path(checkpoint).name,
         'sha256': sha256(checkpoint),
     }
+    numbers |= {'corrupt_images': len(corrupt)} if corrupt else {}
+    if out and (left_out := skipped.count(Path(out))):
+        numbers['corrupt_training_images'] = left_out
     if out:
         write_json(Path(out) / 'metrics.json', numbers)
     return numbers
 
 
-def _detections(model: torch.nn.Module, data, batch: dict, device: str, folder: str) -> list | None:
-    """mmdet's results for each image of `data`, of one process or, on rank 0, of all."""
+def _detections(model: torch.nn.Module, data, work: Work, folder: str) -> tuple[list | None, dict]:
+    """mmdet's results for each image of `data`, of one process or, on rank 0, of all; and what is wrong with those
+    that are corrupt, whose results are another's, by path."""
     _, size = get_dist_info()
-    loader = build_dataloader(data, **batch, dist=size > 1, shuffle=False)
-    cuda = device == 'cuda'
+    data = readable.Readable(data, work.corrupt_limit)
+    loader = build_dataloader(data, **work.batch, dist=size > 1, shuffle=False)
+    loader = readable.noting(loader)
+    cuda = work.device == 'cuda'
     ids = [torch.cuda.current_device()] if cuda else []
-    model = MMDataParallel(model.to(device), device_ids=ids)
-    if size == 1:
-        return single_gpu_test(model, loader)
-    # Collected by way of files where there are no GPUs; mmdet removes the folder.
-    return multi_gpu_test(model, loader, f'{folder}/parts', gpu_collect=cuda)
+    with explained(work.named, model):
+        model = MMDataParallel(model.to(work.device), device_ids=ids)
+        if size == 1:
+            return single_gpu_test(model, loader), data.corrupt
+        # Collected by way of files where there are no GPUs; mmdet removes the folder.
+        results = multi_gpu_test(model, loader, f'{folder}/parts', gpu_collect=cuda)
+    return results, data.corrupt
 
 
 def measured(out: Path, checkpoint: Path, measure: Callable[[], dict]) -> dict:

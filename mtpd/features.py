@@ -15,7 +15,7 @@ from mmdet.models import build_detector
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from .data import pipelines
+from .data import pipelines, readable
 from .errors import RecipeError
 from .evaluate import load_detector
 from .loop import device_of
@@ -32,7 +32,7 @@ def batches(
     """
     data = pipelines.dataset(recipe, split)
     data |= dict(pipeline=pipelines.test_pipeline(recipe.cfg.image), test_mode=True)
-    images = pipelines.build(data)
+    images = readable.Readable(pipelines.build(data), recipe.corrupt_limit)
     loader = build_dataloader(
         Subset(images, range(first, min(count, len(images)), step)),
         recipe.cfg.evaluation.batch_size,

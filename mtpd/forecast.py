@@ -11,7 +11,7 @@ from .files import read_own, write_json
 from .launch import launch
 from .loop import device_of, processes
 from .machine import GIB
-from .memory import advice
+from .memory import Advice, advice, scaled
 from .recipe import Recipe
 from .trainings import Training, of_recipe
 
@@ -59,7 +59,9 @@ def memory_problems(recipe: Recipe, rows: dict[str, dict]) -> list[str]:
     found = []
     for title, row in rows.items():
         if row['wanted'] > row['there']:
-            text = advice(batch, size, row['fixed'], row['wanted'], row['there'])
+            text = _lower(
+                recipe, advice(batch, size, row['fixed'], row['wanted'], row['there']), size
+            )
             found.append(f'{title}: an update of {batch} images takes {_gib(row["wanted"])} of memory, '
                          f'and {_gib(row["there"])} are free: {text}')  # fmt: skip
     jobs, most = min(recipe.cfg.runtime.jobs, len(recipe.arms)), max(rows.values(), key=_wanted)
@@ -70,6 +72,15 @@ def memory_problems(recipe: Recipe, rows: dict[str, dict]) -> list[str]:
             f'free: lower runtime.jobs to {fit}.'
         )
     return found
+
+
+def _lower(recipe: Recipe, fits: Advice, processes: int) -> str:
+    if fits.side is None:
+        return 'the weights alone do not fit. A smaller detector, or more memory, is needed.'
+    scale = f'image.scale to {scaled(recipe.cfg.image.scale, fits.side)}'
+    if fits.images:
+        return f'lower schedule.batch_size to {fits.images}, or {scale}.'
+    return f'lower schedule.batch_size to {processes} and {scale}.'
 
 
 def _wanted(row: dict) -> int:

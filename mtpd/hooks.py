@@ -13,7 +13,7 @@ from pathlib import Path
 from mmcv.runner import HOOKS, Hook, LoggerHook, get_dist_info, master_only, weights_to_cpu
 from mmcv.runner.checkpoint import get_state_dict
 
-from . import stopping
+from . import guards, stopping
 from .checkpoints import save_atomic
 from .data.replay import MODEL, seed_all
 from .files import plain, read_log, read_own, write_json, write_text
@@ -105,6 +105,8 @@ class SaveLatest(Hook):
         # At an epoch's end what happens there comes first.
         stop = stopping.asked() and not (self.by_epoch and self.end_of_epoch(runner))
         if stop or (due and not self.by_epoch):
+            # A signal is rank 0's alone.
+            guards.of(runner).check_weights(runner, runner.iter + 1, due and not self.by_epoch)
             self._save(runner, runner.iter + 1, runner.epoch, self.is_last_iter(runner))
         if stop:
             stopping.stop()
@@ -112,6 +114,7 @@ class SaveLatest(Hook):
     def after_train_epoch(self, runner) -> None:
         due = self.every_n_epochs(runner, self.interval) or self.is_last_epoch(runner)
         if self.by_epoch and (due or stopping.asked()):
+            guards.of(runner).check_weights(runner, runner.iter, due)
             self._save(runner, runner.iter, runner.epoch + 1, self.is_last_epoch(runner))
         if stopping.asked():
             stopping.stop()

@@ -17,9 +17,19 @@ from mmdet.apis import set_random_seed, train_detector
 from mmdet.utils import get_root_logger
 from torch import nn
 
-from . import distributed, epochs, hooks, resume, stopping  # noqa: F401  (epochs, hooks: registered with mmcv)
-from .data import pipelines, replay
+from . import (  # noqa: F401  (epochs, guards, hooks, skipped: registered with mmcv)
+    distributed,
+    epochs,
+    guards,
+    hooks,
+    knobs,
+    resume,
+    skipped,
+    stopping,
+)
+from .data import pipelines, readable, replay, whole
 from .errors import RecipeError
+from .exhausted import explained
 from .inherit import InheritReport
 from .machine import cores
 from .recipe import Recipe
@@ -80,13 +90,15 @@ def fit(
     train, val = (pipelines.dataset(recipe, split, scenes, masks) for split in ('train', 'val'))
     cfg = mmdet_cfg(recipe, train, val, out, updates, seed, device_of(recipe))
     validate = bool(recipe.cfg.schedule.eval_interval)
-    return run(cfg, build, recipe.source, validate, recipe.cfg.runtime.threads, meta)
+    named = knobs.of_recipe(recipe.cfg, processes(recipe))
+    return run(cfg, build, recipe.source, named, validate, recipe.cfg.runtime.threads, meta)
 
 
 def run(
     cfg: Config,
     build: Callable[[], nn.Module],
     source: Path,
+    named: knobs.Knobs,
     validate: bool,
     threads: int = 0,
     meta: dict | None = None,
@@ -99,29 +111,33 @@ def run(
 
     Args:
         cfg: with `work_dir`, `seed`, `device` and `gpu_ids`, as mmdet's `train_detector` reads it; of several
-            `gpu_ids` each stands for a process.
+            `gpu_ids` each stands for a process. `corrupt_limit`: as many images of a split may be corrupt.
         build: must pickle where there are several processes.
         source: the config's file, for messages.
+        named: its settings, likewise.
         validate: evaluate in between, too.
         threads: of torch on the CPU; 0: one per core, or what OMP_NUM_THREADS says.
 
     Raises:
         RecipeError: there is no image to train on.
-        MtpdError: the latest.pth to go on from is no training's.
+        MtpdError: the latest.pth to go on from is no training's; images are corrupt, a loss is not finite, or memory
+            runs out.
     """
     point = resume.find(Path(cfg.work_dir))
-    task = (_run, cfg, build, source, validate, threads, meta, point)
+    task = (_run, cfg, build, source, named, validate, threads, meta, point)
     return distributed.everywhere(len(cfg.gpu_ids), cfg.device, *task)
 
 
-def _run(cfg, build, source, validate, threads, meta, point) -> InheritReport | None:
+def _run(cfg, build, source, named, validate, threads, meta, point) -> InheritReport | None:
     """`run` in one process, of several or by itself."""
     rank, size = get_dist_info()
     use_threads(cfg.device, threads)
     # Made here, as building a Swin Transformer would make mmdet's log at INFO: lists of hooks, and so on.
     get_root_logger(log_level='WARNING')
     set_random_seed(cfg.seed)
-    model, data = build(), pipelines.build(cfg.data.train)
+    limit = cfg.get('corrupt_limit', 0)
+    model, data = build(), readable.Readable(pipelines.build(cfg.data.train), limit)
+    cfg.data.val = whole.checked(cfg.data.val)
     model.CLASSES = data.CLASSES
     if len(data) == 0:
         where = getattr(data, 'ann_file', 'the training split')
@@ -131,7 +147,9 @@ def _run(cfg, build, source, validate, threads, meta, point) -> InheritReport | 
     cfg.log_config.hooks = [dict(type='JsonLog', path=str(log)), *shown]
     saving = dict(type='SaveLatest', path=str(latest), **cfg.checkpoint_config)
     drawing = dict(type='SeedUpdate', seed=cfg.seed, priority='HIGHEST')
-    cfg.custom_hooks = [drawing, *(cfg.get('custom_hooks') or ()), saving]
+    counting = dict(type='RecordCorrupt', folder=cfg.work_dir, limit=limit, priority='HIGHEST')
+    guarding = dict(type='FiniteLoss', folder=cfg.work_dir, advice=named.lower, priority='HIGH')
+    cfg.custom_hooks = [drawing, counting, guarding, *(cfg.get('custom_hooks') or ()), saving]
     cfg.checkpoint_config = None
     cfg.log_level = 'WARNING'
     if cfg.runner.type == 'EpochBasedRunner':
@@ -139,7 +157,8 @@ def _run(cfg, build, source, validate, threads, meta, point) -> InheritReport | 
     cfg.resume_from = str(point.path) if point else None
     meta = {'CLASSES': data.CLASSES, **(meta or {})}
     begin = point.update if point else 0
-    with replay.loaders(cfg.seed, begin), stopping.at_an_updates_end(rank == 0):
+    sizes = explained(named, model, cfg.optimizer.type, Path(cfg.work_dir))
+    with replay.loaders(cfg.seed, begin, limit), stopping.at_an_updates_end(rank == 0), sizes:
         train_detector(model.to(cfg.device), data, cfg, size > 1, validate, meta=meta)
     return getattr(model, 'inherit_report', None)
 
@@ -183,6 +202,7 @@ def mmdet_cfg(
         find_unused_parameters=True,  # as the original; only where there are several processes
         device=device,
         seed=seed,
+        corrupt_limit=recipe.corrupt_limit,
     )
     return Config(settings)
 

@@ -18,11 +18,11 @@ from mmdet.models import build_detector
 from mmdet.utils import compat_cfg, replace_cfg_vals, update_data_root
 from torch import nn
 
-from . import checkpoints, distributed, loop, resume, schema
+from . import checkpoints, distributed, knobs, loop, resume, schema
 from .config import as_overrides, as_python, is_plain, lay_over, name_weights_once, read
 from .data import configured, pipelines
 from .errors import RecipeError
-from .evaluate import check_metrics, measure, measured
+from .evaluate import Work, check_metrics, measure, measured
 from .inherit import initialise
 from .paths import ROOT, resolve, shown
 from .recipe import Recipe, load_recipe
@@ -38,13 +38,16 @@ OPTIONAL += ('train_dataloader', 'val_dataloader', 'test_dataloader')
 class PlainConfig:
     """A plain mmdet config: its values with the paths settled, its file, and its text as it was asked for.
 
-    `gpus`: how many processes share its work; an update takes `samples_per_gpu` images of each.
+    `gpus`: how many processes share its work; an update takes `samples_per_gpu` images of each, whose key in the file
+    is `batch`. `corrupt_limit`: how many images of a split may be corrupt, and are left out.
     """
 
     cfg: Config
     source: Path
     text: str
     gpus: int | None = None
+    batch: str = 'data.train_dataloader.samples_per_gpu'
+    corrupt_limit: int = 0
 
     @property
     def device(self) -> str:
@@ -67,8 +70,8 @@ def load_config(
     """A recipe, as `load_recipe`, or a plain mmdet config: a file or ``mmdet::retinanet/retinanet_r50_fpn_1x_coco.py``.
 
     Args:
-        overrides: the config's own keys, `runtime.gpus` as a recipe's, and ``data.root``, the folder of any COCO-format dataset: its
-            classes take the place of the config's, in data and heads.
+        overrides: the config's own keys, `runtime.gpus` and `data.corrupt_limit` as a recipe's, and ``data.root``, the
+            folder of any COCO-format dataset: its classes take the place of the config's, in data and heads.
 
     Raises:
         RecipeError: no such config, it does not load, unknown keys, or what mmdet needs is missing in it.
@@ -78,7 +81,10 @@ def load_config(
         return load_recipe(path, overrides, seed)
     overrides = dict(as_overrides(overrides))
     root, gpus = overrides.pop('data.root', None), overrides.pop('runtime.gpus', None)
+    limit = overrides.pop('data.corrupt_limit', 0)
     found = _unknown(cfg, overrides)
+    if type(limit) is not int or limit < 0:
+        found.append(f'data.corrupt_limit is {limit!r}: a number of images, from 0 on, is needed.')
     data = cfg.get('data') or {}
     found += [f'data.{split} is missing.' for split in configured.SPLITS if split not in data]
     if found:
@@ -89,12 +95,13 @@ def load_config(
     cfg.seed = seed if seed is not None else cfg.get('seed') or 0
     if 'total_epochs' not in cfg:
         cfg.setdefault('runner', None)  # testing needs none
+    batch = 'data.' * ('samples_per_gpu' in cfg.data) or 'data.train_dataloader.'
     cfg = compat_cfg(cfg)
     if root is not None:
         configured.use_folder(cfg, resolve(str(root), source), source)
     text = as_python(cfg._cfg_dict.to_dict())
     configured.settle(cfg, source)
-    return PlainConfig(cfg, source.resolve(), text, gpus)
+    return PlainConfig(cfg, source.resolve(), text, gpus, f'{batch}samples_per_gpu', limit)
 
 
 def train(config: PlainConfig, work_dir: str | Path | None = None) -> dict:
@@ -110,7 +117,8 @@ def train(config: PlainConfig, work_dir: str | Path | None = None) -> dict:
     cfg, source = config.cfg, config.source
     needed = ('runner', 'optimizer', 'optimizer_config', 'lr_config')
     found = [f'{key} is missing: it can be tested only.' for key in needed if not cfg.get(key)]
-    if found or (found := configured.problems(cfg, configured.SPLITS)):
+    limit = config.corrupt_limit
+    if found or (found := configured.problems(cfg, configured.SPLITS, limit)):
         raise RecipeError(source, found)
     out = folder(config, work_dir)
     final = out / 'model.pth'
@@ -119,7 +127,8 @@ def train(config: PlainConfig, work_dir: str | Path | None = None) -> dict:
         settings = _for_training(config, out)
         about = {'student_config': config.text, 'seed': cfg.seed}
         build = partial(_initialised, config)
-        loop.run(settings, build, source, bool(settings.get('evaluation')), meta=about)
+        named = knobs.of_plain(cfg.data, config.batch, 'val_dataloader')
+        loop.run(settings, build, source, named, bool(settings.get('evaluation')), meta=about)
         checkpoints.export_student(out / 'latest.pth', final)
     numbers = measured(out, final, lambda: test(config, final, config.metrics, out))
     return {'dir': out, 'checkpoint': final, 'metrics': numbers}
@@ -143,7 +152,7 @@ def test(
         MtpdError: the checkpoint does not load into the detector.
     """
     cfg, source = config.cfg, config.source
-    if found := configured.problems(cfg, ('test',)):
+    if found := configured.problems(cfg, ('test',), config.corrupt_limit):
         raise RecipeError(source, found)
     model, split = _build(config), {**configured.leaves(cfg.data.test)[0], 'test_mode': True}
     check_metrics(metrics, model, Path(split['ann_file']), source)
@@ -154,7 +163,15 @@ def test(
     batch = {'samples_per_gpu': 1, 'workers_per_gpu': 2, **cfg.data.test_dataloader}
     if batch['samples_per_gpu'] > 1:
         split['pipeline'] = replace_ImageToTensor(split['pipeline'])
-    return measure(model.eval(), split, batch, device, checkpoint, metrics, out, config.processes)
+    work = Work(
+        split,
+        batch,
+        device,
+        config.processes,
+        config.corrupt_limit,
+        knobs.of_plain(cfg.data, config.batch, 'test_dataloader'),
+    )
+    return measure(model.eval(), work, checkpoint, metrics, out)
 
 
 def as_mmdet(recipe: Recipe, detector: str) -> str:
@@ -183,7 +200,7 @@ def _for_training(config: PlainConfig, out: Path) -> Config:
     cfg.checkpoint_config = dict(interval=interval or (1 if by_epoch else 1000), by_epoch=by_epoch)
     cfg.log_config = cfg.get('log_config') or dict(interval=50)
     cfg.work_dir, cfg.workflow = str(out), [('train', 1)]
-    cfg.gpu_ids = list(range(config.processes))
+    cfg.gpu_ids, cfg.corrupt_limit = list(range(config.processes)), config.corrupt_limit
     cfg.resume_from, cfg.load_from = None, cfg.get('load_from')
     lr, scale = cfg.optimizer.get('lr'), cfg.get('auto_scale_lr') or {}
     batch = cfg.data.train_dataloader.get('samples_per_gpu', 2) * config.processes

@@ -90,6 +90,11 @@ class Recipe:
     def device(self) -> str:
         return self.cfg.runtime.device
 
+    @property
+    def corrupt_limit(self) -> int:
+        """How many images of a split may be corrupt, and are left out."""
+        return self.cfg.data.get('corrupt_limit', 0)
+
     def run_dir(self, work_dir: str | Path | None = None) -> Path:
         """Where the recipe's results go: `work_dir` or `runs/<name>/<seed>` of the checkout."""
         return Path(work_dir).resolve() if work_dir else ROOT / 'runs' / self.name / str(self.seed)
@@ -165,7 +170,7 @@ class Recipe:
         found = [
             problem
             for split in ('train', 'val')
-            for problem in coco.problems(root, self.cfg.data.splits[split])
+            for problem in coco.problems(root, self.cfg.data.splits[split], self.corrupt_limit)
         ]
         if not found:
             scale = self.cfg.image.scale

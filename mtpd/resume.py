@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from . import checkpoints
 from .errors import MtpdError
+from .files import read_own
 from .unpickle import Damaged
 
 
@@ -64,6 +65,14 @@ def finished(final: Path) -> bool:
         _tell([str(error).splitlines()[0]], 'it is made again from latest.pth')
         return False
     return True
+
+
+def kept(folder: Path) -> str:
+    """What there is to go on from when a training has ended too early, as the beginning of a sentence."""
+    done = read_own(folder / 'training.json', {}).get('update')
+    if done is None or not (folder / 'latest.pth').is_file():
+        return 'No checkpoint was written yet: the same command begins again'
+    return f'latest.pth stays as update {done} left it: the same command goes on from there'
 
 
 def _tell(damaged: list[str], what: str) -> None:

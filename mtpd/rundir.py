@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shlex
 from collections.abc import Iterable
@@ -71,12 +72,23 @@ def claim(kept: Path, text: str) -> None:
     """Keeps a run's settings in its folder. Raises MtpdError as `writable`, or where results of others are there."""
     writable(kept.parent)
     results = any((kept.parent / name).exists() for name in RESULTS)
-    if results and kept.is_file() and kept.read_text() != text:
+    if results and kept.is_file() and _meant(kept.read_text()) != _meant(text):
         raise MtpdError(
             f'{kept.parent} holds a run with other settings (compare {kept}). Choose another --work-dir, '
             'or remove that folder.'
         )
     write_text(kept, text)
+
+
+def _meant(text: str) -> str | dict:
+    """A config's values, without what says how far to go on with corrupt images: a run may be told so in between."""
+    try:
+        lines = ast.parse(text).body
+        values = {line.targets[0].id: ast.literal_eval(line.value) for line in lines}
+        values.get('data', {}).pop('corrupt_limit', None)
+    except (SyntaxError, ValueError, AttributeError):
+        return text
+    return values
 
 
 def writable(folder: Path) -> None:

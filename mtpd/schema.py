@@ -31,6 +31,7 @@ RECIPE = {
         'root': (str, NONE),
         'cache': str,
         'splits': dict,
+        'corrupt_limit': int,
         'scenes': {'train': int, 'val': int, 'size': int, 'seed': int},
     },
     'image': {
@@ -82,6 +83,7 @@ OPTIONAL = {
     'scenes',
     'lr_batch_size',
     'gpus',
+    'corrupt_limit',
 }
 CHOICES = {
     'distill.start': ('baseline', 'inherit', 'random'),
@@ -268,8 +270,12 @@ def _numbers(cfg: dict) -> list[str]:
     found += _loss_name(cfg['distill']) + _levels(cfg['distill']) + _image(cfg['image'])
     if cfg['order']['images'] < 2:
         found.append(f'order.images is {cfg["order"]["images"]}: at least 2 are needed.')
-    if cfg['seed'] < 0:
-        found.append(f'seed is {cfg["seed"]}: it must not be negative.')
+    for key, value in (
+        ('seed', cfg['seed']),
+        ('data.corrupt_limit', cfg['data'].get('corrupt_limit', 0)),
+    ):
+        if value < 0:
+            found.append(f'{key} is {value}: it must not be negative.')
     return found
 
 

@@ -17,7 +17,7 @@ from .runs import Run
 # Keys without influence on the student's AP, and what a method brings with it.
 IDLE = {'seed', 'name', 'title', 'paper', 'order', 'runtime', 'evaluation'}
 IDLE |= (
-    {'data.cache'}
+    {'data.cache', 'data.corrupt_limit'}
     | {f'schedule.{key}_interval' for key in ('log', 'checkpoint', 'eval')}
     | {'distill.method'}
 )

@@ -104,8 +104,12 @@ def without_masks(path: Path) -> tuple[int, int]:
     return sum(not item.get('segmentation') for item in objects), len(objects)
 
 
-def problems(root: Path, split: str | dict) -> list[str]:
-    """What stops training or testing on a split: every finding with its fix; empty when all is well."""
+def problems(root: Path, split: str | dict, corrupt_limit: int = 0) -> list[str]:
+    """What stops training or testing on a split: every finding with its fix; empty when all is well.
+
+    Args:
+        corrupt_limit: as many images may be missing or corrupt.
+    """
     path, images = locate(root, split)
     try:
         table = read(path)
@@ -117,12 +121,13 @@ def problems(root: Path, split: str | dict) -> list[str]:
     if found:
         return found
     names = [item['file_name'] for item in table['images']]
-    missing = [name for name in names if not _is_file(images / name)]
-    if missing:
+    missing = {name for name in names if not _is_file(images / name)}
+    if len(missing) > corrupt_limit:
         return [
-            f'{len(missing)} of {len(names)} images of {path} are not in {images}, for example {missing[0][:200]}.'
+            f'{len(missing)} of {len(names)} images of {path} are not in {images}, for example {next(n for n in names if n in missing)[:200]}.'
         ]
-    return pictures.problems(table['images'], images)
+    there = [item for item in table['images'] if item['file_name'] not in missing]
+    return pictures.problems(there, images, corrupt_limit - len(missing))
 
 
 def thin(root: Path, split: str | dict, longest: int, training: bool) -> list[str]:

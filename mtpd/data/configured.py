@@ -61,8 +61,8 @@ def settle(cfg: Config, source: Path) -> None:
                 leaf[key] = str(resolve(str(Path(folder, leaf[key])), source))
 
 
-def problems(cfg: Config, splits: Iterable[str]) -> list[str]:
-    """What stops training or testing on the splits: every finding with its fix; empty when all is well."""
+def problems(cfg: Config, splits: Iterable[str], corrupt_limit: int = 0) -> list[str]:
+    """As `coco.problems`, on the splits of a config."""
     found = []
     for split in splits:
         inside = leaves(cfg.data[split])
@@ -80,14 +80,14 @@ def problems(cfg: Config, splits: Iterable[str]) -> list[str]:
                 found.append(
                     f'data.{split}.proposal_file {leaf.proposal_file} would be unpickled, which could run code: leave it out.'
                 )
-            found += _of_files(leaf, leaf.get('classes') or kind.CLASSES)
+            found += _of_files(leaf, leaf.get('classes') or kind.CLASSES, corrupt_limit)
     return list(dict.fromkeys(found))
 
 
-def _of_files(leaf: dict, classes: tuple[str, ...]) -> list[str]:
+def _of_files(leaf: dict, classes: tuple[str, ...], corrupt_limit: int) -> list[str]:
     path = Path(leaf.ann_file)
     place = {'annotations': path, 'images': leaf.get('img_prefix') or ''}
-    if found := coco.problems(Path(), place):
+    if found := coco.problems(Path(), place, corrupt_limit):
         return found
     if not isinstance(classes, str) and (unknown := set(classes) - set(coco.classes(path))):
         names = ', '.join(sorted(unknown)[:5])

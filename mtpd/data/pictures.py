@@ -12,11 +12,12 @@ SAMPLE = 64  # images of a split
 MOST_PIXELS = 178_956_970  # Pillow's limit: 0.5 GB decoded, in each data worker
 
 
-def problems(items: list[dict], folder: Path) -> list[str]:
+def problems(items: list[dict], folder: Path, limit: int = 0) -> list[str]:
     """Images of the list that can't be trained on: the smallest and largest by what it says, and some in between.
 
     Args:
         items: the annotation file's images, checked (`annotations.check`), whose files are there.
+        limit: as many that are corrupt are no problem.
     """
     large = [item for item in items if item['width'] * item['height'] > MOST_PIXELS]
     if large:
@@ -26,6 +27,9 @@ def problems(items: list[dict], folder: Path) -> list[str]:
     chosen = {round(k * step) for k in range(SAMPLE) if round(k * step) < len(items)}
     found = [_problem(ordered[place], folder) for place in sorted(chosen)]
     found = [text for text in found if text]
+    corrupt = [text for text in found if isinstance(text, Corrupt)]
+    if len(corrupt) <= limit:
+        found = [text for text in found if not isinstance(text, Corrupt)]
     if len(found) > 5:
         found = [
             *found[:5],
@@ -34,12 +38,16 @@ def problems(items: list[dict], folder: Path) -> list[str]:
     return found
 
 
+class Corrupt(str):
+    """What is wrong with a file that cannot be decoded, as opposed to one that does not fit the annotations."""
+
+
 def _problem(item: dict, folder: Path) -> str | None:
     path = folder / item['file_name']
     try:
         told = path.stat()
     except OSError as error:
-        return f'image {path} cannot be read ({error.strerror}).'
+        return Corrupt(f'image {path} cannot be read ({error.strerror}).')
     return _decoded(path, (told.st_mtime_ns, told.st_size), item['width'], item['height'])
 
 
@@ -49,7 +57,7 @@ def _decoded(path: Path, changed: tuple[int, int], width: int, height: int) -> s
     import mmcv
 
     if not changed[1]:
-        return f'image {path} is empty (0 bytes). Fetch or export it again.'
+        return Corrupt(f'image {path} is empty (0 bytes). Fetch or export it again.')
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
@@ -60,7 +68,7 @@ def _decoded(path: Path, changed: tuple[int, int], width: int, height: int) -> s
     except Image.DecompressionBombError:
         return f'image {path} has more than {MOST_PIXELS:,} pixels, which are the most: cut it into smaller ones.'
     except Exception as error:  # by its format, each has its own
-        return (
+        return Corrupt(
             f'image {path} is damaged, cut short or no image ({error}). Fetch or export it again.'
         )
     try:
@@ -68,7 +76,9 @@ def _decoded(path: Path, changed: tuple[int, int], width: int, height: int) -> s
     except Exception:  # OpenCV's assertions
         pixels = None
     if pixels is None:
-        return f'image {path} is of a kind that OpenCV cannot read. Convert it to JPEG or PNG.'
+        return Corrupt(
+            f'image {path} is of a kind that OpenCV cannot read. Convert it to JPEG or PNG.'
+        )
     if (pixels.shape[1], pixels.shape[0]) != (width, height):
         return (
             f'image {path} is {pixels.shape[1]} x {pixels.shape[0]} pixels, turned as its EXIF data says, and the '

@@ -12,7 +12,7 @@ from mmdet.datasets import build_dataset
 
 from ..errors import RecipeError
 from ..recipe import Recipe
-from . import coco
+from . import coco, whole
 
 
 def _normalise(image: dict) -> list[dict]:
@@ -82,9 +82,10 @@ def dataset(recipe: Recipe, split: str, scenes: int | None = None, masks: bool =
 
 
 def build(cfg: dict):
-    """mmdet's dataset of a config, without pycocotools' lines on loading and indexing."""
+    """mmdet's dataset of a config, which raises CorruptImage for an image that is not whole; without pycocotools' lines
+    on loading and indexing."""
     with contextlib.redirect_stdout(io.StringIO()):
-        return build_dataset(cfg)
+        return build_dataset(whole.checked(cfg))
 
 
 def with_masks(recipe: Recipe, model: dict) -> bool:

@@ -19,6 +19,7 @@ from mmdet.datasets.samplers import InfiniteBatchSampler, InfiniteGroupBatchSamp
 from torch.utils.data import DataLoader, Dataset
 
 from ..parent import end_with_parent
+from .readable import Readable, noting
 
 MODEL, ORDER = 0, 1  # what random numbers are for; those of an update's images come after
 
@@ -32,13 +33,17 @@ def seed_all(*key: int) -> None:
 
 
 @contextlib.contextmanager
-def loaders(seed: int, begin: int) -> Iterator[None]:
-    """In the block mmdet's `train_detector` makes its training loader so that it goes on at update `begin`."""
+def loaders(seed: int, begin: int, corrupt_limit: int = 0) -> Iterator[None]:
+    """In the block mmdet's `train_detector` makes its training loader so that it goes on at update `begin`.
+
+    Its evaluation leaves out up to `corrupt_limit` images that are corrupt.
+    """
     original = mmdet.apis.train.build_dataloader
 
     def build(dataset: Any, **settings: Any) -> DataLoader:
-        made = original(dataset, **settings)
-        return made if settings.get('shuffle') is False else replaying(made, seed, begin)
+        if settings.get('shuffle') is False:
+            return noting(original(Readable(dataset, corrupt_limit), **settings))
+        return replaying(original(dataset, **settings), seed, begin)
 
     mmdet.apis.train.build_dataloader = build
     try:

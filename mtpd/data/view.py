@@ -29,7 +29,7 @@ def _index(path: Path) -> tuple[list[dict], dict[int, list[dict]], dict[int, int
 
 
 def samples(recipe: Recipe, split: str = 'val', count: int = 8, skip: int = 0) -> list[dict]:
-    """`count` images of a split in the order of their ids, with their objects.
+    """`count` images of a split in the order of their ids, with their objects; corrupt ones are left out.
 
     Returns:
         Dicts of ``id``, ``name``, ``image`` (H, W, 3) RGB uint8, ``boxes`` (n, 4) xyxy in pixels,
@@ -38,8 +38,15 @@ def samples(recipe: Recipe, split: str = 'val', count: int = 8, skip: int = 0) -
     annotations, folder = recipe.split(split)
     images, by_image, index = _index(annotations)
     found = []
-    for item in images[skip : skip + count]:
-        pixels = np.asarray(Image.open(folder / item['file_name']).convert('RGB'))
+    for item in images[skip:]:
+        if len(found) == count:
+            break
+        try:
+            pixels = np.asarray(Image.open(folder / item['file_name']).convert('RGB'))
+        except (OSError, SyntaxError):  # PIL's for a broken PNG
+            if not recipe.corrupt_limit:
+                raise
+            continue
         objects = [o for o in by_image.get(item['id'], []) if not o.get('iscrowd')]
         boxes = np.array([o['bbox'] for o in objects], float).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
