@@ -26,7 +26,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from . import checkpoints, distributed
-from .data import coco, pipelines
+from .data import coco, pipelines, workers
 from .errors import RecipeError
 from .files import read_own, sha256, write_json, write_text
 from .loop import device_of, processes
@@ -153,10 +153,11 @@ def _detections(model: torch.nn.Module, data, batch: dict, device: str, folder: 
     cuda = device == 'cuda'
     ids = [torch.cuda.current_device()] if cuda else []
     model = MMDataParallel(model.to(device), device_ids=ids)
-    if size == 1:
-        return single_gpu_test(model, loader)
-    # Collected by way of files where there are no GPUs; mmdet removes the folder.
-    return multi_gpu_test(model, loader, f'{folder}/parts', gpu_collect=cuda)
+    with workers.told():
+        if size == 1:
+            return single_gpu_test(model, loader)
+        # Collected by way of files where there are no GPUs; mmdet removes the folder.
+        return multi_gpu_test(model, loader, f'{folder}/parts', gpu_collect=cuda)
 
 
 def measured(out: Path, checkpoint: Path, measure: Callable[[], dict]) -> dict:

@@ -18,7 +18,7 @@ from mmdet.utils import get_root_logger
 from torch import nn
 
 from . import distributed, epochs, hooks, resume, stopping  # noqa: F401  (epochs, hooks: registered with mmcv)
-from .data import pipelines, replay
+from .data import pipelines, replay, workers
 from .errors import RecipeError
 from .inherit import InheritReport
 from .machine import cores
@@ -140,7 +140,8 @@ def _run(cfg, build, source, validate, threads, meta, point) -> InheritReport | 
     cfg.resume_from = str(point.path) if point else None
     meta = {'CLASSES': data.CLASSES, **(meta or {})}
     begin = point.update if point else 0
-    with replay.loaders(cfg.seed, begin), stopping.at_an_updates_end(rank == 0):
+    ending = stopping.at_an_updates_end(rank == 0)
+    with workers.told(), replay.loaders(cfg.seed, begin), ending:
         train_detector(model.to(cfg.device), data, cfg, size > 1, validate, meta=meta)
     return getattr(model, 'inherit_report', None)
 
