@@ -30,9 +30,8 @@ def told() -> Iterator[None]:
         try:
             yield
         except (ConnectionError, EOFError, FileNotFoundError):
-            time.sleep(
-                PATIENCE
-            )  # A dying worker's connection breaks before torch knows, and raises here.
+            # A dying worker's connection may break before torch knows, which then raises here.
+            time.sleep(PATIENCE)
             raise
     except RuntimeError as error:
         # By its start: what a worker raises in a dataset holds torch's words in the middle, and is no death.
