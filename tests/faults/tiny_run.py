@@ -42,6 +42,7 @@ class TinyRun:
         base = ROOT / 'configs/mini/retinanet_r50__r101_rx101.py'
         config = str(ROOT / 'configs/_base_/models/pocket_retinanet.py')
         text = RECIPE.format(base=str(base), config=config, teachers=base.parent / 'teachers')
+        folder = folder.resolve()
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.recipe, self.mark = folder, folder / 'faults.py', str(folder)
         self.recipe.write_text(text)
