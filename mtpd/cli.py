@@ -37,16 +37,10 @@ def main() -> None:
 @click.option('--smoke', is_flag=True, help='Next to no training: does everything work?')
 def run(recipe, work_dir: Path | None, smoke: bool) -> None:
     """Run all steps of RECIPE, skipping what is done, and write the report."""
-    from .notebooks import NotebookError
     from .pipeline import run_recipe
     from .report import make_report
 
-    try:
-        run_dir = run_recipe(recipe, work_dir, smoke, click.echo, sys.stdout)
-    except NotebookError as error:  # what there is, is worth a report too
-        click.echo(f'report: {make_report(error.out.parents[1])}')
-        raise
-    click.echo(f'report: {make_report(run_dir)}')
+    run_recipe(recipe, work_dir, smoke, click.echo, sys.stdout, make_report)
 
 
 @main.command()

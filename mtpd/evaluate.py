@@ -27,7 +27,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from . import checkpoints, distributed, knobs, skipped
-from .data import coco, pipelines, readable
+from .data import coco, pipelines, readable, workers
 from .errors import RecipeError
 from .exhausted import explained
 from .files import read_own, sha256, write_json, write_text
@@ -181,7 +181,7 @@ def _detections(model: torch.nn.Module, data, work: Work, folder: str) -> tuple[
     loader = readable.noting(loader)
     cuda = work.device == 'cuda'
     ids = [torch.cuda.current_device()] if cuda else []
-    with explained(work.named, model):
+    with explained(work.named, model), workers.told():
         model = MMDataParallel(model.to(work.device), device_ids=ids)
         if size == 1:
             return single_gpu_test(model, loader), data.corrupt

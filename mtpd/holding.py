@@ -44,6 +44,9 @@ def held(folder: Path, command: list[str], echo: Callable[[str], None] = print) 
         status = read_own(folder / STATUS, {})
         if status.get('state') == 'running':
             echo(f'{_named(status)} ended without a word: killed, or its machine went down.')
+            for step in status.get('steps', ()):
+                if step['state'] == 'running':  # `mtpd train` leaves the steps as they are
+                    step['state'] = 'interrupted'
         status |= {'state': 'running', 'command': shlex.join(command), **_process()}
         status |= {'started': now(), 'ended': None}
         status |= {'exit_code': None, 'signal': None, 'reason': None}

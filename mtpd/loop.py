@@ -27,7 +27,7 @@ from . import (  # noqa: F401  (epochs, guards, hooks, skipped: registered with 
     skipped,
     stopping,
 )
-from .data import pipelines, readable, replay, whole
+from .data import pipelines, readable, replay, whole, workers
 from .errors import RecipeError
 from .exhausted import explained
 from .inherit import InheritReport
@@ -158,7 +158,8 @@ def _run(cfg, build, source, named, validate, threads, meta, point) -> InheritRe
     meta = {'CLASSES': data.CLASSES, **(meta or {})}
     begin = point.update if point else 0
     sizes = explained(named, model, cfg.optimizer.type, Path(cfg.work_dir))
-    with replay.loaders(cfg.seed, begin, limit), stopping.at_an_updates_end(rank == 0), sizes:
+    ending = stopping.at_an_updates_end(rank == 0)
+    with workers.told(), replay.loaders(cfg.seed, begin, limit), ending, sizes:
         train_detector(model.to(cfg.device), data, cfg, size > 1, validate, meta=meta)
     return getattr(model, 'inherit_report', None)
 

@@ -16,7 +16,7 @@ from .files import read_json, write_json
 from .holding import STATUS, held, refuse_second
 from .lanes import Lanes, Marked
 from .loop import processes
-from .notebooks import execute
+from .notebooks import NotebookError, execute
 from .order import settled
 from .paths import ROOT, shown
 from .recipe import Arm, Recipe, load_recipe
@@ -105,6 +105,7 @@ def run_recipe(
     smoke: bool = False,
     echo: Callable[[str], None] = print,
     stream: Any = None,
+    report: Callable[[Path], Path] | None = None,
 ) -> Path:
     """Every step of a recipe, skipping what is done; returns the run directory.
 
@@ -113,6 +114,7 @@ def run_recipe(
         smoke: next to no training, to see that everything works.
         echo: gets a line per step.
         stream: a text stream that the notebooks' output is passed on to.
+        report: makes the report of the run directory; also after a step failed. The run is done when it is.
 
     Raises:
         RecipeError: the recipe, its data or its checkpoints are not in order: all problems at once.
@@ -132,9 +134,19 @@ def run_recipe(
     with held(run_dir, command, echo) as status:
         open_run(recipe, run_dir, smoke, hidden)
         forecast.keep(seen, run_dir)
-        seconds = _all_steps(recipe, run_dir, status, echo, stream)
-    echo(f'all steps done in {seconds / 60:.1f} minutes: {run_dir}')
+        try:
+            seconds = _all_steps(recipe, run_dir, status, echo, stream)
+            echo(f'all steps done in {seconds / 60:.1f} minutes: {run_dir}')
+        except NotebookError:  # what there is, is worth a report too
+            _report(report, run_dir, echo)
+            raise
+        _report(report, run_dir, echo)
     return run_dir
+
+
+def _report(make: Callable[[Path], Path] | None, run_dir: Path, echo) -> None:
+    if make:
+        echo(f'report: {make(run_dir)}')
 
 
 def _preflight(recipe: Recipe, run_dir: Path, smoke: bool, echo) -> dict | None:

@@ -98,6 +98,16 @@ def test_after_a_kill_the_next_command_says_so_and_goes_on(tmp_path):
     assert 'ended without a word' in lines[0] and status(tmp_path)['state'] == 'done'
 
 
+def test_a_killed_runs_step_is_not_said_to_run_in_the_next_command(tmp_path):
+    steps = [{'name': 'a', 'state': 'done'}, {'name': 'b', 'state': 'running'}]
+    killed = {'state': 'running', 'pid': 2**22 + 1, 'host': platform.node(), 'started': 'then'}
+    (tmp_path / 'status.json').write_text(json.dumps(killed | {'steps': steps}))
+    with held(tmp_path, ['mtpd', 'train'], lambda line: None):
+        found = status(tmp_path)
+        assert [step['state'] for step in found['steps']] == ['done', 'interrupted']
+        assert found['state'] == 'running' and found['pid'] == os.getpid()
+
+
 def test_a_broken_status_counts_for_none(tmp_path, capsys):
     (tmp_path / 'status.json').write_text('{"state": "run')
     with held(tmp_path, ['mtpd']):

@@ -10,6 +10,8 @@ from mtpd.errors import MtpdError
 from mtpd.notebooks import NotebookError, execute
 from mtpd.paths import ROOT
 from mtpd.rundir import open_run
+from mtpd.runs import load_run
+from mtpd.stopping import Interrupted
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 OWN = {'teachers.r101.checkpoint': None, 'teachers.rx101.checkpoint': None}
@@ -37,8 +39,9 @@ def test_the_steps_are_all_arms_stages_between_preparation_and_evaluation(tmp_pa
     assert names == [f'notebooks/{name}.ipynb' for name in wanted]
 
 
-def test_a_failed_step_is_recorded_and_the_next_call_goes_on_from_it(tmp_path, monkeypatch):
-    """The real runner over small notebooks in place of the kit's."""
+@pytest.fixture
+def sources(tmp_path, monkeypatch):
+    """Small notebooks in place of the kit's, for the real runner."""
     sources = tmp_path / 'sources'
     sources.mkdir()
     for step in pipeline.steps(load_recipe(MINI), tmp_path):
@@ -49,9 +52,13 @@ def test_a_failed_step_is_recorded_and_the_next_call_goes_on_from_it(tmp_path, m
             body += f"\nPath(work_dir, '{inside}').write_text('{{}}')"
         if not (sources / step.source.name).is_file():
             notebook(sources / step.source.name, body)
+    monkeypatch.setattr(pipeline, 'NOTEBOOKS', sources)
+    return sources
+
+
+def test_a_failed_step_is_recorded_and_the_next_call_goes_on_from_it(tmp_path, sources):
     kept = (sources / '01_data.ipynb').read_text()
     notebook(sources / '01_data.ipynb', "raise ValueError('broken <b>')")
-    monkeypatch.setattr(pipeline, 'NOTEBOOKS', sources)
     run_dir, lines = tmp_path / 'run', []
     with pytest.raises(NotebookError, match='broken'):
         pipeline.run_recipe(load_recipe(MINI, OWN), run_dir, smoke=True, echo=lines.append)
@@ -69,6 +76,44 @@ def test_a_failed_step_is_recorded_and_the_next_call_goes_on_from_it(tmp_path, m
         '[3/12] 02_detectors',
     ]
     assert [step['state'] for step in status(run_dir)['steps'][:3]] == ['done', 'done', 'failed']
+
+
+def test_a_run_is_done_when_its_report_is(tmp_path, sources, monkeypatch):
+    run_dir, said = tmp_path / 'run', []
+    monkeypatch.setattr(
+        pipeline, 'chains', lambda *_: [[[pipeline.Step(sources / '01_data.ipynb')]]]
+    )
+
+    def report(folder):
+        said.append((folder, status(folder)['state'], load_run(folder).state))
+        with pytest.raises(MtpdError, match='is in use'):
+            pipeline.run_recipe(load_recipe(MINI, OWN), folder)
+        if len(said) == 1:
+            raise Interrupted(15)
+        return folder / 'index.html'
+
+    with pytest.raises(Interrupted):
+        pipeline.run_recipe(load_recipe(MINI, OWN), run_dir, report=report)
+    found = status(run_dir)
+    assert (found['state'], found['signal'], found['exit_code']) == ('interrupted', 'SIGTERM', 143)
+    assert [step['state'] for step in found['steps']] == ['done']
+    lines = []
+    pipeline.run_recipe(load_recipe(MINI, OWN), run_dir, echo=lines.append, report=report)
+    assert lines[-1] == f'report: {run_dir}/index.html' and status(run_dir)['state'] == 'done'
+    assert said == 2 * [(run_dir, 'running', 'complete')]
+
+
+def test_a_failed_run_has_a_report(tmp_path, sources):
+    notebook(sources / '01_data.ipynb', "raise ValueError('broken')")
+    said = []
+
+    def report(folder):
+        said.append(load_run(folder).state)
+        return folder
+
+    with pytest.raises(NotebookError, match='broken'):
+        pipeline.run_recipe(load_recipe(MINI, OWN), tmp_path / 'run', report=report)
+    assert said == ['failed'] and status(tmp_path / 'run')['state'] == 'failed'
 
 
 def test_what_a_run_says_of_itself(tmp_path):

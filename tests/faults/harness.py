@@ -1,6 +1,6 @@
-"""Kills a tiny run at random moments, repeats the same command, and compares its end bit by bit.
+"""Kills tiny runs at random moments of every phase, repeats the same command, and compares their ends bit by bit.
 
-    python tests/faults/harness.py --kills 20 --seed 1 --table faults.txt
+    python tests/faults/harness.py --kills 20 --seed 1 --out results/faults.json
 
 Signals go to the runner (`mtpd run`), its kernel, a data worker or the training (`mtpd train`). A power cut kills all
 processes and truncates what was written last. After each: nobody is left 5 seconds later, and status.json is true.
@@ -9,309 +9,171 @@ processes and truncates what was written last. After each: nobody is left 5 seco
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import os
 import random
+import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
+import family
+import table
+from plan import Hit, deal, plan
+from run_state import at_work, folders, status, wrong
+from table import Fault
+from tiny_run import TinyRun
 
-from mtpd.holding import alive
-from mtpd.paths import ROOT
-
-RECIPE = """
-_base_ = {base!r}
-name = 'faults'
-teachers = dict(
-    r101=dict(config={config!r}, checkpoint='{teachers}/r101/model.pth'),
-    rx101=dict(config={config!r}, checkpoint='{teachers}/rx101/model.pth', init=None),
-)
-student = dict(config={config!r})
-arms = dict(_delete_=True, progressive=dict(label='both', teachers=['r101', 'rx101']))
-"""
-OPTIONS = (
-    'data.scenes.train=32 data.scenes.val=8 schedule.batch_size=4 schedule.baseline=60 schedule.arm=80 '
-    'schedule.checkpoint_interval=8 schedule.log_interval=8 schedule.eval_interval=0 image.flip=0.5 '
-    'runtime.workers=1 runtime.threads=1 runtime.device=cpu data.cache={cache}'
-)
-CASES = [  # what is hit, and by what
-    *(('runner', name) for name in ('SIGKILL', 'SIGTERM', 'SIGINT')),
-    *(('kernel', name) for name in ('SIGKILL', 'SIGTERM')),
-    ('data worker', 'SIGKILL'),
-    *(('training', name) for name in ('SIGKILL', 'SIGTERM', 'SIGINT')),
-    ('runner', 'power cut'),
-    ('training', 'power cut'),
-]
-COMPARED = ('detectors/student/model.pth', 'detectors/*/metrics.json')
-COMPARED += ('detectors/student/latest.pth', 'stages/*/*/latest.pth')
-COMPARED += ('stages/*/*/student.pth', 'stages/*/*/metrics.json')
-
-
-@dataclass
-class Fault:
-    """One row of the table."""
-
-    moment: float  # seconds after the command's start
-    during: str
-    target: str
-    signal: str
-    code: int
-    left: int  # processes 5 seconds after its end
-    status: str  # as it should be, or what it said
-    identical: str = 'not ended'
-
-    @property
-    def right(self) -> bool:
-        return (self.left, self.status, self.identical) == (0, 'true', 'yes')
+IMPORTS = 1  # seconds in which a command is Python's own
+ROUNDS = 4  # of runs for hits that their phase escaped
 
 
 class Harness:
-    """A folder with a recipe, the reference run and the run that is hit."""
+    """Hits a tiny run in a folder."""
 
     def __init__(self, folder: Path, seed: int, echo=print):
-        self.folder, self.random, self.echo = folder, random.Random(seed), echo
-        base = ROOT / 'configs/mini/retinanet_r50__r101_rx101.py'
-        config = str(ROOT / 'configs/_base_/models/pocket_retinanet.py')
-        text = RECIPE.format(base=str(base), config=config, teachers=base.parent / 'teachers')
-        folder.mkdir(parents=True, exist_ok=True)
-        self.recipe = folder / 'faults.py'
-        self.recipe.write_text(text)
-        self.whole, self.hit = folder / 'whole', folder / 'hit'
-
-    def command(self, verb: str, run: Path) -> list[str]:
-        stage = ['--arm', 'progressive', '--stage', '2'] if verb == 'train' else []
-        options = OPTIONS.format(cache=self.folder / 'data')
-        where = ['--work-dir', str(run), '--cfg-options', options]
-        return [sys.executable, '-m', 'mtpd.cli', verb, str(self.recipe), *where, *stage]
-
-    def start(self, verb: str, run: Path) -> subprocess.Popen:
-        path = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
-        env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': path}
-        log = (self.folder / f'{run.name}.log').open('ab')
-        return subprocess.Popen(
-            self.command(verb, run),
-            cwd=ROOT,
-            env=env,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
+        self.tiny, self.random, self.echo = TinyRun(folder), random.Random(seed), echo
+        self.hit, self.log, self.mark = self.tiny.hit, self.tiny.log, self.tiny.mark
 
     def reference(self) -> float:
-        """The uninterrupted run, unless it is in the folder; returns its seconds."""
-        began = time.monotonic()
-        if self._results(self.whole):
-            return 0.0
-        if code := self.start('run', self.whole).wait():
-            raise RuntimeError(f'the reference failed ({code}): {self.folder / "whole.log"}')
-        return time.monotonic() - began
+        """The run that is not hit, unless it is there; returns its seconds."""
+        seconds = self.tiny.reference()
+        lengths = ', '.join(f'{name} {value:.1f}' for name, value in self.tiny.lengths.items())
+        self.echo(f'reference: {seconds:.0f} s; seconds of its phases: {lengths}')
+        return seconds
 
-    def faults(self, kills: int, longest: float) -> list[Fault]:
-        """Hits runs until there were `kills` hits and the last run ended; every case before any comes again."""
+    def faults(self, kills: int) -> list[Fault]:
+        """Runs with a few hits each, until there were `kills`, and one in every phase that was planned."""
         rows: list[Fault] = []
-        open_rows: list[Fault] = []
-        cases: list = []
-        while len(rows) < kills or open_rows:
-            if len(rows) < kills and not cases:
-                cases = self.random.sample(CASES, len(CASES))
-            target, name = cases.pop() if len(rows) < kills else ('', '')
-            found = self.strike(target, name, longest)
-            if found is None:
-                same = self.compare()
-                for row in open_rows:
-                    row.identical = same
-                self.echo(f'ended, identical: {same}')
-                open_rows = []
-                shutil.rmtree(self.hit)
-                if target:
-                    cases.append((target, name))
-                continue
-            rows.append(found)
-            open_rows.append(found)
-            self.echo(f'{len(rows):3} {found}')
+        runs, rounds = plan(kills, self.random), 1
+        planned = {hit.phase for hits in runs for hit in hits}
+        while runs and rounds <= ROUNDS:
+            again: list[Hit] = []
+            for hits in runs:
+                found, missed = self.run(hits, len({row.run for row in rows}) + 1, len(rows))
+                rows += found
+                again += missed
+            reached = {phase for row in rows for phase in row.during.split(', ')}
+            escaped = [hit for hits in runs for hit in hits if hit.phase in planned - reached]
+            runs, rounds = deal(list(dict.fromkeys([*again, *escaped]))), rounds + 1
         return rows
 
-    def strike(self, target: str, name: str, longest: float) -> Fault | None:
-        """Starts the command and hits it; None where it ended by itself, and the run is complete."""
-        verb = 'train' if target == 'training' else 'run'
-        process = self.start(verb, self.hit)
-        began = time.monotonic()
-        moment = self.random.uniform(1, longest) if target else float('inf')
-        while process.poll() is None and time.monotonic() - began < moment:
-            time.sleep(0.05)
-        victim = None
-        while process.poll() is None and not (victim := self.victim(process, target)):
-            time.sleep(0.02)  # no kernel, no data worker at this moment
+    def run(self, hits: list[Hit], number: int, before: int) -> tuple[list[Fault], list[Hit]]:
+        """One run, hit and started again until its end, and compared; its rows, and the hits not made."""
+        shutil.rmtree(self.hit, ignore_errors=True)
+        rows, missed = [], []
+        for hit in hits:
+            if row := self.strike(hit, number):
+                rows.append(row)
+                self.echo(f'{before + len(rows):3} {row}')
+            else:
+                missed.append(hit)
+        process = self.tiny.start('run', self.hit)
+        if process.wait(600) or status(self.hit)['state'] != 'done' or family.left(self.mark):
+            raise RuntimeError(f'the last start did not end well: {self.log}')
+        same = self.tiny.compare()
+        for row in rows:
+            row.identical = same
+        self.echo(f'run {number} ended, identical: {same}')
+        return rows, missed
+
+    def strike(self, hit: Hit, number: int) -> Fault | None:
+        """Starts the command and hits it in its phase, or at the phase's early end; None where it ended by itself."""
+        process, began = self.tiny.start(hit.verb, self.hit), time.monotonic()
+        output = self.log.stat().st_size
+        victim = self.moment(process, hit)
         if victim is None:
-            if process.returncode:
-                raise RuntimeError(f'{verb} failed ({process.returncode}): {self.folder}/hit.log')
-            # A finished `mtpd train` leaves the rest of the run to do.
-            return None if verb == 'run' else self.strike('runner', name, longest)
-        family = _family(process)
-        moment, during = time.monotonic() - began, self.during()
-        if name == 'power cut':
-            for member in family:
-                _send(member, signal.SIGKILL)
-        else:
-            _send(victim, signal.Signals[name])
-        family |= _family(process)
+            if process.wait():
+                raise RuntimeError(f'{hit.verb} failed ({process.returncode}): {self.log}')
+            return None
+        moment, during = time.monotonic() - began, at_work(self.hit, process.pid)
+        family.send(victim, hit.signal, self.mark)
         code = process.wait(120)
-        row = Fault(round(moment, 1), during, target, name, code, _left(family), '')
-        row.status = self.status(process.pid, row)
-        if name == 'power cut':
+        left = family.left(self.mark)
+        named = 'SIGKILL' if hit.signal == 'power cut' else hit.signal
+        state = wrong(self.hit, process.pid, hit.target, named, code, during) or 'true'
+        if hit.signal == 'power cut':
             self.truncate()
-        return row
+        with self.log.open(errors='replace') as log:
+            log.seek(output)
+            message = _message(log.read(), code)
+        words = ', '.join(during) or 'between steps'
+        row = (number, round(moment, 1), words, hit.signal, hit.target, code, left, state, message)
+        return Fault(*row)
 
-    def victim(self, process: subprocess.Popen, target: str) -> psutil.Process | None:
-        if target in ('runner', 'training'):
-            return psutil.Process(process.pid)
-        for member in _family(process):
-            try:
-                kernel = 'ipykernel_launcher' in ' '.join(member.cmdline())
-                parent = member.parent()
-                worker = parent and parent.pid != process.pid and kernel
-                if target == 'kernel' and kernel and not worker:
-                    return member
-                # Forked, so with its kernel's command line, as a program in its first moment.
-                if target == 'data worker' and worker and _age(member) > 0.5:
-                    return member
-            except psutil.Error:
-                continue
-        return None
+    def moment(self, process: subprocess.Popen, hit: Hit):
+        """Waits for the hit's moment; its victim, or None where the command ended before there was one."""
 
-    def during(self) -> str:
-        """What status.json says is at work."""
-        try:
-            found = json.loads((self.hit / 'status.json').read_text())
-        except (OSError, ValueError):
-            return 'start'
-        running = [s['name'] for s in found.get('steps', ()) if s['state'] == 'running']
-        return ' '.join(running) or found['command'].split()[1]
+        def until(reached) -> None:
+            while process.poll() is None and not reached():
+                time.sleep(0.03)
 
-    def status(self, pid: int, row: Fault) -> str:
-        """'true', or what is wrong in status.json after a hit."""
-        try:
-            found = json.loads((self.hit / 'status.json').read_text())
-        except FileNotFoundError:
-            found = {}
-        state = found.get('state')
-        if found.get('pid') != pid:  # hit before the command had begun its work
-            return 'true' if state != 'running' or not alive(found) else f'pid {found["pid"]}'
-        if row.code == -signal.SIGKILL:
-            return 'true' if state == 'running' and not alive(found) else f'{state} after a kill'
-        if row.code in (130, 143):
-            wanted = {130: 'SIGINT', 143: 'SIGTERM'}[row.code]
-            right = (state, found['signal'], found['exit_code']) == (
-                'interrupted',
-                wanted,
-                row.code,
-            )
-            return 'true' if right and row.signal == wanted else f'{state} {found["signal"]}'
-        if state == 'done' and row.code == 0:  # hit at its very end
-            return 'true'
-        right = state == 'failed' and found['exit_code'] == row.code and found['reason']
-        return 'true' if right else f'{state}, exit code {row.code}'
+        def at() -> bool:
+            return hit.phase in at_work(self.hit, process.pid)
+
+        def victim():
+            return family.victim(self.mark, process.pid, hit.target, self.random)
+
+        length = self.tiny.lengths[hit.phase]
+        until(at)
+        if hit.target == 'data worker':
+            until(victim)
+            length = self.tiny.lengths[f'train {hit.phase}']
+        shortest = IMPORTS if hit.phase == 'start' else 0
+        due = time.monotonic() + shortest + hit.share * max(0, length - shortest)
+        until(lambda: time.monotonic() > due or not at())
+        found = None
+        while process.poll() is None and not (found := victim()):
+            time.sleep(0.02)
+        return found
 
     def truncate(self) -> None:
-        """Cuts the newest checkpoint of a training at work, and all that was being written, to a random length."""
-        files = [
-            path
-            for path in self.hit.rglob('latest.pth')
-            if not any(path.with_name(name).is_file() for name in ('model.pth', 'student.pth'))
-        ]
-        files = sorted(files, key=lambda path: path.stat().st_mtime)[-1:]
-        files += [path for path in self.hit.rglob('*.part') if path.is_file()]
+        """Cuts what a training wrote last, and all that was being written, to a random length."""
+        files = []
+        for _, place, final in folders(self.hit)[-1:]:
+            if not final.is_file():
+                files += [place / 'latest.pth', place / 'log.json']
+            elif not (place / 'metrics.json').is_file():
+                files.append(final)
+        files += self.hit.rglob('*.part')
         for path in files:
-            os.truncate(path, self.random.randrange(path.stat().st_size + 1))
-
-    def compare(self) -> str:
-        """'yes', or the files that differ from the reference's."""
-        names = [
-            str(path.relative_to(self.whole))
-            for pattern in COMPARED
-            for path in sorted(self.whole.glob(pattern))
-        ]
-        differ = [n for n in names if not _same(self.whole / n, self.hit / n)]
-        shown = [self._results(run) for run in (self.whole, self.hit)]
-        differ += ['report'] * (shown[0] != shown[1] or not shown[0])
-        return 'yes' if names and not differ else f'no: {", ".join(differ)}'
-
-    @staticmethod
-    def _results(run: Path) -> list:
-        """The report's numbers that don't tell the time."""
-        if not (run / 'report/index.html').is_file():
-            return []
-        rows = json.loads((run / 'results.json').read_text())['results']
-        return [{k: v for k, v in row.items() if k != 'ms_per_image'} for row in rows]
+            if path.is_file():
+                os.truncate(path, self.random.randrange(path.stat().st_size + 1))
 
 
-def _same(one: Path, other: Path) -> bool:
-    return other.is_file() and one.read_bytes() == other.read_bytes()
-
-
-def _family(process: subprocess.Popen) -> set[psutil.Process]:
-    try:
-        first = psutil.Process(process.pid)
-        return {first, *first.children(recursive=True)}
-    except psutil.NoSuchProcess:
-        return set()
-
-
-def _age(process: psutil.Process) -> float:
-    return time.time() - process.create_time()
-
-
-def _send(process: psutil.Process, number: int) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.send_signal(number)
-
-
-def _left(family: set[psutil.Process]) -> int:
-    _, still = psutil.wait_procs(family, timeout=5)
-    return sum(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in still)
-
-
-def table(rows: list[Fault]) -> str:
-    head = ('no', 'moment', 'during', 'signal', 'target', 'exit', 'left', 'status', 'identical')
-    lines = [head]
-    for number, row in enumerate(rows, 1):
-        found = asdict(row)
-        cells = [found[key] for key in ('during', 'signal', 'target', 'code', 'left', 'status')]
-        lines.append((number, f'{row.moment:.1f} s', *cells, row.identical))
-    widths = [max(len(str(line[k])) for line in lines) for k in range(len(head))]
-    return '\n'.join(
-        '  '.join(f'{cell!s:{width}}' for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+def _message(said: str, code: int) -> str:
+    """Of a command's output: 'yes' where its end is a message, 'none' where it had no time for one or needs none."""
+    if 'Traceback' in said:
+        return 'a traceback'
+    if code <= 0:
+        return 'none'
+    return 'yes' if '\nmtpd: ' in f'\n{said}' else 'nothing was said'
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--kills', type=int, default=20)
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--longest', type=float, default=25, help='latest moment, in seconds')
     parser.add_argument('--folder', type=Path, help='default: a temporary one')
-    parser.add_argument('--table', type=Path, help='a file for the table')
-    asked = parser.parse_args()
+    parser.add_argument('--out', type=Path, help='a JSON file for the table')
+    parser.add_argument('--table', type=Path, help='a text file for the table')
+    asked, began = parser.parse_args(), time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
-        harness = Harness(asked.folder or Path(temporary), asked.seed)
-        print(f'reference: {harness.reference():.0f} s', flush=True)
-        rows = harness.faults(asked.kills, asked.longest)
-    right = sum(row.right for row in rows)
-    text = f'seed {asked.seed}: {right} of {len(rows)} right\n{table(rows)}\n'
+        harness = Harness(
+            asked.folder or Path(temporary), asked.seed, lambda s: print(s, flush=True)
+        )
+        harness.reference()
+        rows = harness.faults(asked.kills)
+    text = f'seed {asked.seed}: {table.outcome(rows)}\n{table.text(rows)}\n'
     print(text)
     if asked.table:
         asked.table.write_text(text)
-    sys.exit(right != len(rows))
+    if asked.out:
+        command = f'python tests/faults/harness.py {shlex.join(sys.argv[1:])}'
+        table.save(asked.out, rows, command, asked.seed, time.monotonic() - began)
+    sys.exit(not all(row.right for row in rows))
 
 
 if __name__ == '__main__':

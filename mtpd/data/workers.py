@@ -1,0 +1,53 @@
+"""The end of a data worker, told in words: the loop it feeds ends with torch's RuntimeError."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import time
+from collections.abc import Iterator
+
+from ..errors import MtpdError
+
+_DEAD = re.compile(
+    r'DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (?:is killed by signal: (?P<signal>.+?)\. |exited)'
+)
+PATIENCE = 1  # seconds for a worker's end, after its connection's
+_OFTEN = {
+    'SIGKILL': ' (often: out of memory)',
+    'SIGBUS': ' (often: shared memory, /dev/shm, is full)',
+}
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Raises MtpdError where a data worker was killed or ended by itself in the block.
+
+    torch raises in a signal handler, so anywhere in the block.
+    """
+    try:
+        try:
+            yield
+        except (ConnectionError, EOFError, FileNotFoundError):
+            # A dying worker's connection may break before torch knows, which then raises here.
+            time.sleep(PATIENCE)
+            raise
+    except RuntimeError as error:
+        # By its start: what a worker raises in a dataset holds torch's words in the middle, and is no death.
+        if not (dead := _DEAD.match(str(error))):
+            raise
+        # The loop that waits for data raises a second error from the signal handler's.
+        dead = _DEAD.match(str(error.__cause__)) or dead
+        raise MtpdError(
+            f'a data worker {_end(dead["signal"])}. Fewer of them take less memory: runtime.workers (an mmdet config: '
+            'data.workers_per_gpu). The same command goes on; a training, from its newest checkpoint.'
+        ) from error
+
+
+def _end(words: str | None) -> str:
+    if not words:
+        return 'ended unexpectedly'
+    names = {signal.strsignal(number): signal.Signals(number).name for number in signal.Signals}
+    name = names.get(words, words)
+    return f'was ended by signal {name}{_OFTEN.get(name, "")}'

@@ -1,0 +1,83 @@
+"""What a run directory says of itself: which phase is at work, and whether status.json is true after a hit."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+from mtpd.holding import alive
+
+PLAIN = {'02_detectors': 'baseline'}
+FOLDERS = {
+    'baseline': ('detectors/student', 'model.pth'),
+    'stage 1': ('stages/progressive/1*', 'student.pth'),
+    'stage 2': ('stages/progressive/2*', 'student.pth'),
+}
+
+
+def status(run: Path) -> dict:
+    try:
+        return json.loads((run / 'status.json').read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def at_work(run: Path, pid: int) -> list[str]:
+    """The phases in which the command is; ['start'] before it has begun, ['end'] when it is done."""
+    found = status(run)
+    if found.get('pid') != pid:
+        return ['start']
+    if found['state'] != 'running':
+        return ['end']
+    if found['command'].split()[1] == 'train':
+        return _training(run)
+    steps = found.get('steps', [])
+    if steps and all(step['state'] == 'done' for step in steps):
+        return ['report']
+    return [_phase(step['name']) for step in steps if step['state'] == 'running']
+
+
+def _phase(step: str) -> str:
+    if '__' in step:
+        return f'stage {step.rsplit("_", 1)[1]}'
+    return PLAIN.get(step, step[:2])
+
+
+def folders(run: Path) -> list[tuple[str, Path, Path]]:
+    """Phase, folder and last file of the trainings that have begun."""
+    return [
+        (name, place, place / final)
+        for name, (pattern, final) in FOLDERS.items()
+        for place in run.glob(pattern)
+    ]
+
+
+def _training(run: Path) -> list[str]:
+    return [f'train {name}' for name, _, final in folders(run) if not final.is_file()][-1:]
+
+
+def wrong(run: Path, pid: int, target: str, name: str, code: int, during: list[str]) -> str:
+    """'' where status.json is as it should be after a hit, else what it says."""
+    found = status(run)
+    state, at_end = found.get('state'), during == ['end']
+    said = (
+        f'{state}, exit code {found.get("exit_code")}, {found.get("signal")}, {found.get("reason")}'
+    )
+    if found.get('pid') != pid:  # hit before the command had begun its work
+        return '' if during == ['start'] and not (state == 'running' and alive(found)) else said
+    if code == -signal.SIGKILL:
+        killed = state == 'running' and not alive(found)
+        return '' if killed or (at_end and state == 'done') else f'{said} after a kill'
+    if state == 'done' and code == 0:  # a worker or a kernel that had nothing more to do
+        return ''
+    if target in ('runner', 'training'):
+        wanted = ('interrupted', name, {'SIGINT': 130, 'SIGTERM': 143}.get(name), code)
+        right = (state, found['signal'], found['exit_code'], found['exit_code']) == wanted
+        return '' if right or (at_end and state == 'done') else said
+    words = {'kernel': 'the Python process of the notebook', 'data worker': 'a data worker'}
+    told = words[target] in (found['reason'] or '')
+    right = (
+        state == 'failed' and found['exit_code'] == code == {'kernel': 1, 'data worker': 2}[target]
+    )
+    return '' if right and told else said
