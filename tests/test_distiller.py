@@ -22,7 +22,7 @@ from tiny import batch, detector, retinanet
 from mtpd import checkpoints, load_recipe
 from mtpd.distiller import Distiller
 from mtpd.errors import MtpdError
-from mtpd.train import distill_cfg
+from mtpd.trainings import distill_cfg
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 METHODS = list(load_recipe(MINI).cfg.distill.settings)

@@ -2,7 +2,6 @@
 
 import os
 import signal
-from contextlib import nullcontext
 from threading import Timer
 
 from mtpd import compat  # noqa: F401  (before mmcv)
@@ -15,7 +14,7 @@ from mmdet.apis import single_gpu_test
 from test_train import MINI, SMALL
 from torch.utils.data import DataLoader, Dataset
 
-from mtpd import evaluate, load_recipe
+from mtpd import evaluate, knobs, load_recipe
 from mtpd.data import pipelines, workers
 from mtpd.errors import MtpdError
 from mtpd.train import prepare_detector
@@ -119,6 +118,9 @@ def test_a_test_ends_with_the_message(monkeypatch):
 
     assert evaluate.single_gpu_test is single_gpu_test
     monkeypatch.setattr(evaluate, 'single_gpu_test', test)
-    monkeypatch.setattr(evaluate, 'build_dataloader', lambda *_, **__: nullcontext())
+    loader = DataLoader(Numbers(lambda: None))
+    monkeypatch.setattr(evaluate, 'build_dataloader', lambda *_, **__: loader)
     with pytest.raises(MtpdError, match='a data worker was ended by signal SIGKILL'):
-        evaluate._detections(torch.nn.Identity(), None, {}, 'cpu', '')
+        recipe = load_recipe(MINI)
+        work = evaluate.Work({}, {}, 'cpu', 1, 0, knobs.of_recipe(recipe.cfg, 1))
+        evaluate._detections(torch.nn.Identity(), None, work, '')
