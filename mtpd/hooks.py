@@ -102,8 +102,10 @@ class SaveLatest(Hook):
 
     def after_train_iter(self, runner) -> None:
         due = self.every_n_iters(runner, self.interval) or self.is_last_iter(runner)
-        # At an epoch's end what happens there comes first.
-        stop = stopping.asked() and not (self.by_epoch and self.end_of_epoch(runner))
+        # At an epoch's end what happens there comes first. After the last update the training ends by itself, with its
+        # last row in the log, which going on from this checkpoint would never write.
+        ends = self.is_last_iter(runner) or (self.by_epoch and self.end_of_epoch(runner))
+        stop = stopping.asked() and not ends
         if stop or (due and not self.by_epoch):
             # A signal is rank 0's alone.
             guards.of(runner).check_weights(runner, runner.iter + 1, due and not self.by_epoch)

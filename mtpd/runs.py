@@ -170,11 +170,16 @@ class Run:
         for detector in sorted(detectors, key=lambda d: d['role'] != 'student'):
             name = detector['name']
             log = read_log(self.path / 'detectors' / name / 'log.json')
+            measured = self.metrics('detector', name)
+            last = log[-1] if log else {}
+            done, asked = last.get('update'), last.get('updates')
+            if measured and isinstance(asked, int):
+                done = asked  # trained; killed at its end, it may lack the log's last row
             rows.append(
                 {'name': name, 'label': self.label(name), 'kind': None, 'stages': []}
                 | {'role': 'baseline' if detector['role'] == 'student' else 'teacher'}
-                | {'updates': log[-1]['update'] if log else None}
-                | points(self.metrics('detector', name))
+                | {'updates': done}
+                | points(measured)
                 | self._model(name)
             )
         kinds = arm_kinds(self.arms)

@@ -185,6 +185,19 @@ def test_a_signal_ends_a_training_after_its_update_with_a_checkpoint(
     same(tmp_path / 'latest.pth', folder / 'latest.pth')
 
 
+def test_a_signal_in_the_last_update_leaves_a_whole_log(recipe, stage, tmp_path):
+    """Going on from its checkpoint there is no update left to write the last row."""
+    folder, build, _ = stage
+    with pytest.raises(KeyboardInterrupt):
+        wrapped = cut(build, UPDATES - 1, partial(signal.raise_signal, signal.SIGINT))
+        trained_on(recipe, stage, tmp_path, wrapped)
+    assert checkpoints.load(tmp_path / 'latest.pth')['meta']['iter'] == UPDATES
+    trained_on(recipe, stage, tmp_path)
+    rows = [[row['update'] for row in read_log(place / 'log.json')] for place in (tmp_path, folder)]
+    assert rows[0] == rows[1] and rows[0][-1] == UPDATES
+    same(tmp_path / 'latest.pth', folder / 'latest.pth')
+
+
 def test_an_epoch_goes_on_inside(tmp_path, tiny_coco):
     """A plain mmdet config that counts epochs, of three updates each."""
     path = tmp_path / 'plain.py'

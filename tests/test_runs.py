@@ -37,6 +37,15 @@ def test_results_has_a_row_for_baseline_teachers_and_arms_in_points(run):
     assert [rows[a]['kind'] for a in ARMS] == ['control', 'direct', 'progressive', 'other']
 
 
+def test_a_trained_detector_has_all_its_updates_whatever_its_log_lacks(tmp_path):
+    path = make_run(tmp_path / 'run')
+    log, metrics = (path / 'detectors' / 'r50' / name for name in ('log.json', 'metrics.json'))
+    log.write_text(''.join(log.read_text().splitlines(keepends=True)[:-1]))
+    assert load_run(path).results()[0]['updates'] == 900
+    metrics.unlink()
+    assert load_run(path).results()[0]['updates'] == 880, 'those done, of one at work'
+
+
 def test_curves_count_on_over_the_stages_and_split_the_loss(run):
     rows = run.curves('progressive')
     assert [r['update'] for r in rows] == list(range(20, 801, 20))
