@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import family
@@ -57,7 +58,10 @@ class Harness:
                 again += missed
             reached = {phase for row in rows for phase in row.during.split(', ')}
             escaped = [hit for hits in runs for hit in hits if hit.phase in planned - reached]
-            runs, rounds = deal(list(dict.fromkeys([*again, *escaped]))), rounds + 1
+            sooner = [
+                replace(hit, share=hit.share / 2) for hit in dict.fromkeys([*again, *escaped])
+            ]
+            runs, rounds = deal(sooner), rounds + 1
         return rows
 
     def run(self, hits: list[Hit], number: int, before: int) -> tuple[list[Fault], list[Hit]]:
