@@ -26,8 +26,8 @@ def held(folder: Path, command: list[str], echo: Callable[[str], None] = print) 
 
     status.json has ``state`` (running, done, failed, interrupted), ``command``, ``host``, ``pid``, ``created`` (the
     process's start, seconds since 1970), ``started``, ``ended``, and of the end ``exit_code``, ``signal`` (its name) and
-    ``reason`` (the error's words). Steps of a run (``steps``) stay as they are. A folder in which nothing but the status
-    came to be is removed.
+    ``reason`` (the error's words). Steps of a run (``steps``) stay as they are; one that a killed command left
+    running is interrupted. A folder in which nothing but the status came to be is removed.
 
     Raises:
         MtpdError: another command works in it, or it cannot be written to.
