@@ -14,11 +14,10 @@ from mmcv import ConfigDict
 from mmdet.models import build_detector
 from torch import nn
 
+from . import memory
 from .losses import build_losses
 from .recipe import Recipe
 from .trainings import Training, distill_cfg
-
-MOMENTS = {'SGD': 1}  # what an optimizer keeps of a weight; the Adams two
 
 
 def problems(
@@ -63,9 +62,8 @@ def checkpoint_sizes(recipe: Recipe, detector: str, teacher: str | None) -> tupl
         settings = distill_cfg(recipe, cfg, taught_by)
         losses = nn.ModuleDict(build_losses(settings, model, build_detector(ConfigDict(taught_by))))
     optimizer = recipe.cfg.schedule.optimizer
-    moments = MOMENTS.get(optimizer.type, 2)
-    if optimizer.type == 'SGD' and not optimizer.get('momentum'):
-        moments = 0
+    still = optimizer.type == 'SGD' and not optimizer.get('momentum')
+    moments = 0 if still else memory.moments(optimizer.type)
     trained = sum(
         p.nbytes for part in (model, losses) for p in part.parameters() if p.requires_grad
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from . import trial
 from .data import coco
+from .errors import MtpdError
 from .files import read_own, write_json
 from .launch import launch
 from .loop import device_of, processes
@@ -42,6 +43,8 @@ def forecast(
     task = (str(recipe.source), recipe.overrides, batch, kinds, detectors)
     try:
         found = launch(1, device_of(recipe), trial.measure, task)
+    except MtpdError as error:
+        return None, [str(error)]
     except RuntimeError as error:
         return None, [f'a few updates were tried, and failed: {error}']
     return {'recipe': recipe.text, **found}, memory_problems(recipe, found['trainings'])

@@ -56,7 +56,12 @@ def fixed(weights: int, trained: int, optimizer: str = '') -> int:
     """
     if not optimizer:
         return weights
-    return weights + trained * (3 if 'adam' in optimizer.lower() else 2)
+    return weights + trained * (1 + moments(optimizer))
+
+
+def moments(optimizer: str) -> int:
+    """How many numbers an optimizer keeps of a weight, by its type; SGD's is its momentum."""
+    return 2 if 'adam' in optimizer.lower() else 1
 
 
 class Shortage(NamedTuple):

@@ -72,7 +72,7 @@ def claim(kept: Path, text: str) -> None:
     """Keeps a run's settings in its folder. Raises MtpdError as `writable`, or where results of others are there."""
     writable(kept.parent)
     results = any((kept.parent / name).exists() for name in RESULTS)
-    if results and kept.is_file() and _meant(kept.read_text()) != _meant(text):
+    if results and kept.is_file() and meant(kept.read_text()) != meant(text):
         raise MtpdError(
             f'{kept.parent} holds a run with other settings (compare {kept}). Choose another --work-dir, '
             'or remove that folder.'
@@ -80,7 +80,7 @@ def claim(kept: Path, text: str) -> None:
     write_text(kept, text)
 
 
-def _meant(text: str) -> str | dict:
+def meant(text: str) -> str | dict:
     """A config's values, without what says how far to go on with corrupt images: a run may be told so in between."""
     try:
         lines = ast.parse(text).body

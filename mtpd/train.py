@@ -15,13 +15,14 @@ from torch import nn
 from . import checkpoints, preflight, resume, trainings
 from .distiller import Distiller
 from .errors import RecipeError
-from .evaluate import describe, evaluate, measured
+from .evaluate import evaluate, measured
 from .files import read_json, sha256, write_json
 from .inherit import initialise, warm_start
 from .loop import fit
 from .order import settled
 from .plain import as_mmdet
 from .recipe import Arm, Recipe
+from .size import describe
 
 
 def train_detector_run(

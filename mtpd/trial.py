@@ -28,6 +28,7 @@ from torch.utils.data import Dataset
 from . import loop
 from .data import pipelines
 from .data.examples import examples
+from .data.readable import Readable
 from .distiller import Distiller
 from .machine import free_memory
 from .recipe import Recipe, load_recipe
@@ -190,6 +191,7 @@ def _forget_memory(device: str) -> None:
 def _evaluation(recipe: Recipe, detector: str, device: str) -> float:
     """Seconds for a validation image, by the second of two batches."""
     data = pipelines.build(pipelines.dataset(recipe, 'val'))
+    data = Readable(data, recipe.cfg.data.get('corrupt_limit', 0))
     batch = recipe.cfg.evaluation.batch_size
     model = build_detector(ConfigDict(_untrained(recipe.model(detector))))
     model.init_weights()

@@ -11,11 +11,11 @@ from tiny import batch
 from mtpd.data.pipelines import test_pipeline as pipeline_of_val
 from mtpd.data.pipelines import train_pipeline
 from mtpd.distiller import Distiller
-from mtpd.evaluate import describe
 from mtpd.loop import mmdet_cfg
 from mtpd.paths import ROOT
 from mtpd.plain import load_config
 from mtpd.recipe import load_recipe
+from mtpd.size import describe
 from mtpd.trainings import distill_cfg
 
 EPOCH = 7330  # updates of 16 images: COCO's 117,266 training images with objects

@@ -15,7 +15,7 @@ from mmdet.models import build_detector
 from mtpd import disk, forecast, preflight, trainings, trial
 from mtpd.cli import main
 from mtpd.data.examples import examples
-from mtpd.errors import RecipeError
+from mtpd.errors import MtpdError, RecipeError
 from mtpd.machine import GIB
 from mtpd.recipe import load_recipe
 from mtpd.train import train_stage
@@ -189,6 +189,19 @@ def found(tmp_path_factory, tiny_coco):
     overrides = TINY | OWN | {'data.root': str(root)}
     kinds = [('student', None), ('student', 'r101')]
     return overrides, trial.measure(MINI, overrides, 2, kinds, ['student'])
+
+
+def test_images_that_may_be_corrupt_do_not_stop_the_trial(tmp_path, tiny_coco):
+    root = tiny_coco(tmp_path / 'coco')
+    for split in ('train', 'val'):
+        path = root / split / '000001.png'
+        path.write_bytes(path.read_bytes()[:3000])
+    overrides = TINY | OWN | {'data.root': str(root)}
+    task = 2, [('student', None)], ['student']
+    with pytest.raises(MtpdError, match=r'000001\.png is damaged'):
+        trial.measure(MINI, overrides, *task)
+    found = trial.measure(MINI, overrides | {'data.corrupt_limit': 1}, *task)
+    assert found['trainings']['student']['seconds'] > 0 and found['images']['student'] > 0
 
 
 def test_updates_are_tried(found):

@@ -11,10 +11,11 @@ from pycocotools import mask as rle
 from mtpd import checkpoints, load_recipe
 from mtpd.data import pipelines
 from mtpd.errors import MtpdError, RecipeError
-from mtpd.evaluate import NUMBERS, _numbers, describe, evaluate
+from mtpd.evaluate import NUMBERS, _numbers, evaluate
 from mtpd.files import sha256
 from mtpd.loop import mmdet_cfg
 from mtpd.runs import split_loss
+from mtpd.size import describe
 from mtpd.train import prepare_detector, train_detector_run, train_stage
 from mtpd.trainings import distill_cfg
 

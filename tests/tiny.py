@@ -10,6 +10,20 @@ import torch
 from mmcv import ConfigDict
 from mmdet.models import build_detector
 
+# Overrides of the demo's recipe: trainings of one or two updates, its teachers' among them.
+SMALL = {
+    'image.scale': 64,
+    'schedule.batch_size': 2,
+    'schedule.baseline': 1,
+    'schedule.arm': 2,
+    'schedule.log_interval': 1,
+    'schedule.checkpoint_interval': 1,
+    'runtime.workers': 0,
+    'teachers.r101.checkpoint': None,
+    'teachers.rx101.checkpoint': None,
+    'teachers.rx101.init': None,
+}
+
 
 def retinanet(depth=18, base=8, channels=16, num_classes=3) -> dict:
     """Model config of a RetinaNet with FPN levels at strides 8, 16 and 32."""

@@ -7,23 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+import tiny
+
 from mtpd.paths import ROOT
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
-SMALL = {
-    'image.scale': 64,
-    'schedule.batch_size': 2,
-    'schedule.baseline': 1,
-    'schedule.arm': 2,
-    'schedule.log_interval': 1,
-    'schedule.checkpoint_interval': 1,
-    'runtime.workers': 0,
-    'teachers.r101.checkpoint': None,
-    'teachers.r101.updates': 1,
-    'teachers.rx101.checkpoint': None,
-    'teachers.rx101.init': None,
-    'teachers.rx101.updates': 1,
-}
+SMALL = tiny.SMALL | {'teachers.r101.updates': 1, 'teachers.rx101.updates': 1}
 # A prefix that two orders share.
 ORDERS = 'r101,rx101;r101,r101'
 

@@ -15,10 +15,11 @@ from mmcv import rescale_size
 from ..recipe import Recipe
 from . import coco, pipelines
 from .annotations import SMALLEST_IMAGE
+from .readable import Readable
 
 
 def examples(recipe: Recipe, folder: Path, most: int, others: int, masks: bool):
-    """A dataset of `most` + `others` images (fewer where the split has fewer), as training loads them.
+    """A dataset of `most` + `others` images (fewer where the split has fewer), as training loads them, corrupt ones as there.
 
     First come those of the format, high or wide, with the larger batches: mmdet makes batches of one, padded to the
     widest and the highest image after resizing. Of it these two are the first, then those with the most objects. The
@@ -50,7 +51,8 @@ def examples(recipe: Recipe, folder: Path, most: int, others: int, masks: bool):
     path = folder / 'examples.json'
     path.write_text(json.dumps({**table, 'images': chosen, 'annotations': objects}))
     cfg = pipelines.dataset(recipe, 'train', masks=masks)
-    return pipelines.build(cfg | {'ann_file': str(path)})
+    data = pipelines.build(cfg | {'ann_file': str(path)})
+    return Readable(data, recipe.cfg.data.get('corrupt_limit', 0))
 
 
 def _padded(sizes: list[tuple[int, int]]) -> int:

@@ -87,9 +87,10 @@ class Sweep:
             MtpdError: the recipe's file has changed since the sweep began.
         """
         from ..recipe import load_recipe
+        from ..rundir import meant
 
         recipe = load_recipe(self.info['recipe'], self.info['overrides'])
-        if recipe.text != self.info['text']:
+        if meant(recipe.text) != meant(self.info['text']):
             raise MtpdError(f'{recipe.source} has changed since the sweep in {self.path} began.')
         return run_recipe(recipe, self.info, job.run)
 

@@ -95,8 +95,10 @@ def _trainings(job: Job, path: Path) -> list[Training]:
 
 def check(recipe: Recipe, path: Path) -> dict | None:
     """sweep.json, None where there is none. Raises MtpdError where it is of another recipe."""
+    from ..rundir import meant
+
     info = read_json(path / 'sweep.json')
-    if info is not None and info['text'] != recipe.text:
+    if info is not None and meant(info['text']) != meant(recipe.text):
         what = f'of {info["name"]}' if info['name'] != recipe.name else 'with other settings'
         raise MtpdError(
             f'{path} holds a sweep {what}. Choose another --work-dir, or remove that folder.'

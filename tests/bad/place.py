@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import tiny
 from click.testing import CliRunner
 
 from mtpd import load_recipe
@@ -23,19 +24,7 @@ from mtpd.cli import main
 from mtpd.data import coco, pipelines
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
-SMALL = {
-    'image.scale': 64,
-    'schedule.batch_size': 2,
-    'schedule.baseline': 1,
-    'schedule.arm': 2,
-    'schedule.log_interval': 1,
-    'schedule.checkpoint_interval': 1,
-    'runtime.workers': 0,
-    'runtime.threads': 1,
-    'teachers.r101.checkpoint': None,
-    'teachers.rx101.checkpoint': None,
-    'teachers.rx101.init': None,
-}
+SMALL = tiny.SMALL | {'runtime.threads': 1}
 
 
 @dataclass(frozen=True)
