@@ -11,31 +11,17 @@ from . import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 
-import torch
 from mmcv import ConfigDict
-from mmdet.models import DETECTORS, BaseDetector, build_backbone, build_detector, build_neck
+from mmdet.models import DETECTORS, BaseDetector, build_detector
 from torch import Tensor, nn
 
 from . import checkpoints, modules  # noqa: F401  (adapted before detectors are built)
 from .errors import MtpdError
 from .inherit import InheritReport, inherit, initialise
 from .losses import build_losses
+from .teacher import Teacher
 
 _log = logging.getLogger('mtpd')
-
-
-class Teacher(nn.Module):
-    """Backbone and neck of the detector that `cfg` describes: distillation needs no more of it."""
-
-    def __init__(self, cfg: dict):
-        super().__init__()
-        self.backbone = build_backbone(cfg['backbone'])
-        self.neck = build_neck(cfg['neck']) if cfg.get('neck') else nn.Identity()
-        self.requires_grad_(False)
-
-    def forward(self, img: Tensor) -> tuple[Tensor, ...]:
-        """Features, each `(N, C, H, W)`, of images `(N, 3, H, W)`."""
-        return self.neck(self.backbone(img))
 
 
 def _of_student(method: str):
@@ -116,6 +102,11 @@ class Distiller(BaseDetector):
     def teacher(self) -> Teacher:
         return self._teacher[0]
 
+    @property
+    def hooks_teachers_backbone(self) -> bool:
+        """Whether features are taken inside of it."""
+        return any(path.startswith('backbone') for _, _, path in self._links)
+
     def _apply(self, *args, **kwargs):
         self.teacher._apply(*args, **kwargs)
         return super()._apply(*args, **kwargs)
@@ -135,11 +126,8 @@ class Distiller(BaseDetector):
             img_metas: one dict per image.
             **gt: what the student takes: `gt_bboxes` (a list of `(n, 4)`, xyxy, pixels), ...
         """
-        with self._features() as (of_student, of_teacher):
+        with self._features() as (of_student, of_teacher), self.teacher.beside(img, of_teacher):
             losses = dict(self.student.forward_train(img, img_metas, **gt))
-            # Not inference_mode: its tensors cannot be saved for the loss's backward pass.
-            with torch.no_grad():
-                self.teacher(img)
         for name, student_module, teacher_module in self._links:
             if name in losses:
                 raise MtpdError(f'the student itself has a loss {name!r}: rename the method')

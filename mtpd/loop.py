@@ -25,6 +25,7 @@ from . import (  # noqa: F401  (epochs, guards, hooks, skipped: registered with 
     knobs,
     resume,
     skipped,
+    speed,
     stopping,
 )
 from .data import pipelines, readable, replay, whole, workers
@@ -136,6 +137,7 @@ def _run(cfg, build, source, named, validate, threads, meta, point) -> InheritRe
     get_root_logger(log_level='WARNING')
     set_random_seed(cfg.seed)
     limit = cfg.get('corrupt_limit', 0)
+    switches = speed.Speed(**cfg.get('speed', {}))
     model, data = build(), readable.Readable(pipelines.build(cfg.data.train), limit)
     cfg.data.val = whole.checked(cfg.data.val)
     model.CLASSES = data.CLASSES
@@ -157,17 +159,21 @@ def _run(cfg, build, source, named, validate, threads, meta, point) -> InheritRe
     cfg.resume_from = str(point.path) if point else None
     meta = {'CLASSES': data.CLASSES, **(meta or {})}
     begin = point.update if point else 0
+    cfg.optimizer = speed.optimizer(cfg.optimizer, switches)
+    model = speed.prepare(model.to(cfg.device), switches, cfg.device)
     sizes = explained(named, model, cfg.optimizer.type, Path(cfg.work_dir))
     ending = stopping.at_an_updates_end(rank == 0)
     with workers.told(), replay.loaders(cfg.seed, begin, limit), ending, sizes:
-        train_detector(model.to(cfg.device), data, cfg, size > 1, validate, meta=meta)
+        train_detector(model, data, cfg, size > 1, validate, meta=meta)
     return getattr(model, 'inherit_report', None)
 
 
 def use_threads(device: str, threads: int) -> None:
-    """Sets torch's threads on the CPU; 0: one per core, or what OMP_NUM_THREADS says."""
-    if device == 'cpu' and (threads or not os.environ.get('OMP_NUM_THREADS')):
-        torch.set_num_threads(threads or cores())
+    """Sets torch's threads on the CPU, and has it keep memory; 0: one per core, or what OMP_NUM_THREADS says."""
+    if device == 'cpu':
+        speed.keep_memory()
+        if threads or not os.environ.get('OMP_NUM_THREADS'):
+            torch.set_num_threads(threads or cores())
 
 
 def mmdet_cfg(
@@ -204,6 +210,7 @@ def mmdet_cfg(
         device=device,
         seed=seed,
         corrupt_limit=recipe.corrupt_limit,
+        speed=speed.settled(recipe.cfg.get('speed'), device)._asdict(),
     )
     return Config(settings)
 

@@ -22,6 +22,9 @@ DETECTOR = {
     'scenes': int,
 }
 
+# Of a training's speed: True, False or 'auto'.
+SWITCHES = ('channels_last', 'fold_teacher', 'teacher_stream', 'fused_optimizer')
+
 RECIPE = {
     'name': str,
     'title': str,
@@ -71,6 +74,7 @@ RECIPE = {
     },
     'evaluation': {'metrics': (list, tuple), 'batch_size': int},
     'runtime': {'device': str, 'gpus': int, 'workers': int, 'threads': int, 'jobs': int},
+    'speed': {'precision': str, **dict.fromkeys(SWITCHES, (bool, str))},  # see `mtpd.speed`
 }
 OPTIONAL = {
     'paper',
@@ -84,11 +88,16 @@ OPTIONAL = {
     'lr_batch_size',
     'gpus',
     'corrupt_limit',
+    'speed',
+    'precision',
+    *SWITCHES,
 }
 CHOICES = {
     'distill.start': ('baseline', 'inherit', 'random'),
     'distill.teacher_mode': ('eval', 'train'),
     'order.method': ('backward_greedy', 'shortest_path'),
+    'speed.precision': ('auto', 'fp32', 'bf16'),
+    **{f'speed.{switch}': ('auto', True, False) for switch in SWITCHES},
 }
 POSITIVE = (
     ('schedule', 'batch_size'),
@@ -136,7 +145,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def unknown(what: str, word: str, known: Iterable[str]) -> str:
-    return f'unknown {what} {word!r}. {nearest(word, known)}'
+    return f'unknown {what} {word!r}. {nearest(str(word), known)}'
 
 
 def problems(cfg: dict) -> list[str]:
@@ -158,12 +167,15 @@ def _keys(node: Any, known: dict, place: str) -> list[str]:
                 found += _keys(value, rule, f'{path}.')
             else:
                 found.append(f'{path} is {value!r}: a dict with {", ".join(rule)} is needed.')
-        elif not isinstance(value, rule) or (isinstance(value, bool) and rule is not bool):
-            kinds = rule if isinstance(rule, tuple) else (rule,)
+        elif not _is_a(value, kinds := rule if isinstance(rule, tuple) else (rule,)):
             names = ' or '.join('None' if kind is NONE else kind.__name__ for kind in kinds)
             found.append(f'{path} is {value!r} ({type(value).__name__}): {names} is needed.')
     absent = [key for key in known if key != '*' and key not in node and key not in OPTIONAL]
     return found + [f'{place}{key} is missing.' for key in absent]
+
+
+def _is_a(value: Any, kinds: tuple[type, ...]) -> bool:
+    return isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)
 
 
 def without_unknown(node: dict, known: dict = RECIPE) -> dict:
@@ -181,8 +193,9 @@ def _choices(cfg: dict) -> list[str]:
     found = []
     for path, allowed in CHOICES.items():
         section, key = path.split('.')
-        if cfg[section][key] not in allowed:
-            found.append(unknown(path, cfg[section][key], allowed))
+        value = cfg.get(section, {}).get(key, allowed[0])  # what may be left out
+        if value not in allowed:
+            found.append(unknown(path, value, map(str, allowed)))
     if cfg['distill']['method'] not in cfg['distill']['settings']:
         found.append(
             unknown('distill.method', cfg['distill']['method'], cfg['distill']['settings'])

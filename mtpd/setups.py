@@ -13,6 +13,7 @@ from .files import plain
 from .paths import resolve, shown
 from .recipe import Recipe
 from .runs import Run
+from .schema import SWITCHES
 
 # Keys without influence on the student's AP, and what a method brings with it.
 IDLE = {'seed', 'name', 'title', 'paper', 'order', 'runtime', 'evaluation'}
@@ -20,6 +21,7 @@ IDLE |= (
     {'data.cache', 'data.corrupt_limit'}
     | {f'schedule.{key}_interval' for key in ('log', 'checkpoint', 'eval')}
     | {'distill.method'}
+    | {f'speed.{switch}' for switch in SWITCHES}
 )
 OWN = {'distill.settings', 'distill.levels', 'distill.student_module', 'distill.teacher_module'}
 
@@ -88,7 +90,8 @@ def _leaves(node: dict, place: str = ''):
             continue
         if isinstance(value, dict) and value:
             yield from _leaves(value, f'{path}.')
-        elif value is not None:  # an older recipe.py may lack the key
+        elif value is not None and (path, value) != ('speed.precision', 'auto'):
+            # an older recipe.py may lack the key
             yield path, value
 
 

@@ -11,7 +11,7 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from mmdet.utils import get_root_logger
 from torch import nn
 from torch.utils.data import Dataset
 
-from . import loop
+from . import loop, speed
 from .data import pipelines
 from .data.examples import examples
 from .data.readable import Readable
@@ -77,13 +77,14 @@ def _try(recipe: Recipe, detector: str, teacher: str | None, batch: int, device:
     """A row: ``seconds`` of an update, ``data``: those to load its images by one process (both None where it would not
     fit), and bytes: ``there``, ``fixed`` (with no image at work), ``wanted`` (with the largest batch).
     """
-    _forget_memory(device)
+    forget_memory(device)
     cfg = recipe.model(detector)
     data = examples(recipe, folder, batch, TIMED * batch, pipelines.with_masks(recipe, cfg))
-    update = _Update(recipe, cfg, teacher, device)
-    before = _memory(device)[0]
+    switches = speed.settled(recipe.cfg.get('speed'), device)
+    update = Update(untrained(recipe, detector, teacher), recipe, switches, device)
+    before = memory(device)[0]
     one = update(collate([data[0]], 1))
-    _, peak, there = _memory(device)
+    _, peak, there = memory(device)
     fixed = before + update.kept()
     foretold = fixed + batch * max(0, peak - fixed)
     row = {'there': there, 'fixed': fixed, 'wanted': foretold, 'seconds': None, 'data': None}
@@ -95,7 +96,7 @@ def _try(recipe: Recipe, detector: str, teacher: str | None, batch: int, device:
         return row | {'wanted': max(foretold, int(1.1 * there))}
 
 
-def _timed(update: _Update, data: Dataset, batch: int, one: float) -> dict:
+def _timed(update: Update, data: Dataset, batch: int, one: float) -> dict:
     """Of a row what the largest batch and usual ones show, unless `one` image took too long."""
     loads, updates = [], []
     for number, images in enumerate(_batches(len(data), batch)):
@@ -109,7 +110,7 @@ def _timed(update: _Update, data: Dataset, batch: int, one: float) -> dict:
         if number:  # the largest batch comes first, and is not typical
             updates.append(seconds)
     row = {'seconds': statistics.median(updates), 'data': statistics.median(loads or [0.0])}
-    return row | ({'wanted': _memory(update.device)[1]} if loads else {})
+    return row | ({'wanted': memory(update.device)[1]} if loads else {})
 
 
 def _batches(images: int, batch: int) -> Iterator[list[int]]:
@@ -129,22 +130,27 @@ def _parallel(model: nn.Module, device: str) -> MMDataParallel:
     return MMDataParallel(model, device_ids=ids)
 
 
-class _Update:
-    """A training with random weights; called with a batch, it makes an update, as mmcv's runner and optimizer hook do,
-    and returns its seconds.
+def untrained(recipe: Recipe, detector: str, teacher: str | None) -> nn.Module:
+    """A detector, or the `Distiller` of it and a teacher, with random weights; nothing is fetched."""
+    cfg = _untrained(recipe.model(detector))
+    if teacher:
+        taught_by = _untrained(recipe.model(teacher))
+        settings = distill_cfg(recipe, cfg, taught_by)
+        return Distiller(cfg, taught_by, settings, teacher_checkpoint='random')
+    model = build_detector(ConfigDict(cfg))
+    model.init_weights()
+    return model
+
+
+class Update:
+    """A training of `model` as the recipe and `switches` say; called with a batch, it makes an update, as mmcv's runner
+    and optimizer hook do, and returns its seconds.
     """
 
-    def __init__(self, recipe: Recipe, cfg: ConfigDict, teacher: str | None, device: str):
-        cfg = _untrained(cfg)
-        if teacher:
-            taught_by = _untrained(recipe.model(teacher))
-            settings = distill_cfg(recipe, cfg, taught_by)
-            model = Distiller(cfg, taught_by, settings, teacher_checkpoint='random')
-        else:
-            model = build_detector(ConfigDict(cfg))
-            model.init_weights()
-        self.model = _parallel(model.to(device).train(), device)
-        self.optimizer = build_optimizer(model, dict(recipe.cfg.schedule.optimizer))
+    def __init__(self, model: nn.Module, recipe: Recipe, switches: speed.Speed, device: str):
+        model = speed.prepare(model.to(device).train(), switches, device)
+        optimizer = speed.optimizer(dict(recipe.cfg.schedule.optimizer), switches)
+        self.model, self.optimizer = _parallel(model, device), build_optimizer(model, optimizer)
         self.grad_clip, self.device = recipe.cfg.schedule.grad_clip, device
 
     def kept(self) -> int:
@@ -153,22 +159,31 @@ class _Update:
         state = (item for entry in self.optimizer.state.values() for item in entry.values())
         return sum(t.nbytes for t in (*grads, *state) if isinstance(t, torch.Tensor))
 
-    def __call__(self, batch: dict) -> float:
-        began = time.perf_counter()
-        loss = self.model.train_step(batch, self.optimizer)['loss']
+    def steps(self, batch: dict) -> Iterator[Callable[[], object]]:
+        """An update as three functions to be called in turn: losses, their gradients, and the optimizer's step."""
+        losses: list[torch.Tensor] = []
+        yield lambda: losses.append(self.model.train_step(batch, self.optimizer)['loss'])
         self.optimizer.zero_grad()
-        loss.backward()
+        yield losses.pop().backward
+        yield self._step
+
+    def _step(self) -> None:
         if self.grad_clip:
             weights = [p for p in self.model.parameters() if p.grad is not None]
             nn.utils.clip_grad_norm_(weights, **self.grad_clip)
         self.optimizer.step()
+
+    def __call__(self, batch: dict) -> float:
+        began = time.perf_counter()
+        for step in self.steps(batch):
+            step()
         if self.device == 'cuda':
             torch.cuda.synchronize()
         return time.perf_counter() - began
 
 
-def _memory(device: str) -> tuple[int, int, int]:
-    """Bytes in use, the most that were since `_forget_memory`, and those that this process may have."""
+def memory(device: str) -> tuple[int, int, int]:
+    """Bytes in use, the most that were since `forget_memory`, and those that this process may have."""
     if device == 'cuda':
         free, reserved = torch.cuda.mem_get_info()[0], torch.cuda.memory_reserved()
         return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated(), free + reserved
@@ -177,12 +192,14 @@ def _memory(device: str) -> tuple[int, int, int]:
     return used, max(used, int(told[1]) * 1024), used + free_memory()
 
 
-def _forget_memory(device: str) -> None:
+def forget_memory(device: str) -> None:
+    """Peaks count from here."""
     if device == 'cuda':
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         return
     gc.collect()
+    speed.free_memory()
     with contextlib.suppress(OSError):  # then earlier peaks count too
         Path('/proc/self/clear_refs').write_text('5')
 

@@ -20,3 +20,10 @@ schedule = dict(
     eval_interval=0,
 )
 runtime = dict(device='auto', workers=2, threads=0, jobs=1)
+speed = dict(
+    precision='auto',  # of training: bf16 on GPUs that have it, fp32 on the CPU; see mtpd/speed.py
+    channels_last='auto',
+    fold_teacher='auto',
+    teacher_stream='auto',
+    fused_optimizer='auto',
+)

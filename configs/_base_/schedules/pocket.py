@@ -12,6 +12,12 @@ schedule = dict(
     checkpoint_interval=50,
     eval_interval=0,  # updates between evaluations during training; 0: at the end only
 )
-# threads 0: one per core; jobs: arms that train side by side, which share the cores. Not channels-last: on the CPU,
-# torch 2.13's backward pass of a strided 1 x 1 convolution (8 to 16 channels) in that layout corrupts memory.
+# threads 0: one per core; jobs: arms that train side by side, which share the cores.
 runtime = dict(device='auto', workers=1, threads=0, jobs=2)
+speed = dict(
+    precision='auto',  # of training: bf16 on GPUs that have it, fp32 on the CPU; see mtpd/speed.py
+    channels_last='auto',
+    fold_teacher='auto',
+    teacher_stream='auto',
+    fused_optimizer='auto',
+)

@@ -1,0 +1,170 @@
+"""The distillation step: the original's (`original.py`) and the kit's, in turn in one process, on the same batches.
+
+python benchmarks/distill_step.py --out results/bench/distill_step.json
+python benchmarks/distill_step.py configs/paper/retinanet_r50__r101_rx101.py --teacher rx101 --batch 8 \\
+    --cfg-options data.root=data/coco --out results/bench/gpu_retinanet.json
+
+--ours names what is measured beside the original: `default` (the recipe's), `off`, or switches joined by `+`, such as
+`default+bf16` or `fold_teacher+channels_last`. Ratios are medians over pairs of updates that follow each other.
+Memory is that of a process that makes three updates of one kind: of the GPU, or resident on the CPU.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from machine_limits import ceilings
+from original import Original
+from parts import Parts
+from torch.utils.flop_counter import FlopCounterMode
+
+from mtpd import compat, loop, speed, trial  # noqa: F401  (compat before mmcv)
+from mtpd.data import pipelines
+from mtpd.data.examples import examples
+from mtpd.environment import describe
+from mtpd.files import write_json
+from mtpd.recipe import Recipe, load_recipe
+
+# isort: split
+from mmcv.parallel import collate
+
+MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
+
+
+def switches(text: str, recipe: Recipe, device: str) -> speed.Speed:
+    """Those that an `--ours` names."""
+    found = speed.Speed()
+    for word in text.split('+'):
+        if word == 'default':
+            found = speed.settled(recipe.cfg.get('speed'), device)
+        elif word in ('bf16', 'fp32'):
+            found = found._replace(precision=word)
+        elif word != 'off':
+            found = found._replace(**{word: True})
+    return found
+
+
+def update_of(name: str, recipe: Recipe, teacher: str, device: str) -> trial.Update:
+    if name == 'original':
+        return trial.Update(Original(recipe, teacher), recipe, speed.Speed(), device)
+    model = trial.untrained(recipe, 'student', teacher)
+    return trial.Update(model, recipe, switches(name, recipe, device), device)
+
+
+def batches(recipe: Recipe, folder: Path, size: int, count: int) -> tuple[list, float]:
+    """Batches of training images, and the seconds in which one process makes one."""
+    masks = pipelines.with_masks(recipe, recipe.model('student'))
+    data = examples(recipe, folder, size, size * count, masks)
+    places = [i % len(data) for i in range(size * count)]
+    found, began = [], time.perf_counter()
+    for start in range(0, len(places), size):
+        found.append(collate([data[place] for place in places[start : start + size]], size))
+    return found, (time.perf_counter() - began) / count
+
+
+def memory(options: argparse.Namespace, name: str) -> int:
+    """MiB at the peak of a process that makes updates of one kind."""
+    told = subprocess.run(
+        [sys.executable, __file__, *sys.argv[1:], '--alone', name], capture_output=True, text=True
+    )
+    if told.returncode:
+        sys.exit(told.stderr)
+    return int(told.stdout.splitlines()[-1])
+
+
+def measure(options: argparse.Namespace, recipe: Recipe, device: str, folder: Path) -> dict:
+    made, loading = batches(recipe, folder, options.batch, options.batches)
+    names = ['original', *options.ours]
+    arms = {name: update_of(name, recipe, options.teacher, device) for name in names}
+    seconds: dict = {name: [] for name in names}
+    for number in range(options.warm_up + options.pairs):
+        batch = made[number % len(made)]
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            seconds[name].append(arms[name](batch))
+    seconds = {name: values[options.warm_up :] for name, values in seconds.items()}
+    flops = {}
+    for name in names[:2]:
+        with FlopCounterMode(display=False) as counter:
+            arms[name](made[0])
+        flops[name] = counter.get_total_flops()
+    rows = {}
+    for name in names:
+        middle = statistics.median(seconds[name])
+        pairs = zip(seconds['original'], seconds[name], strict=True)
+        rows[name] = {
+            'milliseconds': 1e3 * middle,
+            'images_a_second': options.batch / middle,
+            'ratio': statistics.median(a / b for a, b in pairs),
+            'tflops': flops['original' if name == 'original' else names[1]] / middle / 1e12,
+            'peak_mib': None if options.no_memory else memory(options, name),
+            'parts_milliseconds': Parts(arms[name]).measure(made),
+        }
+    return {'flops_an_update': flops, 'data_milliseconds': 1e3 * loading, 'rows': rows}
+
+
+def alone(options: argparse.Namespace, recipe: Recipe, device: str, folder: Path) -> int:
+    """MiB at the peak of three updates of `options.alone`."""
+    made, _ = batches(recipe, folder, options.batch, 3)
+    update = update_of(options.alone, recipe, options.teacher, device)
+    trial.forget_memory(device)
+    for batch in made:
+        update(batch)
+    return trial.memory(device)[1] // 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument('recipe', nargs='?', default=MINI)
+    parser.add_argument('--teacher', default='rx101')
+    parser.add_argument('--ours', nargs='+', default=['default'])
+    parser.add_argument('--batch', type=int, help="images of an update; by default the recipe's")
+    parser.add_argument('--batches', type=int, default=8, help='how many different ones')
+    parser.add_argument('--pairs', type=int, default=40, help='updates of each that are timed')
+    parser.add_argument('--warm-up', type=int, default=4, help='updates of each before')
+    parser.add_argument('--cfg-options', default='')
+    parser.add_argument('--no-memory', action='store_true')
+    parser.add_argument('--alone', help=argparse.SUPPRESS)
+    parser.add_argument('--out', type=Path, help='where the JSON goes')
+    options = parser.parse_args()
+    recipe = load_recipe(options.recipe, options.cfg_options)
+    options.batch = options.batch or recipe.cfg.schedule.batch_size
+    device = loop.device_of(recipe)
+    loop.use_threads(device, recipe.cfg.runtime.threads)
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        if recipe.cfg.data.root is None:  # as many scenes as are needed here
+            few = {'data.scenes.train': options.batch * options.batches, 'data.cache': folder}
+            recipe = load_recipe(recipe, few | {'data.scenes.val': 1})
+        if options.alone:
+            print(alone(options, recipe, device, Path(folder)))
+            return
+        found = measure(options, recipe, device, Path(folder))
+    for name, row in found['rows'].items():
+        parts = ', '.join(f'{k} {v:.1f}' for k, v in row['parts_milliseconds'].items())
+        print(
+            f'{name:<40} {row["milliseconds"]:8.1f} ms  {row["images_a_second"]:7.1f} img/s  '
+            f'x {row["ratio"]:.2f}  {row["peak_mib"]} MiB  {row["tflops"]:.3f} TFLOP/s\n    ms: {parts}'
+        )
+    print(f'data: {found["data_milliseconds"]:.1f} ms a batch by one process')
+    found = {
+        'command': ' '.join(['python', *sys.argv]),
+        'settings': {k: v for k, v in vars(options).items() if k not in ('out', 'alone')},
+        **found,
+        'ceilings': ceilings(device),
+        'environment': describe(torch.get_num_threads()),
+    }
+    print(json.dumps(found['ceilings']))
+    if options.out:
+        write_json(options.out, found)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,99 @@
+"""Training in bfloat16: which parts of a detector run in it, and which stay in full precision.
+
+Weights, gradients and the optimizer are float32. Convolutions and matrix products of backbone, neck and heads, and of
+distillation losses, run under autocast. What the losses are computed from is float32 again: a head's outputs, regions of
+interest, the points of RepPoints, the features that are compared. mmcv's own operators take float32 only, in the usual
+layout (N, C, H, W).
+"""
+
+from __future__ import annotations
+
+from . import compat  # noqa: F401  (before mmcv)
+
+# isort: split
+from typing import Any
+
+import torch
+from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
+from mmdet.models.roi_heads.base_roi_head import BaseRoIHead
+from mmdet.models.roi_heads.roi_extractors.base_roi_extractor import BaseRoIExtractor
+from torch import Tensor, nn
+
+OPERATORS = (DeformConv2d, ModulatedDeformConv2d, BaseRoIExtractor)  # mmcv's, or what calls them
+POINTS = ('reppoints_pts_init_out', 'reppoints_pts_refine_out')  # offsets in cells
+
+
+class Scope:
+    """A module's forward pass under autocast to bfloat16, or (`half` False) out of it on float32 inputs, contiguous.
+
+    Scopes of modules may be nested; a module has one.
+
+    Args:
+        full_output: tensors of the output, in nested tuples, lists and dicts, become float32.
+    """
+
+    def __init__(self, device: str, half: bool, full_output: bool = False):
+        self.device, self.half, self.full_output = device, half, full_output
+        self.open: list[torch.autocast] = []
+
+    def on(self, module: nn.Module) -> None:
+        module.register_forward_pre_hook(self.enter, with_kwargs=True)
+        module.register_forward_hook(self.leave, always_call=True)
+
+    def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        scope = torch.autocast(self.device, torch.bfloat16, enabled=self.half)
+        scope.__enter__()
+        self.open.append(scope)
+        return (args, kwargs) if self.half else (in_full(args, True), in_full(kwargs, True))
+
+    def leave(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        if self.open:
+            self.open.pop().__exit__(None, None, None)
+        return in_full(output) if self.full_output else output
+
+
+def use_bfloat16(model: nn.Module, student: nn.Module, device: str) -> None:
+    """Puts a detector, or a `Distiller` with its teacher and losses, under autocast as this module says.
+
+    On the CPU the student's backbone stays in float32: few channels gain nothing there.
+    """
+    parts = [getattr(student, 'neck', None)]
+    if device == 'cuda':
+        parts.append(student.backbone)
+    if model is not student:
+        parts += [model.teacher, *model.distill_losses.values()]
+    for part in filter(None, parts):
+        Scope(device, True).on(part)
+    for name, module in student.named_modules():
+        if is_head(name, module):
+            Scope(device, True, full_output=True).on(module)
+        elif name.endswith(POINTS):
+            Scope(device, False).on(module)
+
+
+def keep_operators_plain(*models: nn.Module, device: str) -> None:
+    """Gives mmcv's operators in detectors the inputs and weights that they take, whatever is around them."""
+    for model in models:
+        for module in model.modules():
+            if isinstance(module, OPERATORS):
+                module.to(memory_format=torch.contiguous_format)
+                Scope(device, False).on(module)
+
+
+def is_head(name: str, module: nn.Module) -> bool:
+    """Whether a module of a detector predicts by itself: 'bbox_head', 'roi_head.mask_head', 'roi_head.bbox_head.0'."""
+    return name.rstrip('.0123456789').endswith('_head') and not isinstance(
+        module, (BaseRoIHead, nn.ModuleList)
+    )
+
+
+def in_full(item: Any, contiguous: bool = False) -> Any:
+    """`item` with its bfloat16 tensors in float32, in nested tuples, lists and dicts; all `contiguous`, if need be."""
+    if isinstance(item, Tensor):
+        item = item.float() if item.dtype == torch.bfloat16 else item
+        return item.contiguous() if contiguous else item
+    if isinstance(item, (tuple, list)) and type(item) in (tuple, list):
+        return type(item)(in_full(part, contiguous) for part in item)
+    if isinstance(item, dict):
+        return {key: in_full(value, contiguous) for key, value in item.items()}
+    return item

@@ -1,0 +1,96 @@
+"""How fast an update is made: the recipe's `speed` switches, settled for a device and applied to what is trained."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from . import precision
+from .distiller import Distiller
+
+FUSED = ('Adam', 'AdamW', 'SGD')  # torch has a fused kernel for them on CPU and GPU
+
+
+class Speed(NamedTuple):
+    """Switches of a training; all off is the original's way.
+
+    Attributes:
+        precision: 'fp32', or 'bf16' for convolutions and matrix products, see `mtpd.precision`.
+        channels_last: activations as (N, H, W, C) in memory.
+        fold_teacher: the teacher's batch norms become part of its convolutions.
+        teacher_stream: the teacher's forward pass beside the student's, on a CUDA stream of its own.
+        fused_optimizer: the optimizer updates all weights by one kernel.
+    """
+
+    precision: str = 'fp32'
+    channels_last: bool = False
+    fold_teacher: bool = False
+    teacher_stream: bool = False
+    fused_optimizer: bool = False
+
+
+def settled(asked: dict | None, device: str) -> Speed:
+    """The recipe's `speed` section for 'cpu' or 'cuda'; what is 'auto' or not there becomes what pays on it."""
+    cuda = device == 'cuda'
+    half = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    default = Speed('bf16' if half else 'fp32', True, True, cuda, True)
+    found = {key: value for key, value in (asked or {}).items() if value != 'auto'}
+    chosen = default._replace(**found)
+    return chosen._replace(teacher_stream=chosen.teacher_stream and cuda)
+
+
+def prepare(model: nn.Module, speed: Speed, device: str) -> nn.Module:
+    """Makes a detector or `Distiller`, weights in place and on its device, work as `speed` says; returns it.
+
+    A teacher in train mode stays as it is, but for its precision: that mode is there to repeat the original.
+    """
+    student, teachers = model, []
+    if isinstance(model, Distiller):
+        student, teachers = model.student, [model.teacher]
+        if model.teacher_mode == 'eval':
+            if speed.fold_teacher and not model.hooks_teachers_backbone:
+                model.teacher.fold()
+            if speed.channels_last:
+                model.teacher.to(memory_format=torch.channels_last)
+        model.teacher.stream = torch.cuda.Stream() if speed.teacher_stream else None
+    if speed.channels_last:
+        for name, part in student.named_children():
+            # On the CPU, torch 2.13's backward pass of a strided 1 x 1 convolution (8 to 16 channels) in that layout
+            # corrupts memory: only backbones have such.
+            if device == 'cuda' or name != 'backbone':
+                part.to(memory_format=torch.channels_last)
+    if speed.precision == 'bf16':
+        precision.use_bfloat16(model, student, device)
+    if speed.precision == 'bf16' or speed.channels_last:
+        precision.keep_operators_plain(model, *teachers, device=device)
+    return model
+
+
+def optimizer(cfg: dict, speed: Speed) -> dict:
+    """mmcv's config of an optimizer, fused where it may be and does not say itself how it works."""
+    own = {'fused', 'foreach', 'capturable', 'differentiable'} & set(cfg)
+    if not speed.fused_optimizer or own or cfg['type'] not in FUSED:
+        return cfg
+    return {**cfg, 'fused': True}
+
+
+def keep_memory() -> None:
+    """Lets glibc keep what tensors on the CPU free, instead of handing it back and asking for it in each update."""
+    trim_threshold, mmap_threshold = -1, -3
+    try:
+        libc = ctypes.CDLL('libc.so.6')
+        libc.mallopt(mmap_threshold, 32 << 20)  # the most it takes
+        libc.mallopt(trim_threshold, (1 << 31) - 1)
+    except (OSError, AttributeError):  # another C library
+        return
+
+
+def free_memory() -> None:
+    """Hands back what `keep_memory` has kept."""
+    try:
+        ctypes.CDLL('libc.so.6').malloc_trim(0)
+    except (OSError, AttributeError):
+        return

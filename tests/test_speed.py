@@ -1,0 +1,314 @@
+"""The speed switches: each gives what the plain path gives, to a stated tolerance."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from tiny import batch, retinanet
+
+from mtpd import precision, speed, trial
+from mtpd.distiller import Distiller
+from mtpd.errors import RecipeError
+from mtpd.paths import ROOT
+from mtpd.recipe import load_recipe
+from mtpd.schema import SWITCHES
+from mtpd.teacher import Teacher
+
+# isort: split
+import numpy as np
+from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
+from mmdet.core import BitmapMasks
+from torch import nn
+
+sys.path.insert(0, str(ROOT / 'benchmarks'))
+
+MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
+RECIPES = sorted(path.stem for path in (ROOT / 'configs/mini').glob('*__*.py'))
+OFF = speed.Speed()
+
+
+def mini(name: str, **options):
+    return load_recipe(f'configs/mini/{name}.py', options)
+
+
+def shaken(model: nn.Module) -> nn.Module:
+    """With batch norms that do something."""
+    torch.manual_seed(3)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            module.weight.data.uniform_(0.5, 2)
+            module.bias.data.normal_()
+    return model
+
+
+def pair(switches: speed.Speed, **options) -> tuple[nn.Module, nn.Module]:
+    """The same `Distiller` twice, plain and with `switches`."""
+    made = []
+    for chosen in (OFF, switches):
+        torch.manual_seed(0)
+        link = dict(
+            student_module='neck.fpn_convs.0.conv',
+            teacher_module=options.get('hook', 'neck.fpn_convs.0.conv'),
+            methods=[
+                dict(
+                    type='MGD',
+                    name='loss_mgd',
+                    student_channels=16,
+                    teacher_channels=options.get('channels', 16),
+                    alpha=1e-3,
+                )
+            ],
+        )
+        mode = options.get('teacher_mode', 'eval')
+        args = (retinanet(), retinanet(depth=34), [link])
+        model = Distiller(*args, teacher_checkpoint='random', teacher_mode=mode)
+        shaken(model.teacher)
+        made.append(speed.prepare(model.train(), chosen, 'cpu'))
+    return made[0], made[1]
+
+
+def gradients(model: nn.Module, **data) -> tuple[dict, dict]:
+    """Losses, and gradients by parameter, of one update's draws."""
+    torch.manual_seed(1)
+    losses = model.forward_train(**(data or batch()))
+    flat = {k: sum(v) if isinstance(v, list) else v for k, v in losses.items() if 'loss' in k}
+    sum(flat.values()).backward()
+    found = {k: float(v.detach()) for k, v in flat.items()}
+    return found, {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+
+
+def large_batch(masks: bool) -> dict:
+    """`tiny.batch` at twice the size: 128 x 128 images; a mask per box is the whole box."""
+    found = batch(num_classes=10)
+    found['img'] = found['img'].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    found['gt_bboxes'] = [2 * boxes for boxes in found['gt_bboxes']]
+    shapes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape'), (128, 128, 3))
+    found['img_metas'] = [meta | shapes for meta in found['img_metas']]
+    if masks:
+        found['gt_masks'] = []
+        for boxes in found['gt_bboxes']:
+            drawn = np.zeros((len(boxes), 128, 128), np.uint8)
+            for mask, (x1, y1, x2, y2) in zip(drawn, boxes.int().tolist(), strict=True):
+                mask[y1 : y2 + 1, x1 : x2 + 1] = 1
+            found['gt_masks'].append(BitmapMasks(drawn, 128, 128))
+    return found
+
+
+def test_auto_is_what_pays_on_the_device_and_a_choice_stays():
+    assert speed.settled(None, 'cpu') == ('fp32', True, True, False, True)
+    chosen = {'precision': 'bf16', 'channels_last': False, 'fold_teacher': 'auto'}
+    assert speed.settled(chosen, 'cpu') == ('bf16', False, True, False, True)
+    assert not speed.settled({'teacher_stream': True}, 'cpu').teacher_stream  # there are no streams
+    off = speed.settled({'precision': 'fp32', **dict.fromkeys(SWITCHES, False)}, 'cpu')
+    assert off == OFF
+
+
+def test_a_recipe_is_refused_with_all_its_wrong_switches():
+    options = {'speed.precision': 'fp16', 'speed.channels_last': 'maybe', 'speed.fold_teacher': 'x'}
+    with pytest.raises(RecipeError) as error:
+        load_recipe(MINI, options)
+    text = str(error.value)
+    assert "unknown speed.precision 'fp16'. Did you mean 'bf16'?" in text
+    assert "unknown speed.channels_last 'maybe'" in text
+    assert "unknown speed.fold_teacher 'x'" in text
+    with pytest.raises(RecipeError, match=r'speed\.fold_teacher is 3 \(int\)'):
+        load_recipe(MINI, {'speed.fold_teacher': 3})
+    with pytest.raises(RecipeError, match=r'speed\.fold_teachers'):
+        load_recipe(MINI, {'speed.fold_teachers': True})
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_a_folded_teacher_in_channels_last_gives_the_same_features(name):
+    recipe = mini(name)
+    for teacher in recipe.pool:
+        cfg = recipe.model(teacher)
+        cfg.backbone.init_cfg = None
+        torch.manual_seed(0)
+        plain = shaken(Teacher(cfg)).eval()
+        images = torch.randn(2, 3, 96, 128)
+        with torch.no_grad():
+            expected = plain(images)
+            before = sum(isinstance(m, nn.BatchNorm2d) for m in plain.backbone.modules())
+            plain.fold()
+            plain.to(memory_format=torch.channels_last)
+            precision.keep_operators_plain(plain, device='cpu')
+            found = plain(images)
+        after = sum(isinstance(m, nn.BatchNorm2d) for m in plain.backbone.modules())
+        deformable = sum(
+            isinstance(m, ModulatedDeformConv2d | DeformConv2d) for m in plain.modules()
+        )
+        assert after == min(before, deformable)  # theirs stay
+        assert not any(p.requires_grad for p in plain.parameters())
+        for a, b in zip(expected, found, strict=True):
+            assert ((a - b).norm() / a.norm()) < 1e-5
+
+
+@pytest.mark.parametrize('switch', ['channels_last', 'fold_teacher'])
+def test_losses_and_gradients_are_those_of_the_plain_path(switch):
+    plain, fast = pair(OFF._replace(**{switch: True}))
+    (expected, plain_grads), (found, fast_grads) = gradients(plain), gradients(fast)
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert plain_grads.keys() == fast_grads.keys()
+    for key, value in plain_grads.items():
+        torch.testing.assert_close(fast_grads[key], value, rtol=1e-3, atol=1e-5 * value.abs().max())
+
+
+def test_what_is_folded_and_laid_out():
+    _, fast = pair(speed.settled(None, 'cpu'))
+
+    def batch_norms(module):
+        return sum(isinstance(m, nn.BatchNorm2d) for m in module.modules())
+
+    assert batch_norms(fast.teacher.backbone) == 0
+    assert batch_norms(fast.student.backbone) == 20
+
+    def channels_last(module):
+        return all(
+            m.weight.is_contiguous(memory_format=torch.channels_last)
+            for m in module.modules()
+            if isinstance(m, nn.Conv2d)
+        )
+
+    assert channels_last(fast.teacher)
+    assert channels_last(fast.student.neck)
+    assert channels_last(fast.student.bbox_head)
+    assert not channels_last(fast.student.backbone)  # unsafe on the CPU
+
+
+def test_a_teacher_in_train_mode_or_hooked_inside_is_not_folded():
+    switches = OFF._replace(fold_teacher=True)
+    for options in ({'teacher_mode': 'train'}, {'hook': 'backbone.layer2.0.conv1'}):
+        _, fast = pair(switches, **options)
+        assert any(isinstance(m, nn.BatchNorm2d) for m in fast.teacher.backbone.modules())
+
+
+@pytest.mark.parametrize('kind', ['AdamW', 'SGD'])
+def test_the_fused_optimizer_makes_the_same_updates(kind):
+    from mmcv.runner import build_optimizer
+
+    cfg = dict(type=kind, lr=1e-2, weight_decay=0.05)
+    ends = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+        options = speed.optimizer(cfg, OFF._replace(fused_optimizer=fused))
+        optimizer = build_optimizer(model, dict(options))
+        assert optimizer.defaults['fused'] is (True if fused else None) or not fused
+        for _ in range(50):
+            optimizer.zero_grad()
+            model(torch.ones(3, 8)).square().sum().backward()
+            optimizer.step()
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-5, atol=1e-6)
+
+
+def test_an_optimizer_that_says_how_it_works_or_has_no_such_kernel_is_left_alone():
+    on = OFF._replace(fused_optimizer=True)
+    for cfg in (dict(type='AdamW', lr=1, foreach=True), dict(type='RMSprop', lr=1)):
+        assert speed.optimizer(cfg, on) == cfg
+    assert speed.optimizer(dict(type='SGD', lr=1), on) == dict(type='SGD', lr=1, fused=True)
+
+
+@pytest.mark.parametrize('name', RECIPES)
+@pytest.mark.parametrize('switches', [OFF, speed.settled(None, 'cpu')], ids=['off', 'default'])
+def test_bfloat16_trains_every_kind_of_detector(name, switches):
+    """Losses near those of float32, and full-precision gradients for the same weights."""
+    recipe, found, dtypes = mini(name), [], {}
+    for kind in ('fp32', 'bf16'):
+        torch.manual_seed(0)
+        model = trial.untrained(recipe, 'student', recipe.pool[0]).train()
+        for module in model.modules():
+            if getattr(module, 'drop_prob', None):
+                module.drop_prob = 0.0
+        speed.prepare(model, switches._replace(precision=kind), 'cpu')
+        if kind == 'bf16':
+            for path, module in model.named_modules():
+                if isinstance(module, nn.Conv2d | nn.Linear):
+                    module.register_forward_hook(
+                        lambda m, a, out, path=path: dtypes.update({path: out.dtype})
+                    )
+        found.append(gradients(model, **large_batch('mask' in name)))
+        assert not torch.is_autocast_enabled('cpu')
+    (expected, plain_grads), (losses, grads) = found
+    assert losses.keys() == expected.keys()
+    for key, value in expected.items():
+        assert losses[key] == pytest.approx(value, rel=0.1, abs=0.05), key
+    assert grads.keys() == plain_grads.keys()
+    assert all(grad.dtype == torch.float32 and grad.isfinite().all() for grad in grads.values())
+    half = {path for path, dtype in dtypes.items() if dtype == torch.bfloat16}
+    assert any(path.startswith('student.neck') for path in half)
+    assert any('_head' in path for path in half)
+    assert any('generation' in path for path in half)
+    assert not any(path.startswith('student.backbone') for path in half)  # on the CPU
+    assert not any('reppoints_pts_' in path and path.endswith('_out') for path in half)
+
+
+def test_autocast_ends_with_the_module_also_where_it_fails():
+    class Fails(nn.Module):
+        def forward(self, x):
+            assert torch.is_autocast_enabled('cpu')
+            raise ValueError('on purpose')
+
+    module = Fails()
+    precision.Scope('cpu', True).on(module)
+    with pytest.raises(ValueError, match='on purpose'):
+        module(torch.ones(1))
+    assert not torch.is_autocast_enabled('cpu')
+
+
+def test_a_scope_of_full_precision_takes_float32_inside_one_of_bfloat16():
+    seen = []
+
+    class Inner(nn.Module):
+        def forward(self, x, other=None):
+            seen.extend([torch.is_autocast_enabled('cpu'), x[0].dtype, other.dtype])
+            return x[0]
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.conv = Inner(), nn.Conv2d(1, 1, 1)
+
+        def forward(self, x):
+            made = self.conv(x)
+            assert made.dtype == torch.bfloat16
+            kept = self.inner([made], other=made)
+            return {'again': (self.conv(kept), [kept])}
+
+    module = Outer()
+    precision.Scope('cpu', True, full_output=True).on(module)
+    precision.Scope('cpu', False).on(module.inner)
+    out = module(torch.ones(1, 1, 2, 2))
+    assert seen == [False, torch.float32, torch.float32]
+    assert out['again'][0].dtype == torch.float32  # of the convolution, which gave bfloat16
+
+
+def test_with_everything_off_the_losses_are_the_originals():
+    """Against the rebuilt original, with nothing masked: it masks other cells of the same draws."""
+    from original import Original
+
+    recipe = load_recipe(
+        MINI, {'distill.settings.mgd.mask_ratio': 0.0, 'distill.teacher_mode': 'train'}
+    )
+    torch.manual_seed(0)
+    theirs = Original(recipe, 'r101').train()
+    ours = trial.untrained(recipe, 'student', 'r101')
+    ours.teacher_mode = 'train'
+    ours.student.load_state_dict(theirs.student.state_dict())
+    ours.distill_losses.load_state_dict(theirs.distill_losses.state_dict())
+    wanted = ours.teacher.state_dict()
+    ours.teacher.load_state_dict(
+        {k: v for k, v in theirs.teacher.state_dict().items() if k in wanted}
+    )
+    ours = speed.prepare(ours.train(), OFF, 'cpu')
+    data = dict(batch(num_classes=10))
+    (expected, their_grads), (found, our_grads) = gradients(theirs, **data), gradients(ours, **data)
+    assert found == pytest.approx(expected, rel=1e-6)
+    their_grads = {k: v for k, v in their_grads.items() if not k.startswith('teacher.')}
+    assert their_grads.keys() == our_grads.keys()
+    for key, value in their_grads.items():
+        torch.testing.assert_close(our_grads[key], value)
