@@ -1,6 +1,7 @@
 # make demo   the main job: MTPD end to end on the built-in dataset, and its report
 # make test   the tests             make env    what both need, made once in .venv
 # make lint   style checks          make notebooks   sync notebooks/*.py with *.ipynb
+# make bench  the CPU benchmarks (half an hour), after the demo; tables go to benchmarks/README.md
 # Variables: PYTHON=python3.11  VENV=.venv  RECIPE=configs/...  ARGS='options'
 #            TORCH_INDEX=https://download.pytorch.org/whl/cpu (torch without CUDA)
 
@@ -11,7 +12,8 @@ RECIPE ?= configs/mini/retinanet_r50__r101_rx101.py
 ARGS ?=
 export TORCH_INDEX
 
-.PHONY: env packages demo test lint notebooks clean
+.PHONY: env packages demo test bench lint notebooks clean
+BENCH := distill_step tried end_to_end evaluation adaptation_cost growth install_ops
 
 env: packages
 	@$(BIN)/mtpd install-ops
@@ -24,6 +26,10 @@ demo: env
 
 test: env
 	@$(BIN)/python -m pytest $(ARGS)
+
+bench: demo
+	@for name in $(BENCH); do $(BIN)/python benchmarks/$$name.py --out results/bench/$$name.json || exit 1; done
+	@$(BIN)/python benchmarks/tables.py
 
 lint: packages
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

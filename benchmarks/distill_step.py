@@ -35,6 +35,15 @@ from mtpd.recipe import Recipe, load_recipe
 from mmcv.parallel import collate
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
+OURS = [
+    'off',
+    'fold_teacher',
+    'channels_last',
+    'fused_optimizer',
+    'bf16',
+    'default',
+    'default+bf16',
+]
 
 
 def switches(text: str, recipe: Recipe, device: str) -> speed.Speed:
@@ -124,7 +133,7 @@ def main() -> None:
     )
     parser.add_argument('recipe', nargs='?', default=MINI)
     parser.add_argument('--teacher', default='rx101')
-    parser.add_argument('--ours', nargs='+', default=['default'])
+    parser.add_argument('--ours', nargs='+', default=OURS)
     parser.add_argument('--batch', type=int, help="images of an update; by default the recipe's")
     parser.add_argument('--batches', type=int, default=8, help='how many different ones')
     parser.add_argument('--pairs', type=int, default=40, help='updates of each that are timed')

@@ -7,13 +7,11 @@ from . import compat  # noqa: F401  (before mmcv)
 # isort: split
 import contextlib
 import io
-import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from mmcv import ConfigDict
 from mmcv.parallel import MMDataParallel
@@ -21,32 +19,14 @@ from mmcv.runner import get_dist_info
 from mmdet.apis import multi_gpu_test, single_gpu_test
 from mmdet.datasets import build_dataloader
 from mmdet.models import build_detector
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
-from . import checkpoints, distributed, knobs, skipped
+from . import checkpoints, distributed, knobs, score, skipped
 from .data import coco, pipelines, readable, workers
 from .errors import RecipeError
 from .exhausted import explained
 from .files import read_own, sha256, write_json, write_text
 from .loop import device_of, processes
 from .recipe import Recipe
-
-# pycocotools' `stats`, in its order.
-NUMBERS = (
-    'mAP',
-    'mAP_50',
-    'mAP_75',
-    'mAP_s',
-    'mAP_m',
-    'mAP_l',
-    'AR_1',
-    'AR_10',
-    'AR_100',
-    'AR_s',
-    'AR_m',
-    'AR_l',
-)
 
 
 def load_detector(
@@ -70,7 +50,7 @@ def evaluate(
     detector: str = 'student',
     out: str | Path | None = None,
 ) -> dict:
-    """COCO numbers of a checkpoint on the recipe's validation split, by mmdet and pycocotools.
+    """COCO numbers of a checkpoint on the recipe's validation split, by mmdet and `score.numbers`.
 
     Args:
         metrics: 'bbox' and, for detectors with masks, 'segm'.
@@ -92,7 +72,8 @@ def evaluate(
     batch = dict(samples_per_gpu=recipe.cfg.evaluation.batch_size, workers_per_gpu=0)
     device, size = device_of(recipe), processes(recipe)
     named = knobs.of_recipe(recipe.cfg, size)
-    work = Work(split, batch, device, size, recipe.corrupt_limit, named)
+    library = recipe.cfg.evaluation.get('library', 'auto')
+    work = Work(split, batch, device, size, recipe.corrupt_limit, named, library)
     return measure(model, work, checkpoint, metrics, out)
 
 
@@ -120,6 +101,7 @@ class Work(NamedTuple):
         processes: how many share the images.
         corrupt_limit: how many images may be corrupt, and are left out.
         named: the config's settings, for messages.
+        library: that counts, see `score.numbers`.
     """
 
     split: dict
@@ -128,6 +110,7 @@ class Work(NamedTuple):
     processes: int
     corrupt_limit: int
     named: knobs.Knobs
+    library: str = 'pycocotools'
 
 
 def measure(
@@ -152,7 +135,7 @@ def measure(
     data, results = readable.without(data, results, corrupt)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         files, _ = data.format_results(results, jsonfile_prefix=str(Path(folder) / 'results'))
-        numbers = _numbers(data, files, metrics)
+        numbers = score.numbers(data, files, metrics, work.library)
         if out:
             Path(out).mkdir(parents=True, exist_ok=True)
             found = Path(files[metrics[0]]).read_text(encoding='utf-8')
@@ -192,40 +175,3 @@ def measured(out: Path, checkpoint: Path, measure: Callable[[], dict]) -> dict:
     """The metrics.json in `out`, which `measure` writes, unless it is there for this checkpoint."""
     metrics = read_own(out / 'metrics.json')
     return metrics if metrics and metrics['sha256'] == sha256(checkpoint) else measure()
-
-
-def _numbers(data, files: dict, metrics: tuple[str, ...]) -> dict:
-    """The twelve numbers per metric and AP per class, from result files in COCO's format."""
-    numbers: dict = {'per_class': {}}
-    for metric in metrics:
-        found = _loaded(data.coco, files[metric], metric)
-        score = COCOeval(data.coco, found, metric)
-        score.params.catIds, score.params.imgIds = data.cat_ids, data.img_ids
-        score.evaluate()
-        score.accumulate()
-        score.summarize()
-        numbers |= {
-            f'{metric}_{name}': None if value < 0 else float(value)
-            for name, value in zip(NUMBERS, score.stats, strict=True)
-        }
-        precision = score.eval['precision'][
-            :, :, :, 0, -1
-        ]  # IoU x recall x class, all areas, 100 detections
-        numbers['per_class'][metric] = {
-            name: float(np.mean(values[values > -1])) if (values > -1).any() else None
-            for name, values in zip(data.CLASSES, np.moveaxis(precision, 2, 0), strict=True)
-        }
-    return numbers
-
-
-def _loaded(truth: COCO, path: str, metric: str) -> COCO:
-    """Detections as pycocotools wants them; its own `loadRes` fails on an empty list."""
-    found = json.loads(Path(path).read_text())
-    if metric == 'segm':  # beside a box, pycocotools takes its area for the mask's
-        found = [{key: item[key] for key in item if key != 'bbox'} for item in found]
-    if found:
-        return truth.loadRes(found)
-    nothing = COCO()
-    nothing.dataset = truth.dataset | {'annotations': []}
-    nothing.createIndex()
-    return nothing

@@ -22,6 +22,7 @@ DETECTOR = {
     'scenes': int,
 }
 
+LIBRARIES = ('auto', 'pycocotools', 'faster_coco_eval')  # see `mtpd.score`
 # Of a training's speed: True, False or 'auto'.
 SWITCHES = ('channels_last', 'fold_teacher', 'teacher_stream', 'fused_optimizer')
 
@@ -72,7 +73,7 @@ RECIPE = {
         'checkpoint_interval': int,
         'eval_interval': int,
     },
-    'evaluation': {'metrics': (list, tuple), 'batch_size': int},
+    'evaluation': {'metrics': (list, tuple), 'batch_size': int, 'library': str},
     'runtime': {'device': str, 'gpus': int, 'workers': int, 'threads': int, 'jobs': int},
     'speed': {'precision': str, **dict.fromkeys(SWITCHES, (bool, str))},  # see `mtpd.speed`
 }
@@ -88,6 +89,7 @@ OPTIONAL = {
     'lr_batch_size',
     'gpus',
     'corrupt_limit',
+    'library',
     'speed',
     'precision',
     *SWITCHES,
@@ -96,6 +98,7 @@ CHOICES = {
     'distill.start': ('baseline', 'inherit', 'random'),
     'distill.teacher_mode': ('eval', 'train'),
     'order.method': ('backward_greedy', 'shortest_path'),
+    'evaluation.library': LIBRARIES,
     'speed.precision': ('auto', 'fp32', 'bf16'),
     **{f'speed.{switch}': ('auto', True, False) for switch in SWITCHES},
 }

@@ -312,3 +312,21 @@ def test_with_everything_off_the_losses_are_the_originals():
     assert their_grads.keys() == our_grads.keys()
     for key, value in their_grads.items():
         torch.testing.assert_close(our_grads[key], value)
+
+
+@pytest.mark.gpu
+def test_the_teachers_stream_and_bfloat16_on_a_gpu_give_the_plain_losses():
+    found = []
+    for switches in (OFF, OFF._replace(teacher_stream=True), speed.settled(None, 'cuda')):
+        torch.manual_seed(0)
+        model = trial.untrained(mini('retinanet_r50__r101_rx101'), 'student', 'r101').cuda().train()
+        speed.prepare(model, switches, 'cuda')
+        assert (model.teacher.stream is not None) == switches.teacher_stream
+        data = large_batch(masks=False)
+        data['img'] = data['img'].cuda()
+        for key in ('gt_bboxes', 'gt_labels'):
+            data[key] = [value.cuda() for value in data[key]]
+        found.append(gradients(model, **data)[0])
+    plain, streamed, default = found
+    assert streamed == pytest.approx(plain, rel=1e-4)
+    assert default == pytest.approx(plain, rel=0.1, abs=0.05)

@@ -3,18 +3,16 @@
 import json
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from pycocotools import mask as rle
 
 from mtpd import checkpoints, load_recipe
-from mtpd.data import pipelines
 from mtpd.errors import MtpdError, RecipeError
-from mtpd.evaluate import NUMBERS, _numbers, evaluate
+from mtpd.evaluate import evaluate
 from mtpd.files import sha256
 from mtpd.loop import mmdet_cfg
 from mtpd.runs import split_loss
+from mtpd.score import NUMBERS
 from mtpd.size import describe
 from mtpd.train import prepare_detector, train_detector_run, train_stage
 from mtpd.trainings import distill_cfg
@@ -220,48 +218,6 @@ def test_metrics_have_the_twelve_numbers_and_classes(recipe, run_dir, progressiv
     assert set(metrics['per_class']['bbox']) == {'cat', 'dog'}
     assert metrics['num_images'] == 4
     assert metrics['sha256'] == sha256(progressive['checkpoint'])
-
-
-def test_perfect_detections_score_one(recipe, tmp_path):
-    """The numbers come from pycocotools in its order: ground truth as detections gives AP 1."""
-    data = pipelines.build(pipelines.dataset(recipe, 'val'))
-    truth = json.loads(recipe.split('val')[0].read_text())['annotations']
-    found = [{k: a[k] for k in ('image_id', 'category_id', 'bbox')} | {'score': 0.9} for a in truth]
-    (tmp_path / 'found.json').write_text(json.dumps(found))
-    numbers = _numbers(data, {'bbox': str(tmp_path / 'found.json')}, ('bbox',))
-    assert numbers['bbox_mAP'] == numbers['bbox_mAP_50'] == numbers['bbox_AR_100'] == 1
-    assert numbers['per_class']['bbox'] == {'cat': 1, 'dog': 1}
-    (tmp_path / 'none.json').write_text('[]')
-    numbers = _numbers(data, {'bbox': str(tmp_path / 'none.json')}, ('bbox',))
-    assert numbers['bbox_mAP'] == 0 and numbers['bbox_mAP_l'] is None
-
-
-def test_mask_numbers_are_mmdets(tmp_path):
-    """Also by size, where pycocotools would take a detection's box for its mask."""
-    scenes = {'data.scenes.train': 1, 'data.scenes.val': 6, 'data.cache': str(tmp_path)}
-    recipe = load_recipe(MINI, scenes)
-    data = pipelines.build(pipelines.dataset(recipe, 'val'))
-    results = []
-    for image in range(len(data)):
-        boxes, masks = [[] for _ in data.CLASSES], [[] for _ in data.CLASSES]
-        for k, truth in enumerate(data.coco.load_anns(data.coco.get_ann_ids(image))):
-            x, y, w, h = truth['bbox']
-            mask, line = data.coco.annToMask(truth), np.zeros((128, 128), np.uint8)
-            line[y : y + 2, x : x + w] = (
-                1  # of a large box and a small mask, scored above the object
-            )
-            for score, found in ((0.5 - k / 50, mask), (0.9 - k / 50, line)):
-                boxes[truth['category_id']].append([x, y, x + w, y + h, score])
-                masks[truth['category_id']].append(rle.encode(np.asfortranarray(found)))
-        results.append(([np.array(found, np.float32).reshape(-1, 5) for found in boxes], masks))
-    files, _ = data.format_results(results, str(tmp_path / 'found'))
-    ours = _numbers(data, files, ('bbox', 'segm'))
-    theirs = data.evaluate(results, metric=['bbox', 'segm'])
-    names = [key for key in theirs if 'copypaste' not in key]
-    assert {'segm_mAP', 'segm_mAP_s', 'segm_mAP_m', 'bbox_mAP_s'} <= set(names)
-    for key in names:
-        assert ours[key] == (None if theirs[key] < 0 else pytest.approx(theirs[key], abs=6e-4)), key
-    assert 0 < ours['segm_mAP'] < 1
 
 
 def test_size_of_a_detector_by_hand(recipe):

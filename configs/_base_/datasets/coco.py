@@ -14,4 +14,4 @@ image = dict(
     to_rgb=True,
     divisor=32,
 )
-evaluation = dict(metrics=['bbox'], batch_size=1)
+evaluation = dict(metrics=['bbox'], batch_size=1, library='pycocotools')  # as published numbers

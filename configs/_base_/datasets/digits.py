@@ -14,4 +14,4 @@ image = dict(
     to_rgb=True,
     divisor=32,
 )
-evaluation = dict(metrics=['bbox'], batch_size=16)
+evaluation = dict(metrics=['bbox'], batch_size=16, library='auto')

@@ -1,0 +1,178 @@
+"""Writes the tables of benchmarks/README.md from results/bench/*.json, each between its markers.
+
+python benchmarks/tables.py
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from mtpd.files import read_json
+from mtpd.paths import ROOT
+
+BENCH, README = ROOT / 'results' / 'bench', Path(__file__).with_name('README.md')
+PARTS = ('teacher forward', 'student forward', 'losses', 'backward', 'optimizer')
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ['---'] * len(head), *rows]
+    return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines)
+
+
+def under(found: dict, text: str) -> str:
+    """A table with what it was measured on, and the command."""
+    machine = found['environment']
+    where = machine['device'] if machine['device'] != 'CPU' else machine['processor']
+    return (
+        f'`{found["command"]}`; {machine["threads"]} threads, {where}, torch {machine["torch"]}, '
+        f'commit {(machine["git_commit"] or "unknown")[:7]}.\n\n{text}'
+    )
+
+
+def distill_step(found: dict) -> str:
+    head = [
+        '',
+        'ms',
+        'img/s',
+        'original / this',
+        'peak MiB',
+        'TFLOP/s',
+        *(f'{p}, ms' for p in PARTS),
+    ]
+    rows = [
+        [
+            name,
+            f'{row["milliseconds"]:.1f}',
+            f'{row["images_a_second"]:.0f}',
+            f'{row["ratio"]:.2f}',
+            row['peak_mib'] or '',
+            f'{row["tflops"]:.3f}',
+            *(f'{row["parts_milliseconds"][part]:.1f}' for part in PARTS),
+        ]
+        for name, row in found['rows'].items()
+    ]
+    limits = found['ceilings']
+    text = (
+        f'\n\nThe machine at most: {limits["tflops_fp32"]:.2f} TFLOP/s in fp32 and {limits["tflops_bf16"]:.2f} in bf16 '
+        f'(matrix products), {limits["copy_gb_a_second"]:.0f} GB/s (copies). Loading a batch takes one process '
+        f'{found["data_milliseconds"]:.1f} ms.'
+    )
+    return under(found, table(head, rows) + text)
+
+
+def end_to_end(found: dict) -> str:
+    from statistics import median
+
+    keys = ('seconds', 'milliseconds_an_update', 'images_a_second', 'seconds_beside_updates')
+    rows = []
+    for kind, some in found['rows'].items():
+        middle = {key: median(row[key] for row in some) for key in some[0]}
+        waiting = f'{100 * middle["waiting_for_data"]:.1f} %'
+        rows.append([kind, *(f'{middle[key]:.1f}' for key in keys), waiting])
+    head = ['', 's, whole stage', 'ms an update', 'img/s', 's beside updates', 'waiting for data']
+    ratio = (
+        f'\n\noff / default, medians of pairs: the whole stage of {found["updates"]} updates '
+        f'{found["ratio_stage"]:.2f}, an update {found["ratio_update"]:.2f}.'
+    )
+    return under(found, table(head, rows) + ratio)
+
+
+def evaluation(found: dict) -> str:
+    rows = [
+        [
+            row['images'],
+            f'{row["seconds"]["pycocotools"]:.1f}',
+            f'{row["seconds"]["faster_coco_eval"]:.1f}',
+            f'{row["ratio"]:.1f}',
+            f'{row["largest_difference"]:.0e}',
+        ]
+        for row in found['rows']
+    ]
+    head = [
+        'images',
+        'pycocotools, s',
+        'faster-coco-eval, s',
+        'ratio',
+        'largest difference of the 12',
+    ]
+    return under(found, table(head, rows))
+
+
+def adaptation_cost(found: dict) -> str:
+    seconds = found['seconds']
+    head = ['', *(key for key in seconds if key != 'features')]
+    rows = [['seconds', *(f'{v:.2f}' for k, v in seconds.items() if k != 'features')]]
+    names = ', '.join(found['detectors'])
+    return under(
+        found,
+        f'{table(head, rows)}\n\nDetectors: {names}. Trained adapters / closed form: '
+        f'{seconds["trained"] / seconds["closed"]:.0f}; making the features took {seconds["features"]:.1f} s.',
+    )
+
+
+def install_ops(found: dict) -> str:
+    return under(
+        found,
+        f'{found["seconds"] / 60:.1f} minutes for {found["ops"]} ops, {found["compilers"]} compilers at a time; the '
+        f'wheel has {found["wheel_bytes"] / 1e6:.1f} MB.',
+    )
+
+
+def growth(found: dict) -> str:
+    parts = []
+    for part in ('step', 'costs', 'report', 'sweep'):
+        rows = found[part]
+        cells = [[f'{v:.2f}' if isinstance(v, float) else v for v in row.values()] for row in rows]
+        parts.append(f'{part}:\n\n{table(list(rows[0]), cells)}')
+    return under(found, '\n\n'.join(parts))
+
+
+def precision(found: dict) -> str:
+    rows = [
+        [
+            step,
+            *(f'{row[f"{kind}_mean"]:.2f} ± {row[f"{kind}_sd"]:.2f}' for kind in ('fp32', 'bf16')),
+            f'{row["difference_mean"]:+.2f} ± {row["difference_sd"]:.2f}',
+        ]
+        for step, row in found['summary'].items()
+    ]
+    return under(
+        found, table(['', 'AP in fp32', 'AP in bf16', 'bf16 - fp32, paired by seed'], rows)
+    )
+
+
+def tried(found: dict) -> str:
+    rows = [[name, f'{value:.2f}'] for name, value in found['milliseconds'].items()]
+    compiling = f'\n\ntorch.compile took {found["compile_seconds"]:.0f} s, once a process.'
+    return under(found, table(['', 'ms'], rows) + compiling)
+
+
+TABLES = (
+    tried,
+    distill_step,
+    end_to_end,
+    evaluation,
+    adaptation_cost,
+    install_ops,
+    growth,
+    precision,
+)
+
+
+def written(text: str) -> str:
+    """`text` with its tables as the JSON files say; 'not measured' where there is none."""
+    makers = {make.__name__: make for make in TABLES}
+
+    def fill(match: re.Match) -> str:
+        name = match[1]
+        found = read_json(BENCH / f'{name}.json')
+        kind = next(kind for kind in makers if name.removeprefix('gpu_').startswith(kind))
+        body = makers[kind](found) if found else 'Not measured.'
+        return f'<!-- {name} -->\n{body}\n<!-- end -->'
+
+    return re.sub(r'<!-- (\w+) -->\n.*?<!-- end -->', fill, text, flags=re.DOTALL)
+
+
+if __name__ == '__main__':
+    README.write_text(written(README.read_text(encoding='utf-8')), encoding='utf-8')

@@ -1,0 +1,65 @@
+"""The benchmarks: their tables say what their JSON files say, and they measure what they claim."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from mtpd.paths import ROOT
+
+sys.path.insert(0, str(ROOT / 'benchmarks'))
+
+
+def run(name: str, *arguments: str) -> str:
+    command = [sys.executable, str(ROOT / 'benchmarks' / f'{name}.py'), *arguments]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert found.returncode == 0, found.stderr[-2000:]
+    return found.stdout
+
+
+def test_the_tables_are_those_of_the_json_files():
+    import tables
+
+    text = tables.README.read_text(encoding='utf-8')
+    assert tables.written(text) == text, 'run python benchmarks/tables.py'
+    for number in ('distill_step', 'evaluation', 'growth'):
+        assert f'<!-- {number} -->' in text
+
+
+def test_a_table_without_a_file_says_so(monkeypatch, tmp_path):
+    import tables
+
+    monkeypatch.setattr(tables, 'BENCH', tmp_path)
+    made = tables.written('<!-- gpu_end_to_end -->\nold\n<!-- end -->\nrest')
+    assert made == '<!-- gpu_end_to_end -->\nNot measured.\n<!-- end -->\nrest'
+
+
+def test_the_step_is_measured_beside_the_originals(tmp_path):
+    out = tmp_path / 'step.json'
+    options = ['--batch', '2', '--batches', '2', '--pairs', '2', '--warm-up', '1', '--no-memory']
+    told = run('distill_step', '--ours', 'off', 'default+bf16', *options, '--out', str(out))
+    assert 'original' in told and 'default+bf16' in told
+    found = json.loads(out.read_text())
+    assert list(found['rows']) == ['original', 'off', 'default+bf16']
+    flops = found[
+        'flops_an_update'
+    ]  # the same work: forward and backward passes of the same layers
+    assert flops['original'] == pytest.approx(flops['off'], rel=1e-3)
+    for row in found['rows'].values():
+        assert row['images_a_second'] == pytest.approx(2e3 / row['milliseconds'])
+        assert all(part > 0 for part in row['parts_milliseconds'].values())
+    assert found['rows']['original']['ratio'] == 1
+    assert found['ceilings']['tflops_fp32'] > 0
+    assert found['environment']['torch']
+
+
+@pytest.mark.parametrize('images', [20])
+def test_evaluation_counts_the_same_by_both_libraries(images, tmp_path):
+    out = tmp_path / 'evaluation.json'
+    run('evaluation', '--images', str(images), '--pairs', '1', '--out', str(out))
+    (row,) = json.loads(out.read_text())['rows']
+    assert row['largest_difference'] < 1e-12
+    assert 0 < row['bbox_mAP'] < 1
