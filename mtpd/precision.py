@@ -52,13 +52,14 @@ class Scope:
         return in_full(output) if self.full_output else output
 
 
-def use_bfloat16(model: nn.Module, student: nn.Module, device: str) -> None:
+def use_bfloat16(model: nn.Module, student: nn.Module, device: str, backbone: bool) -> None:
     """Puts a detector, or a `Distiller` with its teacher and losses, under autocast as this module says.
 
-    On the CPU the student's backbone stays in float32: few channels gain nothing there.
+    Args:
+        backbone: the student's too; on the CPU few channels gain nothing.
     """
     parts = [getattr(student, 'neck', None)]
-    if device == 'cuda':
+    if backbone:
         parts.append(student.backbone)
     if model is not student:
         parts += [model.teacher, *model.distill_losses.values()]

@@ -63,7 +63,7 @@ def prepare(model: nn.Module, speed: Speed, device: str) -> nn.Module:
             if device == 'cuda' or name != 'backbone':
                 part.to(memory_format=torch.channels_last)
     if speed.precision == 'bf16':
-        precision.use_bfloat16(model, student, device)
+        precision.use_bfloat16(model, student, device, backbone=device == 'cuda')
     if speed.precision == 'bf16' or speed.channels_last:
         precision.keep_operators_plain(model, *teachers, device=device)
     return model

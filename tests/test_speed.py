@@ -214,9 +214,12 @@ def test_an_optimizer_that_says_how_it_works_or_has_no_such_kernel_is_left_alone
 
 
 @pytest.mark.parametrize('name', RECIPES)
-@pytest.mark.parametrize('switches', [OFF, speed.settled(None, 'cpu')], ids=['off', 'default'])
-def test_bfloat16_trains_every_kind_of_detector(name, switches):
+@pytest.mark.parametrize('kind_of', ['off', 'default', 'as on a GPU'])
+def test_bfloat16_trains_every_kind_of_detector(name, kind_of):
     """Losses near those of float32, and full-precision gradients for the same weights."""
+    switches, whole = speed.settled(None, 'cpu'), kind_of == 'as on a GPU'
+    if kind_of == 'off':
+        switches = OFF
     recipe, found, dtypes = mini(name), [], {}
     for kind in ('fp32', 'bf16'):
         torch.manual_seed(0)
@@ -224,7 +227,9 @@ def test_bfloat16_trains_every_kind_of_detector(name, switches):
         for module in model.modules():
             if getattr(module, 'drop_prob', None):
                 module.drop_prob = 0.0
-        speed.prepare(model, switches._replace(precision=kind), 'cpu')
+        speed.prepare(model, switches._replace(precision='fp32' if whole else kind), 'cpu')
+        if whole and kind == 'bf16':  # the student's backbone too
+            precision.use_bfloat16(model, model.student, 'cpu', backbone=True)
         if kind == 'bf16':
             for path, module in model.named_modules():
                 if isinstance(module, nn.Conv2d | nn.Linear):
@@ -243,7 +248,7 @@ def test_bfloat16_trains_every_kind_of_detector(name, switches):
     assert any(path.startswith('student.neck') for path in half)
     assert any('_head' in path for path in half)
     assert any('generation' in path for path in half)
-    assert not any(path.startswith('student.backbone') for path in half)  # on the CPU
+    assert any(path.startswith('student.backbone') for path in half) == whole
     assert not any('reppoints_pts_' in path and path.endswith('_out') for path in half)
 
 
