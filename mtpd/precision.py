@@ -1,6 +1,6 @@
 """Training in bfloat16: which parts of a detector run in it, and which stay in full precision.
 
-Weights, gradients and the optimizer are float32. Convolutions and matrix products of backbone, neck and heads, and of
+Weights, gradients and the optimizer are float32, and so is a detector in eval mode. Convolutions and matrix products of backbone, neck and heads, and of
 distillation losses, run under autocast. What the losses are computed from is float32 again: a head's outputs, regions of
 interest, the points of RepPoints, the features that are compared. mmcv's own operators take float32 only, in the usual
 layout (N, C, H, W).
@@ -30,10 +30,11 @@ class Scope:
 
     Args:
         full_output: tensors of the output, in nested tuples, lists and dicts, become float32.
+        always: also in eval mode, in which there is no autocast else.
     """
 
-    def __init__(self, device: str, half: bool, full_output: bool = False):
-        self.device, self.half, self.full_output = device, half, full_output
+    def __init__(self, device: str, half: bool, full_output: bool = False, always: bool = False):
+        self.device, self.half, self.full_output, self.always = device, half, full_output, always
         self.open: list[torch.autocast] = []
 
     def on(self, module: nn.Module) -> None:
@@ -41,7 +42,8 @@ class Scope:
         module.register_forward_hook(self.leave, always_call=True)
 
     def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        scope = torch.autocast(self.device, torch.bfloat16, enabled=self.half)
+        enabled = self.half and (self.always or module.training)
+        scope = torch.autocast(self.device, torch.bfloat16, enabled=enabled)
         scope.__enter__()
         self.open.append(scope)
         return (args, kwargs) if self.half else (in_full(args, True), in_full(kwargs, True))
@@ -62,7 +64,8 @@ def use_bfloat16(model: nn.Module, student: nn.Module, device: str, backbone: bo
     if backbone:
         parts.append(student.backbone)
     if model is not student:
-        parts += [model.teacher, *model.distill_losses.values()]
+        Scope(device, True, always=True).on(model.teacher)
+        parts += model.distill_losses.values()
     for part in filter(None, parts):
         Scope(device, True).on(part)
     for name, module in student.named_modules():

@@ -238,13 +238,18 @@ def test_bfloat16_trains_every_kind_of_detector(name, kind_of):
                     )
         found.append(gradients(model, **large_batch('mask' in name)))
         assert not torch.is_autocast_enabled('cpu')
+    half = {path for path, dtype in dtypes.items() if dtype == torch.bfloat16}
+    dtypes.clear()
+    data = large_batch(masks=False)
+    with torch.no_grad():  # as evaluation during training does
+        model.eval().simple_test(data['img'], data['img_metas'])
+    assert dtypes and set(dtypes.values()) == {torch.float32}
     (expected, plain_grads), (losses, grads) = found
     assert losses.keys() == expected.keys()
     for key, value in expected.items():
         assert losses[key] == pytest.approx(value, rel=0.1, abs=0.05), key
     assert grads.keys() == plain_grads.keys()
     assert all(grad.dtype == torch.float32 and grad.isfinite().all() for grad in grads.values())
-    half = {path for path, dtype in dtypes.items() if dtype == torch.bfloat16}
     assert any(path.startswith('student.neck') for path in half)
     assert any('_head' in path for path in half)
     assert any('generation' in path for path in half)
