@@ -5,12 +5,14 @@ python benchmarks/distill_step.py configs/paper/retinanet_r50__r101_rx101.py --t
     --cfg-options data.root=data/coco --out results/bench/gpu_retinanet.json
 
 --ours names what is measured beside the original: `default` (the recipe's), `off`, or switches joined by `+`, such as
-`default+bf16` or `fold_teacher+channels_last`. Ratios are medians over pairs of updates that follow each other.
-Memory is that of a process that makes three updates of one kind: of the GPU, or resident on the CPU.
+`default+bf16` or `fold_teacher+channels_last`. Ratios are medians over pairs of updates that follow each other. Memory, of
+the GPU or resident on the CPU, and a second ratio are those of processes that make one kind of update, which take turns
+too: what frees memory and what asks for it is then each kind's own.
 """
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -41,8 +43,8 @@ OURS = [
     'channels_last',
     'fused_optimizer',
     'bf16',
+    'default+fp32',
     'default',
-    'default+bf16',
 ]
 
 
@@ -77,14 +79,26 @@ def batches(recipe: Recipe, folder: Path, size: int, count: int) -> tuple[list, 
     return found, (time.perf_counter() - began) / count
 
 
-def memory(options: argparse.Namespace, name: str) -> int:
-    """MiB at the peak of a process that makes updates of one kind."""
-    told = subprocess.run(
-        [sys.executable, __file__, *sys.argv[1:], '--alone', name], capture_output=True, text=True
-    )
-    if told.returncode:
-        sys.exit(told.stderr)
-    return int(told.stdout.splitlines()[-1])
+def apart(options: argparse.Namespace, names: list[str]) -> dict[str, dict]:
+    """Of processes of one kind, in turn: MiB at the peak, milliseconds of an update, and the original's through them."""
+    told: dict = {name: [] for name in names}
+    for _ in range(options.processes):
+        for name in names:
+            command = [sys.executable, *sys.argv, '--alone', name]
+            found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            told[name].append(json.loads(found.stdout.splitlines()[-1]))
+    return {
+        name: {
+            'peak_mib': statistics.median(row['peak_mib'] for row in rows),
+            'milliseconds_apart': statistics.median(row['milliseconds'] for row in rows),
+            'ratio_apart': statistics.median(
+                a['milliseconds'] / b['milliseconds']
+                for a, b in zip(told['original'], rows, strict=True)
+            ),
+        }
+        for name, rows in told.items()
+        if rows
+    }
 
 
 def measure(options: argparse.Namespace, recipe: Recipe, device: str, folder: Path) -> dict:
@@ -102,7 +116,7 @@ def measure(options: argparse.Namespace, recipe: Recipe, device: str, folder: Pa
         with FlopCounterMode(display=False) as counter:
             arms[name](made[0])
         flops[name] = counter.get_total_flops()
-    rows = {}
+    separate, rows = apart(options, names), {}
     for name in names:
         middle = statistics.median(seconds[name])
         pairs = zip(seconds['original'], seconds[name], strict=True)
@@ -111,20 +125,21 @@ def measure(options: argparse.Namespace, recipe: Recipe, device: str, folder: Pa
             'images_a_second': options.batch / middle,
             'ratio': statistics.median(a / b for a, b in pairs),
             'tflops': flops['original' if name == 'original' else names[1]] / middle / 1e12,
-            'peak_mib': None if options.no_memory else memory(options, name),
+            **separate.get(name, {}),
             'parts_milliseconds': Parts(arms[name]).measure(made),
         }
     return {'flops_an_update': flops, 'data_milliseconds': 1e3 * loading, 'rows': rows}
 
 
-def alone(options: argparse.Namespace, recipe: Recipe, device: str, folder: Path) -> int:
-    """MiB at the peak of three updates of `options.alone`."""
-    made, _ = batches(recipe, folder, options.batch, 3)
+def alone(options: argparse.Namespace, recipe: Recipe, device: str, folder: Path) -> dict:
+    """MiB at the peak of updates of `options.alone`, and milliseconds of one."""
+    made, _ = batches(recipe, folder, options.batch, options.batches)
     update = update_of(options.alone, recipe, options.teacher, device)
     trial.forget_memory(device)
-    for batch in made:
-        update(batch)
-    return trial.memory(device)[1] // 2**20
+    count = options.warm_up + options.pairs
+    seconds = [update(made[number % len(made)]) for number in range(count)][options.warm_up :]
+    peak = trial.memory(device)[1] // 2**20
+    return {'peak_mib': peak, 'milliseconds': 1e3 * statistics.median(seconds)}
 
 
 def main() -> None:
@@ -139,7 +154,7 @@ def main() -> None:
     parser.add_argument('--pairs', type=int, default=40, help='updates of each that are timed')
     parser.add_argument('--warm-up', type=int, default=4, help='updates of each before')
     parser.add_argument('--cfg-options', default='')
-    parser.add_argument('--no-memory', action='store_true')
+    parser.add_argument('--processes', type=int, default=3, help='of each kind alone; 0: none')
     parser.add_argument('--alone', help=argparse.SUPPRESS)
     parser.add_argument('--out', type=Path, help='where the JSON goes')
     options = parser.parse_args()
@@ -153,14 +168,15 @@ def main() -> None:
             few = {'data.scenes.train': options.batch * options.batches, 'data.cache': folder}
             recipe = load_recipe(recipe, few | {'data.scenes.val': 1})
         if options.alone:
-            print(alone(options, recipe, device, Path(folder)))
+            print(json.dumps(alone(options, recipe, device, Path(folder))))
             return
         found = measure(options, recipe, device, Path(folder))
     for name, row in found['rows'].items():
         parts = ', '.join(f'{k} {v:.1f}' for k, v in row['parts_milliseconds'].items())
         print(
             f'{name:<40} {row["milliseconds"]:8.1f} ms  {row["images_a_second"]:7.1f} img/s  '
-            f'x {row["ratio"]:.2f}  {row["peak_mib"]} MiB  {row["tflops"]:.3f} TFLOP/s\n    ms: {parts}'
+            f'x {row["ratio"]:.2f} (apart {row.get("ratio_apart", math.nan):.2f})  {row.get("peak_mib")} MiB  '
+            f'{row["tflops"]:.3f} TFLOP/s\n    ms: {parts}'
         )
     print(f'data: {found["data_milliseconds"]:.1f} ms a batch by one process')
     found = {

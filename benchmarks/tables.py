@@ -46,7 +46,8 @@ def distill_step(found: dict) -> str:
             f'{row["milliseconds"]:.1f}',
             f'{row["images_a_second"]:.0f}',
             f'{row["ratio"]:.2f}',
-            row['peak_mib'] or '',
+            f'{row["ratio_apart"]:.2f}' if 'ratio_apart' in row else '',
+            row.get('peak_mib', ''),
             f'{row["tflops"]:.3f}',
             *(f'{row["parts_milliseconds"][part]:.1f}' for part in PARTS),
         ]

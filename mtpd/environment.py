@@ -36,9 +36,9 @@ def describe(threads: int = 0) -> dict:
     }
 
 
-def write(path: str | Path, threads: int = 0) -> dict:
-    """Writes `describe()` to environment.json and returns it."""
-    found = describe(threads)
+def write(path: str | Path, threads: int = 0, **more: str) -> dict:
+    """Writes `describe()` and `more` to environment.json and returns it."""
+    found = describe(threads) | more
     write_json(path, found)
     return found
 

@@ -57,6 +57,11 @@ def find_device(asked: str, source: Path, key: str = 'device') -> str:
     return asked
 
 
+def precision(recipe: Recipe) -> str:
+    """'fp32' or 'bf16', in which a recipe trains on this machine."""
+    return speed.settled(recipe.cfg.get('speed'), device_of(recipe)).precision
+
+
 def processes(recipe: Recipe) -> int:
     """How many processes share the work, see `distributed.count`."""
     return distributed.count(recipe.gpus, recipe.device, recipe.source)
@@ -169,11 +174,9 @@ def _run(cfg, build, source, named, validate, threads, meta, point) -> InheritRe
 
 
 def use_threads(device: str, threads: int) -> None:
-    """Sets torch's threads on the CPU, and has it keep memory; 0: one per core, or what OMP_NUM_THREADS says."""
-    if device == 'cpu':
-        speed.keep_memory()
-        if threads or not os.environ.get('OMP_NUM_THREADS'):
-            torch.set_num_threads(threads or cores())
+    """Sets torch's threads on the CPU; 0: one per core, or what OMP_NUM_THREADS says."""
+    if device == 'cpu' and (threads or not os.environ.get('OMP_NUM_THREADS')):
+        torch.set_num_threads(threads or cores())
 
 
 def mmdet_cfg(

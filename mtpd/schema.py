@@ -24,7 +24,7 @@ DETECTOR = {
 
 LIBRARIES = ('auto', 'pycocotools', 'faster_coco_eval')  # see `mtpd.score`
 # Of a training's speed: True, False or 'auto'.
-SWITCHES = ('channels_last', 'fold_teacher', 'teacher_stream', 'fused_optimizer')
+SWITCHES = ('channels_last', 'fold_teacher', 'teacher_stream', 'fused_optimizer', 'keep_memory')
 
 RECIPE = {
     'name': str,

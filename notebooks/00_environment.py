@@ -13,7 +13,7 @@ cfg_options: str = ''  # overrides of the recipe: KEY VALUE pairs joined by an e
 work_dir: str = ''  # run directory; empty: runs, recipe, seed
 
 # %%
-from mtpd import doctor, environment, load_recipe
+from mtpd import doctor, environment, load_recipe, loop
 from mtpd.tables import say, table
 
 plan = load_recipe(recipe, cfg_options, seed)
@@ -25,7 +25,9 @@ table([{'check': c.name, 'state': c.state, 'found': c.found, 'fix': c.fix} for c
 # ## Versions and device
 
 # %%
-versions = environment.write(run_dir / 'environment.json', plan.cfg.runtime.threads)
+versions = environment.write(
+    run_dir / 'environment.json', plan.cfg.runtime.threads, precision=loop.precision(plan)
+)
 table([{'what': key, 'value': str(value)} for key, value in versions.items()])
 
 # %% [markdown]

@@ -39,7 +39,18 @@ def test_a_table_without_a_file_says_so(monkeypatch, tmp_path):
 
 def test_the_step_is_measured_beside_the_originals(tmp_path):
     out = tmp_path / 'step.json'
-    options = ['--batch', '2', '--batches', '2', '--pairs', '2', '--warm-up', '1', '--no-memory']
+    options = [
+        '--batch',
+        '2',
+        '--batches',
+        '2',
+        '--pairs',
+        '2',
+        '--warm-up',
+        '1',
+        '--processes',
+        '1',
+    ]
     told = run('distill_step', '--ours', 'off', 'default+bf16', *options, '--out', str(out))
     assert 'original' in told and 'default+bf16' in told
     found = json.loads(out.read_text())
@@ -51,7 +62,8 @@ def test_the_step_is_measured_beside_the_originals(tmp_path):
     for row in found['rows'].values():
         assert row['images_a_second'] == pytest.approx(2e3 / row['milliseconds'])
         assert all(part > 0 for part in row['parts_milliseconds'].values())
-    assert found['rows']['original']['ratio'] == 1
+        assert row['peak_mib'] > 100 and row['ratio_apart'] > 0
+    assert found['rows']['original']['ratio'] == found['rows']['original']['ratio_apart'] == 1
     assert found['ceilings']['tflops_fp32'] > 0
     assert found['environment']['torch']
 

@@ -84,6 +84,7 @@ def recipe(tmp_path_factory, tiny_coco):
     teacher = folder / 'teacher.pth'
     options = {'data.root': str(root), 'teachers.r101.checkpoint': str(teacher)}
     options['speed.fold_teacher'] = False  # its weights are compared with the stored ones
+    options['speed.precision'] = 'fp32'  # gradients with those of one process
     plan = load_recipe(MINI, SMALL | options)
     torch.manual_seed(5)
     model = build_detector(ConfigDict(plan.model('r101')))

@@ -21,9 +21,10 @@ schedule = dict(
 )
 runtime = dict(device='auto', workers=2, threads=0, jobs=1)
 speed = dict(
-    precision='auto',  # of training: bf16 on GPUs that have it, fp32 on the CPU; see mtpd/speed.py
+    precision='auto',  # of training: bf16 where the device has it, else fp32; see mtpd/speed.py
     channels_last='auto',
     fold_teacher='auto',
     teacher_stream='auto',
     fused_optimizer='auto',
+    keep_memory='auto',
 )
