@@ -8,10 +8,8 @@ from pathlib import Path
 
 
 def problems(source: Path) -> list[str]:
-    """Missing files, circles of files, and dicts that state a key twice, of which Python would drop the first.
-
-    What does not parse is left to mmcv, which names it.
-    """
+    """Missing files, circles of files, files that don't parse, and dicts that state a key twice, of which Python would
+    drop the first."""
     return list(dict.fromkeys(_walk(source.resolve(), ())))
 
 
@@ -25,8 +23,12 @@ def _walk(path: Path, above: tuple[Path, ...]) -> Iterator[str]:
     except FileNotFoundError:
         yield f'_base_ of {above[-1]}: {path} is missing. Correct the path, which is relative to that file.'
         return
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+    except SyntaxError as error:
+        if path.suffix == '.py':  # mmcv names others
+            yield f'it does not load: SyntaxError: {path}, line {error.lineno}: {error.msg}'
         return
+    except (OSError, ValueError, RecursionError, MemoryError):
+        return  # left to mmcv, which names them
     yield from _twice(path, tree)
     for base in _bases(tree):
         yield from _walk((path.parent / base).resolve(), (*above, path))

@@ -15,6 +15,7 @@ from mmdet.models import build_detector
 from torch import nn
 
 from . import memory
+from .files import existing, takes_files
 from .losses import build_losses
 from .recipe import Recipe
 from .trainings import Training, distill_cfg
@@ -26,8 +27,11 @@ def problems(
     folder: Path,
     free: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free,
 ) -> list[str]:
-    """Whether `folder`'s disk lacks room for what the trainings still have to write; one text or none."""
-    needed, room = to_come(recipe, trainings), free(_existing(folder))
+    """Whether `folder` can't be written to, or lacks room for what the trainings still have to write; one text or none."""
+    place = existing(folder)
+    if not takes_files(place):
+        return [f'{place} cannot be written to. Choose another folder with --work-dir.']
+    needed, room = to_come(recipe, trainings), free(place)
     if needed <= room:
         return []
     return [
@@ -69,10 +73,6 @@ def checkpoint_sizes(recipe: Recipe, detector: str, teacher: str | None) -> tupl
     )
     final, more = (sum(t.nbytes for t in part.state_dict().values()) for part in (model, losses))
     return final + more + moments * trained, final
-
-
-def _existing(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.parents) if path.is_dir())
 
 
 def _gb(size: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import sys
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from . import build, machine, ops
 from .errors import MtpdError, RecipeError
-from .files import sha256, sha256_in_name
+from .files import existing, sha256, sha256_in_name, takes_files
 from .paths import ROOT
 
 if TYPE_CHECKING:
@@ -39,8 +38,9 @@ def check(
 ) -> list[Check]:
     """Look at everything that `recipe_path` (default: the demo's recipe) needs. Never raises."""
     checks: list[Check] = []
-    for look in (python, torch, versions, device, compiled_ops, memory, runs, kernel):
+    for look in (python, torch, versions, device, compiled_ops, memory, kernel):
         checks += _guarded(look.__name__.replace('_', ' '), look)
+    checks += _guarded('runs', lambda: runs(work_dir))
     if any(one.name == 'ops' and one.state == 'fail' for one in checks):
         return [
             *checks,
@@ -158,11 +158,11 @@ def memory() -> Iterator[Check]:
     yield _amount('memory', free, MEMORY, 'free', 'Close other programs.')
 
 
-def runs() -> Iterator[Check]:
+def runs(work_dir: Path | None = None) -> Iterator[Check]:
     """The folder for results: writable, with room."""
-    folder = ROOT / 'runs'
-    place = folder if folder.exists() else ROOT
-    if not os.access(place, os.W_OK | os.X_OK):
+    folder = (work_dir or ROOT / 'runs').resolve()
+    place = existing(folder)
+    if not takes_files(place):
         yield Check(
             'runs', 'fail', f'{place} is not writable', 'Give another folder: `--work-dir`.'
         )
@@ -196,6 +196,7 @@ def kernel() -> Iterator[Check]:
 def recipe(path: str, overrides: dict | None = None, work_dir: Path | None = None):
     """The recipe itself, its data, its checkpoints, and what its run would take."""
     from . import forecast, preflight
+    from .rundir import foreign
 
     try:
         loaded = preflight.load_whole(path, overrides)
@@ -210,6 +211,12 @@ def recipe(path: str, overrides: dict | None = None, work_dir: Path | None = Non
     if not found:
         root = loaded.cfg.data.root or 'DigitScenes: made where they are missing'
         yield Check('dataset', 'ok', root)
+    if other := foreign(run_dir / 'recipe.py', loaded.text):
+        yield Check('work-dir', 'fail', other)
+    if not found and not seen:
+        yield Check(
+            'its time', 'ok', f'{run_dir}: nothing is left to train, so no update was tried'
+        )
     if seen:
         for name, words in forecast.told(loaded, run_dir, seen).items():
             yield Check(f'its {name}', 'ok', words)

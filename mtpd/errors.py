@@ -20,7 +20,7 @@ class RecipeError(MtpdError):
 
     Attributes:
         problems: one line each.
-        rest: the recipe without what is wrong, where that can be left out; else None.
+        rest: the recipe without its unknown keys, where it can be made; other values may be wrong. Else None.
     """
 
     def __init__(self, source: str | Path, problems: list[str], rest: Any = None):

@@ -124,3 +124,13 @@ def room(folder: Path, needed: int, what: str) -> None:
             f'{what} takes {needed / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free: '
             'free some, or choose a folder on another disk.'
         )
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest of those around it that is there."""
+    return next(path for path in (folder, *folder.parents) if path.is_dir())
+
+
+def takes_files(folder: Path) -> bool:
+    """Whether files may be made in a folder; /proc and the like have no room for any."""
+    return os.access(folder, os.W_OK | os.X_OK) and shutil.disk_usage(folder).total > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,7 +47,10 @@ def forecast(
     except MtpdError as error:
         return None, [str(error)]
     except RuntimeError as error:
-        return None, [f'a few updates were tried, and failed: {error}']
+        said = [
+            line for line in str(error).splitlines() if re.match(r'[\w.]*(Error|Exception)\b', line)
+        ]
+        return None, [f'a few updates were tried, and failed: {said[-1] if said else error}']
     return {'recipe': recipe.text, **found}, memory_problems(recipe, found['trainings'])
 
 

@@ -20,7 +20,7 @@ from .notebooks import NotebookError, execute
 from .order import settled
 from .paths import ROOT, shown
 from .recipe import Arm, Recipe, load_recipe
-from .rundir import about, now, open_run, open_steps
+from .rundir import about, now, open_run, open_steps, usual
 
 NOTEBOOKS = ROOT / 'notebooks'
 # A run of everything with next to no training: does it work at all?
@@ -125,18 +125,18 @@ def run_recipe(
     if smoke:
         recipe = load_recipe(recipe, _smoke(recipe))
     if smoke and work_dir is None:
-        work_dir = ROOT / 'runs' / f'{recipe.name}-smoke' / str(recipe.seed)
+        work_dir = usual(recipe, smoke)
     run_dir = recipe.run_dir(work_dir)
     refuse_second(run_dir)
     seen = _preflight(recipe, run_dir, smoke, echo)
     hidden = _smoke(recipe) if smoke else ()
-    command = shlex.split(about(recipe, smoke, hidden)['command'])
+    command = shlex.split(about(recipe, smoke, hidden, run_dir)['command'])
     with held(run_dir, command, echo) as status:
         open_run(recipe, run_dir, smoke, hidden)
         forecast.keep(seen, run_dir)
         try:
             seconds = _all_steps(recipe, run_dir, status, echo, stream)
-            echo(f'all steps done in {seconds / 60:.1f} minutes: {run_dir}')
+            echo(f'all steps are done, {seconds / 60:.1f} minutes in all: {run_dir}')
         except NotebookError:  # what there is, is worth a report too
             _report(report, run_dir, echo)
             raise

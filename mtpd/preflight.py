@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from . import compare, disk
+from . import compare, disk, schedule
 from .data.download import fits
 from .distributed import share
 from .errors import MtpdError, RecipeError
@@ -72,15 +73,25 @@ def fetched(recipe: Recipe, names: Iterable[str], loaded: Iterable[str]) -> list
 def load_whole(
     path: str | Path, overrides: dict | str | None = None, seed: int | None = None
 ) -> Recipe:
-    """As `load_recipe`; where a recipe has unknown keys, its error also tells what else is wrong."""
+    """As `load_recipe`; where a recipe has wrong keys or values, its error also tells what else is wrong."""
     try:
         return load_recipe(path, overrides, seed)
     except RecipeError as error:
         if error.rest is None:
             raise
-        names = list(error.rest.detectors)
-        more = problems(error.rest, names, names)
-        raise RecipeError(error.source, error.problems + more) from None
+        raise RecipeError(error.source, error.problems + _besides(error.rest)) from None
+
+
+def _besides(recipe: Recipe) -> list[str]:
+    """Problems of a recipe that has wrong values, as far as these let them be seen."""
+    found: list[str] = []
+    with contextlib.suppress(Exception):  # any: what is called trusts the values
+        names = list(recipe.detectors)
+        return problems(recipe, names, names)
+    for look in (recipe.data_problems, recipe.checkpoint_problems):
+        with contextlib.suppress(Exception):
+            found += look()
+    return found
 
 
 def problems(
@@ -93,7 +104,7 @@ def problems(
 ) -> list[str]:
     """As `check`, a text each; of checkpoints those that are here. `more` is called where nothing but room is lacking."""
     names, loaded = list(names), list(loaded)
-    found = [*_machine(recipe), *recipe.data_problems()]
+    found = [*_machine(recipe), *schedule.problems(recipe), *recipe.data_problems()]
     if not _classes_known(recipe):  # which the heads follow from
         return [*found, *recipe.checkpoint_problems(loaded)]
     broken, fine = _without_model(recipe, names)

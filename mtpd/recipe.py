@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import compat  # noqa: F401  (before mmcv)
 
 # isort: split
+import contextlib
 import copy
 import functools
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ from typing import Any
 
 from mmcv import Config, ConfigDict
 
-from . import schema
+from . import relations, schema
 from .config import (
     as_overrides,
     as_python,
@@ -295,18 +296,18 @@ def load_recipe(
         )
     lay_over(cfg, overrides, source)
     values = cfg._cfg_dict.to_dict()
-    found = schema.problems(values)
-    if found:
-        cfg = Config(schema.without_unknown(values))
-        others = schema.problems(cfg._cfg_dict.to_dict())
-        if others:
-            raise RecipeError(source, list(dict.fromkeys(found + others)))
-    unknown = list(found)
-    found += _settle(cfg, source.resolve())
-    recipe = Recipe(cfg, source.resolve(), None if unknown else overrides)
-    if found:
-        raise RecipeError(source, found, recipe if found == unknown else None)
-    return recipe
+    found = relations.problems(values)
+    if not found:
+        if found := _settle(cfg, source.resolve()):
+            raise RecipeError(source, found)
+        return Recipe(cfg, source.resolve(), overrides)
+    cfg = Config(schema.without_unknown(values))
+    found += relations.problems(cfg._cfg_dict.to_dict())
+    rest = None
+    with contextlib.suppress(AttributeError, TypeError, KeyError):  # of values of a wrong shape
+        found += _settle(cfg, source.resolve())
+        rest = Recipe(cfg, source.resolve())
+    raise RecipeError(source, list(dict.fromkeys(found)), rest)
 
 
 def _settle(cfg: Config, source: Path) -> list[str]:

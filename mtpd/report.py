@@ -56,7 +56,7 @@ def _index(run: Run, pages: list[dict]) -> str:
         facts=_facts(run),
         state=run.state,
         headline=HEADLINES[run.state],
-        detail=_detail(run),
+        detail=_detail(run) + _corrupt(run),
         missing=[step for step in run.steps if step['state'] != 'done'],
         conclusion='' if run.info.get('smoke') else conclusion(results),
         over_seeds=conclude(study) if len(study.seeds) > 1 else [],
@@ -91,6 +91,16 @@ def _detail(run: Run) -> str:
     if run.state == 'unknown':
         return 'This page shows what there is.'
     return f'{count}. The command below goes on from there.'
+
+
+def _corrupt(run: Run) -> str:
+    """What was left out of the data."""
+    found = [read_json(path) for path in run.path.glob('[ds]*/**/metrics.json')]
+    tested = max((numbers.get('corrupt_images', 0) for numbers in found), default=0)
+    trained = max((numbers.get('corrupt_training_images', 0) for numbers in found), default=0)
+    if not tested and not trained:
+        return ''
+    return f' Corrupt images were left out: {tested} of the validation images, {trained} of a training’s.'
 
 
 def _table(results: list[dict], paper: dict) -> list[dict]:

@@ -8,11 +8,14 @@ import shlex
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import MtpdError
 from .files import read_own, write_json, write_text
-from .paths import shown
-from .recipe import Recipe
+from .paths import ROOT, shown
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
 
 # What a run has as soon as it has anything worth keeping.
 RESULTS = ('notebooks', 'detectors', 'stages', 'latest.pth', 'model.pth')
@@ -28,19 +31,28 @@ def open_run(recipe: Recipe, run_dir: Path, smoke: bool, hidden: Iterable[str] =
         MtpdError: it cannot be written to, or holds a run with other settings.
     """
     claim(run_dir / 'recipe.py', recipe.text)
-    info = about(recipe, smoke, hidden)
+    info = about(recipe, smoke, hidden, run_dir)
     info['seconds'] = read_own(run_dir / 'run.json', {}).get('seconds')
     write_json(run_dir / 'run.json', info)
 
 
-def about(recipe: Recipe, smoke: bool = False, hidden: Iterable[str] = ()) -> dict:
-    """What run.json says of a run of `recipe`."""
+def usual(recipe: Recipe, smoke: bool) -> Path:
+    """Where a run goes without --work-dir."""
+    return ROOT / 'runs' / (recipe.name + '-smoke' * smoke) / str(recipe.seed)
+
+
+def about(
+    recipe: Recipe, smoke: bool = False, hidden: Iterable[str] = (), run_dir: Path | None = None
+) -> dict:
+    """What run.json says of a run of `recipe`, in `run_dir` if not where it goes by itself."""
     command = ['mtpd', 'run', shown(recipe.source)]
     if recipe.seed:
         command += ['--seed', str(recipe.seed)]
     options = {k: v for k, v in recipe.overrides.items() if k != 'seed' and k not in hidden}
     if options:
         command += ['--cfg-options', ' '.join(f'{key}={value}' for key, value in options.items())]
+    if run_dir and run_dir.resolve() != usual(recipe, smoke).resolve():
+        command += ['--work-dir', shown(run_dir)]
     cfg = recipe.cfg
     return {
         'name': recipe.name,
@@ -71,13 +83,20 @@ def about(recipe: Recipe, smoke: bool = False, hidden: Iterable[str] = ()) -> di
 def claim(kept: Path, text: str) -> None:
     """Keeps a run's settings in its folder. Raises MtpdError as `writable`, or where results of others are there."""
     writable(kept.parent)
-    results = any((kept.parent / name).exists() for name in RESULTS)
-    if results and kept.is_file() and meant(kept.read_text()) != meant(text):
-        raise MtpdError(
-            f'{kept.parent} holds a run with other settings (compare {kept}). Choose another --work-dir, '
-            'or remove that folder.'
-        )
+    if found := foreign(kept, text):
+        raise MtpdError(found)
     write_text(kept, text)
+
+
+def foreign(kept: Path, text: str) -> str | None:
+    """What is wrong where a folder has results of a run with other settings than `text`: those kept in it."""
+    results = any((kept.parent / name).exists() for name in RESULTS)
+    if not results or not kept.is_file() or meant(kept.read_text()) == meant(text):
+        return None
+    return (
+        f'{kept.parent} holds a run with other settings (compare {kept}). Choose another --work-dir, '
+        'or remove that folder.'
+    )
 
 
 def meant(text: str) -> str | dict:

@@ -1,10 +1,9 @@
-"""What a recipe may say: its keys, their types, and how they must fit together."""
+"""What a recipe may say: its keys, and the types of their values."""
 
 from __future__ import annotations
 
 import ast
 import difflib
-import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -94,27 +93,6 @@ OPTIONAL = {
     'precision',
     *SWITCHES,
 }
-CHOICES = {
-    'distill.start': ('baseline', 'inherit', 'random'),
-    'distill.teacher_mode': ('eval', 'train'),
-    'order.method': ('backward_greedy', 'shortest_path'),
-    'evaluation.library': LIBRARIES,
-    'speed.precision': ('auto', 'fp32', 'bf16'),
-    **{f'speed.{switch}': ('auto', True, False) for switch in SWITCHES},
-}
-POSITIVE = (
-    ('schedule', 'batch_size'),
-    ('schedule', 'baseline'),
-    ('schedule', 'arm'),
-    ('schedule', 'teacher'),
-    ('schedule', 'log_interval'),
-    ('schedule', 'checkpoint_interval'),
-    ('evaluation', 'batch_size'),
-    ('image', 'divisor'),
-    ('order', 'max_length'),
-    ('runtime', 'jobs'),
-    ('runtime', 'gpus'),
-)
 
 
 def parse_overrides(text: str) -> dict[str, Any]:
@@ -151,14 +129,8 @@ def unknown(what: str, word: str, known: Iterable[str]) -> str:
     return f'unknown {what} {word!r}. {nearest(str(word), known)}'
 
 
-def problems(cfg: dict) -> list[str]:
-    """Everything wrong with a recipe's values, a line each; empty when all is well."""
-    found = _keys(cfg, RECIPE, '')
-    # Relations are only worth a look where the shape is right.
-    return found or _choices(cfg) + _arms(cfg) + _numbers(cfg)
-
-
-def _keys(node: Any, known: dict, place: str) -> list[str]:
+def keys(node: Any, known: dict = RECIPE, place: str = '') -> list[str]:
+    """Keys that are unknown, absent, or of values of another type; a line each."""
     found = []
     for key, value in node.items():
         rule = known.get(key, known.get('*'))
@@ -167,7 +139,7 @@ def _keys(node: Any, known: dict, place: str) -> list[str]:
             found.append(unknown('key', path, [f'{place}{name}' for name in known]))
         elif isinstance(rule, dict):
             if isinstance(value, dict):
-                found += _keys(value, rule, f'{path}.')
+                found += keys(value, rule, f'{path}.')
             else:
                 found.append(f'{path} is {value!r}: a dict with {", ".join(rule)} is needed.')
         elif not _is_a(value, kinds := rule if isinstance(rule, tuple) else (rule,)):
@@ -190,152 +162,3 @@ def without_unknown(node: dict, known: dict = RECIPE) -> dict:
         if rule is not None:
             kept[key] = without_unknown(value, rule) if deeper else value
     return kept
-
-
-def _choices(cfg: dict) -> list[str]:
-    found = []
-    for path, allowed in CHOICES.items():
-        section, key = path.split('.')
-        value = cfg.get(section, {}).get(key, allowed[0])  # what may be left out
-        if value not in allowed:
-            found.append(unknown(path, value, map(str, allowed)))
-    if cfg['distill']['method'] not in cfg['distill']['settings']:
-        found.append(
-            unknown('distill.method', cfg['distill']['method'], cfg['distill']['settings'])
-        )
-    for split in ('train', 'val'):
-        place = cfg['data']['splits'].get(split)
-        if place is None:
-            found.append(f'data.splits.{split} is missing.')
-        elif not _is_place(place):
-            found.append(
-                f"data.splits.{split} is {place!r}: a name, or dict(annotations='...', images='...') is needed."
-            )
-    if 'bbox' not in cfg['evaluation']['metrics']:
-        found.append('evaluation.metrics lacks bbox, by which detectors are compared: add it.')
-    return found + [
-        unknown('evaluation.metrics', str(metric), ['bbox', 'segm'])
-        for metric in cfg['evaluation']['metrics']
-        if metric not in ('bbox', 'segm')
-    ]
-
-
-def _is_place(place: Any) -> bool:
-    if isinstance(place, dict):
-        return all(isinstance(place.get(key), str) for key in ('annotations', 'images'))
-    return isinstance(place, str)
-
-
-def _arms(cfg: dict) -> list[str]:
-    found = []
-    teachers = cfg['teachers']
-    for name in ('student', 'baseline', 'none'):
-        if name in teachers:
-            found.append(f'teachers.{name}: this name is taken, choose another.')
-    if not cfg['arms']:
-        found.append('arms is empty: name at least one sequence of teachers.')
-    for name, arm in cfg['arms'].items():
-        if isinstance(arm['teachers'], str):
-            found += _auto(cfg, name, arm['teachers'])
-            continue
-        if not arm['teachers']:
-            found.append(f'arms.{name}.teachers is empty: [None] is a stage without a teacher.')
-            continue
-        found += [
-            f'arms.{name}: ' + unknown('teacher', str(teacher), teachers)
-            for teacher in arm['teachers']
-            if teacher is not None and teacher not in list(teachers)
-        ]
-        if cfg['schedule']['arm'] > 0 and cfg['schedule']['arm'] % len(arm['teachers']):
-            found.append(
-                f'arms.{name} has {len(arm["teachers"])} stages, which do not divide schedule.arm = '
-                f'{cfg["schedule"]["arm"]} evenly: every arm gets the same number of updates.'
-            )
-    return found
-
-
-def _auto(cfg: dict, name: str, word: str) -> list[str]:
-    if word != 'auto':
-        return [f"arms.{name}.teachers is {word!r}: a list of teachers is needed, or 'auto'."]
-    if not cfg['teachers']:
-        return [f'arms.{name}: there are no teachers to choose from.']
-    longest = min(cfg['order']['max_length'], len(cfg['teachers']))
-    uneven = [k for k in range(1, longest + 1) if cfg['schedule']['arm'] % k]
-    if uneven:
-        return [
-            f'arms.{name} may get {uneven[0]} stages (order.max_length), which do not divide schedule.arm = '
-            f'{cfg["schedule"]["arm"]} evenly: every arm gets the same number of updates.'
-        ]
-    return []
-
-
-def _numbers(cfg: dict) -> list[str]:
-    found = [
-        f'{section}.{key} is {cfg[section][key]}: it must be at least 1.'
-        for section, key in POSITIVE
-        if cfg[section].get(key, 1) < 1
-    ]
-    detectors = {'student': cfg['student']}
-    detectors |= {f'teachers.{name}': spec for name, spec in cfg['teachers'].items()}
-    found += [
-        f'{place}.{key} is {spec[key]}: it must be at least 1.'
-        for place, spec in detectors.items()
-        for key in ('updates', 'scenes')
-        if spec.get(key, 1) < 1
-    ]
-    found += _loss_name(cfg['distill']) + _levels(cfg['distill']) + _image(cfg['image'])
-    if cfg['order']['images'] < 2:
-        found.append(f'order.images is {cfg["order"]["images"]}: at least 2 are needed.')
-    for key, value in (
-        ('seed', cfg['seed']),
-        ('data.corrupt_limit', cfg['data'].get('corrupt_limit', 0)),
-    ):
-        if value < 0:
-            found.append(f'{key} is {value}: it must not be negative.')
-    return found
-
-
-def _image(image: dict) -> list[str]:
-    scale = image['scale']
-    sides = scale if isinstance(scale, (list, tuple)) else (scale, scale)
-    found = []
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        found.append(f'image.scale is {scale!r}: pixels, or (width, height) in pixels, are needed.')
-    for key, least in (('mean', -math.inf), ('std', 0)):
-        values = image[key]
-        good = all(isinstance(v, NUMBER) and math.isfinite(v) and v > least for v in values)
-        if len(values) != 3 or not good:
-            found.append(
-                f'image.{key} is {values!r}: a number per colour is needed{", above 0" * (least == 0)}.'
-            )
-    if not 0 <= image['flip'] <= 1:
-        found.append(f'image.flip is {image["flip"]}: a share from 0 to 1 is needed.')
-    return found
-
-
-def _loss_name(distill: dict) -> list[str]:
-    method, settings = distill['method'], distill['settings'].get(distill['method'])
-    if not isinstance(settings, dict) or 'name' not in settings:
-        return []
-    return [
-        f'distill.settings.{method}.name is {settings["name"]!r}: leave it out. The losses are named '
-        f'loss_{method}_fpn_<level>, by which logs and figures tell them apart.'
-    ]
-
-
-def _levels(distill: dict) -> list[str]:
-    """FPN levels, the recipe's and those that its method keeps to."""
-    places = {'distill.levels': distill['levels']}
-    settings = distill['settings'].get(distill['method'])
-    if isinstance(settings, dict) and 'levels' in settings:
-        places[f'distill.settings.{distill["method"]}.levels'] = settings['levels']
-    found = [
-        f'{place} is {levels!r}: FPN levels 0, 1, ... are needed.'
-        for place, levels in places.items()
-        if not (isinstance(levels, (list, tuple)) and levels)
-        or any(not isinstance(level, int) or level < 0 for level in levels)
-    ]
-    if not found and not set.intersection(*map(set, places.values())):
-        both = ' and '.join(f'{place} {list(levels)}' for place, levels in places.items())
-        found.append(f'{both} have no level in common: nothing would be distilled.')
-    return found

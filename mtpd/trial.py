@@ -84,6 +84,8 @@ def _try(recipe: Recipe, detector: str, teacher: str | None, batch: int, device:
     update = Update(untrained(recipe, detector, teacher), recipe, switches, device)
     before = memory(device)[0]
     one = update(collate([data[0]], 1))
+    if one * batch > PATIENCE:  # the first update of a process may be slow for other reasons
+        one = update(collate([data[0]], 1))
     _, peak, there = memory(device)
     fixed = before + update.kept()
     foretold = fixed + batch * max(0, peak - fixed)

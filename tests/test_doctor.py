@@ -93,10 +93,9 @@ def test_amounts(size, state):
     assert found.found == f'{size:.1f} GiB free'
 
 
-def test_folder_that_cannot_be_written(monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor, 'ROOT', tmp_path / 'gone')  # not writable, even for root
-    (one,) = doctor.runs()
-    assert one.state == 'fail'
+def test_folder_that_cannot_be_written():
+    (one,) = doctor.runs(Path('/proc/x'))  # not even by root
+    assert one.state == 'fail' and one.found == '/proc is not writable'
     assert '--work-dir' in one.fix
 
 

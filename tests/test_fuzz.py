@@ -18,7 +18,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from mtpd import checkpoints, load_recipe, schema
+from mtpd import checkpoints, load_recipe, relations, schema
 from mtpd.config import lay_over
 from mtpd.data import annotations, coco
 from mtpd.errors import MtpdError, RecipeError
@@ -152,7 +152,7 @@ def test_recipe_schema(recipe, overrides):
         lay_over(cfg, overrides, recipe.source)
     except RecipeError:
         return
-    assert all(isinstance(text, str) for text in schema.problems(cfg._cfg_dict.to_dict()))
+    assert all(isinstance(text, str) for text in relations.problems(cfg._cfg_dict.to_dict()))
 
 
 # Checkpoints

@@ -284,6 +284,27 @@ def test_unknown_keys_do_not_hide_the_rest(tmp_path, tiny_coco):
     texts = caught.value.problems
     assert "unknown key 'scheduel'. Did you mean 'schedule'?" in texts[0]
     assert any('000001.png' in text for text in texts)
+    wrong = {'schedule.arm': 'many', 'x': 1, 'teachers.r101.checkpoint': str(tmp_path / 'gone.pth')}
     with pytest.raises(RecipeError, match='int is needed') as caught:
-        preflight.load_whole(MINI, {'schedule.arm': 'many', 'x': 1})
-    assert len(caught.value.problems) == 2
+        preflight.load_whole(MINI, wrong | {'data.root': str(data)})
+    texts = caught.value.problems
+    assert "unknown key 'x'" in ' '.join(texts[:2])
+    assert any('trained on other classes' in text for text in texts)
+    assert any('000001.png' in text for text in texts)
+    assert any('gone.pth is missing' in text for text in texts)
+
+
+def test_a_cold_first_update_does_not_stand_for_all(tmp_path, monkeypatch):
+    """The first update of a process may take seconds; where it seems too slow, a second one tells."""
+    few = {'data.cache': str(tmp_path), 'data.scenes.train': 8, 'data.scenes.val': 2}
+    recipe = load_recipe(MINI, few)
+    taken = iter([30.0, 0.01])
+
+    class Slow(trial.Update):
+        def __call__(self, batch):
+            seconds = super().__call__(batch)
+            return next(taken, seconds)
+
+    monkeypatch.setattr(trial, 'Update', Slow)
+    row = trial._try(recipe, 'student', None, 2, 'cpu', tmp_path)
+    assert 0 < row['seconds'] < 20 and row['data'] > 0

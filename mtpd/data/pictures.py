@@ -30,11 +30,16 @@ def problems(items: list[dict], folder: Path, limit: int = 0) -> list[str]:
     corrupt = [text for text in found if isinstance(text, Corrupt)]
     if len(corrupt) <= limit:
         found = [text for text in found if not isinstance(text, Corrupt)]
+        corrupt = []
     if len(found) > 5:
         found = [
             *found[:5],
             f'{len(found) - 5} more of {len(chosen)} images looked at in {folder}.',
         ]
+    if corrupt:
+        found[-1] += (
+            f' data.corrupt_limit is {limit}: {len(corrupt)} or more leaves such images out.'
+        )
     return found
 
 

@@ -92,12 +92,17 @@ def sweep(
 
 
 @click.command()
-@FOLDER
-@click.option('--watch', is_flag=True, help='Repeat until nothing is under way.')
+@click.argument('folder', metavar='RUN_OR_SWEEP', type=click.Path(path_type=Path))
+@click.option('--watch', is_flag=True, help='Repeat until nothing is under way; of sweeps.')
 @click.option('--every', default=10.0, show_default=True, help='Seconds between looks.')
 @DEADLINE
 def status(folder: Path, watch: bool, every: float, deadline: float) -> None:
-    """The jobs of a sweep: state, stage, updates, times, and why one failed."""
+    """Where a run stands; or the jobs of a sweep: state, stage, updates, times, and why one failed."""
+    if not (folder / 'sweep.json').is_file():
+        from ..standing import standing
+
+        click.echo(standing(folder))
+        return
     from .folder import load_sweep
     from .results import ended, table, text
 

@@ -48,6 +48,32 @@ ROWS = {
     'unknown arm': (stage('--arm', 'drect'), "unknown arm 'drect'. Did you mean 'direct'"),
     'unknown detector': (stage('--detector', 'r11'), "unknown detector 'r11'. Did you mean 'r101'"),
     'arm and detector': (stage('--arm', 'direct', '--detector', 'r101'), 'give one'),
+    'unknown policy': (
+        setting('schedule.lr.policy=Nope'), "unknown schedule.lr.policy 'Nope'. .*OneCycle"
+    ),
+    'setting of another policy': (
+        setting('schedule.lr.policy=step'), r"schedule\.lr is .* which is refused: .*missing .* 'step'"
+    ),
+    'unknown optimizer': (
+        setting('schedule.optimizer.type=AdamV'), "unknown schedule.optimizer.type 'AdamV'. Did you mean 'Adam"
+    ),
+    'negative learning rate': (
+        setting('schedule.optimizer.lr=-1'), r'schedule\.optimizer is .* Invalid learning rate: -1'
+    ),
+    'clipping to nothing': (setting('schedule.grad_clip.max_norm=0'), 'max_norm must be above 0'),
+    'clipping by a wrong key': (setting('schedule.grad_clip.norm=2'), r'grad_clip is .* refused: .*norm'),
+    'negative workers': (setting('runtime.workers=-1'), r'runtime\.workers is -1: .* not negative'),
+    'no scenes': (setting('data.scenes.val=0'), r'data\.scenes\.val is 0: it must be at least 1'),
+    'a syntax error': (
+        recipe('BASE\nx = (\n'), r"does not load: SyntaxError: .*r\.py, line 2: '\(' was never closed"
+    ),
+    'wrong values of all kinds': (
+        setting(
+            "seed=one schedule.arm=-3 image.scale=7.5 distill.method=foo arms.direct.teachers=['r9']"
+        ),
+        r"6 problems:(.|\n)*image\.scale is 7\.5(.|\n)*seed is 'one'(.|\n)*distill\.method 'foo'(.|\n)*"
+        r"teacher 'r9'(.|\n)*schedule\.arm is -3",
+    ),
     'negative schedule': (setting('schedule.arm=-4'), r'schedule\.arm is -4: it must be at least 1'),
     'no updates': (setting('schedule.baseline=0'), r'schedule\.baseline is 0'),
     'updates that do not divide': (setting('schedule.arm=7'), 'do not divide schedule.arm = 7'),

@@ -1,0 +1,46 @@
+"""Where a run stands, as its status.json and its folders say; whether its process is still there is looked up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .errors import MtpdError
+from .files import read_own
+from .holding import STATUS, alive
+from .paths import shown
+
+
+def standing(folder: Path) -> str:
+    """A run's or training's state, its steps, and the updates of what it trains.
+
+    Raises:
+        MtpdError: the folder has no status.
+    """
+    status = read_own(folder / STATUS)
+    if not status:
+        raise MtpdError(
+            f'{folder} is neither a sweep nor a run: it has no sweep.json and no status.json.'
+        )
+    lines = [_state(status), f'command: {status.get("command")}']
+    wide = max((len(step['name']) for step in status.get('steps', ())), default=0)
+    for step in status.get('steps', ()):
+        seconds = f'{step["seconds"]:.0f} s' if step.get('seconds') else ''
+        reason = str(step.get('reason') or '').split('\n', 1)[0]
+        lines.append(f'{step["state"]:<11} {step["name"]:<{wide}}  {seconds:>6}  {reason}'.rstrip())
+    for path in sorted(folder.rglob('training.json')):
+        done = read_own(path, {}).get('update')
+        ready = any((path.parent / name).is_file() for name in ('student.pth', 'model.pth'))
+        lines.append(f'{shown(path.parent)}: {done} updates{", done" if ready else ""}')
+    return '\n'.join(lines)
+
+
+def _state(status: dict) -> str:
+    state = status.get('state', 'unknown')
+    if state == 'running':
+        who = f'process {status.get("pid")} on {status.get("host")}, since {status.get("started")}'
+        if alive(status):
+            return f'running: {who}'
+        return f'ended without a word: killed, or its machine went down ({who}). The same command goes on.'
+    words = [state, *(f'{key} {status[key]}' for key in ('signal', 'exit_code') if status.get(key))]
+    reason = f': {status["reason"]}' if status.get('reason') else ''
+    return f'{", ".join(words)} ({status.get("ended")}){reason}'
