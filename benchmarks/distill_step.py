@@ -42,6 +42,7 @@ OURS = [
     'fold_teacher',
     'channels_last',
     'fused_optimizer',
+    'keep_memory',
     'bf16',
     'default+fp32',
     'default',

@@ -148,6 +148,37 @@ def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out) -> None:
 
 
 @main.command()
+@click.argument('sources', metavar='IMAGE_OR_FOLDER...', nargs=-1, required=True)
+@click.option('--checkpoint', required=True, type=click.Path(path_type=Path))
+@click.option('--config', help='Its recipe or mmdet config. Default: what the checkpoint says.')
+@click.option('--detector', default='student', help='Whose it is in a recipe.')
+@click.option('--out', default='predictions', show_default=True, type=click.Path(path_type=Path))
+@click.option('--threshold', default=0.3, show_default=True, help='The least score drawn.')
+@click.option('--device', default='auto', show_default=True)
+def predict(sources, checkpoint, config, detector, out, threshold, device) -> None:
+    """Draw what a checkpoint's detector finds in images: boxes and, if it has them, masks; and predictions.json."""
+    from . import predict as finding
+
+    model = finding.detector(checkpoint, config, detector, device)
+    for row in finding.predict(model, sources, out, threshold):
+        counts: dict[str, int] = {}
+        for item in row['objects']:
+            counts[item['class']] = counts.get(item['class'], 0) + 1
+        what = ', '.join(f'{count} {kind}' for kind, count in counts.items()) or 'nothing'
+        click.echo(f'{row["drawn"]}: {what}')
+
+
+@main.command()
+def recipes() -> None:
+    """List the recipes: what each does, and the paper's AP on COCO."""
+    from .listing import recipes as listed
+
+    for row in listed():
+        paper = f'  (paper: {row["paper"]} AP)' if row['paper'] else ''
+        click.echo(f'{row["path"]:<58}  {row["title"]}{paper}')
+
+
+@main.command()
 @click.argument('source', type=click.Path(path_type=Path))
 @click.argument('target', type=click.Path(path_type=Path))
 @click.option('--half', is_flag=True, help='Store the weights in float16: half the size.')

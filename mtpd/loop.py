@@ -202,7 +202,7 @@ def mmdet_cfg(
         lr_config=_in_updates(schedule.lr, updates),
         runner=dict(type='IterBasedRunner', max_iters=updates),
         checkpoint_config=dict(interval=schedule.checkpoint_interval, by_epoch=False),
-        log_config=dict(interval=schedule.log_interval),
+        log_config=dict(interval=schedule.log_interval, hooks=list(schedule.get('loggers', ()))),
         evaluation=dict(interval=schedule.eval_interval or updates, metric='bbox'),
         workflow=[('train', 1)],
         work_dir=str(out),

@@ -1,15 +1,16 @@
-"""Would mmcv and torch take a recipe's optimizer, learning rate policy and gradient clipping? Seen before it trains."""
+"""Would mmcv and torch take a recipe's optimizer, learning rate policy, gradient clipping and loggers? Seen before it trains."""
 
 from __future__ import annotations
 
 from . import compat  # noqa: F401  (before mmcv)
 
 # isort: split
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from mmcv.runner import HOOKS, OPTIMIZERS, build_optimizer
+from mmcv.runner import HOOKS, OPTIMIZERS, LoggerHook, build_optimizer
 from mmcv.utils import build_from_cfg
 from torch import nn
 
@@ -17,12 +18,19 @@ from .recipe import Recipe
 from .schema import unknown
 
 POLICY = 'LrUpdaterHook'
+PACKAGES = {
+    'TensorboardLoggerHook': 'tensorboard',
+    'WandbLoggerHook': 'wandb',
+    'MlflowLoggerHook': 'mlflow',
+    'NeptuneLoggerHook': 'neptune',
+}
 
 
 def problems(recipe: Recipe) -> list[str]:
     """What is wrong with them, a text each."""
     schedule = recipe.cfg.schedule
     found = _optimizer(dict(schedule.optimizer)) + _policy(dict(schedule.lr))
+    found += [text for logger in schedule.get('loggers', ()) for text in _logger(logger)]
     if schedule.grad_clip:
         weight = nn.Parameter(torch.ones(1))
         weight.grad = torch.ones(1)
@@ -50,6 +58,17 @@ def _policy(cfg: dict) -> list[str]:
         known = [key.removesuffix(POLICY) for key in HOOKS.module_dict if key.endswith(POLICY)]
         return [unknown('schedule.lr.policy', policy, filter(None, known))]
     return _refused('lr', cfg, lambda: build_from_cfg({**cfg, 'type': name}, HOOKS))
+
+
+def _logger(cfg: Any) -> list[str]:
+    kind = cfg.get('type') if isinstance(cfg, dict) else None
+    if kind not in HOOKS.module_dict or not issubclass(HOOKS.module_dict[kind], LoggerHook):
+        known = [name for name, hook in HOOKS.module_dict.items() if issubclass(hook, LoggerHook)]
+        return ['schedule.loggers: ' + unknown('type', str(kind), known)]
+    package = PACKAGES.get(kind)
+    if package and importlib.util.find_spec(package) is None:
+        return [f'schedule.loggers: {kind} needs the package {package}: pip install {package}.']
+    return []
 
 
 def _refused(key: str, value: Any, make: Callable[[], Any]) -> list[str]:

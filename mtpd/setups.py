@@ -20,7 +20,7 @@ IDLE = {'seed', 'name', 'title', 'paper', 'order', 'runtime', 'evaluation'}
 IDLE |= (
     {'data.cache', 'data.corrupt_limit'}
     | {f'schedule.{key}_interval' for key in ('log', 'checkpoint', 'eval')}
-    | {'distill.method'}
+    | {'distill.method', 'schedule.loggers'}
     | {f'speed.{switch}' for switch in SWITCHES}
 )
 OWN = {'distill.settings', 'distill.levels', 'distill.student_module', 'distill.teacher_module'}
