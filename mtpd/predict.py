@@ -25,6 +25,7 @@ from .loop import find_device
 from .plain import as_mmdet, load_config
 from .recipe import Recipe
 
+SHOWN = 400  # pixels: the least side of what is drawn
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 
 
@@ -70,7 +71,7 @@ def predict(
 
     Yields:
         ``{'image', 'drawn', 'objects'}``: paths, and for each object its ``class``, ``score`` and ``box`` (x1, y1, x2,
-        y2, pixels of the image), by falling score. ``out/predictions.json`` has them all in the end.
+        y2, pixels of the image), by falling score. Small images are drawn larger. ``out/predictions.json`` has them all in the end.
 
     Raises:
         MtpdError: no such file or folder, a folder without images, or a file that is no image.
@@ -85,7 +86,8 @@ def predict(
         result = inference_detector(model, str(path))
         several = names.count(path.name) > 1
         drawn = out / (f'{path.parent.name}_{path.name}' if several else path.name)
-        model.show_result(pixels, result, score_thr=threshold, out_file=str(drawn), show=False)
+        shown = _enlarged(pixels, result)
+        model.show_result(*shown, score_thr=threshold, out_file=str(drawn), font_size=10)
         boxes = result[0] if isinstance(result, tuple) else result
         found = [
             {'class': model.CLASSES[kind], 'score': float(box[4]), 'box': box[:4].tolist()}
@@ -97,6 +99,22 @@ def predict(
         rows.append({'image': str(path), 'drawn': str(drawn), 'objects': found})
         yield rows[-1]
     write_json(out / 'predictions.json', rows)
+
+
+def _enlarged(pixels: np.ndarray, result: list | tuple) -> tuple[np.ndarray, list | tuple]:
+    """A small image and what was found in it, larger, so that mmdet's labels don't cover it all."""
+    factor = max(1, SHOWN // min(pixels.shape[:2]))
+
+    def larger(array):
+        return np.repeat(np.repeat(array, factor, 0), factor, 1)
+
+    def boxes(found):
+        return [some * np.array([factor] * 4 + [1], some.dtype) for some in found]
+
+    if isinstance(result, tuple):
+        masks = [[larger(np.asarray(mask)) for mask in some] for some in result[1]]
+        return larger(pixels), (boxes(result[0]), masks)
+    return larger(pixels), boxes(result)
 
 
 def images(sources: Iterable[str | Path]) -> list[Path]:

@@ -63,7 +63,8 @@ def test_what_is_found_is_what_mmdet_finds(trained, tmp_path):
         assert row['objects'][0]['box'] == pytest.approx(best[:4])
         assert row['objects'][0]['class'] in model.CLASSES
         before, after = cv2.imread(row['image']), cv2.imread(row['drawn'])
-        assert before.shape == after.shape and (before != after).any()
+        assert after.shape == (384, 384, 3) and before.shape == (128, 128, 3)
+        assert np.abs(after[::3, ::3].astype(int) - before).mean() > 4
 
 
 def test_nothing_is_drawn_below_the_threshold(trained, tmp_path):
@@ -71,7 +72,7 @@ def test_nothing_is_drawn_below_the_threshold(trained, tmp_path):
     image = sorted(folder.iterdir())[0]
     (row,) = predict.predict(predict.detector(path), [image], tmp_path, threshold=1.0)
     assert row['objects'] == []
-    apart = np.abs(cv2.imread(row['drawn']).astype(int) - cv2.imread(str(image)))
+    apart = np.abs(cv2.imread(row['drawn'])[1::3, 1::3].astype(int) - cv2.imread(str(image)))
     assert apart.mean() < 4  # of 255: JPEG's
 
 
