@@ -208,6 +208,16 @@ def report(folder: Path) -> None:
     click.echo(make_sweep_report(folder) if sweep else make_report(folder))
 
 
+@main.command()
+@click.argument('folders', metavar='RUN RUN...', nargs=-1, required=True)
+@click.option('--out', default='runs/comparison.html', show_default=True, type=click.Path())
+def compare(folders: tuple[str, ...], out: str) -> None:
+    """Write one page about several run directories: AP side by side, settings that differ, curves overlaid."""
+    from .beside import compare_runs
+
+    click.echo(compare_runs(folders, out))
+
+
 @main.group()
 def data() -> None:
     """Make or fetch datasets."""

@@ -10,6 +10,7 @@ from .figure import Figure, display, signed
 from .images import detections, feature_maps, scenes
 from .methods import direct_against_progressive
 from .order import cost_matrix, sequence_graph
+from .overlay import overlaid_curves
 from .paper import paper_next_to_ours
 from .results import ap_by_arm, ap_versus_cost, per_class
 from .study import ap_versus_order, predicted_and_measured
@@ -28,6 +29,7 @@ __all__ = [
     'display',
     'feature_maps',
     'loss_curves',
+    'overlaid_curves',
     'paper_next_to_ours',
     'per_class',
     'predicted_and_measured',
