@@ -135,3 +135,12 @@ def test_show_prints_a_recipe_that_loads_again_and_trains_nothing(tmp_path):
     assert '_base_' not in values and not (tmp_path / 'run').exists()
     plain = call('show', 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
     assert "'type': 'RetinaNet'" in plain.output
+
+
+def test_status_and_help_import_nothing_heavy():
+    code = (
+        'import sys, mtpd.cli, mtpd.standing, mtpd.sweep.results, mtpd.sweep.folder\n'
+        'print([name for name in ("torch", "mmcv", "matplotlib", "pandas", "IPython") if name in sys.modules])'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.stdout.strip() == '[]', done.stderr
