@@ -97,7 +97,11 @@ def of_sweep(folder: Path) -> list[dict]:
     rows = []
     for seeds in (1, 2, 4):
         few = {'data.scenes.train': 8, 'data.scenes.val': 4, 'data.cache': folder}
-        few |= {'teachers.r101.updates': 1, 'teachers.rx101.updates': 1}
+        few |= {
+            f'teachers.{t}.{k}': n
+            for t in ('r101', 'rx101')
+            for k, n in (('updates', 1), ('scenes', 8))
+        }
         options = ' '.join(f'{key}={value}' for key, value in (SMALL | few).items())
         where = folder / f'sweep-{seeds}'
         command = [sys.executable, '-m', 'mtpd.cli', 'sweep', MINI, '--cfg-options', options]
