@@ -20,6 +20,7 @@ image: int = 0  # validation image to show detections on, in file order
 from mtpd import comparison, load_recipe, paper, plots, released
 from mtpd.conclusion import class_aps, conclusion
 from mtpd.data import view
+from mtpd.error_types import count_objects, errors_by_detector, found_and_lost
 from mtpd.tables import say, table
 
 plan = load_recipe(recipe, cfg_options, seed)
@@ -42,6 +43,21 @@ plots.ap_by_arm(rows)
 
 # %%
 plots.per_class(*class_aps(run))
+
+# %% [markdown]
+# ## Kinds of errors
+#
+# Detections scored at least 0.3, each of one kind. *Correct*: of an object's class, and overlapping it by half (IoU 0.5);
+# *duplicate*: of one that a better scored detection has. *Localisation*: of the class, badly placed (IoU 0.1 to 0.5);
+# *classification*: well placed, of another class; *both*; *background*: on no object. *Missed* are objects that none of
+# these concern. (After TIDE, Bolya et al., ECCV 2020.)
+
+# %%
+kinds = errors_by_detector(plan, run)
+plots.error_types({label: found.counts for label, found in kinds.items()}, count_objects(plan))
+
+# %%
+say(found_and_lost(kinds))
 
 # %% [markdown]
 # ## A released student

@@ -47,20 +47,33 @@ def samples(recipe: Recipe, split: str = 'val', count: int = 8, skip: int = 0) -
             if not recipe.corrupt_limit:
                 raise
             continue
-        objects = [o for o in by_image.get(item['id'], []) if not o.get('iscrowd')]
-        boxes = np.array([o['bbox'] for o in objects], float).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
+        single = _single(by_image, item['id'])
         found.append(
             {
                 'id': item['id'],
                 'name': item['file_name'],
                 'image': pixels,
-                'boxes': boxes,
-                'labels': np.array([index[o['category_id']] for o in objects], int),
-                'masks': _masks(objects, pixels.shape[:2]),
+                **_boxes(single, index),
+                'masks': _masks(single, pixels.shape[:2]),
             }
         )
     return found
+
+
+def objects(recipe: Recipe, split: str = 'val') -> dict[int, dict]:
+    """Each image's objects without crowds: {id: boxes (n, 4) xyxy in pixels, labels (n,)}."""
+    images, by_image, index = _index(recipe.split(split)[0])
+    return {item['id']: _boxes(_single(by_image, item['id']), index) for item in images}
+
+
+def _single(by_image: dict[int, list[dict]], image: int) -> list[dict]:
+    return [item for item in by_image.get(image, []) if not item.get('iscrowd')]
+
+
+def _boxes(items: list[dict], index: dict[int, int]) -> dict[str, np.ndarray]:
+    boxes = np.array([item['bbox'] for item in items], float).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return {'boxes': boxes, 'labels': np.array([index[i['category_id']] for i in items], int)}
 
 
 def _masks(objects: list[dict], shape: tuple[int, int]) -> np.ndarray | None:
@@ -101,11 +114,6 @@ def detections(path: str | Path, recipe: Recipe, image_ids: list[int]) -> dict[i
             wanted[item['image_id']].append(item)
     found = {}
     for image, items in wanted.items():
-        boxes = np.array([i['bbox'] for i in items], float).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        found[image] = {
-            'boxes': boxes,
-            'labels': np.array([index[i['category_id']] for i in items], int),
-            'scores': np.array([i['score'] for i in items], float),
-        }
+        scores = np.array([item['score'] for item in items], float)
+        found[image] = _boxes(items, index) | {'scores': scores}
     return found

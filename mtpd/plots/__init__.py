@@ -6,6 +6,7 @@ As the last line of a notebook cell, or through `display(fig)`, it is an image w
 
 from .curves import ap_over_stages, loss_curves
 from .dataset import class_counts, size_histogram
+from .errors import error_types
 from .figure import Figure, display, signed
 from .images import detections, feature_maps, scenes
 from .methods import direct_against_progressive
@@ -27,6 +28,7 @@ __all__ = [
     'detections',
     'direct_against_progressive',
     'display',
+    'error_types',
     'feature_maps',
     'loss_curves',
     'overlaid_curves',

@@ -1,0 +1,95 @@
+"""Kinds of errors, by hand."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from mtpd import load_recipe, plots
+from mtpd.error_types import TYPES, error_types, iou
+
+MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
+
+
+def test_overlap_by_hand():
+    a = np.array([[0, 0, 10, 10], [0, 0, 0, 0]], float)
+    b = np.array([[0, 0, 10, 10], [5, 0, 15, 10], [20, 20, 30, 30]], float)
+    assert iou(a, b).tolist() == [[1, pytest.approx(50 / 150), 0], [0, 0, 0]]
+    assert iou(a, np.zeros((0, 4))).shape == (2, 0)
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny_coco):
+    """Two validation images; objects of classes 1 (cat) and 2 (dog), and a crowd."""
+    root = tiny_coco(tmp_path / 'coco')
+    file = root / 'annotations' / 'val.json'
+    table = json.loads(file.read_text())
+    table['images'] = table['images'][:2]
+    first, second = (image['id'] for image in table['images'])
+    cat, dog = (item['id'] for item in table['categories'])
+    boxes = [
+        (first, cat, [0, 0, 20, 20], 0),
+        (first, dog, [40, 0, 20, 20], 0),
+        (first, cat, [0, 40, 20, 20], 0),
+        (second, dog, [0, 0, 20, 20], 0),
+        (second, cat, [30, 30, 20, 20], 1),
+    ]
+    table['annotations'] = [
+        dict(id=k, image_id=i, category_id=c, bbox=b, area=400, iscrowd=crowd, segmentation=[])
+        for k, (i, c, b, crowd) in enumerate(boxes, 1)
+    ]
+    file.write_text(json.dumps(table))
+    return load_recipe(MINI, {'data.root': str(root)}), (first, second), (cat, dog)
+
+
+def test_each_kind_by_hand(recipe, tmp_path):
+    plan, (first, second), (cat, dog) = recipe
+    found = [
+        (first, cat, [0, 0, 20, 20], 0.9),  # the first cat
+        (first, cat, [1, 1, 20, 20], 0.8),  # again: duplicate
+        (first, cat, [40, 0, 20, 20], 0.7),  # on the dog: classification
+        (first, cat, [0, 52, 20, 20], 0.6),  # IoU 8 / 32 with the second cat: localisation
+        (first, dog, [8, 12, 20, 20], 0.5),  # 96 / 704 with a cat: both
+        (first, dog, [100, 100, 9, 9], 0.4),  # background
+        (second, dog, [0, 0, 20, 20], 0.1),  # below the threshold
+    ]
+    path = tmp_path / 'found.json'
+    items = [dict(image_id=i, category_id=c, bbox=b, score=s) for i, c, b, s in found]
+    path.write_text(json.dumps(items))
+    one = error_types(plan, path)
+    assert one.counts == {
+        'correct': 1,
+        'localisation': 1,
+        'classification': 1,
+        'both': 1,
+        'duplicate': 1,
+        'background': 1,
+        'missed': 1,  # the second image's dog; the crowd does not count
+    }
+    assert one.objects == {(first, 0)}
+    more = error_types(plan, path, threshold=0.05)
+    assert more.counts['correct'] == 2 and more.counts['missed'] == 0
+    assert more.objects - one.objects == {(second, 0)}
+
+
+def test_the_better_scored_takes_the_object(recipe, tmp_path):
+    plan, (first, _), (cat, _) = recipe
+    path = tmp_path / 'found.json'
+    boxes = ([0, 0, 20, 20], 0.5), ([2, 0, 20, 20], 0.9)
+    items = [dict(image_id=first, category_id=cat, bbox=b, score=s) for b, s in boxes]
+    path.write_text(json.dumps(items))
+    counts = error_types(plan, path).counts
+    assert (counts['correct'], counts['duplicate'], counts['missed']) == (1, 1, 3)
+
+
+def test_the_figure_names_every_number():
+    before = dict(zip(TYPES, range(10, 17), strict=True))
+    after = dict(zip(TYPES, range(20, 27), strict=True))
+    fig = plots.error_types({'before': before, 'after': after}, 99)
+    texts = {text.get_text() for text in fig.axes[0].texts}
+    assert {str(n) for n in (*range(10, 17), *range(20, 27))} <= texts
+    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == list(TYPES)
+    assert 'before: 10 correct' in fig.alt and '99 objects' in fig.alt
+    assert plots.error_types({}, 0).alt == 'No detections yet.'
