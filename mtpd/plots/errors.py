@@ -19,7 +19,7 @@ def error_types(counts: Mapping[str, Mapping[str, int]], objects: int) -> Figure
     if not counts:
         return empty('No detections yet.')
     kinds = list(next(iter(counts.values())))
-    fig = new(9, 1.2 + 0.36 * len(kinds) * len(counts))
+    fig = new(8, 1.2 + 0.2 * len(kinds) * len(counts))
     ax = dress(
         fig.subplots(), xlabel=f'detections or, of missed, objects ({objects:,} to find)', grid='x'
     )
