@@ -64,11 +64,6 @@ def blank_features(recipe: Recipe) -> dict[str, dict[int, Tensor]]:
     return found
 
 
-def strength(feature: Tensor) -> Tensor:
-    """Mean absolute activation over channels: (H, W) of one image's (C, H, W)."""
-    return feature.abs().mean(0)
-
-
 def load_all(recipe: Recipe, checkpoints: dict[str, tuple[str, Path]]) -> dict[str, nn.Module]:
     """Detectors by label, from {label: (name in the recipe, checkpoint)}, on the recipe's device."""
     device = device_of(recipe)
@@ -101,7 +96,7 @@ def stage_checkpoints(
 def feature_rows(
     recipe: Recipe, checkpoints: dict[str, tuple[str, Path]], count: int, level: int
 ) -> list[list[tuple[str, Tensor]]]:
-    """A row per image, in it (label, strength (H, W)) per detector, for `plots.feature_maps`.
+    """A row per image, in it (label, features (C, H, W)) per detector, for `mtpd.feature_views`.
 
     Raises:
         RecipeError: the necks have no such level.
@@ -116,10 +111,7 @@ def feature_rows(
                 recipe.source, [f'level {level}: the necks have levels 0 to {levels - 1}.']
             )
         rows += [
-            [
-                (label, strength(features[level][i]).cpu().numpy())
-                for label, features in found.items()
-            ]
+            [(label, features[level][i]) for label, features in found.items()]
             for i in range(len(images))
         ]
     return rows

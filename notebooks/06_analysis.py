@@ -14,7 +14,7 @@ images: int = 3  # validation images to show
 compare: list[str] = []  # run folders of other seeds; empty, those beside this one
 
 # %%
-from mtpd import load_recipe, load_run, plots
+from mtpd import feature_views, load_recipe, load_run, plots
 from mtpd.data import view
 from mtpd.features import feature_rows, stage_checkpoints
 from mtpd.findings import conclude, table_rows
@@ -33,8 +33,24 @@ chosen = run.arm(arm)
 
 # %%
 shown = view.samples(plan, 'val', images)
+pictures = [example['image'] for example in shown]
 rows = feature_rows(plan, stage_checkpoints(plan, chosen['name'], work_dir), images, level)
-plots.feature_maps(rows, [example['image'] for example in shown])
+plots.feature_maps(feature_views.strengths(rows), pictures)
+
+# %% [markdown]
+# The same, less the student before distillation: red is stronger, blue weaker. Where a stage has a teacher's colour,
+# the student has moved towards that teacher. (It need not: MGD compares what its generation layers make of the student.)
+
+# %%
+plots.feature_differences(feature_views.differences(rows), pictures, rows[0][0][0])
+
+# %% [markdown]
+# As colours: the first three principal components (PCA) of the last teacher's features are red, green and blue, and all
+# panels are drawn in that basis. Where a student's colours come closer to the teacher's, its features do.
+
+# %%
+teacher = rows[0][-1][0]
+plots.feature_colours(feature_views.pca_colours(rows, teacher), pictures, teacher)
 
 # %% [markdown]
 # ## Losses, stages in sequence

@@ -7,8 +7,9 @@ As the last line of a notebook cell, or through `display(fig)`, it is an image w
 from .curves import ap_over_stages, loss_curves
 from .dataset import class_counts, size_histogram
 from .errors import error_types
+from .features import feature_colours, feature_differences, feature_maps
 from .figure import Figure, display, signed
-from .images import detections, feature_maps, scenes
+from .images import detections, scenes
 from .methods import direct_against_progressive
 from .order import cost_matrix, sequence_graph
 from .overlay import overlaid_curves
@@ -29,6 +30,8 @@ __all__ = [
     'direct_against_progressive',
     'display',
     'error_types',
+    'feature_colours',
+    'feature_differences',
     'feature_maps',
     'loss_curves',
     'overlaid_curves',

@@ -1,4 +1,4 @@
-"""Image panels: scenes with their objects, feature maps, detections. Images are RGB uint8 (H, W, 3)."""
+"""Image panels: scenes with their objects, detections. Images are RGB uint8 (H, W, 3)."""
 
 from __future__ import annotations
 
@@ -86,56 +86,6 @@ def detections(
         names = ', '.join(_class(c, classes) for c in objects['labels'])
         counts.append(f'{name}: {count} objects' + (f' ({names})' if count else ''))
     fig.alt = f'Objects with a score of at least {threshold:g}. ' + '; '.join(counts) + '.'
-    return fig
-
-
-def feature_maps(
-    maps: Sequence[tuple[str, np.ndarray]] | Sequence[Sequence[tuple[str, np.ndarray]]],
-    image: np.ndarray | Sequence[np.ndarray] | None = None,
-    row_titles: Sequence[str] = (),
-    quantity: str = 'mean |activation| over channels',
-) -> Figure:
-    """Feature maps on one scale that all panels share, so that brightness can be compared.
-
-    Args:
-        maps: (title, (H, W) array) for each column, or a list of such rows.
-        image: the image (or one a row), RGB uint8 (H, W, 3), shown first.
-        row_titles: names of the rows.
-        quantity: what the numbers are; written beside the scale.
-    """
-    if not len(maps):
-        return empty('No feature maps.')
-    rows = maps if not isinstance(maps[0][0], str) else [maps]
-    images = [image] * len(rows) if image is None or hasattr(image, 'shape') else list(image)
-    first = image is not None
-    columns = max(len(row) for row in rows) + first
-    values = np.concatenate([np.ravel(a) for row in rows for _, a in row])
-    low, high = np.percentile(values, [0.5, 99.5])
-    fig = new(1.9 * columns + 0.8, 1.95 * len(rows) + 0.4, photo=True)
-    axes = fig.subplots(len(rows), columns, squeeze=False)
-    shown = None
-    for r, row in enumerate(rows):
-        for ax in axes[r]:
-            ax.set_xticks([])
-            ax.set_yticks([])
-            ax.spines[:].set_visible(False)
-        if first:
-            axes[r][0].imshow(images[r])
-            axes[r][0].set_title('' if r else 'image', fontsize=TEXT - 0.5, color=INK)
-        for c, (title, array) in enumerate(row):
-            ax = axes[r][c + first]
-            shown = ax.imshow(array, cmap='viridis', vmin=low, vmax=high, interpolation='nearest')
-            if r == 0 or title != rows[0][c][0]:
-                ax.set_title(narrow(title), fontsize=TEXT - 0.5, color=INK)
-        if r < len(row_titles):
-            axes[r][0].set_ylabel(row_titles[r], fontsize=TEXT - 0.5, color=INK)
-    bar = fig.colorbar(shown, ax=axes, shrink=0.8, pad=0.01)
-    bar.set_label(f'{quantity}\n(one scale for all)', fontsize=TEXT - 1.5, color=INK)
-    bar.ax.tick_params(labelsize=TEXT - 2)
-    parts = [f'{title} mean {np.mean(array):.2f}' for row in rows for title, array in row]
-    fig.alt = (
-        f'Feature maps ({quantity}) on one scale from {low:.2f} to {high:.2f}: {", ".join(parts)}.'
-    )
     return fig
 
 
