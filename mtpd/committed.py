@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 from .conclusion import arm_kinds
@@ -52,8 +53,9 @@ def _plan(arms: list[dict]) -> list[tuple]:
 def _setup(recipe: Recipe, command: str, seed: int, path: Path, rows: list[dict]) -> Iterator:
     words = shlex.split(command)
     start = words.index('--cfg-options') + 1 if '--cfg-options' in words else len(words)
+    given = takewhile(lambda word: not word.startswith('--'), words[start:])
     try:
-        same = load_recipe(recipe.source, parse_overrides(' '.join(words[start:])))
+        same = load_recipe(recipe.source, parse_overrides(' '.join(given)))
     except (MtpdError, ValueError):  # overrides that the recipe does not know any more
         return
     yield replace(of_recipe(same, shown(path)), seed=seed), rows

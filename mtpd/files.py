@@ -133,4 +133,4 @@ def existing(folder: Path) -> Path:
 
 def takes_files(folder: Path) -> bool:
     """Whether files may be made in a folder; /proc and the like have no room for any."""
-    return os.access(folder, os.W_OK | os.X_OK) and shutil.disk_usage(folder).total > 0
+    return os.access(folder, os.W_OK | os.X_OK) and os.statvfs(folder).f_blocks > 0

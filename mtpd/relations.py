@@ -168,8 +168,8 @@ def _numbers(cfg: dict) -> list[str]:
     for path, lowest in least.items():
         value = _value(cfg, path)
         if isinstance(value, NUMBER) and value < lowest:
-            wanted = f'at least {lowest}' if lowest else 'not negative'
-            found.append(f'{path} is {value}: it must be {wanted}.')
+            wanted = f'be at least {lowest}' if lowest else 'not be negative'
+            found.append(f'{path} is {value}: it must {wanted}.')
     return found
 
 

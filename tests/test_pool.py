@@ -135,7 +135,7 @@ WRONG = {
     ),
     'search': ({'order.method': 'best'}, ["unknown order.method 'best'", 'backward_greedy']),
     'loss': ({'distill.method': 'mdg'}, ["unknown distill.method 'mdg'. Did you mean 'mgd'?"]),
-    'images': ({'order.images': 1}, ['order.images is 1: at least 2 are needed']),
+    'images': ({'order.images': 1}, ['order.images is 1: it must be at least 2']),
 }
 
 

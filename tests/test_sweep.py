@@ -258,7 +258,7 @@ def test_a_folder_of_another_sweep_is_refused(sweep, recipe):
     renamed = load_recipe(recipe, {'name': 'other'})
     with pytest.raises(MtpdError, match='holds a sweep of mini_retinanet'):
         open_sweep(renamed, sweep.path, [(A,)], ['mgd'], [0])
-    assert 'is not a sweep' in refused('status', sweep.path / 'mgd')
+    assert 'is neither a sweep nor a run' in refused('status', sweep.path / 'mgd')
     assert 'is not a sweep' in refused('collect', sweep.path.parent)
     with pytest.raises(RecipeError, match='do not divide'):
         open_sweep(recipe, sweep.path, [(A,) * 7], ['mgd'], [0])
