@@ -17,11 +17,11 @@ metrics: list[str] = []  # of that checkpoint, bbox and segm; empty, the recipe'
 image: int = 0  # validation image to show detections on, in file order
 
 # %%
-from mtpd import comparison, load_recipe, paper, plots, released
+from mtpd import comparison, load_recipe, looks, paper, plots, released
 from mtpd.conclusion import class_aps, conclusion
-from mtpd.data import view
 from mtpd.error_types import count_objects, errors_by_detector, found_and_lost
 from mtpd.tables import say, table
+from mtpd.widgets import touch
 
 plan = load_recipe(recipe, cfg_options, seed)
 run = released.run_or_plan(plan, work_dir, checkpoint)
@@ -76,20 +76,14 @@ say(released.verdict(numbers, plan))
 
 # %% [markdown]
 # ## Detections side by side
+#
+#
+# In JupyterLab, choose an image and the least score below the figure.
 
 # %%
-example = view.samples(plan, 'val', 1, skip=image)[0]
-arms = [row for row in rows if row['role'] == 'arm' and row['AP'] is not None]
-files = {f'{run.label("student")}, baseline': run.path / 'detectors/student/detections.json'}
-files |= {row['label']: run.stage_dirs(row['name'])[-1] / 'detections.json' for row in arms}
-files |= released.detections_of(numbers)
-boxes = {
-    label: view.detections(path, plan, [example['id']])[example['id']]
-    for label, path in files.items()
-    if path.is_file()
-}
-truth = {key: example[key] for key in ('boxes', 'labels')}
-plots.detections(example['image'], truth, boxes, plan.classes)
+detections = looks.Detections(plan, run, released.detections_of(numbers))
+thresholds = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+touch(detections, image=(image, range(len(detections))), threshold=(0.3, thresholds))
 
 # %% [markdown]
 # ## Beside the paper

@@ -14,12 +14,13 @@ images: int = 3  # validation images to show
 compare: list[str] = []  # run folders of other seeds; empty, those beside this one
 
 # %%
-from mtpd import feature_views, load_recipe, load_run, plots
+from mtpd import feature_views, load_recipe, load_run, looks, plots
 from mtpd.data import view
 from mtpd.features import feature_rows, stage_checkpoints
 from mtpd.findings import conclude, table_rows
 from mtpd.seeds import gather
 from mtpd.tables import say, table
+from mtpd.widgets import touch
 
 plan = load_recipe(recipe, cfg_options, seed)
 run = load_run(plan.run_dir(work_dir))
@@ -51,6 +52,18 @@ plots.feature_differences(feature_views.differences(rows), pictures, rows[0][0][
 # %%
 teacher = rows[0][-1][0]
 plots.feature_colours(feature_views.pca_colours(rows, teacher), pictures, teacher)
+
+# %% [markdown]
+# Touch them: in JupyterLab, choose an image, an FPN level (0 is the finest) and a view below the figure.
+
+# %%
+features = looks.Features(plan, stage_checkpoints(plan, chosen['name'], work_dir), 12)
+touch(
+    features,
+    image=(0, range(12)),
+    level=(level, features.levels),
+    view=('strength', features.VIEWS),
+)
 
 # %% [markdown]
 # ## Losses, stages in sequence

@@ -31,7 +31,7 @@ def feature_maps(
     columns = max(len(row) for row in rows) + first
     values = np.concatenate([np.ravel(a) for row in rows for _, a in row])
     low, high = np.percentile(values, [0.5, 99.5])
-    fig = new(1.9 * columns + 0.8, 1.95 * len(rows) + 0.4, photo=True)
+    fig = new(1.9 * columns + 0.8, 1.95 * len(rows) + 0.75, photo=True)
     axes = fig.subplots(len(rows), columns, squeeze=False)
     shown = None
     for r, row in enumerate(rows):
@@ -106,7 +106,7 @@ def feature_colours(
 def _panels(maps: Sequence[Sequence], images: Sequence[np.ndarray]):
     """A figure with a row for each image, shown first, and titled columns."""
     columns = 1 + max(map(len, maps))
-    fig = new(1.9 * columns + 0.8, 1.95 * len(maps) + 0.4, photo=True)
+    fig = new(1.9 * columns + 0.8, 1.95 * len(maps) + 0.75, photo=True)
     axes = fig.subplots(len(maps), columns, squeeze=False)
     for line, image in enumerate(images):
         for ax in axes[line]:

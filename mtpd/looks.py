@@ -1,0 +1,77 @@
+"""Figures that notebooks draw again and again with other choices; what they are made of is loaded once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import feature_views, plots
+from .data import view
+from .features import batches, load_all, neck_features
+from .recipe import Recipe
+from .runs import Run
+
+
+class Detections:
+    """Ground truth and what the student found at the baseline and after each arm, side by side."""
+
+    def __init__(self, recipe: Recipe, run: Run, more: dict[str, Path] | None = None):
+        """`more`: detections.json of others, by label."""
+        self.recipe = recipe
+        files = {
+            f'{run.label("student")}, baseline': run.path / 'detectors/student/detections.json'
+        }
+        for row in run.results():
+            if row['role'] == 'arm' and row['AP'] is not None:
+                files[row['label']] = run.stage_dirs(row['name'])[-1] / 'detections.json'
+        files |= more or {}
+        self.files = {label: path for label, path in files.items() if path.is_file()}
+
+    def __len__(self) -> int:
+        """Images to choose from."""
+        return len(view.objects(self.recipe, 'val'))
+
+    def __call__(self, image: int = 0, threshold: float = 0.3) -> plots.Figure:
+        """Of a validation image, in file order, objects scored at least `threshold`."""
+        example = view.samples(self.recipe, 'val', 1, skip=image)[0]
+        boxes = {
+            label: view.detections(path, self.recipe, [example['id']])[example['id']]
+            for label, path in self.files.items()
+        }
+        truth = {key: example[key] for key in ('boxes', 'labels')}
+        return plots.detections(example['image'], truth, boxes, self.recipe.classes, threshold)
+
+
+class Features:
+    """Neck features of detectors on one validation image: their strength, differences, or colours."""
+
+    VIEWS = ('strength', 'difference', 'colours')
+
+    def __init__(self, recipe: Recipe, checkpoints: dict[str, tuple[str, Path]], images: int):
+        """`checkpoints`: as `features.load_all` takes them; `images`: how many, the first in file order."""
+        models = load_all(recipe, checkpoints)
+        self.pictures = [example['image'] for example in view.samples(recipe, 'val', images)]
+        self.features: list[dict] = []
+        for pixels, metas in batches(recipe, images):
+            found = {label: neck_features(model, pixels) for label, model in models.items()}
+            for i in range(len(metas)):
+                self.features.append(
+                    {label: [level[i] for level in levels] for label, levels in found.items()}
+                )
+
+    def __len__(self) -> int:
+        """Images to choose from."""
+        return len(self.features)
+
+    @property
+    def levels(self) -> range:
+        """FPN levels that all the detectors have; 0 is the finest."""
+        return range(min(len(levels) for levels in self.features[0].values()))
+
+    def __call__(self, image: int = 0, level: int = 0, view: str = 'strength') -> plots.Figure:
+        row = [(label, levels[level]) for label, levels in self.features[image].items()]
+        pictures, first, last = [self.pictures[image]], row[0][0], row[-1][0]
+        if view == 'difference':
+            return plots.feature_differences(feature_views.differences([row]), pictures, first)
+        if view == 'colours':
+            return plots.feature_colours(feature_views.pca_colours([row], last), pictures, last)
+        return plots.feature_maps(feature_views.strengths([row]), pictures)

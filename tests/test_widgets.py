@@ -1,0 +1,106 @@
+"""Controls beside a figure, and what they draw."""
+
+from __future__ import annotations
+
+import json
+
+from mtpd import compat  # noqa: F401  (before mmcv)
+
+# isort: split
+import ipywidgets
+import nbformat
+import numpy as np
+import pytest
+import torch
+from mmcv import ConfigDict
+from mmdet.models import build_detector
+from nbclient import NotebookClient
+
+from mtpd import checkpoints, features, looks
+from mtpd.recipe import load_recipe
+from mtpd.runs import Run
+from mtpd.widgets import _control
+
+MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
+TOUCHED = """
+from mtpd.plots.figure import empty
+from mtpd.widgets import touch
+
+def draw(number, word):
+    return empty(f'{number} {word}')
+
+touch(draw, number=(1, range(5)), word=('a', ['a', 'b']))
+"""
+MOVED = """
+from ipywidgets import IntSlider
+from ipywidgets.widgets.widget import _instances
+(slider,) = [widget for widget in _instances.values() if isinstance(widget, IntSlider)]
+slider.value = 3
+"""
+
+
+def test_a_moved_control_redraws_the_figure_in_its_place():
+    v4 = nbformat.v4
+    for code, wanted in (([TOUCHED], '1 a'), ([TOUCHED, MOVED], '3 a')):
+        notebook = v4.new_notebook(cells=[v4.new_code_cell(text) for text in code])
+        NotebookClient(notebook, kernel_name='python3', timeout=120).execute()
+        figure, controls = notebook.cells[0].outputs
+        assert figure.data['text/plain'] == wanted and 'image/png' in figure.data
+        assert figure.metadata['image/png']['alt'] == wanted
+        assert 'application/vnd.jupyter.widget-view+json' in controls.data
+        assert controls.data['text/plain'] == ''
+
+
+def test_controls_fit_what_there_is_to_choose():
+    slider = _control('image', 2, range(8))
+    assert isinstance(slider, ipywidgets.IntSlider) and (slider.min, slider.max) == (0, 7)
+    assert slider.value == 2
+    scores = _control('least_score', 0.3, [0.5, 0.3])
+    assert isinstance(scores, ipywidgets.SelectionSlider) and scores.value == 0.3
+    assert scores.description == 'least score' and scores.options == (0.3, 0.5)
+    assert _control('threshold', 0.4, [0.3, 0.5]).options == (0.3, 0.4, 0.5)
+    menu = _control('view', 'b', ('a', 'b'))
+    assert isinstance(menu, ipywidgets.Dropdown) and menu.value == 'b'
+
+
+@pytest.fixture(scope='module')
+def plan(tmp_path_factory):
+    few = {'data.scenes.train': 2, 'data.scenes.val': 3}
+    return load_recipe(MINI, few | {'data.cache': str(tmp_path_factory.mktemp('digits'))})
+
+
+def test_features_are_looked_at_by_image_level_and_view(plan, tmp_path):
+    files = {}
+    for seed, label in enumerate(('before', 'after')):
+        torch.manual_seed(seed)
+        model = build_detector(ConfigDict(plan.model('student')))
+        checkpoints.save_atomic({'state_dict': model.state_dict()}, tmp_path / f'{label}.pth')
+        files[label] = ('student', tmp_path / f'{label}.pth')
+    look = looks.Features(plan, files, 2)
+    assert len(look) == 2 and look.levels == range(3)
+    rows = features.feature_rows(plan, files, 2, level=1)
+    (_, first), (_, second) = rows[1]
+    fig = look(image=1, level=1)
+    wanted = first.abs().mean(0).numpy()
+    assert np.asarray(fig.axes[1].images[0].get_array()) == pytest.approx(wanted, rel=1e-5)
+    fig = look(image=1, level=1, view='difference')
+    wanted = (second.abs().mean(0) - first.abs().mean(0)).numpy()
+    assert np.asarray(fig.axes[1].images[0].get_array()) == pytest.approx(wanted, abs=1e-6)
+    assert 'principal components of after' in look(view='colours').alt
+
+
+def test_detections_are_looked_at_by_image_and_score(plan, tmp_path):
+    truth = json.loads(plan.split('val')[0].read_text())['annotations']
+    path = tmp_path / 'found.json'
+    found = [
+        {key: item[key] for key in ('image_id', 'category_id', 'bbox')} | {'score': 0.5}
+        for item in truth
+    ]
+    path.write_text(json.dumps(found))
+    look = looks.Detections(plan, Run(tmp_path, {}, {}, {}), {'perfect': path})
+    assert len(look) == 3
+    ids = sorted({item['image_id'] for item in truth})
+    for image in (0, 2):
+        count = sum(item['image_id'] == ids[image] for item in truth)
+        assert f'perfect: {count} objects' in look(image=image).alt
+        assert 'perfect: 0 objects' in look(image=image, threshold=0.6).alt
