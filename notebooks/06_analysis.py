@@ -60,7 +60,7 @@ plots.feature_colours(feature_views.pca_colours(rows, teacher), pictures, teache
 features = looks.Features(plan, stage_checkpoints(plan, chosen['name'], work_dir), 12)
 touch(
     features,
-    image=(0, range(12)),
+    image=(0, range(len(features))),
     level=(level, features.levels),
     view=('strength', features.VIEWS),
 )
