@@ -83,7 +83,8 @@ class Seen:
         page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
         links = 'a[href^="javascript:"]'
         page.eval_on_selector_all(links, 'found => found.forEach((a) => a.click())')
-        page.wait_for_timeout(100)
+        page.wait_for_timeout(400)  # where a page leads elsewhere, it is there by then
+        page.wait_for_load_state()
         self.url, self.at = path.as_uri(), page.url
         self.hit = page.evaluate('window.hit')
         alts = page.eval_on_selector_all('img', 'found => found.map((image) => image.alt)')
