@@ -199,7 +199,7 @@ def mmdet_cfg(
         ),
         optimizer=_for_batch(schedule),
         optimizer_config=dict(grad_clip=schedule.grad_clip),
-        lr_config=_in_updates(schedule.lr, updates),
+        lr_config=in_updates(schedule.lr, updates),
         runner=dict(type='IterBasedRunner', max_iters=updates),
         checkpoint_config=dict(interval=schedule.checkpoint_interval, by_epoch=False),
         log_config=dict(interval=schedule.log_interval, hooks=list(schedule.get('loggers', ()))),
@@ -218,7 +218,7 @@ def mmdet_cfg(
     return Config(settings)
 
 
-def _in_updates(lr: dict, updates: int) -> dict:
+def in_updates(lr: dict, updates: int) -> dict:
     """The learning rate's policy; a `step` between 0 and 1 is a share of the training's updates."""
     if 'pct_start' in lr and updates > 2:  # mmcv divides by the rise's length less one
         return {**lr, 'pct_start': max(lr['pct_start'], 2 / updates)}

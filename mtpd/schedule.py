@@ -14,6 +14,7 @@ from mmcv.runner import HOOKS, OPTIMIZERS, LoggerHook, build_optimizer
 from mmcv.utils import build_from_cfg
 from torch import nn
 
+from .loop import in_updates
 from .recipe import Recipe
 from .schema import unknown
 
@@ -29,7 +30,8 @@ PACKAGES = {
 def problems(recipe: Recipe) -> list[str]:
     """What is wrong with them, a text each."""
     schedule = recipe.cfg.schedule
-    found = _optimizer(dict(schedule.optimizer)) + _policy(dict(schedule.lr))
+    lr = in_updates(schedule.lr, schedule.baseline)
+    found = _optimizer(dict(schedule.optimizer)) + _policy(dict(lr))
     found += [text for logger in schedule.get('loggers', ()) for text in _logger(logger)]
     if schedule.grad_clip:
         weight = nn.Parameter(torch.ones(1))
@@ -75,5 +77,7 @@ def _refused(key: str, value: Any, make: Callable[[], Any]) -> list[str]:
     try:
         make()
     except Exception as error:  # each setting is refused by a type of its own
-        return [f'schedule.{key} is {dict(value)!r}, which is refused: {error}.']
+        return [
+            f'schedule.{key} is {dict(value)!r}, which is refused: {error or type(error).__name__}.'
+        ]
     return []

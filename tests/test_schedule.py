@@ -1,4 +1,4 @@
-"""mmcv's logger hooks beside our log.json: by one line of a recipe."""
+"""Settings of a training that mmcv reads: all recipes' are accepted; logger hooks beside our log.json."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ from tiny import SMALL
 
 from mtpd import load_recipe, schedule
 from mtpd.files import read_log
+from mtpd.paths import ROOT
 from mtpd.train import train_detector_run
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
+
+
+@pytest.mark.parametrize('path', sorted(ROOT.glob('configs/[!_t]*/*.py')), ids=lambda p: p.stem)
+def test_every_recipes_settings_are_accepted(path):
+    assert schedule.problems(load_recipe(path)) == []
 
 
 def test_tensorboard_has_what_the_log_has(tiny_coco, tmp_path):
