@@ -26,7 +26,7 @@ from original import Original
 from parts import Parts
 from torch.utils.flop_counter import FlopCounterMode
 
-from mtpd import compat, loop, speed, trial  # noqa: F401  (compat before mmcv)
+from mtpd import compat, loop, memory, speed, trial  # noqa: F401  (compat before mmcv)
 from mtpd.data import pipelines
 from mtpd.data.examples import examples
 from mtpd.environment import describe
@@ -136,10 +136,10 @@ def alone(options: argparse.Namespace, recipe: Recipe, device: str, folder: Path
     """MiB at the peak of updates of `options.alone`, and milliseconds of one."""
     made, _ = batches(recipe, folder, options.batch, options.batches)
     update = update_of(options.alone, recipe, options.teacher, device)
-    trial.forget_memory(device)
+    memory.forget(device)
     count = options.warm_up + options.pairs
     seconds = [update(made[number % len(made)]) for number in range(count)][options.warm_up :]
-    peak = trial.memory(device)[1] // 2**20
+    peak = memory.used(device)[1] // 2**20
     return {'peak_mib': peak, 'milliseconds': 1e3 * statistics.median(seconds)}
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from distill_step import batches, update_of
 
-from mtpd import loop, trial
+from mtpd import loop, memory
 from mtpd.environment import describe
 from mtpd.features import load_all
 from mtpd.files import write_json
@@ -63,11 +63,11 @@ def costs_of(images: int) -> dict:
     files = {name: (name, recipe.checkpoint(name)) for name in recipe.pool}
     files['again'] = files[recipe.pool[0]]
     models = load_all(recipe, files)
-    trial.forget_memory('cpu')
-    before, began = trial.memory('cpu')[0], time.perf_counter()
+    memory.forget('cpu')
+    before, began = memory.used('cpu')[0], time.perf_counter()
     costs_from_features(*(image_features(recipe, models, images, half) for half in (0, 1)))
     seconds = time.perf_counter() - began
-    rise = (trial.memory('cpu')[1] - before) / 2**20
+    rise = (memory.used('cpu')[1] - before) / 2**20
     return {'images': images, 'peak_rise_mib': round(rise), 'seconds': seconds}
 
 

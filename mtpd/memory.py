@@ -1,10 +1,19 @@
-"""How many images fit into memory, and what to lower where they don't: arithmetic alone."""
+"""How much memory this process uses; how many images fit into it, and what to lower where they don't."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import math
 import re
+from pathlib import Path
 from typing import NamedTuple
+
+import psutil
+import torch
+
+from .machine import free_memory
 
 SPARE = 0.1  # of the memory, for what differs from batch to batch
 UNITS = {'bytes': 1, 'KiB': 2**10, 'MiB': 2**20, 'GiB': 2**30, 'TiB': 2**40}
@@ -140,3 +149,26 @@ def in_words(
         return f'{began}lower it to {lower}{noted}, or {side[0]} to {scaled(side[1], factor)}.'
     fewest = f'{key} to {processes} and ' * (images > processes)
     return f'{began}lower {fewest}{side[0]} to {scaled(side[1], factor)}.'
+
+
+def used(device: str) -> tuple[int, int, int]:
+    """Bytes in use, the most that were since `forget`, and those that this process may have."""
+    if device == 'cuda':
+        free, reserved = torch.cuda.mem_get_info()[0], torch.cuda.memory_reserved()
+        return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated(), free + reserved
+    now = psutil.Process().memory_info().rss
+    told = re.search(r'VmHWM:\s+(\d+) kB', Path('/proc/self/status').read_text())
+    return now, max(now, int(told[1]) * 1024), now + free_memory()
+
+
+def forget(device: str) -> None:
+    """Peaks count from here."""
+    if device == 'cuda':
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # what `keep_memory` has kept
+        ctypes.CDLL('libc.so.6').malloc_trim(0)
+    with contextlib.suppress(OSError):  # then earlier peaks count too
+        Path('/proc/self/clear_refs').write_text('5')

@@ -97,11 +97,3 @@ def keep_memory() -> None:
         libc.mallopt(trim_threshold, (1 << 31) - 1)
     except (OSError, AttributeError):  # another C library
         return
-
-
-def free_memory() -> None:
-    """Hands back what `keep_memory` has kept."""
-    try:
-        ctypes.CDLL('libc.so.6').malloc_trim(0)
-    except (OSError, AttributeError):
-        return

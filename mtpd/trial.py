@@ -5,9 +5,6 @@ from __future__ import annotations
 from . import compat  # noqa: F401  (before mmcv)
 
 # isort: split
-import contextlib
-import gc
-import re
 import statistics
 import tempfile
 import time
@@ -15,7 +12,6 @@ from collections.abc import Callable, Iterator
 from itertools import cycle, islice
 from pathlib import Path
 
-import psutil
 import torch
 from mmcv import ConfigDict
 from mmcv.parallel import MMDataParallel, collate
@@ -25,12 +21,11 @@ from mmdet.utils import get_root_logger
 from torch import nn
 from torch.utils.data import Dataset
 
-from . import loop, speed
+from . import loop, memory, speed
 from .data import pipelines
 from .data.examples import examples
 from .data.readable import Readable
 from .distiller import Distiller
-from .machine import free_memory
 from .recipe import Recipe, load_recipe
 from .trainings import distill_cfg
 
@@ -77,16 +72,16 @@ def _try(recipe: Recipe, detector: str, teacher: str | None, batch: int, device:
     """A row: ``seconds`` of an update, ``data``: those to load its images by one process (both None where it would not
     fit), and bytes: ``there``, ``fixed`` (with no image at work), ``wanted`` (with the largest batch).
     """
-    forget_memory(device)
+    memory.forget(device)
     cfg = recipe.model(detector)
     data = examples(recipe, folder, batch, TIMED * batch, pipelines.with_masks(recipe, cfg))
     switches = speed.settled(recipe.cfg.get('speed'), device)
     update = Update(untrained(recipe, detector, teacher), recipe, switches, device)
-    before = memory(device)[0]
+    before = memory.used(device)[0]
     one = update(collate([data[0]], 1))
     if one * batch > PATIENCE:  # the first update of a process may be slow for other reasons
         one = update(collate([data[0]], 1))
-    _, peak, there = memory(device)
+    _, peak, there = memory.used(device)
     fixed = before + update.kept()
     foretold = fixed + batch * max(0, peak - fixed)
     row = {'there': there, 'fixed': fixed, 'wanted': foretold, 'seconds': None, 'data': None}
@@ -112,7 +107,7 @@ def _timed(update: Update, data: Dataset, batch: int, one: float) -> dict:
         if number:  # the largest batch comes first, and is not typical
             updates.append(seconds)
     row = {'seconds': statistics.median(updates), 'data': statistics.median(loads or [0.0])}
-    return row | ({'wanted': memory(update.device)[1]} if loads else {})
+    return row | ({'wanted': memory.used(update.device)[1]} if loads else {})
 
 
 def _batches(images: int, batch: int) -> Iterator[list[int]]:
@@ -182,28 +177,6 @@ class Update:
         if self.device == 'cuda':
             torch.cuda.synchronize()
         return time.perf_counter() - began
-
-
-def memory(device: str) -> tuple[int, int, int]:
-    """Bytes in use, the most that were since `forget_memory`, and those that this process may have."""
-    if device == 'cuda':
-        free, reserved = torch.cuda.mem_get_info()[0], torch.cuda.memory_reserved()
-        return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated(), free + reserved
-    used = psutil.Process().memory_info().rss
-    told = re.search(r'VmHWM:\s+(\d+) kB', Path('/proc/self/status').read_text())
-    return used, max(used, int(told[1]) * 1024), used + free_memory()
-
-
-def forget_memory(device: str) -> None:
-    """Peaks count from here."""
-    if device == 'cuda':
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        return
-    gc.collect()
-    speed.free_memory()
-    with contextlib.suppress(OSError):  # then earlier peaks count too
-        Path('/proc/self/clear_refs').write_text('5')
 
 
 @torch.no_grad()

@@ -1,4 +1,5 @@
 # mmdet's 1x schedule on COCO (12 epochs of 7,330 updates of 16 images) for the baseline and each of two stages.
+_base_ = '../speed.py'
 seed = 0
 schedule = dict(
     batch_size=16,
@@ -20,11 +21,3 @@ schedule = dict(
     eval_interval=0,
 )
 runtime = dict(device='auto', workers=2, threads=0, jobs=1)
-speed = dict(
-    precision='auto',  # of training: bf16 where the device has it, else fp32; see mtpd/speed.py
-    channels_last='auto',
-    fold_teacher='auto',
-    teacher_stream='auto',
-    fused_optimizer='auto',
-    keep_memory='auto',
-)

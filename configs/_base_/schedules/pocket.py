@@ -1,4 +1,5 @@
 # AdamW with one cycle of the learning rate per training run (baseline, teacher, stage).
+_base_ = '../speed.py'
 seed = 0
 schedule = dict(
     batch_size=8,  # learns more from the same images than 16: results/mini_*/search.json
@@ -14,11 +15,3 @@ schedule = dict(
 )
 # threads 0: one per core; jobs: arms that train side by side, which share the cores.
 runtime = dict(device='auto', workers=1, threads=0, jobs=2)
-speed = dict(
-    precision='auto',  # of training: bf16 where the device has it, else fp32; see mtpd/speed.py
-    channels_last='auto',
-    fold_teacher='auto',
-    teacher_stream='auto',
-    fused_optimizer='auto',
-    keep_memory='auto',
-)

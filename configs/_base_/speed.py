@@ -1,0 +1,9 @@
+# Switches of how fast a training runs, at equal results; what each does: mtpd/speed.py.
+speed = dict(
+    precision='auto',  # of training: bf16 where the device has it, else fp32
+    channels_last='auto',
+    fold_teacher='auto',
+    teacher_stream='auto',
+    fused_optimizer='auto',
+    keep_memory='auto',
+)
