@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import torch
 from mmcv import ConfigDict
-from mmcv.parallel import MMDataParallel
 from mmcv.runner import get_dist_info
 from mmdet.apis import multi_gpu_test, single_gpu_test
 from mmdet.datasets import build_dataloader
@@ -25,7 +24,7 @@ from .data import coco, pipelines, readable, workers
 from .errors import RecipeError
 from .exhausted import explained
 from .files import read_own, sha256, write_json, write_text
-from .loop import device_of, processes
+from .loop import device_of, parallel, processes
 from .recipe import Recipe
 
 
@@ -161,9 +160,8 @@ def _detections(model: torch.nn.Module, data, work: Work, folder: str) -> tuple[
     loader = build_dataloader(data, **work.batch, dist=size > 1, shuffle=False)
     loader = readable.noting(loader)
     cuda = work.device == 'cuda'
-    ids = [torch.cuda.current_device()] if cuda else []
     with explained(work.named, model), workers.told():
-        model = MMDataParallel(model.to(work.device), device_ids=ids)
+        model = parallel(model, work.device)
         if size == 1:
             return single_gpu_test(model, loader), data.corrupt
         # Collected by way of files where there are no GPUs; mmdet removes the folder.

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from mmcv import Config
+from mmcv.parallel import MMDataParallel
 from mmcv.runner import get_dist_info
 from mmdet.apis import set_random_seed, train_detector
 from mmdet.utils import get_root_logger
@@ -55,6 +56,12 @@ def find_device(asked: str, source: Path, key: str = 'device') -> str:
     if asked == 'cuda' and not torch.cuda.is_available():
         raise RecipeError(source, [f'{key} is cuda, and torch sees no GPU. Set it to auto or cpu.'])
     return asked
+
+
+def parallel(model: nn.Module, device: str) -> MMDataParallel:
+    """mmcv's wrapper of a model on 'cpu' or 'cuda', which takes batches as its loaders give them."""
+    ids = [torch.cuda.current_device()] if device == 'cuda' else []
+    return MMDataParallel(model.to(device), device_ids=ids)
 
 
 def precision(recipe: Recipe) -> str:

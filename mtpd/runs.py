@@ -25,9 +25,8 @@ AP_KEYS = {
     'AP_l': 'bbox_mAP_l',
     'mask_AP': 'segm_mAP',
 }
-DISTILLATION = re.compile(
-    r'loss_.+_fpn_\d+'
-)  # as `trainings.distill_cfg` names them, by any method
+# A loss with its FPN level, as `trainings.distill_cfg` names them, by any method.
+DISTILLATION = re.compile(r'loss_.+_fpn_(\d+)')
 
 
 def split_loss(row: dict) -> tuple[float | None, float | None]:

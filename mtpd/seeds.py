@@ -12,8 +12,8 @@ from .setups import Setup, differences, given, neighbours, of_run
 from .study import Order, Study
 
 
-def gather(run: Run, folders: Sequence[str] = ()) -> Study:
-    """The study of a run and of those of the same recipe and settings with other seeds.
+def comparable(run: Run, folders: Sequence[str] = ()) -> tuple[dict[int, Run], list[str]]:
+    """`run` and those of the same recipe and settings, by seed, and what was left out for which reason.
 
     Args:
         folders: the other runs, or folders of runs. None given: the neighbours of `run`.
@@ -42,6 +42,12 @@ def gather(run: Run, folders: Sequence[str] = ()) -> Study:
             runs.setdefault(setup.seed, other)
     if folders and left_out:
         raise MtpdError('\n'.join(left_out))
+    return runs, left_out
+
+
+def gather(run: Run, folders: Sequence[str] = ()) -> Study:
+    """The study of a run and of those of the same recipe and settings with other seeds, see `comparable`."""
+    runs, left_out = comparable(run, folders)
     teachers = {row['name']: row['AP'] for row in run.results() if row['role'] == 'teacher'}
     baseline = {
         seed: row['AP']

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from mmcv import ConfigDict
-from mmcv.parallel import MMDataParallel, collate
+from mmcv.parallel import collate
 from mmcv.runner import build_optimizer
 from mmdet.models import build_detector
 from mmdet.utils import get_root_logger
@@ -122,11 +122,6 @@ def _untrained(cfg: ConfigDict) -> ConfigDict:
     return cfg
 
 
-def _parallel(model: nn.Module, device: str) -> MMDataParallel:
-    ids = [torch.cuda.current_device()] if device == 'cuda' else []
-    return MMDataParallel(model, device_ids=ids)
-
-
 def untrained(recipe: Recipe, detector: str, teacher: str | None) -> nn.Module:
     """A detector, or the `Distiller` of it and a teacher, with random weights; nothing is fetched."""
     cfg = _untrained(recipe.model(detector))
@@ -147,7 +142,7 @@ class Update:
     def __init__(self, model: nn.Module, recipe: Recipe, switches: speed.Speed, device: str):
         model = speed.prepare(model.to(device).train(), switches, device)
         optimizer = speed.optimizer(dict(recipe.cfg.schedule.optimizer), switches)
-        self.model, self.optimizer = _parallel(model, device), build_optimizer(model, optimizer)
+        self.model, self.optimizer = loop.parallel(model, device), build_optimizer(model, optimizer)
         self.grad_clip, self.device = recipe.cfg.schedule.grad_clip, device
 
     def kept(self) -> int:
@@ -187,7 +182,7 @@ def _evaluation(recipe: Recipe, detector: str, device: str) -> float:
     batch = recipe.cfg.evaluation.batch_size
     model = build_detector(ConfigDict(_untrained(recipe.model(detector))))
     model.init_weights()
-    wrapped = _parallel(model.to(device).eval(), device)
+    wrapped = loop.parallel(model.to(device).eval(), device)
     for images in islice(_batches(len(data), batch), 2):
         items = collate([data[place] for place in images], batch)
         began = time.perf_counter()

@@ -14,7 +14,7 @@ images: int = 3  # validation images to show
 compare: list[str] = []  # run folders of other seeds; empty, those beside this one
 
 # %%
-from mtpd import feature_views, load_recipe, load_run, looks, plots
+from mtpd import feature_views, gap, generalisation, load_recipe, load_run, looks, plots
 from mtpd.data import view
 from mtpd.features import feature_rows, stage_checkpoints
 from mtpd.findings import conclude, table_rows
@@ -75,6 +75,12 @@ touch(
 plots.loss_curves(run.curves())
 
 # %% [markdown]
+# What each FPN level has of the distillation loss; level 0 is the finest, a line marks a new teacher.
+
+# %%
+plots.level_shares(run.curves(chosen['name']))
+
+# %% [markdown]
 # ## AP along the stages
 #
 # As in the paper's walk-through (36.5 → 37.9 → 39.9 on COCO): AP over the student's updates, stage by
@@ -110,6 +116,29 @@ table(table_rows(study))
 
 # %%
 plots.predicted_and_measured(study.table(), study.correlation())
+
+# %% [markdown]
+# ## Why it helps: fit, generalisation, flatness
+#
+# A teacher may help a student to fit its training images, or to carry over to others what it has learnt. Of images of both
+# splits: the detection loss and the AP. Their distance is the *generalisation gap* (section 4 of the paper discusses it).
+
+# %%
+by_seed = generalisation.over_seeds(plan, run, compare)
+plots.generalisation(by_seed)
+
+# %% [markdown]
+# *Flat minima* are said to generalise better. Weights are moved at random, every filter $w$ by $\rho\,\lVert w\rVert$, and
+# the loss on training images rises: the less, the flatter. All students are moved in the same directions.
+
+# %%
+plots.flatness(by_seed)
+
+# %%
+table(gap.table_rows(by_seed))
+
+# %%
+say(*gap.conclude(by_seed, study.control and study.control.name))
 
 # %%
 curve = run.stage_aps(chosen['name'])

@@ -4,11 +4,12 @@ Every function gives a `Figure`, an ordinary matplotlib figure that says in `fig
 As the last line of a notebook cell, or through `display(fig)`, it is an image with that alt text.
 """
 
-from .curves import ap_over_stages, loss_curves
+from .curves import ap_over_stages, level_shares, loss_curves
 from .dataset import class_counts, size_histogram
 from .errors import error_types
 from .features import feature_colours, feature_differences, feature_maps
 from .figure import Figure, display, signed
+from .generalisation import flatness, generalisation
 from .images import detections, scenes
 from .methods import direct_against_progressive
 from .order import cost_matrix, sequence_graph
@@ -33,6 +34,9 @@ __all__ = [
     'feature_colours',
     'feature_differences',
     'feature_maps',
+    'flatness',
+    'generalisation',
+    'level_shares',
     'loss_curves',
     'overlaid_curves',
     'paper_next_to_ours',

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from .figure import COLOURS, INK, TEXT, Figure, apart, dress, empty, narrow, new, signed, style
+from ..runs import DISTILLATION
+from .figure import (
+    COLOURS,
+    HATCHES,
+    INK,
+    TEXT,
+    Figure,
+    apart,
+    dress,
+    empty,
+    narrow,
+    new,
+    signed,
+    style,
+)
 
 SHADES = ('#f3f3f3', '#dfeaf3')
 
@@ -183,3 +198,53 @@ def ap_over_stages(arms: Mapping[str, list[dict]]) -> Figure:
         f'The best arm gains {gain} points.'
     )
     return fig
+
+
+def level_shares(rows: list[dict]) -> Figure:
+    """What each FPN level has of the distillation loss over an arm's updates, as stacked shares; above, their sum.
+
+    Args:
+        rows: an arm of `Run.curves()`, or `loss_rows` of one stage.
+    """
+    rows = [row for row in rows if row['distillation']]
+    if not rows:
+        return empty('No stage with a teacher has been trained yet.')
+    keys = sorted({key for row in rows for key in row if DISTILLATION.fullmatch(key)}, key=_level)
+    levels = sorted({_level(key) for key in keys})
+    shares = np.array(
+        [
+            [
+                sum(row.get(k) or 0 for k in keys if _level(k) == n) / row['distillation']
+                for n in levels
+            ]
+            for row in rows
+        ]
+    )
+    at = [row['update'] for row in rows]
+    fig = new(8, 4.2)
+    ax = dress(fig.subplots(), 'updates after the baseline', 'share of the distillation loss (%)')
+    look = dict(
+        colors=[COLOURS[n % len(COLOURS)] for n in levels],
+        edgecolor='white',
+        linewidth=0.8,
+        alpha=0.85,
+    )
+    areas = ax.stackplot(at, 100 * shares.T, labels=[f'level {n}' for n in levels], **look)
+    for area, n in zip(areas, levels, strict=True):
+        area.set_hatch(HATCHES[n % len(HATCHES)])
+    for before, row in pairwise(rows):
+        if row['stage'] != before['stage']:
+            ax.axvline(before['update'], color=INK, linewidth=1.2)
+    ax.set_xlim(at[0], max(at[-1], at[0] + 1))
+    ax.set_ylim(0, 100)
+    fig.legend(loc='outside right upper', frameon=False, fontsize=TEXT - 1, reverse=True)
+    said = [
+        f'level {n} from {100 * first:.0f} to {100 * last:.0f} %'
+        for n, first, last in zip(levels, shares[0], shares[-1], strict=True)
+    ]
+    fig.alt = f'Share of each FPN level (0 the finest) in the distillation loss: {", ".join(said)}.'
+    return fig
+
+
+def _level(key: str) -> int:
+    return int(DISTILLATION.fullmatch(key)[1])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from matplotlib.axes import Axes
-
 from .figure import (
     COLOURS,
     FAINT,
@@ -81,59 +79,79 @@ def ap_by_arm(rows: list[dict]) -> Figure:
     return fig
 
 
+COSTS = (
+    ('parameters', 1e-6, 'parameters (millions)'),
+    ('gflops', 1, 'GFLOPs an image'),
+    ('ms_per_image', 1, 'milliseconds an image, this machine'),
+)
+
+
 def ap_versus_cost(rows: list[dict]) -> Figure:
-    """AP against parameters and against GFLOPs: the arms share the student's cost.
+    """AP against parameters, GFLOPs and latency, with the Pareto front; the arms share the student's cost.
 
     Args:
-        rows: `Run.results()`; parameters as a count, gflops for one image.
+        rows: `Run.results()`; parameters as a count, gflops and ms_per_image for one image; what nobody has is left out.
     """
-    measures = [('parameters', 1e-6, 'parameters (millions)'), ('gflops', 1, 'GFLOPs per image')]
     shown = [r for r in rows if r['AP'] is not None and r['parameters'] and r['gflops']]
     if not shown:
         return empty('No detector with AP and cost yet.')
-    fig = new(9, 4.2)
-    axes = fig.subplots(1, 2, sharey=True)
-    arms = [r['name'] for r in rows if r['role'] == 'arm']
+    measures = [measure for measure in COSTS if all(r.get(measure[0]) for r in shown)]
+    fig = new(3.3 * len(measures), 4.4)
+    axes = fig.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+    looks = _looks(rows)
     for ax, (key, unit, label) in zip(axes, measures, strict=True):
         dress(ax, xlabel=label, ylabel='box AP (points)' if ax is axes[0] else '', grid='both')
-        costs = [r[key] * unit for r in shown]
-        span = max(max(costs) - min(costs), 0.1 * max(costs))
+        front = pareto([(r[key] * unit, r['AP']) for r in shown])
+        ax.step(*zip(*front, strict=True), where='post', color=FAINT, linewidth=1.3, zorder=1)
         for row in shown:
-            if row['role'] == 'arm':
-                look = style(arms.index(row['name'])) | {'linestyle': 'none'}
-            else:
-                face = 'white' if row['role'] == 'baseline' else INK
-                look = {'color': INK, 'marker': 'p', 'linestyle': 'none', 'markerfacecolor': face}
-            ax.plot(row[key] * unit, row['AP'], **look, markersize=7.5, zorder=3)
-        low, high = ax.get_ylim()
-        students = [r for r in shown if r['role'] != 'teacher']
-        places = apart([r['AP'] for r in students], 0.055 * (high - low))
-        for row, y in zip(students, places, strict=True):
-            _name(ax, row, row[key] * unit, row[key] * unit + 0.1 * span, y)
-        for row in (r for r in shown if r['role'] == 'teacher'):
-            _name(ax, row, row[key] * unit, row[key] * unit - 0.04 * span, row['AP'])
-        ax.set_xlim(max(min(costs) - 0.12 * span, 0), max(costs) + 0.12 * span)
+            ax.plot(row[key] * unit, row['AP'], **looks[row['role'], row['name']], zorder=3)
+        ax.margins(x=0.12, y=0.08)
+        ax.set_xlim(left=max(0, ax.get_xlim()[0]))
+    handles = [
+        axes[0].plot([], [], **looks[r['role'], r['name']], label=f'{_short(r)}  {r["AP"]:.1f}')[0]
+        for r in sorted(shown, key=lambda r: -r['AP'])
+    ]
+    handles += axes[0].plot([], [], color=FAINT, label='Pareto front: none is cheaper and better')
+    fig.legend(
+        handles=handles, loc='outside lower center', ncols=2, frameon=False, fontsize=TEXT - 1
+    )
     parts = [
         f'{r["label"]}: AP {r["AP"]:.1f}, {r["parameters"] / 1e6:.2f} million parameters, '
         f'{r["gflops"]:.2f} GFLOPs'
+        + (f', {r["ms_per_image"]:.1f} ms' if len(measures) == 3 else '')
         for r in shown
     ]
     fig.alt = 'Box AP against cost. ' + '; '.join(parts) + '.'
     return fig
 
 
-def _name(ax: Axes, row: dict, cost: float, x: float, y: float) -> None:
-    label = 'baseline' if row['role'] == 'baseline' else row['label']
-    ax.annotate(
-        f'{label}  {row["AP"]:.1f}',
-        (cost, row['AP']),
-        (x, y),
-        ha='left' if x > cost else 'right',
-        va='center',
-        fontsize=TEXT - 1.5,
-        color=INK,
-        arrowprops={'arrowstyle': '-', 'color': FAINT, 'linewidth': 0.8, 'shrinkB': 5},
-    )
+def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of points (cost, value) those of which no other costs at most as much and has more, by cost."""
+    front: list[tuple[float, float]] = []
+    for cost, value in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or value > front[-1][1]:
+            front.append((cost, value))
+    return front
+
+
+def _looks(rows: list[dict]) -> dict[tuple[str, str], dict]:
+    """Marker and colour by role and name: arms as in all figures, detectors before distillation in ink."""
+    arms = [r['name'] for r in rows if r['role'] == 'arm']
+    teachers = [r['name'] for r in rows if r['role'] == 'teacher']
+    looks = {}
+    for row in rows:
+        if row['role'] == 'arm':
+            look = style(arms.index(row['name']))
+        elif row['role'] == 'teacher':
+            look = {'color': INK, 'marker': 'p*hH8'[teachers.index(row['name']) % 5]}
+        else:
+            look = {'color': INK, 'marker': 'o', 'markerfacecolor': 'white'}
+        looks[row['role'], row['name']] = {**look, 'linestyle': 'none', 'markersize': 8}
+    return looks
+
+
+def _short(row: dict) -> str:
+    return 'baseline' if row['role'] == 'baseline' else row['label']
 
 
 def per_class(
