@@ -7,6 +7,7 @@ import hashlib
 import re
 import warnings
 from collections.abc import Iterable, Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +118,25 @@ def _exporter():
     """nbconvert's exporter with our template."""
     from jinja2 import pass_context
     from nbconvert import HTMLExporter
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
     from traitlets.config import Config
+
+    class Renderer(IPythonRenderer):
+        def inline_math(self, body):
+            return mathml(body)
+
+        def block_math(self, body):
+            return mathml(body, 'block')
+
+        def latex_environment(self, name, body):
+            return mathml(f'\\begin{{{name}}}{body}\\end{{{name}}}', 'block')
 
     class Exporter(HTMLExporter):
         @pass_context
         def markdown2html(self, context, source):
-            return stay(super().markdown2html(context, source))
+            attached = context.get('cell', {}).get('attachments', {})
+            renderer = Renderer(escape=False, attachments=attached)
+            return stay(MarkdownWithMath(renderer=renderer).render(source))
 
     # Widgets and scripts are left out: they would need a live kernel or the network.
     kinds = ['text/html', 'text/markdown', 'image/svg+xml', 'image/png', 'image/jpeg', 'text/plain']
@@ -133,6 +147,17 @@ def _exporter():
     )
     exporter.register_filter('stay', stay)
     return exporter
+
+
+def mathml(formula: str, display: str = 'inline') -> str:
+    """A LaTeX formula as browsers draw it by themselves; as it was written where it is none, or leads elsewhere."""
+    from latex2mathml.converter import convert
+
+    try:
+        found = convert(formula.strip(), display=display)
+    except Exception:  # each of a dozen of its own
+        found = ''
+    return found if found and 'href' not in found else f'<code>{escape(formula)}</code>'
 
 
 def stay(html: str) -> str:

@@ -1,17 +1,17 @@
 """The report of a run: HTML files that need nothing else, not even a network.
 
 A content security policy in each page lets the browser load nothing but what is inside the file.
-Notebooks bring no LaTeX (there is no MathJax offline); Unicode and MathML are shown as they are.
+Formulas in notebooks become MathML, which browsers draw by themselves.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from . import plots
-from .conclusion import conclusion
+from . import intervals, plots
+from .answer import answer
 from .files import read_json, write_json, write_text
-from .findings import conclude
+from .findings import bracketed, conclude
 from .pages import duration, fill, gallery, pages_of, render
 from .plots import Figure
 from .runs import Run, load_run
@@ -58,9 +58,10 @@ def _index(run: Run, pages: list[dict]) -> str:
         headline=HEADLINES[run.state],
         detail=_detail(run) + _corrupt(run),
         missing=[step for step in run.steps if step['state'] != 'done'],
-        conclusion='' if run.info.get('smoke') else conclusion(results),
+        answer='' if run.info.get('smoke') else answer(study),
         over_seeds=conclude(study) if len(study.seeds) > 1 else [],
-        rows=_table(results, run.info.get('paper') or {}),
+        rows=_table(results, run.info.get('paper') or {}, study),
+        seeds=len(study.seeds),
         groups=GROUPS,
         paper_shown=bool(run.info.get('paper')),
         masks_shown=any(row['mask_AP'] is not None for row in results),
@@ -103,16 +104,19 @@ def _corrupt(run: Run) -> str:
     return f' Corrupt images were left out: {tested} of the validation images, {trained} of a training’s.'
 
 
-def _table(results: list[dict], paper: dict) -> list[dict]:
+def _table(results: list[dict], paper: dict, study: Study) -> list[dict]:
     base = next((r['AP'] for r in results if r['role'] == 'baseline'), None)
     aps = [round(r['AP'], 1) for r in results if r['role'] == 'arm' and r['AP'] is not None]
     best = max(aps) if aps and aps.count(max(aps)) == 1 else None  # of several nobody is
+    means = {order.name: order.mean for order in study.evaluated}
+    starts = intervals.mean(list(study.baseline.values()))
     said = {'baseline': 'baseline', 'direct': 'direct', 'progressive': 'result'}
     return [
         row
         | {
             'group': ('baseline', 'arm', 'teacher').index(row['role']),
             'paper': paper.get(said.get(row['kind'] or row['role'])),
+            'mean': bracketed({'arm': means.get(row['name']), 'baseline': starts}.get(row['role'])),
             'best': row['role'] == 'arm' and row['AP'] is not None and round(row['AP'], 1) == best,
             'gain': '–'
             if row['role'] != 'arm' or None in (row['AP'], base)

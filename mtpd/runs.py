@@ -161,7 +161,7 @@ class Run:
         """One row for the baseline, each teacher and each arm.
 
         Keys: name, label, role ('baseline', 'teacher', 'arm'), kind (`arm_kinds`), stages (teachers,
-        None for no teacher), updates, AP AP50 AP75 AP_s AP_m AP_l mask_AP (points 0..100),
+        None for no teacher), updates, seconds (of training), AP AP50 AP75 AP_s AP_m AP_l mask_AP (points 0..100),
         parameters (count), gflops, ms_per_image. A value that is not there yet is None.
         """
         rows = []
@@ -177,7 +177,7 @@ class Run:
             rows.append(
                 {'name': name, 'label': self.label(name), 'kind': None, 'stages': []}
                 | {'role': 'baseline' if detector['role'] == 'student' else 'teacher'}
-                | {'updates': done}
+                | {'updates': done, 'seconds': _seconds(self.path / 'detectors' / name)}
                 | points(measured)
                 | self._model(name)
             )
@@ -187,6 +187,7 @@ class Run:
                 {'name': arm['name'], 'label': arm.get('label') or arm['name'], 'role': 'arm'}
                 | {'kind': kinds[arm['name']], 'stages': arm['teachers']}
                 | {'updates': arm.get('updates')}
+                | {'seconds': _total([_seconds(f) for f in self.stage_dirs(arm['name'])])}
                 | points(self.metrics('arm', arm['name']))
                 | self._model(self.student)
             )
@@ -269,3 +270,11 @@ class Run:
             'control': by_kind.get('control', {}).get('AP'),
         }
         return {key: value for key, value in found.items() if value is not None}
+
+
+def _seconds(folder: Path) -> float | None:
+    return read_json(folder / 'training.json', {}).get('seconds')
+
+
+def _total(values: list[float | None]) -> float | None:
+    return sum(values) if values and None not in values else None

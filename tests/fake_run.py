@@ -65,6 +65,7 @@ def stage(run: Path, arm: str, k: int, evaluated: bool = True) -> None:
     folder = run / 'stages' / arm / f'{k}_{teachers[k - 1] or "no_teacher"}'
     updates = UPDATES // len(teachers)
     put(folder / 'stage.json', {'arm': arm, 'stage': k, 'updates': updates, 'seconds': 81.0})
+    put(folder / 'training.json', {'update': updates, 'seconds': 50.0})
     log(folder / 'log.json', updates, teachers[k - 1] is not None)
     if evaluated:
         put(folder / 'metrics.json', metrics(aps[k - 1]))
@@ -122,7 +123,9 @@ def make_run(path: Path, done: bool = True) -> Path:
     for name, (_, role, ap, parameters, gflops) in DETECTORS.items():
         folder = path / 'detectors' / name
         put(folder / 'metrics.json', metrics(ap))
-        put(folder / 'model.json', {'parameters': parameters, 'gflops': gflops})
+        put(
+            folder / 'model.json', {'parameters': parameters, 'gflops': gflops, 'ms_per_image': 7.5}
+        )
         if role == 'student':
             log(folder / 'log.json', 900, distilled=False)
     steps = [('00_environment', None), ('02_detectors', None)]

@@ -1,0 +1,63 @@
+"""The answer of a run, or of its seeds together, in two sentences: which arm wins and by how much, and how sure that is."""
+
+from __future__ import annotations
+
+from .conclusion import DECISIVE_AP
+from .findings import bracketed, number
+from .intervals import Interval
+from .plots import signed
+from .study import Study
+
+
+def answer(study: Study) -> str:
+    """Two sentences; of one seed the second says what one seed can't."""
+    rows = study.table()
+    if not rows:
+        return 'No arm has been evaluated yet. There is nothing to answer so far.'
+    best, seeds = rows[0], study.seeds
+    ap = number(best['mean'].value)
+    first = [row['label'] for row in rows if number(row['mean'].value) == ap]
+    missing = ', '.join(f'"{order.label}"' for order in study.orders if not order.ap)
+    text = f'Of the arms evaluated so far (still missing: {missing}) the' if missing else 'The'
+    if len(first) > 1:
+        named = ', '.join(f'"{label}"' for label in first)
+        text += f' best students come from several arms alike, {named}: AP {ap}'
+    else:
+        text += f' best student comes from the arm "{first[0]}": AP {ap}'
+    parts = []
+    if study.control and study.control.name != best['name']:
+        gap = best['mean'].value - study.control.mean.value
+        parts.append(f'{signed(gap)} against training on without a teacher')
+    if study.start is not None:
+        parts.append(f'{signed(best["mean"].value - study.start)} against the baseline')
+    text += f' ({"; ".join(parts)})' if parts else ''
+    over = f', on average over {len(seeds)} seeds' if len(seeds) > 1 else ''
+    return f'{text}{over}. {_certainty(rows, len(seeds))}'
+
+
+def _certainty(rows: list[dict], seeds: int) -> str:
+    if seeds < 2:
+        return (
+            f'It is one seed, so differences below about {DECISIVE_AP:.0f} AP decide nothing: run more with '
+            '--seed 1, --seed 2, ... and this page reads them together.'
+        )
+    progressive = next((row for row in rows if len(row['teachers']) > 1), None)
+    if not progressive:
+        return 'There is no arm with several teachers to compare it with.'
+    said = [
+        f'{words} {_verdict(progressive[key])}'
+        for key, words in (
+            ('above_control', 'training on without a teacher'),
+            ('above_direct', 'the best teacher alone'),
+        )
+        if progressive[key] is not None
+    ]
+    named = f'The best sequence of several teachers, "{progressive["label"]}",'
+    if not said:
+        return f'{named} has nothing to be compared with.'
+    return f'{named} stands, with 95 % intervals over {seeds} seeds, against {" and against ".join(said)}.'
+
+
+def _verdict(found: Interval) -> str:
+    verdict = {1: 'better', -1: 'WORSE', 0: 'no difference shown'}[found.sign]
+    return f'at {bracketed(found, sign=True)} AP ({verdict})'
