@@ -14,6 +14,10 @@ class MtpdError(Exception):
 
     exit_code = 2
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in a notebook in place of a traceback: the message."""
+        return f'{type(self).__name__}: {self}'.splitlines()
+
 
 class RecipeError(MtpdError):
     """Everything that is wrong with a recipe, in one message.

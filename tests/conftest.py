@@ -100,3 +100,12 @@ def site(monkeypatch):
         monkeypatch.setenv(name, '127.0.0.1')
     with serve() as running:
         yield running
+
+
+@pytest.fixture(scope='module')
+def browser():
+    """Chromium (tests/browsing.py); skips where there is none."""
+    from browsing import launched
+
+    with launched() as running:
+        yield running
