@@ -13,7 +13,7 @@ ARGS ?=
 export TORCH_INDEX
 
 .PHONY: env packages demo test bench lint notebooks clean
-BENCH := distill_step tried end_to_end evaluation adaptation_cost growth install_ops
+BENCH := distill_step tried end_to_end evaluation adaptation_cost edge growth install_ops
 
 env: packages
 	@$(BIN)/mtpd install-ops
@@ -28,8 +28,8 @@ test: env
 	@$(BIN)/python -m pytest $(ARGS)
 
 bench: demo
-	@for name in $(BENCH); do $(BIN)/python benchmarks/$$name.py --out results/bench/$$name.json || exit 1; done
-	@$(BIN)/python benchmarks/tables.py
+	@for name in $(BENCH); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py --out results/bench/$$name.json || exit 1; \
+	  $(BIN)/python benchmarks/tables.py; done
 
 lint: packages
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

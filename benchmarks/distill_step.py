@@ -32,6 +32,7 @@ from mtpd.data.examples import examples
 from mtpd.environment import describe
 from mtpd.files import write_json
 from mtpd.recipe import Recipe, load_recipe
+from mtpd.schema import SWITCHES
 
 # isort: split
 from mmcv.parallel import collate
@@ -60,6 +61,14 @@ def switches(text: str, recipe: Recipe, device: str) -> speed.Speed:
         elif word != 'off':
             found = found._replace(**{word: True})
     return found
+
+
+def known(text: str) -> str:
+    """`text`, where it is an `--ours`: raises ArgumentTypeError where it is none."""
+    words = ('off', 'default', 'bf16', 'fp32', *SWITCHES)
+    if wrong := [word for word in text.split('+') if word not in words]:
+        raise argparse.ArgumentTypeError(f'{wrong[0]!r} is none of {", ".join(words)}')
+    return text
 
 
 def update_of(name: str, recipe: Recipe, teacher: str, device: str) -> trial.Update:
@@ -149,7 +158,7 @@ def main() -> None:
     )
     parser.add_argument('recipe', nargs='?', default=MINI)
     parser.add_argument('--teacher', default='rx101')
-    parser.add_argument('--ours', nargs='+', default=OURS)
+    parser.add_argument('--ours', nargs='+', default=OURS, type=known)
     parser.add_argument('--batch', type=int, help="images of an update; by default the recipe's")
     parser.add_argument('--batches', type=int, default=8, help='how many different ones')
     parser.add_argument('--pairs', type=int, default=40, help='updates of each that are timed')

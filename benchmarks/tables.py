@@ -16,6 +16,8 @@ PARTS = ('teacher forward', 'student forward', 'losses', 'backward', 'optimizer'
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
+    if any(len(row) != len(head) for row in rows):
+        raise ValueError(f'rows of another length than {head}')
     lines = [head, ['---'] * len(head), *rows]
     return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines)
 
@@ -35,7 +37,8 @@ def distill_step(found: dict) -> str:
         '',
         'ms',
         'img/s',
-        'original / this',
+        'original / this, in pairs',
+        'apart',
         'peak MiB',
         'TFLOP/s',
         *(f'{p}, ms' for p in PARTS),
@@ -60,6 +63,34 @@ def distill_step(found: dict) -> str:
         f'{found["data_milliseconds"]:.1f} ms.'
     )
     return under(found, table(head, rows) + text)
+
+
+def edge(found: dict) -> str:
+    head = [
+        '',
+        'parameters (millions)',
+        'PyTorch, ms',
+        'ONNX Runtime, ms',
+        'PyTorch / ONNX',
+        'file, MB',
+        'boxes',
+    ]
+    head += ['of one only', 'largest difference']
+    rows = [
+        [
+            name,
+            f'{row["parameters"] / 1e6:.2f}',
+            f'{row["torch_milliseconds"]:.1f}',
+            f'{row["onnx_milliseconds"]:.1f}',
+            f'{row["ratio"]:.2f}',
+            f'{row["megabytes"]:.1f}',
+            f'{row["boxes"]:,}',
+            row['boxes_of_one_only'],
+            f'{row["largest_difference"]:.0e}',
+        ]
+        for name, row in found['rows'].items()
+    ]
+    return under(found, table(head, rows))
 
 
 def end_to_end(found: dict) -> str:
@@ -157,6 +188,7 @@ TABLES = (
     adaptation_cost,
     install_ops,
     growth,
+    edge,
     precision,
 )
 

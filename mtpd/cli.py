@@ -57,14 +57,18 @@ def train(recipe, work_dir: Path | None, detector: str | None, arm: str | None, 
     from .holding import held
     from .plain import folder
     from .plain import train as train_plain
+    from .rundir import claim
+    from .setups import refuse_other
     from .train import train_detector_run, train_stage
 
     if arm and detector:
         raise click.UsageError('--arm trains a stage and --detector a plain detector: give one.')
     plain = refuse_for_plain(recipe, arm=arm, detector=detector)
-    with held(
-        folder(recipe, work_dir) if plain else recipe.run_dir(work_dir), ['mtpd', *sys.argv[1:]]
-    ):
+    run_dir = folder(recipe, work_dir) if plain else recipe.run_dir(work_dir)
+    with held(run_dir, ['mtpd', *sys.argv[1:]]):
+        if not plain:
+            refuse_other(recipe, run_dir)  # names what differs
+            claim(run_dir / 'recipe.py', recipe.text)
         if plain:
             made = train_plain(recipe, work_dir)
         elif arm:
@@ -186,11 +190,22 @@ def recipes() -> None:
     is_flag=True,
     help='Also load Python objects, as old files hold them: RUNS ANY CODE in SOURCE.',
 )
-def export(source: Path, target: Path, half: bool, trust_checkpoint: bool) -> None:
-    """Write the student in SOURCE (any layout) as a plain mmdet checkpoint.
+@click.option('--config', help='For ONNX: as of `mtpd predict`.')
+@click.option('--detector', default='student', help='For ONNX: whose it is in a recipe.')
+def export(
+    source: Path, target: Path, half: bool, trust_checkpoint: bool, config, detector
+) -> None:
+    """Write the student in SOURCE (any layout) as a plain mmdet checkpoint, or as ONNX.
 
-    TARGET is a folder, or a name, to which the start of the file's SHA-256 is added: student-7ee888e0.pth.
+    TARGET is a folder, or a name, to which the start of the file's SHA-256 is added: student-7ee888e0.pth. A name that
+    ends in .onnx makes an ONNX file of a one-stage detector, which `mtpd.edge.EdgeDetector` runs without torch.
     """
+    if target.suffix == '.onnx':
+        from .onnx_export import export as to_onnx
+        from .predict import detector as ready
+
+        click.echo(to_onnx(ready(source, config, detector, 'cpu'), target))
+        return
     from .checkpoints import publish
 
     click.echo(publish(source, target, half, trust_checkpoint))

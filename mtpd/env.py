@@ -80,7 +80,7 @@ def install(python: Path) -> None:
         keep.write_text(f'torch=={torch}\n')
         files = [
             part
-            for name in ('base', 'dev', 'sweep')
+            for name in ('base', 'dev', 'onnx', 'sweep')
             for part in ('-r', str(REQUIREMENTS / f'{name}.txt'))
         ]
         pip(python, '-c', str(keep), *files)

@@ -99,7 +99,10 @@ def told(recipe: Recipe, run_dir: Path, found: dict) -> dict[str, str]:
     most = max(row['wanted'] for row in found['trainings'].values())
     seconds = seconds_left(recipe, run_dir, found)
     time = f'{seconds / 60:.0f} minutes' if seconds < 7200 else f'{seconds / 3600:.1f} hours'
-    return {'time': f'about {time}', 'memory': f'{_gib(most)} a training'}
+    return {
+        'time': f'about {time}, more where other programs are at work',
+        'memory': f'{_gib(most)} a training',
+    }
 
 
 def seconds_left(recipe: Recipe, run_dir: Path, found: dict) -> float:

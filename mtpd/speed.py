@@ -15,7 +15,7 @@ FUSED = ('Adam', 'AdamW', 'SGD')  # torch has a fused kernel for them on CPU and
 
 
 class Speed(NamedTuple):
-    """Switches of a training; all off is the original's way.
+    """Switches of a training; all off is plain mmdet: fp32 and nothing rearranged.
 
     Attributes:
         precision: 'fp32', or 'bf16' for convolutions and matrix products, see `mtpd.precision`.

@@ -75,3 +75,21 @@ def test_evaluation_counts_the_same_by_both_libraries(images, tmp_path):
     (row,) = json.loads(out.read_text())['rows']
     assert row['largest_difference'] < 1e-12
     assert 0 < row['bbox_mAP'] < 1
+
+
+def test_a_misspelt_switch_is_named():
+    import argparse
+
+    import distill_step
+
+    assert distill_step.known('default+fp32') == 'default+fp32'
+    with pytest.raises(argparse.ArgumentTypeError, match="'chanels_last' is none of off, default"):
+        distill_step.known('off+chanels_last')
+
+
+def test_rows_have_as_many_cells_as_there_are_headings():
+    import tables
+
+    assert tables.table(['a', 'b'], [[1, 2]]).splitlines()[2] == '| 1 | 2 |'
+    with pytest.raises(ValueError, match='another length'):
+        tables.table(['a', 'b'], [[1, 2, 3]])

@@ -144,3 +144,17 @@ def test_status_and_help_import_nothing_heavy():
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.stdout.strip() == '[]', done.stderr
+
+
+def test_a_training_is_not_answered_for_by_one_with_other_settings(tmp_path, tiny_coco):
+    import tiny
+
+    settings = tiny.SMALL | {'data.root': tiny_coco(tmp_path / 'coco')}
+    options = ' '.join(f'{key}={value}' for key, value in settings.items())
+    command = ('train', MINI, '--work-dir', tmp_path / 'run', '--cfg-options')
+    done = call(*command, options)
+    assert done.exit_code == 0 and done.output.splitlines()[-1].startswith('AP '), done.output
+    assert call(*command, options).exit_code == 0
+    for other in ('speed.precision=fp32', 'schedule.baseline=2'):
+        found = refused(*command, f'{options} {other}')
+        assert other.split('=')[0] in found and '--work-dir' in found

@@ -22,7 +22,7 @@ def pins(name: str) -> dict[str, str]:
     return dict(line.split(' ')[0].split('==') for line in lines)
 
 
-@pytest.mark.parametrize('name', ['torch', 'base', 'dev', 'sweep', 'mmcv'])
+@pytest.mark.parametrize('name', ['torch', 'base', 'dev', 'onnx', 'sweep', 'mmcv'])
 def test_every_requirement_is_pinned_exactly(name):
     found = pins(name)
     assert found
@@ -40,7 +40,7 @@ def test_conda_environment_repeats_the_pins():
     by_conda = {'ninja', 'setuptools'}
     wanted = {
         name: version
-        for name, version in (pins('base') | pins('dev') | pins('sweep')).items()
+        for name, version in (pins('base') | pins('dev') | pins('onnx') | pins('sweep')).items()
         if name not in by_conda
     }
     assert dict(entry.split('==') for entry in with_pip) == wanted
@@ -51,6 +51,7 @@ def test_package_reads_the_pins():
     assert set(project['dynamic']) == {'dependencies', 'optional-dependencies'}
     assert dynamic['dependencies'] == {'file': ['requirements/base.txt']}
     assert dynamic['optional-dependencies']['dev'] == {'file': ['requirements/dev.txt']}
+    assert dynamic['optional-dependencies']['onnx'] == {'file': ['requirements/onnx.txt']}
     assert dynamic['optional-dependencies']['sweep'] == {'file': ['requirements/sweep.txt']}
     assert project['scripts']['mtpd'] == 'mtpd.cli:main'
 
@@ -58,7 +59,7 @@ def test_package_reads_the_pins():
 def test_mmcv_stands_in_one_place_and_pip_never_builds_it():
     version = pins('mmcv')['mmcv-full']
     assert build.mmcv_version() == version
-    for name in ('torch', 'base', 'dev', 'sweep'):
+    for name in ('torch', 'base', 'dev', 'onnx', 'sweep'):
         assert not {'mmcv', 'mmcv-full'} & set(pins(name))
     tracked = subprocess.run(
         ['git', 'grep', '-lF', f'mmcv-full=={version}'], cwd=ROOT, capture_output=True, text=True
