@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
 import sys
 from pathlib import Path
 
@@ -12,8 +15,10 @@ from .data import commands as datasets
 from .options import (
     Main,
     Words,
+    as_json_option,
     cfg_options,
     config_options,
+    echo_json,
     recipe_options,
     refuse_for_plain,
     sweep_options,
@@ -27,8 +32,12 @@ METRIC = click.Choice(['bbox', 'segm'])
 
 @click.group(cls=Main, context_settings={'help_option_names': ['-h', '--help']})
 @click.version_option(__version__)
-def main() -> None:
+@click.option('-v', '--verbose', is_flag=True, help="Also mmdet's and mmcv's logs. Before COMMAND.")
+def main(verbose: bool) -> None:
     """MTPD reproduction kit: distil a detector from a sequence of teachers."""
+    if verbose:
+        os.environ['MTPD_VERBOSE'] = '1'
+        logging.basicConfig(level='INFO', format='%(name)s: %(message)s')
 
 
 @main.command()
@@ -47,8 +56,9 @@ def run(recipe, work_dir: Path | None, smoke: bool) -> None:
 @click.option('--detector', help='student (its baseline), or a teacher. Default: student.')
 @click.option('--arm', help='Train a stage of this arm instead.')
 @click.option('--stage', type=int, default=1, show_default=True, help='Which stage of the arm.')
+@as_json_option
 @with_all_processes
-def train(recipe, work_dir: Path | None, detector: str | None, arm: str | None, stage: int) -> None:
+def train(recipe, work_dir, detector: str | None, arm: str | None, stage: int, as_json) -> None:
     """Train a plain detector of a recipe, or one stage of distillation with what comes before it.
 
     CONFIG is a recipe, or an mmdet config (a file, or mmdet::retinanet/retinanet_r50_fpn_1x_coco.py), which is trained
@@ -65,7 +75,8 @@ def train(recipe, work_dir: Path | None, detector: str | None, arm: str | None, 
         raise click.UsageError('--arm trains a stage and --detector a plain detector: give one.')
     plain = refuse_for_plain(recipe, arm=arm, detector=detector)
     run_dir = folder(recipe, work_dir) if plain else recipe.run_dir(work_dir)
-    with held(run_dir, ['mtpd', *sys.argv[1:]]):
+    apart = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+    with apart, held(run_dir, ['mtpd', *sys.argv[1:]]):
         if not plain:
             refuse_other(recipe, run_dir)  # names what differs
             claim(run_dir / 'recipe.py', recipe.text)
@@ -76,6 +87,9 @@ def train(recipe, work_dir: Path | None, detector: str | None, arm: str | None, 
         else:
             made = train_detector_run(recipe, detector or 'student', work_dir)
     metrics = made['metrics']
+    if as_json:
+        echo_json({'checkpoint': made['checkpoint'], 'metrics': metrics})
+        return
     masks = f'  mask AP {100 * metrics["segm_mAP"]:.1f}' if 'segm_mAP' in metrics else ''
     click.echo(f'AP {100 * metrics["bbox_mAP"]:.1f}{masks}  {made["checkpoint"]}')
 
@@ -172,10 +186,14 @@ def predict(sources, checkpoint, config, detector, out, threshold, device) -> No
 
 
 @main.command()
-def recipes() -> None:
+@as_json_option
+def recipes(as_json: bool) -> None:
     """List the recipes: what each does, and the paper's AP on COCO."""
     from .listing import recipes as listed
 
+    if as_json:
+        echo_json(listed())
+        return
     for row in listed():
         paper = f'  (paper: {row["paper"]} AP)' if row['paper'] else ''
         click.echo(f'{row["path"]:<58}  {row["title"]}{paper}')
@@ -239,14 +257,20 @@ main.add_command(datasets.data)
 @click.argument('recipe', required=False)
 @cfg_options
 @work_dir_option()
-def doctor(recipe: str | None, cfg_options: dict, work_dir: Path | None) -> None:
+@as_json_option
+def doctor(recipe: str | None, cfg_options: dict, work_dir: Path | None, as_json: bool) -> None:
     """Check this machine, and all that a run of RECIPE (default: the demo's) needs: all problems at once, with fixes.
 
     A few updates are tried, which tells the memory and the time that the run will take. RECIPE is Python, and its code runs.
     """
-    from .doctor import report as check
+    from .doctor import check as checks
+    from .doctor import report
 
-    sys.exit(check(recipe, click.echo, cfg_options, work_dir))
+    if as_json:
+        found = checks(recipe, cfg_options, work_dir)
+        echo_json([check._asdict() for check in found])
+        sys.exit(any(check.state == 'fail' for check in found))
+    sys.exit(report(recipe, click.echo, cfg_options, work_dir))
 
 
 @main.command(name='install-ops')

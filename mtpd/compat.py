@@ -7,7 +7,6 @@ Importing this module applies every adaptation once; each function below is one,
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 import warnings
 from pathlib import Path
@@ -193,14 +192,19 @@ def resume_on_cpu() -> None:
 
 
 def quiet_progress_bar() -> None:
-    """mmcv's evaluation bar rewrites its line for every image: pages of it in a notebook or a log."""
+    """mmcv's evaluation bar rewrites its line for every image: pages of it in a notebook or a log. Ours in its place."""
     from mmcv import ProgressBar
 
+    from .progress import bar
+
     def start(self: ProgressBar) -> None:
-        pass
+        self.completed, self.bar = 0, bar('images', total=self.task_num or None)
 
     def update(self: ProgressBar, num_tasks: int = 1) -> None:
         self.completed += num_tasks
+        self.bar.update(num_tasks)
+        if self.completed >= self.task_num > 0:
+            self.bar.close()
 
     ProgressBar.start, ProgressBar.update = start, update
 
@@ -208,14 +212,16 @@ def quiet_progress_bar() -> None:
 def quiet_initialisation() -> None:
     """mmcv reports the initialisation of every parameter at INFO: hundreds of lines a detector.
 
-    It reports to the first logger made, and makes 'mmcv' if there is none: made here, at WARNING.
+    It reports to the first logger made, and makes 'mmcv' if there is none: made here, at WARNING, unless `mtpd -v` asks for it.
     Training's own log ('mmdet') is not touched. A line for each deformable convolution that is loaded goes to Python's
     root logger, which mmcv would set to INFO: it is told that it has done so.
     """
     from mmcv.utils import get_logger
     from mmcv.utils.logging import logger_initialized
 
-    get_logger('mmcv').setLevel(logging.WARNING)
+    from .progress import log_level
+
+    get_logger('mmcv').setLevel(log_level())
     logger_initialized['root'] = True
 
 

@@ -19,6 +19,7 @@ from .data import pipelines, readable
 from .errors import RecipeError
 from .evaluate import load_detector
 from .loop import device_of
+from .progress import bar
 from .recipe import Recipe
 
 
@@ -40,7 +41,7 @@ def batches(
         dist=False,
         shuffle=False,
     )
-    for batch in loader:
+    for batch in bar('features', loader):
         yield batch['img'][0].data[0], batch['img_metas'][0].data[0]
 
 

@@ -23,6 +23,7 @@ from .data import coco, pipelines, readable
 from .evaluate import Work, load_detector, measure
 from .files import read_own, sha256, write_json
 from .loop import device_of, parallel
+from .progress import bar
 from .recipe import Recipe
 from .runs import Run
 
@@ -46,7 +47,7 @@ def of_run(
         analysis/generalisation.json, by `settings` and the checkpoint's SHA-256.
     """
     kept, rows = read_own(run.path / KEPT, {}), []
-    for name, label, checkpoint in _students(recipe, run):
+    for name, label, checkpoint in bar('fit and flatness', list(_students(recipe, run))):
         key = {'images': images, 'probed': probed, 'directions': directions, 'sizes': list(SIZES)}
         key |= {'sha256': sha256(checkpoint), 'name': name, 'label': label}
         found = kept.get(name, {})

@@ -34,6 +34,7 @@ from .errors import RecipeError
 from .exhausted import explained
 from .inherit import InheritReport
 from .machine import cores
+from .progress import log_level
 from .recipe import Recipe
 from .rundir import writable
 
@@ -146,7 +147,7 @@ def _run(cfg, build, source, named, validate, threads, meta, point) -> InheritRe
     rank, size = get_dist_info()
     use_threads(cfg.device, threads)
     # Made here, as building a Swin Transformer would make mmdet's log at INFO: lists of hooks, and so on.
-    get_root_logger(log_level='WARNING')
+    get_root_logger(log_level=log_level())
     set_random_seed(cfg.seed)
     limit = cfg.get('corrupt_limit', 0)
     switches = speed.Speed(**cfg.get('speed', {}))
@@ -165,7 +166,7 @@ def _run(cfg, build, source, named, validate, threads, meta, point) -> InheritRe
     guarding = dict(type='FiniteLoss', folder=cfg.work_dir, advice=named.lower, priority='HIGH')
     cfg.custom_hooks = [drawing, counting, guarding, *(cfg.get('custom_hooks') or ()), saving]
     cfg.checkpoint_config = None
-    cfg.log_level = 'WARNING'
+    cfg.log_level = log_level()
     if cfg.runner.type == 'EpochBasedRunner':
         cfg.runner.type = 'WithinEpoch'
     cfg.resume_from = str(point.path) if point else None

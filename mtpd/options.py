@@ -84,6 +84,17 @@ cfg_options = click.option(
 )
 
 
+as_json_option = click.option('--json', 'as_json', is_flag=True, help='For machines.')
+
+
+def echo_json(found) -> None:
+    import json
+
+    from .files import plain
+
+    click.echo(json.dumps(plain(found), indent=2, ensure_ascii=False))
+
+
 def work_dir_option(end: str = '/<seed>', plain: bool = False):
     """--work-dir; its default is ``runs/<recipe>`` and `end`."""
     text = f'Default: runs/<recipe>{end}' + '; of an mmdet config: runs/<config>.' * plain

@@ -25,6 +25,7 @@ from .data import pipelines
 from .data.examples import examples
 from .data.readable import Readable
 from .distiller import Distiller
+from .progress import log_level
 from .recipe import Recipe, load_recipe
 from .trainings import distill_cfg
 
@@ -50,7 +51,7 @@ def measure(
     Returns:
         ``{'trainings': {'student taught by r101': row}, 'images': {detector: seconds}}``; of rows see `_try`.
     """
-    get_root_logger(log_level='WARNING')
+    get_root_logger(log_level=log_level())
     recipe = load_recipe(source, overrides)
     device = loop.device_of(recipe)
     loop.use_threads(device, recipe.cfg.runtime.threads)

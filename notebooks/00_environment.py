@@ -3,8 +3,20 @@
 #
 # **Question.** Can this machine run the recipe, and with what?
 #
-# Everything that is missing is listed at once, each with its fix. The versions are kept beside the
-# results, because a number without them can't be repeated.
+# This is the first of seven notebooks, a course that follows one run of a recipe: a small detector, the *student*, learns from
+# a *sequence* of larger ones, its *teachers*, stage by stage (MTPD: Cao et al., ICML 2023). `make demo` makes the run they look
+# at, in minutes; each notebook finds it, and changes nothing that is done.
+#
+# | | |
+# |---|---|
+# | 00, 01 | the machine, and the data |
+# | 02 | the student and its teachers before any distillation |
+# | 03 | which teacher first? |
+# | 04 | one stage of distillation |
+# | 05, 06 | which arm wins, and what changed inside |
+#
+# **What to expect.** A list of checks, each with its fix where it fails, and the versions that are kept beside the results: a
+# number without them can't be repeated.
 
 # %% tags=["parameters"]
 recipe: str = 'configs/mini/retinanet_r50__r101_rx101.py'  # recipe file
@@ -50,3 +62,11 @@ say(
     f'**Conclusion.** {len(checks)} checks, {len(bad)} of them failed.',
     'The recipe can run here.' if not bad else 'Fix these first: ' + '; '.join(c.fix for c in bad),
 )
+
+# %% [markdown]
+# **Try this**
+#
+# - Set `recipe` to one of those that `mtpd recipes` lists, such as a COCO one, and see what its run would need.
+# - Set `cfg_options` to `'speed.precision=fp16'`: what is wrong is told before anything is trained.
+#
+# Next: 01, the data.

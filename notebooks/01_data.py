@@ -7,6 +7,9 @@
 # size, colour, contrast and rotation, cover each other, and some are cut by the border. Training and
 # validation share neither digits nor photograph regions. Any COCO-format folder can take their place
 # (`data.root`).
+#
+# **What to expect.** Eight validation images with their objects, then how many there are, how large, and of which class. An object
+# is *small* under 32 x 32 pixels and *large* from 96 x 96 on, COCO's terms.
 
 # %% tags=["parameters"]
 recipe: str = 'configs/mini/retinanet_r50__r101_rx101.py'  # recipe file
@@ -70,3 +73,11 @@ say(
     f'{counted["val"]["images"]:,} to measure on, with {len(plan.classes)} classes.',
     f'{small / max(len(areas), 1):.0%} of the validation objects are small (under 32 x 32 pixels).',
 )
+
+# %% [markdown]
+# **Try this**
+#
+# - Set `cfg_options` to `'data.scenes.size=192 image.scale=192'`: larger scenes are made on the spot.
+# - Set it to `'data.root=FOLDER'` for a COCO-format dataset of your own.
+#
+# Next: 02, the detectors.

@@ -6,6 +6,9 @@
 # The *student* is small and trained here: its *baseline* is where every arm starts. The *teachers* are
 # larger. Where the recipe names a checkpoint it is loaded, else the teacher is trained. Distillation has
 # something to give only if the teachers are clearly better than the student will become.
+#
+# **What to expect.** A table and a figure: teachers far above the student, and dearer to run. Without a run (`make demo`) the
+# baseline is trained here first, a minute or two.
 
 # %% tags=["parameters"]
 recipe: str = 'configs/mini/retinanet_r50__r101_rx101.py'  # recipe file
@@ -27,8 +30,10 @@ found = {name: prepare_detector(plan, name, work_dir) for name in plan.detectors
 # %% [markdown]
 # ## Accuracy, size and speed
 #
-# AP is COCO's mean over IoU thresholds 0.50 to 0.95, in points of 100. GFLOPs count a multiply-add as
-# one. Milliseconds are this machine's, one image at a time, without post-processing.
+# A box is right where its overlap with an object's, $\mathrm{IoU} = |A \cap B| / |A \cup B|$, reaches a threshold. *AP*, average
+# precision, is the area under the curve of precision over recall, a mean over classes and the thresholds 0.50 to 0.95, in points of
+# 100; AP50 that of 0.50 alone. GFLOPs count a multiply-add as one. Milliseconds are this machine's, one image at a time, without
+# post-processing. On the *Pareto front* are detectors than which none is cheaper and better.
 
 # %%
 rows = [
@@ -66,3 +71,11 @@ say(
     f'{best["AP"]:.1f} AP with {best["parameters"] / student["parameters"]:.1f} times as many:',
     f'{best["AP"] - student["AP"]:.1f} AP lie between them.',
 )
+
+# %% [markdown]
+# **Try this**
+#
+# - Where would the student lie if distillation closed half of the gap? Notebook 05 tells how far it gets.
+# - `mtpd export CHECKPOINT student.onnx` makes an ONNX file of it: `benchmarks/README.md` has its latency beside the teachers'.
+#
+# Next: 03, the order of the teachers.

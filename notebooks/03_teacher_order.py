@@ -8,7 +8,14 @@
 # linear map (a 1 x 1 convolution) from A's features leaves unexplained: about 0 if they say the same,
 # about 1 if they have nothing in common. It is fitted on half of the images and measured on the other
 # half, without training any network. MTPD's idea: a teacher that is near makes a better first teacher
-# than one that is strong and far. The definition here is the kit's own, in the spirit of the paper's.
+# than one that is strong and far. The definition here is the kit's own, in the spirit of the paper's:
+#
+# $$C(A \to B) = \frac{\min_{W, b} \lVert W F_A + b - F_B \rVert^2}{\lVert F_B - \bar F_B \rVert^2}$$
+#
+# with $F$ the features of a level, a row for each channel and a column for each cell of the images.
+#
+# **What to expect.** A matrix of costs, the sequence that they suggest with the reason of each step, and a prediction that the
+# arms will test.
 
 # %% tags=["parameters"]
 recipe: str = 'configs/mini/retinanet_r50__r101_rx101.py'  # recipe file
@@ -73,3 +80,11 @@ say(
     conclusion(found, labels),
     'This is a prediction: the arms of this run test it.',
 )
+
+# %% [markdown]
+# **Try this**
+#
+# - Set `images` to 32: do the intervals still tell the teachers apart?
+# - `mtpd run RECIPE --cfg-options arms.auto.label=suggested arms.auto.teachers=auto` adds an arm whose teachers the costs choose.
+#
+# Next: 04, a stage of distillation.

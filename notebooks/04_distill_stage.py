@@ -7,7 +7,15 @@
 # detection loss. By default it is *masked generative distillation* (MGD): random cells of the student's
 # feature map are blanked, and a small network on top of it has to generate the teacher's whole map from the
 # rest. The teacher never changes. The next stage starts from this stage's student; what a loss trains beside
-# the student is thrown away.
+# the student is thrown away. For a level with features $F^S$ of the student and $F^T$ of the teacher:
+#
+# $$L = \alpha \sum \bigl( F^T - G(M \odot A(F^S)) \bigr)^2$$
+#
+# $A$ matches the channels (1 x 1 convolution), $M$ is a random mask that blanks a share of the cells, $G$ generates (two 3 x 3
+# convolutions); $\alpha$ and the share are the recipe's. (Yang et al., Masked Generative Distillation, ECCV 2022.)
+#
+# **What to expect.** Losses that fall while you watch, unless the stage is done: then its curves, at once. After it, AP before and
+# after. A stage of the demo takes half a minute on two cores.
 
 # %% tags=["parameters"]
 recipe: str = 'configs/mini/retinanet_r50__r101_rx101.py'  # recipe file
@@ -18,8 +26,7 @@ arm: str = 'progressive'  # which arm of the recipe
 stage: int = 1  # which stage of it, from 1
 
 # %%
-from mtpd import load_recipe, plots, train_stage
-from mtpd.runs import loss_rows
+from mtpd import live, load_recipe, plots
 from mtpd.tables import say, table
 from mtpd.train import prepare_detector
 
@@ -32,14 +39,14 @@ say(
     f'{sequence.stage_updates} updates of the student.',
 )
 
-# %%
-made = train_stage(plan, stage, arm, work_dir)
-
 # %% [markdown]
-# ## Loss
+# ## Training
+#
+# Above the loss of the detector, below that of the distillation. They grow while the student is trained; a stage that is done
+# is not trained again.
 
 # %%
-plots.loss_curves(loss_rows(made['dir'] / 'log.json', teacher_label))
+made = live.train_stage(plan, stage, arm, work_dir)
 
 # %% [markdown]
 # ## Accuracy
@@ -62,3 +69,11 @@ say(
     f'{plots.signed(gain)} against the baseline, after {stage * sequence.stage_updates} more updates.',
     "How much of it is the teacher's doing, the arm without a teacher tells (notebook 05).",
 )
+
+# %% [markdown]
+# **Try this**
+#
+# - Set `arm` to `'none'`: as many updates, and no teacher. What of the gain is left?
+# - Set `cfg_options` to `'distill.method=cwd'` and `work_dir` to a new folder: another loss, the same student.
+#
+# Next: 05, which arm wins.

@@ -5,6 +5,9 @@
 #
 # All arms continue the same baseline for the same number of updates on the same data. "No teacher" just
 # trains on: what it gains is not distillation's doing.
+#
+# **What to expect.** The arms side by side, class by class, error by error, image by image; then beside the paper. It needs a run:
+# where there is none, the next cell says which command makes it.
 
 # %% tags=["parameters"]
 recipe: str = 'configs/mini/retinanet_r50__r101_rx101.py'  # recipe file
@@ -110,3 +113,11 @@ say(comparison.caption(ours, chart, student, paper.dataset(plan)))
 
 # %%
 say('**Conclusion.**', conclusion(rows))
+
+# %% [markdown]
+# **Try this**
+#
+# - Lower the score threshold below the figure: which detector finds the small digits first, and at the price of which mistakes?
+# - Set `checkpoint` to a student of your own, from `mtpd export`.
+#
+# Next: 06, what changed inside.

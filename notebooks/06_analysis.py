@@ -1,7 +1,11 @@
 # %% [markdown]
 # # 06 · What distillation changed
 #
-# **Question.** How do features, losses and AP move from stage to stage?
+# **Question.** How do features, losses and AP move from stage to stage, and why does it help?
+#
+# **What to expect.** Features of one image in student and teachers, losses level by level, AP along the stages and over seeds, and
+# whether the gain is a better fit or better generalisation. It needs a run: where there is none, the next cell says which command
+# makes it. What takes longest, fit and flatness, is measured once and kept.
 
 # %% tags=["parameters"]
 recipe: str = 'configs/mini/retinanet_r50__r101_rx101.py'  # recipe file
@@ -121,7 +125,7 @@ plots.predicted_and_measured(study.table(), study.correlation())
 # ## Why it helps: fit, generalisation, flatness
 #
 # A teacher may help a student to fit its training images, or to carry over to others what it has learnt. Of images of both
-# splits: the detection loss and the AP. Their distance is the *generalisation gap* (section 4 of the paper discusses it).
+# splits: the detection loss and the AP. Their distance is the *generalisation gap*, which the paper discusses, too.
 
 # %%
 by_seed = generalisation.over_seeds(plan, run, compare)
@@ -144,3 +148,10 @@ say(*gap.conclude(by_seed, study.control and study.control.name))
 curve = run.stage_aps(chosen['name'])
 walk = ' → '.join(f'{point["AP"]:.1f}' for point in curve)
 say(f'**Conclusion.** Along "{chosen["label"]}" the AP goes {walk}.', *conclude(study))
+
+# %% [markdown]
+# **Try this**
+#
+# - Below the figure with controls, compare levels 0 and 2: where do student and teacher agree?
+# - `mtpd run RECIPE --seed 1`, then run this notebook again: intervals appear.
+# - `mtpd compare RUN RUN` puts runs with other settings side by side.

@@ -158,3 +158,37 @@ def test_a_training_is_not_answered_for_by_one_with_other_settings(tmp_path, tin
     for other in ('speed.precision=fp32', 'schedule.baseline=2'):
         found = refused(*command, f'{options} {other}')
         assert other.split('=')[0] in found and '--work-dir' in found
+
+
+def test_for_machines_there_is_json(tmp_path):
+    from fake_run import make_run
+
+    run = make_run(tmp_path / 'recipe' / '0', done=False)
+    found = json.loads(call('status', run, '--json').output)
+    assert [s['state'] for s in found['steps']].count('failed') == 1
+    assert found['trainings'][0] == {
+        'folder': str(run / 'stages/direct/1_rx101'), 'updates': 800, 'done': False
+    }  # fmt: skip
+    rows = json.loads(call('recipes', '--json').output)
+    assert next(row for row in rows if row['path'] == MINI)['paper'] == 41.7
+    done = call('doctor', 'no/such.py', '--json')
+    states = {row['name']: row['state'] for row in json.loads(done.output)}
+    assert done.exit_code == 1 and states['recipe'] == 'fail' and states['python'] == 'ok'
+
+
+def test_verbose_lets_mmdet_speak(tmp_path, tiny_coco):
+    import tiny
+
+    settings = tiny.SMALL | {'data.root': tiny_coco(tmp_path / 'coco')}
+    options = ' '.join(f'{key}={value}' for key, value in settings.items())
+    command = [sys.executable, '-m', 'mtpd.cli', 'train', MINI, '--cfg-options', options]
+    told = {}
+    for kind, flag in (('quiet', []), ('verbose', ['-v'])):
+        whole = [*command[:3], *flag, *command[3:], '--json', '--work-dir', str(tmp_path / kind)]
+        found = subprocess.run(whole, capture_output=True, text=True, cwd=ROOT)
+        assert found.returncode == 0, found.stderr
+        assert (
+            0 <= json.loads(found.stdout[found.stdout.index('\n{') :])['metrics']['bbox_mAP'] <= 1
+        )
+        told[kind] = found.stdout + found.stderr
+    assert 'mmdet - INFO' in told['verbose'] and 'INFO' not in told['quiet']

@@ -14,7 +14,7 @@ import pytest
 
 from mtpd.errors import MtpdError
 from mtpd.holding import alive, held, refuse_second
-from mtpd.standing import standing
+from mtpd.standing import facts, text
 from mtpd.stopping import Interrupted
 
 
@@ -111,23 +111,23 @@ def test_a_killed_runs_step_is_not_said_to_run_in_the_next_command(tmp_path):
 
 def test_where_a_run_stands(tmp_path):
     with pytest.raises(MtpdError, match='neither a sweep nor a run'):
-        standing(tmp_path)
+        text(facts(tmp_path))
     steps = [{'name': 'a', 'state': 'done', 'seconds': 3.2}, {'name': 'b', 'state': 'running'}]
     status = {'state': 'running', 'command': 'mtpd run x.py', 'steps': steps}
     status |= {'pid': 2**22 + 1, 'host': platform.node(), 'started': 'then'}
     (tmp_path / 'status.json').write_text(json.dumps(status))
     (tmp_path / 'detectors' / 'student').mkdir(parents=True)
     (tmp_path / 'detectors' / 'student' / 'training.json').write_text('{"update": 50}')
-    first, command, *lines = standing(tmp_path).splitlines()
+    first, command, *lines = text(facts(tmp_path)).splitlines()
     assert first.startswith('ended without a word: killed') and command == 'command: mtpd run x.py'
     assert lines[0].split() == ['done', 'a', '3', 's'] and lines[1].split() == ['running', 'b']
     assert lines[2].endswith('detectors/student: 50 updates')
     here = {'pid': os.getpid(), 'created': psutil.Process().create_time()}
     (tmp_path / 'status.json').write_text(json.dumps(status | here))
-    assert standing(tmp_path).startswith(f'running: process {os.getpid()} on')
+    assert text(facts(tmp_path)).startswith(f'running: process {os.getpid()} on')
     end = {'state': 'failed', 'exit_code': 2, 'ended': 'now', 'reason': 'no room'}
     (tmp_path / 'status.json').write_text(json.dumps(status | end))
-    assert standing(tmp_path).startswith('failed, exit_code 2 (now): no room')
+    assert text(facts(tmp_path)).startswith('failed, exit_code 2 (now): no room')
 
 
 def test_a_broken_status_counts_for_none(tmp_path, capsys):

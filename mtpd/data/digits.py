@@ -17,6 +17,7 @@ from pycocotools import mask as rle
 from ..errors import MtpdError
 from ..files import write_json
 from ..parent import end_with_parent
+from ..progress import bar
 from .scenes import SPLITS, scene
 
 VERSION = 1  # raise it when the pixels of a seed change: it is part of the folder's name
@@ -50,7 +51,8 @@ def _write_split(folder: Path, split: str, count: int, size: int, seed: int, wor
     (folder / split).mkdir(parents=True)
     write = partial(_write_scene, split=split, folder=folder, size=size, seed=seed)
     with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool:
-        written = list(pool.map(write, range(count), chunksize=50))
+        drawn = pool.map(write, range(count), chunksize=50)
+        written = list(bar(f'{split} scenes', drawn, count))
     annotations = [item for objects, _ in written for item in objects]
     table = {
         'info': {'description': f'DigitScenes {split}, seed {seed}, version {VERSION}'},

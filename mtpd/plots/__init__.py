@@ -8,7 +8,7 @@ from .curves import ap_over_stages, level_shares, loss_curves
 from .dataset import class_counts, size_histogram
 from .errors import error_types
 from .features import feature_colours, feature_differences, feature_maps
-from .figure import Figure, display, signed
+from .figure import Figure, display, empty, signed
 from .generalisation import flatness, generalisation
 from .images import detections, scenes
 from .methods import direct_against_progressive
@@ -30,6 +30,7 @@ __all__ = [
     'detections',
     'direct_against_progressive',
     'display',
+    'empty',
     'error_types',
     'feature_colours',
     'feature_differences',

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from ..options import as_json_option, echo_json
+
 FOLDER = click.argument('folder', metavar='SWEEP', type=click.Path(path_type=Path))
 DEADLINE = click.option(
     '--deadline',
@@ -96,18 +98,26 @@ def sweep(
 @click.option('--watch', is_flag=True, help='Repeat until nothing is under way; of sweeps.')
 @click.option('--every', default=10.0, show_default=True, help='Seconds between looks.')
 @DEADLINE
-def status(folder: Path, watch: bool, every: float, deadline: float) -> None:
+@as_json_option
+def status(folder: Path, watch: bool, every: float, deadline: float, as_json: bool) -> None:
     """Where a run stands; or the jobs of a sweep: state, stage, updates, times, and why one failed."""
     if not (folder / 'sweep.json').is_file():
-        from ..standing import standing
+        from ..standing import facts, text
 
-        click.echo(standing(folder))
+        found = facts(folder)
+        if as_json:
+            echo_json(found)
+        else:
+            click.echo(text(found))
         return
     from .folder import load_sweep
     from .results import ended, table, text
 
     while True:
         rows = table(load_sweep(folder), deadline)
+        if as_json:
+            echo_json(rows)
+            return
         if watch:
             click.clear()
         click.echo(text(rows))

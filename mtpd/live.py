@@ -1,0 +1,93 @@
+"""Loss curves that grow in a notebook while a training runs, and the time that it has left."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+from . import plots
+from .files import read_log
+from .recipe import Recipe
+from .runs import loss_rows
+from .trainings import stage_dir
+
+LEAST = 2.0  # seconds between two figures
+SHARE = 20  # drawing takes at most this part of the time
+
+
+@contextmanager
+def losses(
+    folder: Path, teacher: str | None = None, show: Callable[[plots.Figure], None] | None = None
+) -> Iterator[None]:
+    """Shows the losses of the training that the block runs into `folder`, again and again, and at its end.
+
+    The same in JupyterLab and in papermill's output, where the last figure stays. Where `folder` holds a training that is
+    done already, its figure is shown once.
+
+    Args:
+        folder: a training's, with its log.json.
+        teacher: its label; None: without a panel for distillation.
+        show: gets each figure; by default a place below the cell.
+    """
+    show, log, ended = show or _place(), folder / 'log.json', threading.Event()
+
+    def draw() -> float:
+        began = time.perf_counter()
+        fig = plots.loss_curves(loss_rows(log, teacher))
+        words = left(read_log(log))
+        if fig.axes:
+            fig.suptitle(words, x=0.01, ha='left', fontsize=9)
+            fig.alt = f'{words}. {fig.alt}'
+        show(fig)
+        return time.perf_counter() - began
+
+    def watch() -> None:
+        pause, seen = LEAST, None
+        while not ended.wait(pause):
+            now = log.stat().st_mtime_ns if log.is_file() else None
+            if now != seen:
+                seen, pause = now, max(LEAST, SHARE * draw())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+        draw()
+
+
+def train_stage(
+    recipe: Recipe, stage: int, arm: str = 'progressive', work_dir: str | Path | None = None
+) -> dict:
+    """As `train.train_stage`, its losses shown in the meantime."""
+    from . import train
+
+    plan = recipe.arm(arm, stage)
+    teacher = plan.teachers[stage - 1]
+    label = recipe.detectors[teacher].get('label', teacher) if teacher else None
+    with losses(stage_dir(recipe, plan, stage, work_dir), label):
+        return train.train_stage(recipe, stage, arm, work_dir)
+
+
+def left(rows: list[dict]) -> str:
+    """How far a training is, from its log's rows: 'update 150 of 300, 0.10 s an update, 0:00:15 left'."""
+    rows = [row for row in rows if 'time' in row]
+    if not rows:
+        return 'no update yet'
+    done, of, seconds = rows[-1]['update'], rows[-1]['updates'], rows[-1]['time']
+    text = f'update {done} of {of}, {seconds:.2f} s an update'
+    return text if done >= of else f'{text}, {timedelta(seconds=round(seconds * (of - done)))} left'
+
+
+def _place() -> Callable[[plots.Figure], None]:
+    from IPython.display import display
+
+    shown = display(plots.empty('The first losses come soon.'), display_id=True)
+    # None outside of a notebook.
+    return shown.update if shown else lambda figure: None

@@ -1,0 +1,28 @@
+"""Progress with the time left, of whatever takes more than a few seconds; and how much is told beside it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+
+from tqdm import tqdm
+
+PATIENCE = 5  # seconds before a bar appears
+VERBOSE = (
+    'MTPD_VERBOSE'  # of `mtpd -v`; what a command starts, notebooks' kernels among it, has it, too
+)
+
+
+def bar(what: str, items: Iterable | None = None, total: int | None = None, unit: str = '') -> tqdm:
+    """tqdm's bar on standard error, which numbers on standard output don't mix with; gone when it is through.
+
+    Where nobody watches, in a log or a notebook's output, it is renewed every ten seconds only.
+    """
+    slow = 0.5 if sys.stderr.isatty() else 10
+    return tqdm(items, what, total, leave=False, unit=unit, delay=PATIENCE, mininterval=slow)
+
+
+def log_level() -> str:
+    """Of mmdet's and mmcv's logs."""
+    return 'INFO' if os.environ.get(VERBOSE) else 'WARNING'

@@ -1,0 +1,53 @@
+"""Loss curves that grow while a training runs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mtpd import live
+
+
+def put(path, updates: int) -> None:
+    rows = [
+        {'update': u, 'updates': 40, 'time': 0.5, 'loss': 2 - u / 40, 'loss_cls': 1 - u / 40, 'loss_mgd_fpn_0': 1.0}
+        for u in range(10, updates + 1, 10)
+    ]  # fmt: skip
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+
+
+def test_the_figure_grows_and_says_the_time_left(tmp_path, monkeypatch):
+    import threading
+
+    monkeypatch.setattr(live, 'LEAST', 0.01)
+    monkeypatch.setattr(live, 'SHARE', 0)
+    told, seen = [], threading.Event()
+
+    def show(fig):
+        told.append(fig.alt)
+        seen.set()
+
+    with live.losses(tmp_path, 'teacher A', show):
+        for updates in (10, 30):
+            seen.clear()
+            put(tmp_path / 'log.json', updates)
+            assert seen.wait(20)
+    assert any('update 10 of 40, 0.50 s an update, 0:00:15 left' in alt for alt in told)
+    assert 'update 30 of 40, 0.50 s an update, 0:00:05 left' in told[-1]
+    assert 'distillation loss' in told[-1]
+    assert threading.active_count() == 1 or 'watch' not in str(threading.enumerate())
+
+
+def test_the_end_is_shown_also_of_a_training_that_fails(tmp_path):
+    shown = []
+    with pytest.raises(ZeroDivisionError), live.losses(tmp_path, None, shown.append):
+        put(tmp_path / 'log.json', 40)
+        raise ZeroDivisionError
+    assert len(shown) == 1
+    assert shown[0].alt.startswith('update 40 of 40, 0.50 s an update. Loss curves')
+
+
+def test_before_the_first_update():
+    assert live.left([]) == 'no update yet'
+    assert live.left([{'update': 5, 'updates': 5, 'bbox_mAP': 0.1}]) == 'no update yet'
