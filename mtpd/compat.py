@@ -1,7 +1,7 @@
 """What mmcv 1.7 and mmdet 2.28 need to run on today's torch and numpy; imported before them.
 
 Importing this module applies every adaptation once; each function below is one, with its reason.
-`MTPD_VERBOSE=1` keeps the output that the last three silence.
+`mtpd -v`, or MTPD_VERBOSE=1, keeps the output that the last one silences.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from .errors import MtpdError
 from .machine import check_torch, cores, find_torch
+from .progress import bar, log_level
 
 __all__ = ['apply', 'cores']
 
@@ -34,8 +35,8 @@ def apply() -> None:
     scatter_stream()
     ddp_forward()
     resume_on_cpu()
-    if os.environ.get('MTPD_VERBOSE', '') in ('', '0'):
-        quiet_progress_bar()
+    progress_bar()
+    if log_level() == 'WARNING':
         quiet_initialisation()
 
 
@@ -191,11 +192,9 @@ def resume_on_cpu() -> None:
     IterBasedRunner.resume = resume
 
 
-def quiet_progress_bar() -> None:
+def progress_bar() -> None:
     """mmcv's evaluation bar rewrites its line for every image: pages of it in a notebook or a log. Ours in its place."""
     from mmcv import ProgressBar
-
-    from .progress import bar
 
     def start(self: ProgressBar) -> None:
         self.completed, self.bar = 0, bar('images', total=self.task_num or None)
@@ -212,16 +211,14 @@ def quiet_progress_bar() -> None:
 def quiet_initialisation() -> None:
     """mmcv reports the initialisation of every parameter at INFO: hundreds of lines a detector.
 
-    It reports to the first logger made, and makes 'mmcv' if there is none: made here, at WARNING, unless `mtpd -v` asks for it.
+    It reports to the first logger made, and makes 'mmcv' if there is none: made here, at WARNING.
     Training's own log ('mmdet') is not touched. A line for each deformable convolution that is loaded goes to Python's
     root logger, which mmcv would set to INFO: it is told that it has done so.
     """
     from mmcv.utils import get_logger
     from mmcv.utils.logging import logger_initialized
 
-    from .progress import log_level
-
-    get_logger('mmcv').setLevel(log_level())
+    get_logger('mmcv').setLevel('WARNING')
     logger_initialized['root'] = True
 
 

@@ -25,4 +25,4 @@ def bar(what: str, items: Iterable | None = None, total: int | None = None, unit
 
 def log_level() -> str:
     """Of mmdet's and mmcv's logs."""
-    return 'INFO' if os.environ.get(VERBOSE) else 'WARNING'
+    return 'INFO' if os.environ.get(VERBOSE, '') not in ('', '0') else 'WARNING'
