@@ -1,0 +1,44 @@
+"""Fit, generalisation and flatness over the seeds of a recipe, as notebook 06 measured them in each run: one JSON file.
+
+for seed in 0 1 2 3; do mtpd run configs/mini/retinanet_r50__r101_rx101.py --seed $seed; done
+python benchmarks/generalisation.py --run runs/mini_retinanet_r50__r101_rx101/0 \\
+    --out results/mini_retinanet_r50__r101_rx101/generalisation.json
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mtpd import gap, generalisation, load_recipe, load_run
+from mtpd.environment import describe
+from mtpd.files import write_json
+from mtpd.seeds import gather
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--run', default='runs/mini_retinanet_r50__r101_rx101/0', type=Path)
+    parser.add_argument('--out', type=Path)
+    args = parser.parse_args()
+    run = load_run(args.run)
+    study = gather(run)
+    by_seed = generalisation.over_seeds(load_recipe(run.path / 'recipe.py'), run)
+    control = study.control and study.control.name
+    found = {
+        'command': ' '.join(['python', *sys.argv]),
+        'seeds': sorted(by_seed),
+        'table': gap.table_rows(by_seed),
+        'conclusion': gap.conclude(by_seed, control),
+        'ap': study.json()['orders'],
+        'rows': by_seed,
+        'environment': describe(),
+    }
+    for row in found['table']:
+        print(row)
+    print('\n'.join(found['conclusion']))
+    if args.out:
+        write_json(args.out, found)
+
+
+if __name__ == '__main__':
+    main()
