@@ -16,16 +16,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from mmdet.apis import inference_detector
 
-from mtpd import load_recipe, load_run, predict, size
+from mtpd import compat, load_recipe, load_run, predict, size  # noqa: F401  (compat before mmcv)
+from mtpd.data import coco
 from mtpd.edge import EdgeDetector
 from mtpd.environment import describe
 from mtpd.files import write_json
 from mtpd.onnx_export import export
 from mtpd.train import detector_checkpoint
 
+# isort: split
+from mmdet.apis import inference_detector
+
 WARM_UP = 5
+SAME = 0.01  # pixels or score: the same box
 
 
 def timed(call) -> tuple[float, object]:
@@ -35,7 +39,8 @@ def timed(call) -> tuple[float, object]:
 
 
 def differences(classes: tuple[str, ...], theirs: list, ours: list[dict]) -> tuple[int, float]:
-    """Boxes that only one of them has, and the largest difference of a coordinate (pixels) or score of the others.
+    """Boxes that only one of them has, which a suppression on the edge decides, and the largest difference of a coordinate
+    (pixels) or score of the others.
 
     Args:
         theirs: mmdet's results: an array (n, 5) for each class.
@@ -43,13 +48,15 @@ def differences(classes: tuple[str, ...], theirs: list, ours: list[dict]) -> tup
     """
     alone, most = 0, 0.0
     for kind, rows in zip(classes, theirs, strict=True):
-        mine = np.array(
-            [[*o['box'], o['score']] for o in ours if o['class'] == kind], float
-        ).reshape(-1, 5)
-        alone += abs(len(mine) - len(rows))
-        for row in rows if len(mine) == len(rows) else ():
-            most = max(most, float(np.abs(mine - row).max(axis=1).min()))
-    return alone, most
+        mine = [[*o['box'], o['score']] for o in ours if o['class'] == kind]
+        if not len(rows) or not mine:
+            alone += len(rows) + len(mine)
+            continue
+        gaps = np.abs(rows[:, None] - np.array(mine, np.float32)).max(axis=2)
+        for nearest in (*gaps.min(axis=1), *gaps.min(axis=0)):
+            alone += nearest > SAME
+            most = max(most, float(nearest)) if nearest <= SAME else most
+    return int(alone), most
 
 
 def measure(recipe, name: str, checkpoint: Path, images: list[np.ndarray], threads: int) -> dict:
@@ -90,8 +97,6 @@ def main() -> None:
     run = load_run(args.run)
     recipe = load_recipe(run.path / 'recipe.py')
     annotations, folder = recipe.split('val')
-    from mtpd.data import coco
-
     names = [item['file_name'] for item in coco.read(annotations)['images'][: args.images]]
     images = [cv2.imread(str(Path(folder) / name)) for name in names]
     arm = run.arm()

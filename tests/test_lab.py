@@ -150,10 +150,14 @@ def lab(small, tmp_path_factory):
         for key, value in {'work_dir': str(run), 'cfg_options': options}.items():
             cell.source = re.sub(rf"^{key}: str = ''", lambda _, k=key, v=value: f'{k}: str = {v!r}', cell.source, flags=re.M)  # fmt: skip
         nbformat.write(notebook, folder / f'{name}.ipynb')
-    settings = folder / '.settings' / '@jupyterlab' / 'notebook-extension'
-    settings.mkdir(parents=True)
-    # All cells are drawn, not only those in sight.
-    (settings / 'tracker.jupyterlab-settings').write_text(json.dumps({'windowingMode': 'none'}))
+    settings = {  # all cells are drawn, not only those in sight; nobody is asked about news
+        'notebook-extension/tracker': {'windowingMode': 'none'},
+        'apputils-extension/notification': {'fetchNews': 'false'},
+    }
+    for name, values in settings.items():
+        path = folder / '.settings' / '@jupyterlab' / f'{name}.jupyterlab-settings'
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(values))
     port = free_port()
     command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--port={port}']
     command += [f'--ServerApp.root_dir={folder}', '--IdentityProvider.token=secret']
@@ -215,5 +219,8 @@ def test_in_jupyterlab_all_cells_run_and_controls_move_the_figure(lab, browser, 
         )
         moved = [a != b for a, b in zip(shown, images(page), strict=True)]
         assert moved.count(True) == 1
-    page.locator('.jp-Notebook').screenshot(path=SHOTS / f'lab_{name}.png')
+    whole = "document.querySelector('.jp-WindowedPanel-outer').scrollHeight"
+    page.set_viewport_size({'width': 1300, 'height': page.evaluate(whole) + 150})
+    page.wait_for_timeout(500)
+    page.screenshot(path=SHOTS / f'lab_{name}.png')
     page.close()

@@ -104,7 +104,8 @@ def _line(ax: Axes, rows: list[dict], key: str, colour: str) -> tuple[float, flo
         y = np.array([r[key] for r in part], float)
         smooth = moving_mean(y, max(1, len(y) // 20))
         ax.plot(x, y, color=colour, alpha=0.35, linewidth=0.8)
-        ax.plot(x, smooth, color=colour, linewidth=1.9)
+        mark = '' if len(x) > 1 else 'o'  # a line of one point would not be seen
+        ax.plot(x, smooth, color=colour, linewidth=1.9, marker=mark)
         ends += [smooth[0], smooth[-1]]
     return (ends[0], ends[-1]) if ends else None
 
