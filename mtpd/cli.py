@@ -67,7 +67,6 @@ def train(recipe, work_dir, detector: str | None, arm: str | None, stage: int, a
     from .holding import held
     from .plain import folder
     from .plain import train as train_plain
-    from .rundir import claim
     from .setups import refuse_other
     from .train import train_detector_run, train_stage
 
@@ -78,8 +77,7 @@ def train(recipe, work_dir, detector: str | None, arm: str | None, stage: int, a
     apart = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
     with apart, held(run_dir, ['mtpd', *sys.argv[1:]]):
         if not plain:
-            refuse_other(recipe, run_dir)  # names what differs
-            claim(run_dir / 'recipe.py', recipe.text)
+            refuse_other(recipe, run_dir)
         if plain:
             made = train_plain(recipe, work_dir)
         elif arm:

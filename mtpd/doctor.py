@@ -195,7 +195,7 @@ def kernel() -> Iterator[Check]:
 
 def recipe(path: str, overrides: dict | None = None, work_dir: Path | None = None):
     """The recipe itself, its data, its checkpoints, and what its run would take."""
-    from . import forecast, preflight
+    from . import forecast, loop, preflight
     from .rundir import foreign
 
     try:
@@ -219,6 +219,8 @@ def recipe(path: str, overrides: dict | None = None, work_dir: Path | None = Non
         )
     if seen:
         for name, words in forecast.told(loaded, run_dir, seen).items():
+            yield Check(f'its {name}', 'ok', words)
+        for name, words in loop.switches(loaded).items():
             yield Check(f'its {name}', 'ok', words)
 
 

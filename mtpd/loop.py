@@ -65,9 +65,12 @@ def parallel(model: nn.Module, device: str) -> MMDataParallel:
     return MMDataParallel(model.to(device), device_ids=ids)
 
 
-def precision(recipe: Recipe) -> str:
-    """'fp32' or 'bf16', in which a recipe trains on this machine."""
-    return speed.settled(recipe.cfg.get('speed'), device_of(recipe)).precision
+def switches(recipe: Recipe) -> dict[str, str]:
+    """The recipe's `speed` on this machine: ``precision`` ('fp32' or 'bf16'), and ``speed``, the switches that are on."""
+    settled = speed.settled(recipe.cfg.get('speed'), device_of(recipe))._asdict()
+    precision = settled.pop('precision')
+    on = ', '.join(name for name, value in settled.items() if value)
+    return {'precision': precision, 'speed': on or 'all off'}
 
 
 def processes(recipe: Recipe) -> int:

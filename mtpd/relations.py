@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .schema import LIBRARIES, NUMBER, SWITCHES, keys, unknown
+from .schema import LIBRARIES, NUMBER, SWITCHES, keys, nearest, unknown
 
 CHOICES = {
     'distill.start': ('baseline', 'inherit', 'random'),
@@ -77,7 +77,10 @@ def _choices(cfg: dict) -> list[str]:
     for path, allowed in CHOICES.items():
         value = _value(cfg, path)
         if isinstance(value, (str, bool)) and value not in allowed:  # what may be left out is None
-            found.append(unknown(path, value, map(str, allowed)))
+            named = ', '.join(map(repr, allowed))
+            hint = nearest(str(value), map(str, allowed))
+            hint = f' {hint}' if hint.startswith('Did') else ''
+            found.append(f'{path} is {value!r}: one of {named} is needed.{hint}')
     return found
 
 

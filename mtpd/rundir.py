@@ -80,6 +80,13 @@ def about(
     }
 
 
+def keep(recipe: Recipe, run_dir: Path) -> None:
+    """Writes down what a run directory's trainings are made with, unless it says so already."""
+    if not (run_dir / 'recipe.py').is_file():
+        writable(run_dir)
+        write_text(run_dir / 'recipe.py', recipe.text)
+
+
 def claim(kept: Path, text: str) -> None:
     """Keeps a run's settings in its folder. Raises MtpdError as `writable`, or where results of others are there."""
     writable(kept.parent)

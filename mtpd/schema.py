@@ -146,6 +146,7 @@ def keys(node: Any, known: dict = RECIPE, place: str = '') -> list[str]:
                 found.append(f'{path} is {value!r}: a dict with {", ".join(rule)} is needed.')
         elif not _is_a(value, kinds := rule if isinstance(rule, tuple) else (rule,)):
             names = ' or '.join('None' if kind is NONE else kind.__name__ for kind in kinds)
+            names = "True, False or 'auto'" if kinds == (bool, str) else names
             found.append(f'{path} is {value!r} ({type(value).__name__}): {names} is needed.')
     absent = [key for key in known if key != '*' and key not in node and key not in OPTIONAL]
     return found + [f'{place}{key} is missing.' for key in absent]

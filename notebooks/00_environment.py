@@ -38,7 +38,7 @@ table([{'check': c.name, 'state': c.state, 'found': c.found, 'fix': c.fix} for c
 
 # %%
 versions = environment.write(
-    run_dir / 'environment.json', plan.cfg.runtime.threads, precision=loop.precision(plan)
+    run_dir / 'environment.json', plan.cfg.runtime.threads, **loop.switches(plan)
 )
 table([{'what': key, 'value': str(value)} for key, value in versions.items()])
 

@@ -133,7 +133,7 @@ WRONG = {
         STRIDES | {'teachers.rx101.checkpoint': None, 'distill.levels': [0]},
         ['student (strides 32) and rx101 (8) have no FPN level of the same stride', 'leave one'],
     ),
-    'search': ({'order.method': 'best'}, ["unknown order.method 'best'", 'backward_greedy']),
+    'search': ({'order.method': 'best'}, ["order.method is 'best': one of", 'backward_greedy']),
     'loss': ({'distill.method': 'mdg'}, ["unknown distill.method 'mdg'. Did you mean 'mgd'?"]),
     'images': ({'order.images': 1}, ['order.images is 1: it must be at least 2']),
 }
