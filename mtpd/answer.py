@@ -26,13 +26,18 @@ def answer(study: Study) -> str:
         text += f' best student comes from the arm "{first[0]}": AP {ap}'
     parts = []
     if study.control and study.control.name != best['name']:
-        gap = best['mean'].value - study.control.mean.value
-        parts.append(f'{signed(gap)} against training on without a teacher')
+        gap = _gap(best['mean'].value, study.control.mean.value)
+        parts.append(f'{gap} against training on without a teacher')
     if study.start is not None:
-        parts.append(f'{signed(best["mean"].value - study.start)} against the baseline')
+        parts.append(f'{_gap(best["mean"].value, study.start)} against the baseline')
     text += f' ({"; ".join(parts)})' if parts else ''
     over = f', on average over {len(seeds)} seeds' if len(seeds) > 1 else ''
     return f'{text}{over}. {_certainty(rows, len(seeds))}'
+
+
+def _gap(a: float, b: float) -> str:
+    # Of the printed figures, so that a reader who subtracts them gets the same number.
+    return signed(round(a, 1) - round(b, 1))
 
 
 def _certainty(rows: list[dict], seeds: int) -> str:
