@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from .conclusion import DECISIVE_AP
+from .conclusion import DECISIVE_AP, conclusion
 from .findings import bracketed, number
 from .intervals import Interval
-from .plots import signed
+from .plots import gain
+from .runs import Run
+from .seeds import gather
 from .study import Study
 
 
@@ -26,18 +28,13 @@ def answer(study: Study) -> str:
         text += f' best student comes from the arm "{first[0]}": AP {ap}'
     parts = []
     if study.control and study.control.name != best['name']:
-        gap = _gap(best['mean'].value, study.control.mean.value)
+        gap = gain(best['mean'].value, study.control.mean.value)
         parts.append(f'{gap} against training on without a teacher')
     if study.start is not None:
-        parts.append(f'{_gap(best["mean"].value, study.start)} against the baseline')
+        parts.append(f'{gain(best["mean"].value, study.start)} against the baseline')
     text += f' ({"; ".join(parts)})' if parts else ''
     over = f', on average over {len(seeds)} seeds' if len(seeds) > 1 else ''
     return f'{text}{over}. {_certainty(rows, len(seeds))}'
-
-
-def _gap(a: float, b: float) -> str:
-    # Of the printed figures, so that a reader who subtracts them gets the same number.
-    return signed(round(a, 1) - round(b, 1))
 
 
 def _certainty(rows: list[dict], seeds: int) -> str:
@@ -64,5 +61,11 @@ def _certainty(rows: list[dict], seeds: int) -> str:
 
 
 def _verdict(found: Interval) -> str:
-    verdict = {1: 'better', -1: 'WORSE', 0: 'no difference shown'}[found.sign]
+    verdict = {1: 'better', -1: 'worse', 0: 'no difference shown'}[found.sign]
     return f'at {bracketed(found, sign=True)} AP ({verdict})'
+
+
+def closing(run: Run) -> str:
+    """What a run says in the end, or, where other seeds of it were run, what they all say."""
+    study = gather(run)
+    return answer(study) if len(study.seeds) > 1 else conclusion(run.results())

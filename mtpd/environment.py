@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from . import __version__
-from .files import write_json
+from .files import read_own, write_json
 from .machine import cores, find_torch, gpus
 from .paths import ROOT
 
@@ -37,7 +37,10 @@ def describe(threads: int = 0) -> dict:
 
 
 def write(path: str | Path, threads: int = 0, **more: str) -> dict:
-    """Writes `describe()` and `more` to environment.json and returns it."""
+    """`describe()` and `more`, as environment.json keeps them from the time when it was first written: a notebook that is
+    opened later does not change what a run ran on."""
+    if kept := read_own(Path(path)):
+        return kept
     found = describe(threads) | more
     write_json(path, found)
     return found

@@ -55,7 +55,7 @@ def _distillation(taught: list[dict]) -> list[str]:
     if not signs:
         return []
     words = f'Of {len(signs)} arms with a teacher {signs.count(1)} did better than training on without one'
-    words += f', {signs.count(-1)} WORSE' if -1 in signs else ''
+    words += f', {signs.count(-1)} worse' if -1 in signs else ''
     return [words + (f'; for {signs.count(0)} no difference is shown.' if 0 in signs else '.')]
 
 
@@ -84,7 +84,7 @@ def _forecast(taught: list[dict], correlation: Interval | None) -> list[str]:
             f'By mean AP over {len(taught)} sequences, those that the costs suggest: {named}.'
         )
     if correlation:
-        words = ('the costs foretold nothing that shows', 'cheaper paths made WORSE students')
+        words = ('the costs foretold nothing that shows', 'cheaper paths made worse students')
         words = (*words, 'cheaper paths made better students')[correlation.sign]
         ends = f'[{number(correlation.low, 2)}, {number(correlation.high, 2)}]'
         text.append(

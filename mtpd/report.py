@@ -110,6 +110,7 @@ def _table(results: list[dict], paper: dict, study: Study) -> list[dict]:
     best = max(aps) if aps and aps.count(max(aps)) == 1 else None  # of several nobody is
     means = {order.name: order.mean for order in study.evaluated}
     starts = intervals.mean(list(study.baseline.values()))
+    said_by = {order.name: order.mean.value for order in study.evaluated}
     said = {'baseline': 'baseline', 'direct': 'direct', 'progressive': 'result'}
     return [
         row
@@ -120,7 +121,9 @@ def _table(results: list[dict], paper: dict, study: Study) -> list[dict]:
             'best': row['role'] == 'arm' and row['AP'] is not None and round(row['AP'], 1) == best,
             'gain': '–'
             if row['role'] != 'arm' or None in (row['AP'], base)
-            else plots.signed(round(row['AP'], 1) - round(base, 1)),
+            else plots.gain(
+                said_by.get(row['name'], row['AP']), base if starts is None else starts.value
+            ),
         }
         for row in results
     ]

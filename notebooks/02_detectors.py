@@ -33,7 +33,7 @@ found = {name: prepare_detector(plan, name, work_dir) for name in plan.detectors
 # A box is right where its overlap with an object's, $\mathrm{IoU} = |A \cap B| / |A \cup B|$, reaches a threshold. *AP*, average
 # precision, is the area under the curve of precision over recall, a mean over classes and the thresholds 0.50 to 0.95, in points of
 # 100; AP50 that of 0.50 alone. GFLOPs count a multiply-add as one. Milliseconds are this machine's, one image at a time, without
-# post-processing. On the *Pareto front* are detectors than which none is cheaper and better.
+# post-processing. Mind the last two columns: the shipped teachers were trained for longer, and on more scenes, than a student. On the *Pareto front* are detectors than which none is cheaper and better.
 
 # %%
 rows = [
@@ -44,6 +44,8 @@ rows = [
         'AP': 100 * (found[name]['metrics']['bbox_mAP'] or 0),
         'AP50': 100 * (found[name]['metrics']['bbox_mAP_50'] or 0),
         'mask_AP': points(found[name]['metrics'])['mask_AP'],
+        'updates': spec.get('updates', plan.cfg.schedule.baseline),
+        'scenes': spec.get('scenes', plan.cfg.data.scenes.train),
         **found[name]['model'],
     }
     for name, spec in plan.detectors.items()
@@ -51,6 +53,7 @@ rows = [
 headings = {'label': 'detector', 'role': 'role', 'AP': 'AP', 'AP50': 'AP50'}
 headings |= {'mask_AP': 'mask AP'} if 'segm' in plan.cfg.evaluation.metrics else {}
 headings |= {'parameters': 'parameters', 'gflops': 'GFLOPs', 'ms_per_image': 'ms an image'}
+headings |= {} if plan.cfg.data.root else {'updates': 'updates', 'scenes': 'training scenes'}
 table(rows, headings)
 
 # %%

@@ -12,7 +12,8 @@
 #
 # $$C(A \to B) = \frac{\min_{W, b} \lVert W F_A + b - F_B \rVert^2}{\lVert F_B - \bar F_B \rVert^2}$$
 #
-# with $F$ the features of a level, a row for each channel and a column for each cell of the images.
+# with $F$ the features of a level (the *neck*, a feature pyramid network or FPN, makes levels of one cell every 8, 16, 32, ...
+# pixels), a row for each channel and a column for each cell of the images.
 #
 # **What to expect.** A matrix of costs, the sequence that they suggest with the reason of each step, and a prediction that the
 # arms will test.

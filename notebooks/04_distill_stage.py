@@ -63,10 +63,9 @@ rows = [
 table(rows)
 
 # %%
-gain = rows[-1]['AP'] - rows[0]['AP']
 say(
     f'**Conclusion.** After stage {stage} the student has {rows[-1]["AP"]:.1f} AP,',
-    f'{plots.signed(gain)} against the baseline, after {stage * sequence.stage_updates} more updates.',
+    f'{plots.gain(rows[-1]["AP"], rows[0]["AP"])} against the baseline, after {stage * sequence.stage_updates} more updates.',
     "How much of it is the teacher's doing, the arm without a teacher tells (notebook 05).",
 )
 

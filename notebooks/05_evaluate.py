@@ -21,7 +21,8 @@ image: int = 0  # validation image to show detections on, in file order
 
 # %%
 from mtpd import comparison, load_recipe, looks, paper, plots, released
-from mtpd.conclusion import class_aps, conclusion
+from mtpd.answer import closing
+from mtpd.conclusion import class_aps
 from mtpd.error_types import count_objects, errors_by_detector, found_and_lost
 from mtpd.tables import say, table
 from mtpd.widgets import touch
@@ -112,7 +113,7 @@ plots.direct_against_progressive(chart, ours.bars, paper.dataset(plan))
 say(comparison.caption(ours, chart, student, paper.dataset(plan)))
 
 # %%
-say('**Conclusion.**', conclusion(rows))
+say('**Conclusion.**', closing(run))
 
 # %% [markdown]
 # **Try this**

@@ -116,7 +116,7 @@ table(table_rows(study))
 # ## Predicted and measured
 #
 # The adaptation costs were measured before any student was distilled. If they foretell a good sequence,
-# cheap paths lie high.
+# cheap paths lie high. A path's cost is the sum of its hops' squared costs, from the student through its teachers.
 
 # %%
 plots.predicted_and_measured(study.table(), study.correlation())
@@ -124,8 +124,9 @@ plots.predicted_and_measured(study.table(), study.correlation())
 # %% [markdown]
 # ## Why it helps: fit, generalisation, flatness
 #
-# A teacher may help a student to fit its training images, or to carry over to others what it has learnt. Of images of both
-# splits: the detection loss and the AP. Their distance is the *generalisation gap*, which the paper discusses, too.
+# A teacher may help a student to fit its training images, or to carry over to others what it has learnt. Below are the
+# detection loss and the AP on the first 200 images of either split; a loss that is lower in validation only says that these images
+# are easier. Their distance is the *generalisation gap*, which the paper discusses, too.
 
 # %%
 by_seed = generalisation.over_seeds(plan, run, compare)

@@ -135,7 +135,7 @@ def test_costs_that_foretell_and_that_do_not():
     assert right.correlation().value == pytest.approx(-1)
     assert 'cheaper paths made better students' in conclude(right)[-2]
     wrong = study({t: [-ap, -ap + 0.1, -ap - 0.1] for t, ap in means.items()})
-    assert 'cheaper paths made WORSE students' in conclude(wrong)[-2]
+    assert 'cheaper paths made worse students' in conclude(wrong)[-2]
     assert study(costs=None).correlation() is None
 
 

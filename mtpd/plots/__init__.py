@@ -8,7 +8,7 @@ from .curves import ap_over_stages, level_shares, loss_curves
 from .dataset import class_counts, size_histogram
 from .errors import error_types
 from .features import feature_colours, feature_differences, feature_maps
-from .figure import Figure, display, empty, signed
+from .figure import Figure, display, empty, gain, signed
 from .generalisation import flatness, generalisation
 from .images import detections, scenes
 from .methods import direct_against_progressive
@@ -36,6 +36,7 @@ __all__ = [
     'feature_differences',
     'feature_maps',
     'flatness',
+    'gain',
     'generalisation',
     'level_shares',
     'loss_curves',

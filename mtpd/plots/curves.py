@@ -19,9 +19,9 @@ from .figure import (
     apart,
     dress,
     empty,
+    gain,
     narrow,
     new,
-    signed,
     style,
 )
 
@@ -193,10 +193,9 @@ def ap_over_stages(arms: Mapping[str, list[dict]]) -> Figure:
         )
     ax.set_xlim(-0.03 * last, last * 1.02)
     best = max(ends)[3]
-    gain = signed(best['AP'] - base['AP'])
     fig.alt = (
         f'AP over the stages, from the baseline at {base["AP"]:.1f}. {" ".join(alt)} '
-        f'The best arm gains {gain} points.'
+        f'The best arm gains {gain(best["AP"], base["AP"])} points.'
     )
     return fig
 

@@ -131,6 +131,11 @@ def signed(value: float) -> str:
     return '±0.0' if value == 0 else f'{"+" if value > 0 else "−"}{abs(value):.1f}'
 
 
+def gain(after: float, before: float) -> str:
+    """The difference of two figures as they are printed, so that a reader who subtracts them gets the same."""
+    return signed(round(after, 1) - round(before, 1))
+
+
 def narrow(label: str) -> str:
     """A label on several lines, broken after colons and commas."""
     return label.replace(': ', ':\n').replace(', ', ',\n')

@@ -32,7 +32,7 @@ def generalisation(by_seed: Mapping[int, Sequence[dict]]) -> Figure:
                 ends.append(intervals.mean(list(known.values())))
             if None in ends:
                 continue
-            look = style(index) | {'linestyle': 'none'}
+            look = _look(row, index) | {'linestyle': 'none'}
             a, b = (end.value for end in ends)
             y = len(rows) - 1 - index
             ax.plot([a, b], [y, y], color=look['color'], linewidth=2, zorder=2)
@@ -78,7 +78,7 @@ def flatness(by_seed: Mapping[int, Sequence[dict]]) -> Figure:
     )
     said = []
     for index, row in enumerate(rows):
-        look, lows, means, highs = style(index), [0.0], [0.0], [0.0]
+        look, lows, means, highs = _look(row, index), [0.0], [0.0], [0.0]
         for size in sizes:
             found = list(values(by_seed, row['name'], lambda r, s=size: rise(r, s)).values())
             spread = found if len(found) > 1 else _directions(row, size)
@@ -96,6 +96,13 @@ def flatness(by_seed: Mapping[int, Sequence[dict]]) -> Figure:
     )
     fig.alt = f'Rise of the training loss under perturbations of {100 * sizes[-1]:.0f} % of the weights: {"; ".join(said)}.'
     return fig
+
+
+def _look(row: dict, index: int) -> dict:
+    """The arms' looks are those of the other figures; the baseline, which comes first, has none there."""
+    if row['name'] == 'baseline':
+        return {'color': INK, 'marker': 'p', 'linestyle': '-'}
+    return style(index - 1)
 
 
 def _directions(row: dict, size: float) -> list[float]:

@@ -26,7 +26,7 @@ def cost_matrix(
     if not values.size:
         return empty('No adaptation cost has been measured yet.')
     side = max(3.2, 1.0 + 0.95 * len(names))
-    fig = new(side + 1.6, side)
+    fig = new(side + 1.6 + 0.06 * max(map(len, names)), side)
     ax = dress(fig.subplots(), xlabel='to (its features are predicted)', ylabel='from')
     top = max(1.0, float(np.nanmax(values))) if np.isfinite(values).any() else 1.0
     image = ax.imshow(values, cmap='Blues', vmin=0, vmax=top)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .figure import COLOURS, FAINT, HATCHES, INK, TEXT, Figure, dress, empty, new, signed
+from .figure import COLOURS, FAINT, HATCHES, INK, TEXT, Figure, dress, empty, gain, new
 
 
 def paper_next_to_ours(paper: Mapping, ours: Mapping, dataset: str = 'this run') -> Figure:
@@ -37,7 +37,7 @@ def paper_next_to_ours(paper: Mapping, ours: Mapping, dataset: str = 'this run')
             colour, hatch = COLOURS[kind], HATCHES[kind]
             ax.bar(x, ap - base, 0.65, color=colour, hatch=hatch, edgecolor='white', zorder=2)
             ax.annotate(
-                f'{signed(ap - base)}\n({ap:.1f})',
+                f'{gain(ap, base)}\n({ap:.1f})',
                 (x, ap - base),
                 (0, 3 if ap >= base else -3),
                 textcoords='offset points',
@@ -49,7 +49,7 @@ def paper_next_to_ours(paper: Mapping, ours: Mapping, dataset: str = 'this run')
         ax.axhline(0, color=FAINT, linewidth=1)
         ax.set_xticks(range(len(bars)), [bar[0] for bar in bars])
         ax.margins(x=0.06, y=0.2)
-        parts = ', '.join(f'{b[0]} {signed(b[1] - base)}'.replace('\n', ' ') for b in bars)
+        parts = ', '.join(f'{b[0]} {gain(b[1], base)}'.replace('\n', ' ') for b in bars)
         alt.append(f'{name}, baseline {base:.1f}: {parts}.')
     fig.alt = 'Gains over the baseline in AP points. ' + ' '.join(alt)
     return fig

@@ -13,6 +13,7 @@ from .figure import (
     apart,
     dress,
     empty,
+    gain,
     narrow,
     new,
     signed,
@@ -41,7 +42,7 @@ def ap_by_arm(rows: list[dict]) -> Figure:
         if base is not None:
             ax.plot([base, row['AP']], [y, y], color=look['color'], linewidth=3, zorder=2)
         ax.plot(row['AP'], y, **look, markersize=10, markeredgecolor='white', zorder=3)
-        text = f'{row["AP"]:.1f}' + ('' if base is None else f'  ({signed(row["AP"] - base)})')
+        text = f'{row["AP"]:.1f}' + ('' if base is None else f'  ({gain(row["AP"], base)})')
         left = base is not None and row['AP'] < base
         ax.annotate(
             text,
