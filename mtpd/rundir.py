@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import os
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,11 +81,22 @@ def about(
     }
 
 
-def keep(recipe: Recipe, run_dir: Path) -> None:
-    """Writes down what a run directory's trainings are made with, unless it says so already."""
-    if not (run_dir / 'recipe.py').is_file():
-        writable(run_dir)
-        write_text(run_dir / 'recipe.py', recipe.text)
+@contextmanager
+def settings_kept(recipe: Recipe, run_dir: Path, out: Path) -> Iterator[None]:
+    """Writes down what a run directory's trainings are made with, unless it says so already; not where the block, which
+    trains into `out`, ends before the training's first checkpoint.
+    """
+    kept, done = run_dir / 'recipe.py', out / 'training.json'
+    if kept.is_file():
+        yield
+        return
+    writable(run_dir)
+    write_text(kept, recipe.text)
+    try:
+        yield
+    finally:
+        if not done.is_file():
+            kept.unlink(missing_ok=True)
 
 
 def claim(kept: Path, text: str) -> None:

@@ -22,7 +22,7 @@ from .loop import fit
 from .order import settled
 from .plain import as_mmdet
 from .recipe import Arm, Recipe
-from .rundir import keep
+from .rundir import settings_kept
 from .size import describe
 
 
@@ -47,8 +47,8 @@ def train_detector_run(
         cfg = recipe.model(detector)
         build = partial(_warm_detector, cfg, detector, recipe.fetch(detector, 'init'))
         about = _about(recipe, detector)
-        keep(recipe, recipe.run_dir(work_dir))
-        fit(recipe, build, cfg, out, plan.updates, recipe.seed, spec.get('scenes'), about)
+        with settings_kept(recipe, recipe.run_dir(work_dir), out):
+            fit(recipe, build, cfg, out, plan.updates, recipe.seed, spec.get('scenes'), about)
         checkpoints.export_student(out / 'latest.pth', final)
     return _measured(recipe, detector, out, final)
 
@@ -80,8 +80,8 @@ def train_stage(
         about = _about(recipe, 'student', arm=arm, stage=stage, teacher=teacher)
         about['stages'] = _stages(recipe, plan, stage, start, origin, work_dir)
         seed = recipe.seed * 1000 + stage
-        keep(recipe, recipe.run_dir(work_dir))
-        report = fit(recipe, model, cfg, out, plan.stage_updates, seed, meta=about)
+        with settings_kept(recipe, recipe.run_dir(work_dir), out):
+            report = fit(recipe, model, cfg, out, plan.stage_updates, seed, meta=about)
         write_json(
             out / 'stage.json',
             {
