@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -195,16 +196,21 @@ def _asked(url: str, method: str):
 
 def run_all(page, address: str) -> None:
     """Opens a notebook and runs all of its cells."""
+    from playwright.sync_api import TimeoutError as Late
+
     page.goto(address)
     page.wait_for_selector('.jp-Notebook .jp-CodeCell', timeout=60_000)
     page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status=idle]', timeout=60_000)
-    page.get_by_role('menuitem', name='Run', exact=True).click()
-    page.get_by_text('Run All Cells', exact=True).click()
-    page.wait_for_function(
-        "[...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')]"
-        '.every((p) => /\\[\\d+\\]/.test(p.innerText))',
-        timeout=240_000,
-    )
+    prompts = "[...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')]"
+    for _ in range(5):  # a page that is still settling down may lose the click
+        page.get_by_role('menuitem', name='Run', exact=True).click()
+        page.get_by_text('Run All Cells', exact=True).click()
+        with contextlib.suppress(Late):
+            begun = f'{prompts}.some((p) => /\\[[\\d*]+\\]/.test(p.innerText))'
+            page.wait_for_function(begun, timeout=15_000)
+            break
+    ended = f'{prompts}.every((p) => /\\[\\d+\\]/.test(p.innerText))'
+    page.wait_for_function(ended, timeout=240_000)
 
 
 def images(page) -> list[str]:
