@@ -12,7 +12,7 @@ from pathlib import Path
 from mtpd import gap, generalisation, load_recipe, load_run
 from mtpd.environment import describe
 from mtpd.files import write_json
-from mtpd.seeds import gather
+from mtpd.seeds import comparable, gather
 
 
 def main() -> None:
@@ -27,6 +27,10 @@ def main() -> None:
     found = {
         'command': ' '.join(['python', *sys.argv]),
         'seeds': sorted(by_seed),
+        'commits': {
+            seed: other.environment.get('git_commit')
+            for seed, other in sorted(comparable(run)[0].items())
+        },
         'table': gap.table_rows(by_seed),
         'conclusion': gap.conclude(by_seed, control),
         'ap': study.json()['orders'],

@@ -36,7 +36,9 @@ METRIC = click.Choice(['bbox', 'segm'])
 def main(verbose: bool) -> None:
     """MTPD reproduction kit: distil a detector from a sequence of teachers."""
     if verbose:
-        os.environ['MTPD_VERBOSE'] = '1'
+        from .progress import VERBOSE
+
+        os.environ[VERBOSE] = '1'
         logging.basicConfig(level='INFO', format='%(name)s: %(message)s')
 
 

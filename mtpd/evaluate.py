@@ -159,14 +159,17 @@ def _detections(model: torch.nn.Module, data, work: Work, folder: str) -> tuple[
     data = readable.Readable(data, work.corrupt_limit)
     loader = build_dataloader(data, **work.batch, dist=size > 1, shuffle=False)
     loader = readable.noting(loader)
-    cuda = work.device == 'cuda'
-    with explained(work.named, model), workers.told():
-        model = parallel(model, work.device)
+
+    def test() -> list | None:
+        wrapped = parallel(model, work.device)
         if size == 1:
-            return single_gpu_test(model, loader), data.corrupt
+            return single_gpu_test(wrapped, loader)
         # Collected by way of files where there are no GPUs; mmdet removes the folder.
-        results = multi_gpu_test(model, loader, f'{folder}/parts', gpu_collect=cuda)
-    return results, data.corrupt
+        cuda = work.device == 'cuda'
+        return multi_gpu_test(wrapped, loader, f'{folder}/parts', gpu_collect=cuda)
+
+    with explained(work.named, model):
+        return workers.told(test), data.corrupt
 
 
 def measured(out: Path, checkpoint: Path, measure: Callable[[], dict]) -> dict:

@@ -179,8 +179,12 @@ def _run(cfg, build, source, named, validate, threads, meta, point) -> InheritRe
     model = speed.prepare(model.to(cfg.device), switches, cfg.device)
     sizes = explained(named, model, cfg.optimizer.type, Path(cfg.work_dir))
     ending = stopping.at_an_updates_end(rank == 0)
-    with workers.told(), replay.loaders(cfg.seed, begin, limit), ending, sizes:
-        train_detector(model, data, cfg, size > 1, validate, meta=meta)
+
+    def train() -> None:
+        with replay.loaders(cfg.seed, begin, limit), ending, sizes:
+            train_detector(model, data, cfg, size > 1, validate, meta=meta)
+
+    workers.told(train)
     return getattr(model, 'inherit_report', None)
 
 

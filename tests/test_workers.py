@@ -56,27 +56,37 @@ def test_its_end_is_told(number, words):
     def deed():
         kill(number) if number else os._exit(1)
 
-    with pytest.raises(MtpdError) as caught, workers.told():
-        list(DataLoader(Numbers(deed), num_workers=1))
+    with pytest.raises(MtpdError) as caught:
+        workers.told(lambda: list(DataLoader(Numbers(deed), num_workers=1)))
     assert words in str(caught.value) and 'runtime.workers' in str(caught.value)
 
 
 def test_its_connection_may_break_first(monkeypatch):
     batches = iter(DataLoader(Numbers(lambda: None), num_workers=1))
-    with pytest.raises(MtpdError, match='ended by signal SIGKILL'), workers.told():
+
+    def broken_off():
         Timer(0.2, os.kill, (batches._workers[0].pid, signal.SIGKILL)).start()
         raise ConnectionResetError
-    monkeypatch.setattr(workers, 'PATIENCE', 0)
-    with pytest.raises(FileNotFoundError, match='no worker'), workers.told():
+
+    def not_there():
         raise FileNotFoundError('no worker')
+
+    with pytest.raises(MtpdError, match='ended by signal SIGKILL'):
+        workers.told(broken_off)
+    monkeypatch.setattr(workers, 'PATIENCE', 0)
+    with pytest.raises(FileNotFoundError, match='no worker'):
+        workers.told(not_there)
 
 
 def test_other_errors_stay_what_they_are():
-    with pytest.raises(RuntimeError, match='a broken image') as caught, workers.told():
-        list(DataLoader(Numbers(broken), num_workers=1))
-    assert not isinstance(caught.value, MtpdError)
-    with pytest.raises(RuntimeError, match='no worker'), workers.told():
+    def other():
         raise RuntimeError('no worker')
+
+    with pytest.raises(RuntimeError, match='a broken image') as caught:
+        workers.told(lambda: list(DataLoader(Numbers(broken), num_workers=1)))
+    assert not isinstance(caught.value, MtpdError)
+    with pytest.raises(RuntimeError, match='no worker'):
+        workers.told(other)
 
 
 @pytest.fixture

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import TypeVar
 
 from ..errors import MtpdError
 
+T = TypeVar('T')
 _DEAD = re.compile(
     r'DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (?:is killed by signal: (?P<signal>.+?)\. |exited)'
 )
@@ -20,15 +21,15 @@ _OFTEN = {
 }
 
 
-@contextlib.contextmanager
-def told() -> Iterator[None]:
-    """Raises MtpdError where a data worker was killed or ended by itself in the block.
+def told(work: Callable[[], T]) -> T:
+    """What `work` returns; raises MtpdError where a data worker was killed or ended by itself meanwhile.
 
-    torch raises in a signal handler, so anywhere in the block.
+    torch raises in a signal handler, so anywhere: also on the way out of `work`, which is why this is no context manager,
+    whose own `__exit__` would be outside of what it guards.
     """
     try:
         try:
-            yield
+            return work()
         except (ConnectionError, EOFError, FileNotFoundError):
             # A dying worker's connection may break before torch knows, which then raises here.
             time.sleep(PATIENCE)
