@@ -202,7 +202,10 @@ def run_all(page, address: str) -> None:
     page.wait_for_selector('.jp-Notebook .jp-CodeCell', timeout=60_000)
     page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status=idle]', timeout=60_000)
     prompts = "[...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')]"
+    asks = page.locator('.jp-Dialog .jp-mod-accept')
     for _ in range(5):  # a page that is still settling down may lose the click
+        if asks.count():  # for a kernel, where the page was ready before the list of them
+            asks.click()
         page.get_by_role('menuitem', name='Run', exact=True).click()
         page.get_by_text('Run All Cells', exact=True).click()
         with contextlib.suppress(Late):

@@ -55,8 +55,8 @@ def _respond(site: Site, handler: BaseHTTPRequestHandler) -> None:
             handler.send_header(name, str(value))
     handler.end_headers()
     out = body[: fault.get('cut', len(body))]
+    site.sent.append(len(out))  # before the client can have it all
     handler.wfile.write(out)
-    site.sent.append(len(out))
 
 
 @contextmanager
