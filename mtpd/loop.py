@@ -24,6 +24,7 @@ from . import (  # noqa: F401  (epochs, guards, hooks, skipped: registered with 
     guards,
     hooks,
     knobs,
+    precision,
     resume,
     skipped,
     speed,
@@ -184,7 +185,8 @@ def _run(cfg, build, source, named, validate, threads, meta, point) -> InheritRe
         with replay.loaders(cfg.seed, begin, limit), ending, sizes:
             train_detector(model, data, cfg, size > 1, validate, meta=meta)
 
-    workers.told(train)
+    with precision.contained(cfg.device):
+        workers.told(train)
     return getattr(model, 'inherit_report', None)
 
 

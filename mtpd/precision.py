@@ -11,6 +11,8 @@ from __future__ import annotations
 from . import compat  # noqa: F401  (before mmcv)
 
 # isort: split
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -52,6 +54,30 @@ class Scope:
         if self.open:
             self.open.pop().__exit__(None, None, None)
         return in_full(output) if self.full_output else output
+
+
+@contextlib.contextmanager
+def contained(device: str) -> Iterator[None]:
+    """After the block autocast is as it was before, whatever ended the block.
+
+    What is raised between a scope's hooks, such as Ctrl-C, may leave it open. Then all that the process does later would
+    run in bfloat16, with weights that autocast had kept from then.
+    """
+    before = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device), _depth()
+    try:
+        yield
+    finally:
+        while _depth() > before[2]:
+            torch.autocast_decrement_nesting()
+        torch.set_autocast_enabled(device, before[0])
+        torch.set_autocast_dtype(device, before[1])
+        if not before[2]:
+            torch.clear_autocast_cache()
+
+
+def _depth() -> int:
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()
 
 
 def use_bfloat16(model: nn.Module, student: nn.Module, device: str, backbone: bool) -> None:

@@ -200,12 +200,19 @@ def run_all(page, address: str) -> None:
 
     page.goto(address)
     page.wait_for_selector('.jp-Notebook .jp-CodeCell', timeout=60_000)
-    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status=idle]', timeout=60_000)
-    prompts = "[...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')]"
-    asks = page.locator('.jp-Dialog .jp-mod-accept')
-    for _ in range(5):  # a page that is still settling down may lose the click
-        if asks.count():  # for a kernel, where the page was ready before the list of them
+    asks = page.locator(
+        '.jp-Dialog .jp-mod-accept'
+    )  # where the page is ready before the list of kernels
+    ready = page.locator('.jp-Notebook-ExecutionIndicator[data-status=idle]')
+    for _ in range(120):
+        if asks.count():
             asks.click()
+        named = page.locator('.jp-Toolbar-kernelName').all_inner_texts()
+        if ready.count() and any('Python 3' in text for text in named):
+            break
+        page.wait_for_timeout(500)
+    prompts = "[...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')]"
+    for _ in range(5):  # a page that is still settling down may lose the click
         page.get_by_role('menuitem', name='Run', exact=True).click()
         page.get_by_text('Run All Cells', exact=True).click()
         with contextlib.suppress(Late):

@@ -343,3 +343,26 @@ def test_the_teachers_stream_and_bfloat16_on_a_gpu_give_the_plain_losses():
     plain, streamed, default = found
     assert streamed == pytest.approx(plain, rel=1e-4)
     assert default == pytest.approx(plain, rel=0.1, abs=0.05)
+
+
+def test_what_ends_a_training_does_not_leave_bfloat16_behind():
+    class Ended(nn.Conv2d):
+        def forward(self, x):
+            super().forward(x)
+            raise KeyboardInterrupt
+
+    ended = Ended(2, 2, 1)
+    precision.Scope('cpu', True).on(ended)
+    image = torch.ones(1, 2, 3, 3)
+    with pytest.raises(KeyboardInterrupt), precision.contained('cpu'):
+        ended(image)
+    assert not torch.is_autocast_enabled('cpu') and precision._depth() == 0
+    plain = nn.Conv2d(2, 2, 1)
+    assert plain(image).dtype == torch.float32
+    with torch.autocast('cpu', torch.bfloat16), precision.contained('cpu'):
+        assert plain(image).dtype == torch.bfloat16
+    with torch.autocast('cpu', torch.bfloat16):
+        with precision.contained('cpu'):
+            pass
+        assert plain(image).dtype == torch.bfloat16  # as it was before
+    assert plain(image).dtype == torch.float32
