@@ -32,12 +32,13 @@ def main() -> None:
             for seed, other in sorted(comparable(run)[0].items())
         },
         'table': gap.table_rows(by_seed),
+        'differences': gap.difference_rows(by_seed, control),
         'conclusion': gap.conclude(by_seed, control),
         'ap': study.json()['orders'],
         'rows': by_seed,
         'environment': describe(),
     }
-    for row in found['table']:
+    for row in (*found['table'], *found['differences']):
         print(row)
     print('\n'.join(found['conclusion']))
     if args.out:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from .conclusion import DECISIVE_AP, conclusion
-from .findings import bracketed, number
 from .intervals import Interval
-from .plots import gain
+from .numerals import bracketed, gain, number
 from .runs import Run
 from .seeds import gather
 from .study import Study

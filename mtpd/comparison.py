@@ -161,7 +161,7 @@ def caption(comparison: Comparison, paper: dict, student: str | None, dataset: s
             'Only the direction from direct to progressive can be compared.'
         )
     text += [
-        f'{method}: {_seeds(method, comparison.bars)} ({", ".join(sources)}).'
+        f'{method}: {_seeds(method, comparison.bars)} ({_folders(sources)}).'
         for method, sources in comparison.sources.items()
     ]
     numbers = [
@@ -182,6 +182,15 @@ def caption(comparison: Comparison, paper: dict, student: str | None, dataset: s
     if comparison.left_out:
         text.append(f'Left out: {" ".join(comparison.left_out)}')
     return ' '.join(text)
+
+
+def _folders(sources: list[str]) -> str:
+    """Runs of one folder together: runs/a/0, 1, 2."""
+    by_folder: dict[str, list[str]] = {}
+    for source in sources:
+        folder, _, name = source.rpartition('/')
+        by_folder.setdefault(folder, []).append(name)
+    return '; '.join(f'{folder}/{", ".join(names)}' for folder, names in by_folder.items())
 
 
 def _seeds(method: str, bars: dict) -> str:

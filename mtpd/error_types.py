@@ -28,26 +28,44 @@ class Found(NamedTuple):
     objects: set[tuple[int, int]]
 
 
-def error_types(recipe: Recipe, detections: str | Path, threshold: float = 0.3) -> Found:
-    """Of a detections.json on the recipe's validation split, scores of at least `threshold`."""
+def error_types(recipe: Recipe, detections: str | Path) -> Found:
+    """Of a detections.json on the recipe's validation split, the best scored detections, as many as there are objects.
+
+    So all detectors are judged by equally many: a score to be reached would favour the one that is surer of itself.
+    """
     truth = view.objects(recipe, 'val')
     found = view.detections(detections, recipe, list(truth))
+    best = sorted((s for items in found.values() for s in items['scores']), reverse=True)
+    threshold = best[: count_objects(recipe)][-1] if best else 0.0
     counts, objects = dict.fromkeys(TYPES, 0), set()
     for image, there in truth.items():
-        kinds, matched, touched = _of_image(there, found[image], threshold)
-        for kind in kinds:
+        judged = judge(there, found[image], threshold)
+        for kind in filter(None, judged.kinds):
             counts[kind] += 1
-        counts['missed'] += len(there['labels']) - len(matched | touched)
-        objects |= {(image, place) for place in matched}
+        counts['missed'] += len(there['labels']) - len(judged.matched | judged.touched)
+        objects |= {(image, place) for place in judged.matched}
     return Found(counts, objects)
 
 
-def _of_image(truth: dict, found: dict, threshold: float) -> tuple[list[str], set[int], set[int]]:
-    """Types of the detections by falling score; objects that are matched; those that others err on."""
+class Judged(NamedTuple):
+    """Of one image: each detection's type, '' below the threshold; the objects that are matched; those that others err on."""
+
+    kinds: list[str]
+    matched: set[int]
+    touched: set[int]
+
+
+def judge(truth: dict, found: dict, threshold: float) -> Judged:
+    """One image's detections, scored at least `threshold`, held against its objects; see `Found`.
+
+    Args:
+        truth: boxes (n, 4) xyxy, labels (n,).
+        found: the same of m detections, with scores (m,).
+    """
     kept = np.flatnonzero(found['scores'] >= threshold)
     order = kept[np.argsort(-found['scores'][kept], kind='stable')]
     overlaps = iou(found['boxes'], truth['boxes'])
-    kinds: list[str] = []
+    kinds = [''] * len(found['scores'])
     matched: set[int] = set()
     touched: set[int] = set()
     for k in order:
@@ -58,18 +76,18 @@ def _of_image(truth: dict, found: dict, threshold: float) -> tuple[list[str], se
         if free:
             best = int(max(free, key=own.__getitem__))
             matched.add(best)
-            kinds.append('correct')
+            kinds[k] = 'correct'
         elif own.max(initial=0) >= HIT:
-            kinds.append('duplicate')
+            kinds[k] = 'duplicate'
         elif own.max(initial=0) >= NEAR:
             touched.add(int(own.argmax()))
-            kinds.append('localisation')
+            kinds[k] = 'localisation'
         elif other.max(initial=0) >= HIT:
             touched.add(int(other.argmax()))
-            kinds.append('classification')
+            kinds[k] = 'classification'
         else:
-            kinds.append('both' if other.max(initial=0) >= NEAR else 'background')
-    return kinds, matched, touched
+            kinds[k] = 'both' if other.max(initial=0) >= NEAR else 'background'
+    return Judged(kinds, matched, touched)
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -95,13 +113,17 @@ def count_objects(recipe: Recipe) -> int:
     return sum(len(there['labels']) for there in view.objects(recipe, 'val').values())
 
 
-def found_and_lost(found: dict[str, Found]) -> str:
-    """In words, how many objects each detector finds that the first one does not, and which of its it has lost."""
+def found_and_lost(found: dict[str, Found]) -> list[dict]:
+    """A row for each detector: how many objects it finds, and against the first one which are new and which are lost."""
     if not found:
-        return ''
-    (first, before), *others = found.items()
-    return ' '.join(
-        f'**{label}** finds {len(after.objects - before.objects)} objects that the {first} does not, and loses '
-        f'{len(before.objects - after.objects)} of its {len(before.objects)}.'
-        for label, after in others
-    )
+        return []
+    first, before = next(iter(found.items()))
+    return [
+        {
+            'student': label,
+            'objects found': len(after.objects),
+            f'that the {first} does not find': len(after.objects - before.objects),
+            f'lost of those of the {first}': len(before.objects - after.objects),
+        }
+        for label, after in found.items()
+    ]

@@ -137,7 +137,8 @@ def measure(
         numbers = score.numbers(data, files, metrics, work.library)
         if out:
             Path(out).mkdir(parents=True, exist_ok=True)
-            found = Path(files[metrics[0]]).read_text(encoding='utf-8')
+            kind = 'segm' if 'segm' in metrics else metrics[0]  # has the boxes, too
+            found = Path(files[kind]).read_text(encoding='utf-8')
             write_text(Path(out) / 'detections.json', found)
     numbers |= {
         'num_images': len(data),

@@ -34,27 +34,44 @@ def differences(rows: Sequence[Row]) -> list[list[tuple[str, np.ndarray]]]:
 
 
 def pca_colours(rows: Sequence[Row], of: str) -> list[list[tuple[str, np.ndarray]]]:
-    """The first three principal components of one detector's features as red, green and blue: (label, (H, W, 3) in
-    0..1) for all detectors, in that basis and on that scale.
+    """The first three principal components of one detector's features as red, green and blue, and of the others what
+    the best linear map (least squares over all rows, with bias) makes of them: (label, (H, W, 3) in 0..1).
+
+    Without the map alike features could look unlike: nothing makes two detectors keep to the same order of channels.
 
     Args:
-        of: the detector that the basis is fitted on, over all rows. Those with another number of channels are left out.
+        of: the detector that the basis and its scale are fitted on. Those with maps of another size are left out.
     """
-    fitted = [feature for row in rows for label, feature in row if label == of]
-    cells = torch.cat([feature.flatten(1).T for feature in fitted]).double().cpu()
+    by_label = [dict(row) for row in rows]
+    cells = _cells([found[of] for found in by_label])
     mean = cells.mean(0)
     _, _, axes = torch.linalg.svd(cells - mean, full_matrices=False)
     axes = axes[:3]
     # SVD leaves the sign open: the largest weight of an axis is positive.
     axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
-    low, high = torch.quantile((cells - mean) @ axes.T, torch.tensor([0.02, 0.98]).double(), dim=0)
+    target = (cells - mean) @ axes.T
+    low, high = torch.quantile(target, torch.tensor([0.02, 0.98]).double(), dim=0)
 
-    def coloured(feature: Tensor) -> np.ndarray:
-        values = (feature.flatten(1).T.double().cpu() - mean) @ axes.T
-        scaled = ((values - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
-        return scaled.reshape(*feature.shape[1:], -1).numpy()
+    def coloured(label: str) -> list[np.ndarray]:
+        features = [found[label] for found in by_label]
+        values = _cells(features)
+        values = torch.cat([values, torch.ones_like(values[:, :1])], 1)
+        mapped = values @ torch.linalg.lstsq(values, target, driver='gelsd').solution
+        scaled = ((mapped - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+        parts = scaled.split([feature[0].numel() for feature in features])
+        return [
+            part.reshape(*feature.shape[1:], -1).numpy()
+            for part, feature in zip(parts, features, strict=True)
+        ]
 
-    return [
-        [(label, coloured(feature)) for label, feature in row if len(feature) == len(mean)]
-        for row in rows
-    ]
+    found: list[list[tuple[str, np.ndarray]]] = [[] for _ in rows]
+    for label, _ in rows[0]:
+        if all(row[label].shape[1:] == row[of].shape[1:] for row in by_label):
+            for row, picture in zip(found, coloured(label), strict=True):
+                row.append((label, picture))
+    return found
+
+
+def _cells(features: Sequence[Tensor]) -> Tensor:
+    """A row for each cell of all the maps, a column for each channel."""
+    return torch.cat([feature.flatten(1).T for feature in features]).double().cpu()

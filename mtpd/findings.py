@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from .intervals import Interval
+from .numerals import bracketed, number, signed
 from .study import Study
 
 
-def conclude(study: Study) -> list[str]:
-    """Sentences that follow from the numbers: distillation, direct against progressive, the costs' forecast."""
+def conclude(study: Study) -> dict[str, str]:
+    """Questions and the answers that follow from the numbers: distillation, direct against progressive, the costs' forecast."""
     rows = study.table()
     if not rows:
-        return ['No arm has been evaluated yet, so there is nothing to conclude.']
+        return {'Which arm is best?': 'No arm has been evaluated yet.'}
     taught = [row for row in rows if row['teachers']]
-    best = rows[0]
-    text = [_setting(rows, study.seeds)]
-    text.append(f'Highest mean AP: {best["label"]}, {bracketed(best["mean"])}.')
-    text += _distillation(taught)
-    if study.direct:
-        label = f'direct distillation ({study.direct.label})'
-        text += _progressive([row for row in taught if len(row['teachers']) > 1], label)
-    return text + _forecast(taught, study.correlation())
+    several = [row for row in taught if len(row['teachers']) > 1]
+    direct = f'direct distillation ({study.direct.label})' if study.direct else ''
+    found = {
+        'What is compared?': _setting(rows, study.seeds),
+        'Which arm is best?': f'By mean AP {rows[0]["label"]}: {bracketed(rows[0]["mean"])}.',
+        'Does a teacher help?': _distillation(taught),
+        'Does a sequence beat the best teacher alone?': _progressive(several, direct),
+        'Did the adaptation costs foretell the order?': _forecast(taught, study.correlation()),
+    }
+    return {question: answer for question, answer in found.items() if answer}
 
 
 def table_rows(study: Study) -> list[dict]:
@@ -49,40 +52,42 @@ def _setting(rows: list[dict], seeds: list[int]) -> str:
     return f'{text}; {named}.'
 
 
-def _distillation(taught: list[dict]) -> list[str]:
+def _distillation(taught: list[dict]) -> str:
     known = [row['above_control'] for row in taught if row['above_control']]
     signs = [found.sign for found in known if found.n > 1]
     if not signs:
-        return []
+        return ''
     words = f'Of {len(signs)} arms with a teacher {signs.count(1)} did better than training on without one'
     words += f', {signs.count(-1)} worse' if -1 in signs else ''
-    return [words + (f'; for {signs.count(0)} no difference is shown.' if 0 in signs else '.')]
+    return words + (f'; for {signs.count(0)} no difference is shown.' if 0 in signs else '.')
 
 
-def _progressive(several: list[dict], direct: str) -> list[str]:
+def _progressive(several: list[dict], direct: str) -> str:
     """Sequences of several teachers against direct distillation from the best one."""
     text = []
-    for row in several:
+    for row in several if direct else ():
         if row['chosen'] or row is several[0]:
-            words = ['suggested by the costs'] * row['chosen']
-            words += ['best progressive sequence by mean'] * (row is several[0])
-            found, words = difference(row['label'], direct, row['above_direct']), ', '.join(words)
-            text.append(f'{words[0].upper()}{words[1:]}: {found}')
-    best = several[0]['above_direct'] if len(several) > 1 else None
+            words = ['the best sequence by mean AP'] * (row is several[0])
+            words += ['the one that the costs suggest'] * row['chosen']
+            found, named = (
+                difference(row['label'], direct, row['above_direct']),
+                ' and '.join(words),
+            )
+            text.append(f'{named[0].upper()}{named[1:]}: {found}')
+    best = several[0]['above_direct'] if direct and len(several) > 1 else None
     if best and best.n > 1:
         text.append(
-            f'The best of {len(several)} was picked after the fact, which its interval leaves out.'
+            f'(The best of {len(several)} was picked after the fact, which its interval leaves out.)'
         )
-    return text
+    return ' '.join(text)
 
 
-def _forecast(taught: list[dict], correlation: Interval | None) -> list[str]:
-    text, places = [], [k for k, row in enumerate(taught, 1) if row['chosen']]
-    if places:
-        named = ', '.join(f'{taught[k - 1]["label"]} number {k}' for k in places)
-        text.append(
-            f'By mean AP over {len(taught)} sequences, those that the costs suggest: {named}.'
-        )
+def _forecast(taught: list[dict], correlation: Interval | None) -> str:
+    text = [
+        f'The sequence that they suggest, {row["label"]}, is number {place} of {len(taught)} by mean AP.'
+        for place, row in enumerate(taught, 1)
+        if row['chosen']
+    ]
     if correlation:
         words = ('the costs foretold nothing that shows', 'cheaper paths made worse students')
         words = (*words, 'cheaper paths made better students')[correlation.sign]
@@ -95,38 +100,19 @@ def _forecast(taught: list[dict], correlation: Interval | None) -> list[str]:
             text.append(
                 'Sequences of several teachers cost more by their hops, and split their updates over stages.'
             )
-    return text
+    return ' '.join(text)
 
 
 def difference(a: str, b: str, found: Interval | None) -> str:
-    """'A is better than B by 1.8 AP [0.9, 2.7], n = 5.', or that no difference is shown."""
+    """'A is better than B by 1.8 AP [0.9, 2.7], 5 seeds.', or that no difference is shown."""
     if found is None:
         return f'{a} and {b} have no seed in common.'
     if found.low is None:
         return f'{a} against {b}: {signed(found.value)} AP with one seed, which shows nothing.'
-    ends = f'[{number(found.low)}, {number(found.high)}], n = {found.n}'
+    ends = f'[{number(found.low)}, {number(found.high)}], {found.n} seeds'
     if found.sign == 0:
         return f'no difference shown between {a} and {b}: {signed(found.value)} AP {ends}.'
     if found.sign > 0:
         return f'{a} is better than {b} by {number(found.value)} AP {ends}.'
-    ends = f'[{number(-found.high)}, {number(-found.low)}], n = {found.n}'
+    ends = f'[{number(-found.high)}, {number(-found.low)}], {found.n} seeds'
     return f'{a} is worse than {b} by {number(-found.value)} AP {ends}.'
-
-
-def number(value: float, digits: int = 1) -> str:
-    """With a true minus sign, and never a negative zero."""
-    text = f'{value:.{digits}f}'
-    return text.replace('-', '−') if float(text) else text.lstrip('-')
-
-
-def signed(value: float) -> str:
-    text = number(value)
-    return text if text.startswith('−') else f'+{text}'
-
-
-def bracketed(found: Interval | None, sign: bool = False) -> str | None:
-    """'1.8 [0.9, 2.7]' for a table; None stays None."""
-    if found is None:
-        return None
-    value = signed(found.value) if sign else number(found.value)
-    return value if found.low is None else f'{value} [{number(found.low)}, {number(found.high)}]'

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from . import feature_views, plots
 from .data import view
+from .error_types import judge
 from .features import batches, load_all, neck_features
 from .recipe import Recipe
 from .runs import Run
@@ -31,14 +34,23 @@ class Detections:
         return len(view.objects(self.recipe, 'val'))
 
     def __call__(self, image: int = 0, threshold: float = 0.3) -> plots.Figure:
-        """Of a validation image, in file order, objects scored at least `threshold`."""
+        """Of a validation image, in file order, objects scored at least `threshold`; what is new or lost is against the
+        first detector."""
         example = view.samples(self.recipe, 'val', 1, skip=image)[0]
-        boxes = {
-            label: view.detections(path, self.recipe, [example['id']])[example['id']]
-            for label, path in self.files.items()
-        }
         truth = {key: example[key] for key in ('boxes', 'labels')}
-        return plots.detections(example['image'], truth, boxes, self.recipe.classes, threshold)
+        panels, first = {}, None
+        for label, path in self.files.items():
+            found = view.detections(path, self.recipe, [example['id']], masks=True)[example['id']]
+            judged = judge(truth, found, threshold)
+            first = judged.matched if first is None else first
+            panels[label] = found | {
+                'right': np.array([kind == 'correct' for kind in judged.kinds], bool),
+                'matched': judged.matched,
+                'before': first,
+            }
+        if example['masks'] is not None:
+            truth['masks'] = example['masks']
+        return plots.detections(example['image'], truth, panels, self.recipe.classes, threshold)
 
 
 class Features:

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from .plots import Figure
+from .progress import bar
 from .runs import Run
 from .tables import text
 
 TEMPLATES = Path(__file__).parent / 'templates'
 # A page loads nothing but what is inside the file; of scripts only those named here.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; script-src {}"
+# Tag of cells about what only a kernel behind the page can do, such as controls: a static page goes without them.
+LIVE = 'live'
 # What no policy forbids in a notebook's own HTML: to lead elsewhere by itself (refresh), to look up hosts (preconnect).
 LEADS_OUT = re.compile('<(?=/?(?:meta|link|base))', re.IGNORECASE)
 
@@ -95,8 +98,8 @@ def _read(path: Path):
         notebook = nbformat.read(path, as_version=4)
     except Exception:  # half-written by a run in progress, or damaged: the report goes without it
         return None
-    tag = 'papermill-error-cell-tag'
-    notebook.cells = [c for c in notebook.cells if tag not in c.metadata.get('tags', [])]
+    tags = {'papermill-error-cell-tag', LIVE}
+    notebook.cells = [c for c in notebook.cells if not tags & {*c.metadata.get('tags', [])}]
     return notebook
 
 
@@ -111,7 +114,7 @@ def _title(page: dict, run: Run) -> str:
         return title
     # One notebook serves all stages, so its heading does not tell them apart.
     label = next((a.get('label') for a in run.arms if a['name'] == arm), None) or arm
-    return f'{title} · {label}, stage {stage}'
+    return f'{title.partition(" · ")[0]} · {label}, stage {stage}'
 
 
 def _exporter():
@@ -171,7 +174,7 @@ def render(pages: list[dict]) -> Iterator[tuple[str, str]]:
     exporter = _exporter()
     script = (TEMPLATES / 'fold.js').read_text(encoding='utf-8')
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    for k, page in enumerate(shown):
+    for k, page in enumerate(bar('report', shown)):
         resources = {
             'metadata': {'name': page['title']},
             'policy': POLICY.format(f"'sha256-{digest}'"),

@@ -8,8 +8,8 @@ from pathlib import Path
 from . import paper
 from .errors import RecipeError
 from .evaluate import evaluate
+from .numerals import signed
 from .paths import resolve
-from .plots.figure import signed
 from .recipe import Recipe
 from .rundir import about
 from .runs import Run, load_run
@@ -85,9 +85,9 @@ def beside_paper(numbers: dict | None, recipe: Recipe) -> list[dict]:
 
 
 def verdict(numbers: dict | None, recipe: Recipe) -> str:
-    """What the rows of `beside_paper` say, in words."""
+    """What the rows of `beside_paper` say, in words; nothing without a checkpoint."""
     if numbers is None:
-        return 'No checkpoint was given: the parameter `checkpoint` names a student to test.'
+        return ''
     data = paper.dataset(recipe)
     text = f'{numbers["checkpoint"]} on {numbers["num_images"]:,} images of {data}'
     gaps = [row for row in beside_paper(numbers, recipe) if row['difference'] is not None]

@@ -11,7 +11,8 @@ from pathlib import Path
 from . import intervals, plots
 from .answer import answer
 from .files import read_json, write_json, write_text
-from .findings import bracketed, conclude
+from .findings import conclude
+from .numerals import bracketed, gain
 from .pages import duration, fill, gallery, pages_of, render
 from .plots import Figure
 from .runs import Run, load_run
@@ -59,7 +60,7 @@ def _index(run: Run, pages: list[dict]) -> str:
         detail=_detail(run) + _corrupt(run),
         missing=[step for step in run.steps if step['state'] != 'done'],
         answer='' if run.info.get('smoke') else answer(study),
-        over_seeds=conclude(study) if len(study.seeds) > 1 else [],
+        over_seeds=conclude(study) if len(study.seeds) > 1 else {},
         rows=_table(results, run.info.get('paper') or {}, study),
         seeds=len(study.seeds),
         groups=GROUPS,
@@ -78,6 +79,9 @@ def _facts(run: Run) -> list[str]:
         facts.append(run.status['started'][:16].replace('T', ' ') + ' UTC')
     if run.environment.get('device'):
         facts.append(str(run.environment['device']))
+    student = run.metrics('detector', run.student) if run.student else None
+    if student and student.get('num_images'):
+        facts.append(f'{student["num_images"]:,} validation images')
     return facts
 
 
@@ -121,7 +125,7 @@ def _table(results: list[dict], paper: dict, study: Study) -> list[dict]:
             'best': row['role'] == 'arm' and row['AP'] is not None and round(row['AP'], 1) == best,
             'gain': '–'
             if row['role'] != 'arm' or None in (row['AP'], base)
-            else plots.gain(
+            else gain(
                 said_by.get(row['name'], row['AP']), base if starts is None else starts.value
             ),
         }
@@ -159,17 +163,23 @@ def _figures(run: Run, results: list[dict], study: Study) -> list[dict]:
         ),
         (
             plots.loss_curves(run.curves()),
-            'Losses on the training data: thin as logged, thick smoothed; stages are shaded.',
+            'Losses on the training data: thin as logged, thick smoothed; stages are shaded. Each stage begins its '
+            'learning rate schedule anew, which lifts the detection loss at first.',
         ),
         (
-            plots.paper_next_to_ours(run.info.get('paper') or {}, run.walkthrough()),
+            plots.paper_next_to_ours(
+                run.info.get('paper') or {},
+                run.walkthrough(),
+                run.info.get('dataset') or 'this run',
+            ),
             'Gains over the baseline, the paper’s beside ours. Dataset, detectors and schedules '
             'differ, so compare the pattern and not the heights. The paper’s walk-through and its '
             'table are different trainings.',
         ),
         (
             plots.ap_versus_cost(results),
-            'AP against what a detector costs to run: distillation moves the student up and leaves its size as it is.',
+            'AP against what a detector costs to run: distillation moves the student up and leaves its size as it is. '
+            'Milliseconds follow GFLOPs only loosely: what a layer takes depends on how well it suits the processor.',
         ),
         (
             plots.cost_matrix(names, costs['cost']),

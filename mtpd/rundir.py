@@ -72,9 +72,11 @@ def about(
                 'role': 'student' if name == 'student' else 'teacher',
                 'label': spec.get('label', name),
                 'shipped': recipe.checkpoint(name) is not None,
+                'updates': spec.get('updates'),
             }
             for name, spec in recipe.detectors.items()
         ],
+        'dataset': Path(recipe.data_root()).name if cfg.data.root else 'DigitScenes',
         'paper': cfg.get('paper', {}),
         'classes': list(recipe.classes),
         'seconds': None,

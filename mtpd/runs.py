@@ -161,7 +161,7 @@ class Run:
         """One row for the baseline, each teacher and each arm.
 
         Keys: name, label, role ('baseline', 'teacher', 'arm'), kind (`arm_kinds`), stages (teachers,
-        None for no teacher), updates, seconds (of training), AP AP50 AP75 AP_s AP_m AP_l mask_AP (points 0..100),
+        None for no teacher), updates (of a teacher that came trained, as the recipe says), seconds (of training), AP AP50 AP75 AP_s AP_m AP_l mask_AP (points 0..100),
         parameters (count), gflops, ms_per_image. A value that is not there yet is None.
         """
         rows = []
@@ -171,7 +171,7 @@ class Run:
             log = read_log(self.path / 'detectors' / name / 'log.json')
             measured = self.metrics('detector', name)
             last = log[-1] if log else {}
-            done, asked = last.get('update'), last.get('updates')
+            done, asked = last.get('update', detector.get('updates')), last.get('updates')
             if measured and isinstance(asked, int):
                 done = asked  # trained; killed at its end, it may lack the log's last row
             rows.append(

@@ -116,6 +116,16 @@ def prepare_detector(recipe: Recipe, name: str, work_dir: str | Path | None = No
     return _measured(recipe, name, recipe.run_dir(work_dir) / 'detectors' / name, checkpoint)
 
 
+def began_from(recipe: Recipe, name: str) -> str | None:
+    """The label of the detector with whose checkpoint the training of another began; its file's name, or None, where there
+    is no such detector."""
+    init = recipe.checkpoint(name, 'init')
+    for other, spec in recipe.detectors.items():
+        if init and recipe.checkpoint(other) == init:
+            return spec.get('label', other)
+    return init and init.name
+
+
 def detector_checkpoint(recipe: Recipe, name: str, work_dir: str | Path | None = None) -> Path:
     """The checkpoint of a detector: the recipe's (fetched now, if need be), or the one trained in this run (likewise).
 

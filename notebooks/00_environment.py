@@ -31,7 +31,8 @@ from mtpd.tables import say, table
 plan = load_recipe(recipe, cfg_options, seed)
 run_dir = plan.run_dir(work_dir)
 checks = doctor.check(recipe)
-table([{'check': c.name, 'state': c.state, 'found': c.found, 'fix': c.fix} for c in checks])
+fixes = {'fix': 'fix'} if any(c.fix for c in checks) else {}
+table([c._asdict() for c in checks], {'name': 'check', 'state': 'state', 'found': 'found', **fixes})
 
 # %% [markdown]
 # ## Versions and device

@@ -20,7 +20,7 @@ work_dir: str = ''  # run directory; empty: runs, recipe, seed
 from mtpd import load_recipe, plots
 from mtpd.runs import loss_rows, points
 from mtpd.tables import say, table
-from mtpd.train import prepare_detector
+from mtpd.train import began_from, prepare_detector
 
 plan = load_recipe(recipe, cfg_options, seed)
 
@@ -33,7 +33,11 @@ found = {name: prepare_detector(plan, name, work_dir) for name in plan.detectors
 # A box is right where its overlap with an object's, $\mathrm{IoU} = |A \cap B| / |A \cup B|$, reaches a threshold. *AP*, average
 # precision, is the area under the curve of precision over recall, a mean over classes and the thresholds 0.50 to 0.95, in points of
 # 100; AP50 that of 0.50 alone. GFLOPs count a multiply-add as one. Milliseconds are this machine's, one image at a time, without
-# post-processing. Mind the last two columns: the shipped teachers were trained for longer, and on more scenes, than a student. On the *Pareto front* are detectors than which none is cheaper and better.
+# post-processing; they follow GFLOPs only loosely, since what a layer takes depends on how well it suits the processor. On the
+# *Pareto front* are detectors than which none is cheaper and better.
+#
+# Mind the last columns: the shipped teachers were trained for longer, and on more scenes, than a student. One that *began from*
+# another had its training, too.
 
 # %%
 rows = [
@@ -46,6 +50,7 @@ rows = [
         'mask_AP': points(found[name]['metrics'])['mask_AP'],
         'updates': spec.get('updates', plan.cfg.schedule.baseline),
         'scenes': spec.get('scenes', plan.cfg.data.scenes.train),
+        'init': began_from(plan, name),
         **found[name]['model'],
     }
     for name, spec in plan.detectors.items()
@@ -53,7 +58,8 @@ rows = [
 headings = {'label': 'detector', 'role': 'role', 'AP': 'AP', 'AP50': 'AP50'}
 headings |= {'mask_AP': 'mask AP'} if 'segm' in plan.cfg.evaluation.metrics else {}
 headings |= {'parameters': 'parameters', 'gflops': 'GFLOPs', 'ms_per_image': 'ms an image'}
-headings |= {} if plan.cfg.data.root else {'updates': 'updates', 'scenes': 'training scenes'}
+if not plan.cfg.data.root:
+    headings |= {'updates': 'updates', 'scenes': 'training scenes', 'init': 'began from'}
 table(rows, headings)
 
 # %%

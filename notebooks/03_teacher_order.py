@@ -60,6 +60,7 @@ ready = {name: prepare_detector(plan, name, work_dir) for name in plan.cfg.teach
 rows = [
     {
         'teacher': labels[name],
+        'its name in the recipe': name,
         'AP': 100 * found['ap'][name],
         'parameters (millions)': made['model']['parameters'] / 1e6,
         'GFLOPs': made['model']['gflops'],

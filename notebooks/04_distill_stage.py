@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 04 · One stage of distillation
 #
-# **Question.** What does a student gain from one teacher?
+# **Question.** What does a student gain in one stage: from one teacher or, in the arm without, from training on?
 #
-# The student's features are compared with the teacher's, FPN level by level, and the loss is added to the
+# With a teacher, the student's features are compared with the teacher's, FPN level by level, and the loss is added to the
 # detection loss. By default it is *masked generative distillation* (MGD): random cells of the student's
 # feature map are blanked, and a small network on top of it has to generate the teacher's whole map from the
 # rest. The teacher never changes. The next stage starts from this stage's student; what a loss trains beside
@@ -35,15 +35,15 @@ sequence = plan.arm(arm, stage)
 teacher = sequence.teachers[stage - 1]
 teacher_label = plan.detectors[teacher].get('label', teacher) if teacher else 'no teacher'
 say(
-    f'Arm "{sequence.label}", stage {stage} of {len(sequence.teachers)}: {teacher_label},',
+    f'**Arm "{sequence.label}", stage {stage} of {len(sequence.teachers)}:** {teacher_label},',
     f'{sequence.stage_updates} updates of the student.',
 )
 
 # %% [markdown]
 # ## Training
 #
-# Above the loss of the detector, below that of the distillation. They grow while the student is trained; a stage that is done
-# is not trained again.
+# Above the loss of the detector, below that of the distillation, if there is a teacher. The detection loss rises at first: a stage
+# begins its learning rate schedule anew, with a warm-up. A stage that is done is not trained again.
 
 # %%
 made = live.train_stage(plan, stage, arm, work_dir)
@@ -66,7 +66,9 @@ table(rows)
 say(
     f'**Conclusion.** After stage {stage} the student has {rows[-1]["AP"]:.1f} AP,',
     f'{plots.gain(rows[-1]["AP"], rows[0]["AP"])} against the baseline, after {stage * sequence.stage_updates} more updates.',
-    "How much of it is the teacher's doing, the arm without a teacher tells (notebook 05).",
+    "How much of it is the teacher's doing, the arm without a teacher tells (notebook 05)."
+    if teacher
+    else 'This is the control: what it gains, no teacher has given it.',
 )
 
 # %% [markdown]

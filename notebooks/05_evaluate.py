@@ -6,6 +6,9 @@
 # All arms continue the same baseline for the same number of updates on the same data. "No teacher" just
 # trains on: what it gains is not distillation's doing.
 #
+# Each stage has its own learning rate schedule, warm-up and decay, which an arm of two stages goes through twice in the same
+# number of updates.
+#
 # **What to expect.** The arms side by side, class by class, error by error, image by image; then beside the paper. It needs a run:
 # where there is none, the next cell says which command makes it.
 
@@ -17,7 +20,7 @@ work_dir: str = ''  # run directory; empty: runs, recipe, seed
 compare: list[str] = []  # run folders of other methods or seeds; empty, those beside this one
 checkpoint: str = ''  # a student to test as well, such as a released one
 metrics: list[str] = []  # of that checkpoint, bbox and segm; empty, the recipe's
-image: int = 0  # validation image to show detections on, in file order
+image: int = 3  # validation image to show detections on, in file order
 
 # %%
 from mtpd import comparison, load_recipe, looks, paper, plots, released
@@ -51,7 +54,8 @@ plots.per_class(*class_aps(run))
 # %% [markdown]
 # ## Kinds of errors
 #
-# Detections scored at least 0.3, each of one kind. *Correct*: of an object's class, and overlapping it by half (IoU 0.5);
+# Of each student as many detections as there are objects, the best scored: a score that all had to reach would favour the one that
+# is surer of itself. Each is of one kind. *Correct*: of an object's class, and overlapping it by half (IoU 0.5);
 # *duplicate*: of one that a better scored detection has. *Localisation*: of the class, badly placed (IoU 0.1 to 0.5);
 # *classification*: well placed, of another class; *both*; *background*: on no object. *Missed* are objects that none of
 # these concern. (After TIDE, Bolya et al., ECCV 2020.)
@@ -60,17 +64,34 @@ plots.per_class(*class_aps(run))
 kinds = errors_by_detector(plan, run)
 plots.error_types({label: found.counts for label, found in kinds.items()}, count_objects(plan))
 
+# %% [markdown]
+# Objects that only one of two students finds, counted the same way:
+
 # %%
-say(found_and_lost(kinds))
+table(found_and_lost(kinds))
 
 # %% [markdown]
-# ## A released student
+# ## Detections side by side
 #
-# The parameter `checkpoint` names any student of this recipe's architecture; it is tested on the recipe's
-# validation split. A run is not needed for that.
+# One image, and what each student finds in it.
+
+# %% [markdown] tags=["live"]
+# Choose an image and the least score below the figure.
 
 # %%
 numbers = released.numbers_of(plan, checkpoint, metrics, work_dir)
+detections = looks.Detections(plan, run, released.detections_of(numbers))
+thresholds = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+image = min(image, len(detections) - 1)
+touch(detections, image=(image, range(len(detections))), threshold=(0.3, thresholds))
+
+# %% [markdown]
+# ## Beside the paper
+#
+# A released student comes first, if the parameter `checkpoint` names one: any of this recipe's architecture is tested on the
+# recipe's validation split, and needs no run.
+
+# %%
 headings = {'name': '', 'ours': 'this checkpoint', 'paper': 'paper, after both teachers'}
 headings |= {'baseline': 'paper, baseline', 'difference': 'difference from the paper'}
 table(released.beside_paper(numbers, plan), headings)
@@ -79,19 +100,6 @@ table(released.beside_paper(numbers, plan), headings)
 say(released.verdict(numbers, plan))
 
 # %% [markdown]
-# ## Detections side by side
-#
-#
-# In JupyterLab, choose an image and the least score below the figure.
-
-# %%
-detections = looks.Detections(plan, run, released.detections_of(numbers))
-thresholds = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
-touch(detections, image=(image, range(len(detections))), threshold=(0.3, thresholds))
-
-# %% [markdown]
-# ## Beside the paper
-#
 # On another dataset, or with detectors of another size, the absolute numbers can't be compared; the direction
 # of the gains can.
 

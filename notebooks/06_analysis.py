@@ -19,6 +19,7 @@ compare: list[str] = []  # run folders of other seeds; empty, those beside this 
 
 # %%
 from mtpd import feature_views, gap, generalisation, load_recipe, load_run, looks, plots
+from mtpd.answer import answer
 from mtpd.data import view
 from mtpd.features import feature_rows, stage_checkpoints
 from mtpd.findings import conclude, table_rows
@@ -50,15 +51,16 @@ plots.feature_maps(feature_views.strengths(rows), pictures)
 plots.feature_differences(feature_views.differences(rows), pictures, rows[0][0][0])
 
 # %% [markdown]
-# As colours: the first three principal components (PCA) of the last teacher's features are red, green and blue, and all
-# panels are drawn in that basis. Where a student's colours come closer to the teacher's, its features do.
+# As colours: the first three principal components (PCA) of the last teacher's features are red, green and blue. The features of
+# the others are mapped onto them as well as a linear map can (a 1 x 1 convolution, as for the adaptation cost): where a panel looks
+# like the teacher's, that detector's features hold what the teacher's say.
 
 # %%
 teacher = rows[0][-1][0]
 plots.feature_colours(feature_views.pca_colours(rows, teacher), pictures, teacher)
 
-# %% [markdown]
-# Touch them: in JupyterLab, choose an image, an FPN level (0 is the finest) and a view below the figure.
+# %% [markdown] tags=["live"]
+# Touch them: choose an image, an FPN level (0 is the finest) and a view below the figure.
 
 # %%
 features = looks.Features(plan, stage_checkpoints(plan, chosen['name'], work_dir), 12)
@@ -73,13 +75,15 @@ touch(
 # ## Losses, stages in sequence
 #
 # Above the detection loss, below the distillation loss. At the start of a stage the distillation loss
-# is new: its generation layers begin untrained, and another teacher asks for other features.
+# is new: its generation layers begin untrained, and another teacher asks for other features. The detection loss rises there, too:
+# each stage begins its learning rate schedule anew.
 
 # %%
 plots.loss_curves(run.curves())
 
 # %% [markdown]
-# What each FPN level has of the distillation loss; level 0 is the finest, a line marks a new teacher.
+# What each FPN level has of the distillation loss; a line marks a new teacher. The loss is a sum over cells, so level 0, the
+# finest, has most of it.
 
 # %%
 plots.level_shares(run.curves(chosen['name']))
@@ -95,8 +99,8 @@ plots.ap_over_stages(run.stage_aps())
 
 # %%
 study = gather(run, compare)
-control = study.control.ap if study.control else None
-plots.walk_through(study.order(chosen['name']).curves, control)
+without = study.control.ap if study.control else None
+plots.walk_through(study.order(chosen['name']).curves, without)
 
 # %% [markdown]
 # ## AP versus teacher order
@@ -142,13 +146,24 @@ plots.flatness(by_seed)
 # %%
 table(gap.table_rows(by_seed))
 
+# %% [markdown]
+# Against training on without a teacher, paired by seed, with 95 % intervals where there are several seeds; a star marks a
+# difference that is shown.
+
 # %%
-say(*gap.conclude(by_seed, study.control and study.control.name))
+control = study.control and study.control.name
+table(gap.difference_rows(by_seed, control))
+
+# %%
+say(*gap.conclude(by_seed, control))
 
 # %%
 curve = run.stage_aps(chosen['name'])
 walk = ' → '.join(f'{point["AP"]:.1f}' for point in curve)
-say(f'**Conclusion.** Along "{chosen["label"]}" the AP goes {walk}.', *conclude(study))
+say(f'**Conclusion.** Along "{chosen["label"]}" the AP goes {walk}.', answer(study))
+
+# %%
+table([{'question': question, 'answer': found} for question, found in conclude(study).items()])
 
 # %% [markdown]
 # **Try this**

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mtpd import load_recipe, plots
-from mtpd.error_types import TYPES, error_types, iou
+from mtpd.data import view
+from mtpd.error_types import TYPES, Found, error_types, found_and_lost, iou, judge
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 
@@ -53,25 +54,32 @@ def test_each_kind_by_hand(recipe, tmp_path):
         (first, cat, [0, 52, 20, 20], 0.6),  # IoU 8 / 32 with the second cat: localisation
         (first, dog, [8, 12, 20, 20], 0.5),  # 96 / 704 with a cat: both
         (first, dog, [100, 100, 9, 9], 0.4),  # background
-        (second, dog, [0, 0, 20, 20], 0.1),  # below the threshold
+        (second, dog, [0, 0, 20, 20], 0.1),  # the second image's dog
     ]
     path = tmp_path / 'found.json'
     items = [dict(image_id=i, category_id=c, bbox=b, score=s) for i, c, b, s in found]
     path.write_text(json.dumps(items))
-    one = error_types(plan, path)
-    assert one.counts == {
-        'correct': 1,
-        'localisation': 1,
-        'classification': 1,
-        'both': 1,
-        'duplicate': 1,
-        'background': 1,
-        'missed': 1,  # the second image's dog; the crowd does not count
-    }
-    assert one.objects == {(first, 0)}
-    more = error_types(plan, path, threshold=0.05)
-    assert more.counts['correct'] == 2 and more.counts['missed'] == 0
-    assert more.objects - one.objects == {(second, 0)}
+    truth = view.objects(plan, 'val')
+    everything = view.detections(path, plan, list(truth))
+    judged = judge(truth[first], everything[first], 0.3)
+    kinds = ['correct', 'duplicate', 'classification', 'localisation', 'both', 'background']
+    assert judged.kinds == kinds and judged.matched == {0}
+    assert judged.touched == {1, 2}  # the dog, and the second cat
+    assert judge(truth[second], everything[second], 0.3) == ([''], set(), set())
+    assert judge(truth[second], everything[second], 0.1).matched == {0}
+    # Four objects (the crowd does not count), so the best four detections: those above 0.5.
+    counted = error_types(plan, path)
+    expected = dict.fromkeys(kinds[:4], 1) | {'both': 0, 'background': 0, 'missed': 1}
+    assert counted.counts == expected and counted.objects == {(first, 0)}
+    path.write_text('[]')
+    assert error_types(plan, path).counts == dict.fromkeys(TYPES, 0) | {'missed': 4}
+
+
+def test_found_and_lost_by_hand():
+    before, after = Found({}, {(1, 0), (1, 1), (2, 0)}), Found({}, {(1, 1), (3, 0), (3, 1)})
+    one, two = found_and_lost({'baseline': before, 'taught': after})
+    assert list(one.values()) == ['baseline', 3, 0, 0] and list(two.values()) == ['taught', 3, 2, 2]
+    assert found_and_lost({}) == []
 
 
 def test_the_better_scored_takes_the_object(recipe, tmp_path):

@@ -92,18 +92,23 @@ def test_arms_are_compared_seed_by_seed():
     one = [row('none', 0.8, 0.9, (0.1, 0.3)), row('direct', 0.7, 0.9, (0.1, 0.2))]
     two = [row('none', 0.6, 0.8, (0.2, 0.2)), row('direct', 0.5, 0.9, (0.2, 0.3))]
     assert gap.rise(one[0], 0.1) == pytest.approx(0.2)
-    said = gap.conclude({0: one, 1: two}, 'none')
     # Both seeds: 0.1 less in training; in validation 0 and 0.1 more, an interval that includes 0.
-    assert said[0].startswith(
-        'Training loss against no teacher: arm direct −0.100 [−0.100, −0.100]'
-    )
-    assert said[0].endswith('a difference is shown for arm direct.')
-    assert '+0.050' in said[1] and said[1].endswith('none is shown.')
+    (line,) = gap.difference_rows({0: one, 1: two}, 'none')
+    assert line['arm, less no teacher'] == 'arm direct'
+    assert line['training loss'] == '−0.100 [−0.100, −0.100] *'
+    assert line['validation loss'].startswith('+0.050 [−0.') and '*' not in line['validation loss']
+    said = gap.conclude({0: one, 1: two}, 'none')
+    assert said[0] == 'Training loss against no teacher: lower for arm direct.'
+    assert said[1] == 'Validation loss against no teacher: no difference is shown.'
+    more = [[*rows, row('far', 0.9 + k / 9, 0.9, (0.1, 0.1))] for k, rows in enumerate((one, two))]
+    (*_, gaps) = gap.conclude(dict(enumerate(more)), 'none')[0].partition(': ')
+    assert gaps == 'lower for arm direct; for the others no difference is shown.'
     assert 'With one seed' in gap.conclude({0: one}, 'none')[0]
     assert 'nothing to compare' in gap.conclude({0: one}, None)[0]
     rows = gap.table_rows({0: one, 1: two})
-    assert rows[0]['training loss'].startswith('0.700 [') and rows[0]['seeds'] == 2
-    assert rows[1]['gap of the losses'].startswith('0.300 [')
+    assert rows[0]['training loss'] == '0.700' and rows[0]['seeds'] == 2
+    assert rows[1]['gap of the losses'] == '0.300'
+    assert gap.difference_rows({0: one}, None) == []
 
 
 def test_figures_say_the_numbers():

@@ -257,7 +257,7 @@ def test_runs_of_other_seeds_are_read_with_it(tmp_path):
     page = Page(make_report(run.path).read_text())
     # Differences 1.0, 1.1, 1.2: mean 1.1, t interval 1.1 -+ 4.303 x 0.1 / sqrt(3).
     assert (
-        'is better than direct distillation (teacher 2 only) by 1.1 AP [0.9, 1.3], n = 3'
+        'is better than direct distillation (teacher 2 only) by 1.1 AP [0.9, 1.3], 3 seeds'
         in page.text
     )
     assert page.images[0]['alt'].startswith('Box AP by arm, mean and 95 % interval over 3 seeds')

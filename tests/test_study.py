@@ -93,63 +93,60 @@ def test_the_table_has_the_best_first_and_its_differences():
 
 
 def test_words_follow_from_the_intervals():
-    said = ' '.join(conclude(study()))
-    assert 'Every arm trained 600 updates after the same baseline; seeds 0, 1, 2.' in said
+    found = conclude(study())
+    compared, _, teacher, sequence, costs = found.values()
+    assert compared == 'Every arm trained 600 updates after the same baseline; seeds 0, 1, 2.'
     reach = T2 * 0.1 / 3**0.5
-    ends = f'[{1 - reach:.1f}, {1 + reach:.1f}], n = 3'
-    words = 'Suggested by the costs, best progressive sequence by mean'
-    assert f'{words}: a → b is better than direct distillation (b) by 1.0 AP {ends}.' in said
-    assert (
-        'The best of 2 was picked after the fact' in said
-        and 'those that the costs suggest: a → b number 1' in said
+    ends = f'[{1 - reach:.1f}, {1 + reach:.1f}], 3 seeds'
+    words = 'The best sequence by mean AP and the one that the costs suggest'
+    assert f'{words}: a → b is better than direct distillation (b) by 1.0 AP {ends}.' in sequence
+    assert 'The best of 2 was picked after the fact' in sequence
+    assert 'The sequence that they suggest, a → b, is number 1 of 4 by mean AP.' in costs
+    assert teacher == (
+        'Of 4 arms with a teacher 3 did better than training on without one; for 1 no difference is shown.'
     )
-    assert (
-        'Of 4 arms with a teacher 3 did better than training on without one; for 1 no difference'
-        in said
-    )
+    assert list(found)[3] == 'Does a sequence beat the best teacher alone?'
     same = study(AP | {('a', 'b'): [11.9, 14.4, 12.7]})
-    assert 'no difference shown between a → b and direct distillation (b): +0.0 AP' in ' '.join(
-        conclude(same)
+    assert 'no difference shown between a → b and direct distillation (b): ±0.0 AP' in ' '.join(
+        conclude(same).values()
     )
-    worse = ' '.join(conclude(study(AP | {('a', 'b'): [11.0, 13.1, 11.9]})))
+    worse = ' '.join(conclude(study(AP | {('a', 'b'): [11.0, 13.1, 11.9]})).values())
     assert 'a → b is worse than direct distillation (b) by 1.0 AP [' in worse
 
 
 def test_one_seed_and_unequal_arms_are_said():
-    one = ' '.join(conclude(study({t: v[:1] for t, v in AP.items()})))
+    one = ' '.join(conclude(study({t: v[:1] for t, v in AP.items()})).values())
     assert 'one seed.' in one and '+1.0 AP with one seed, which shows nothing' in one
     assert 'better than' not in one
-    fewer = ' '.join(conclude(study(AP | {('a', 'b'): [13.0]})))
+    fewer = ' '.join(conclude(study(AP | {('a', 'b'): [13.0]})).values())
     assert 'of which some arms have 1 only' in fewer
     found = study()
     found.orders[0] = Order('none', 'no teacher', (), 300, {0: 9.0}, {})
-    assert 'DIFFERENT numbers of updates' in conclude(found)[0]
-    assert conclude(study({})) == [
-        'No arm has been evaluated yet, so there is nothing to conclude.'
-    ]
+    assert 'DIFFERENT numbers of updates' in conclude(found)['What is compared?']
+    assert list(conclude(study({})).values()) == ['No arm has been evaluated yet.']
 
 
 def test_costs_that_foretell_and_that_do_not():
     means = {('a',): 4, ('a', 'b'): 3, ('b',): 2, ('b', 'a'): 1}  # by rising path cost
     right = study({t: [ap, ap + 0.1, ap - 0.1] for t, ap in means.items()})
     assert right.correlation().value == pytest.approx(-1)
-    assert 'cheaper paths made better students' in conclude(right)[-2]
+    assert 'cheaper paths made better students' in [*conclude(right).values()][-1]
     wrong = study({t: [-ap, -ap + 0.1, -ap - 0.1] for t, ap in means.items()})
-    assert 'cheaper paths made worse students' in conclude(wrong)[-2]
+    assert 'cheaper paths made worse students' in [*conclude(wrong).values()][-1]
     assert study(costs=None).correlation() is None
 
 
 def test_a_difference_in_words():
     assert (
         difference('A', 'B', Interval(1.8, 0.9, 2.7, 5))
-        == 'A is better than B by 1.8 AP [0.9, 2.7], n = 5.'
+        == 'A is better than B by 1.8 AP [0.9, 2.7], 5 seeds.'
     )
     assert (
         difference('A', 'B', Interval(-1.8, -2.7, -0.9, 5))
-        == 'A is worse than B by 1.8 AP [0.9, 2.7], n = 5.'
+        == 'A is worse than B by 1.8 AP [0.9, 2.7], 5 seeds.'
     )
     assert difference('A', 'B', Interval(-0.04, -1.0, 0.9, 2)) == (
-        'no difference shown between A and B: +0.0 AP [−1.0, 0.9], n = 2.'
+        'no difference shown between A and B: ±0.0 AP [−1.0, 0.9], 2 seeds.'
     )
     assert 'no seed in common' in difference('A', 'B', None)
 

@@ -56,7 +56,7 @@ def test_numbers_words_and_figures(sweep):
         '+1.0 [0.9, 1.2]',
         '0.410',
     ]
-    assert 'is better than direct distillation (rx101) by 1.0 AP [0.9, 1.2], n = 3' in page.text
+    assert 'is better than direct distillation (rx101) by 1.0 AP [0.9, 1.2], 3 seeds' in page.text
     assert 'Every arm trained 600 updates' in page.text
     assert [image['alt'][:12] for image in page.images] == [
         'Box AP by ar',

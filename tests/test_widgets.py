@@ -15,8 +15,10 @@ import torch
 from mmcv import ConfigDict
 from mmdet.models import build_detector
 from nbclient import NotebookClient
+from pycocotools.mask import encode
 
 from mtpd import checkpoints, features, looks
+from mtpd.data import view
 from mtpd.recipe import load_recipe
 from mtpd.runs import Run
 from mtpd.widgets import _control
@@ -97,10 +99,44 @@ def test_detections_are_looked_at_by_image_and_score(plan, tmp_path):
         for item in truth
     ]
     path.write_text(json.dumps(found))
-    look = looks.Detections(plan, Run(tmp_path, {}, {}, {}), {'perfect': path})
+    # Without the first object of each image, and with one where there is none.
+    poor, seen = tmp_path / 'poor.json', set()
+    rest = [item for item in found if item['image_id'] in seen or seen.add(item['image_id'])]
+    wrong = [item | {'bbox': [0, 0, 1, 1]} for item in found if item not in rest]
+    poor.write_text(json.dumps(rest + wrong))
+    look = looks.Detections(plan, Run(tmp_path, {}, {}, {}), {'poor': poor, 'perfect': path})
     assert len(look) == 3
     ids = sorted({item['image_id'] for item in truth})
     for image in (0, 2):
         count = sum(item['image_id'] == ids[image] for item in truth)
-        assert f'perfect: {count} objects' in look(image=image).alt
-        assert 'perfect: 0 objects' in look(image=image, threshold=0.6).alt
+        said = look(image=image).alt
+        assert f'ground truth: {count} objects' in said
+        assert f'poor: {count - 1} found, 1 wrong (' in said
+        assert f'perfect: {count} found, 0 wrong, 1 new (' in said
+        assert 'perfect: 0 found, 0 wrong.' in look(image=image, threshold=0.6).alt
+    look = looks.Detections(plan, Run(tmp_path, {}, {}, {}), {'perfect': path, 'poor': poor})
+    assert '1 wrong, 1 lost (' in look().alt
+    titles = [ax.get_title() for ax in look().axes]
+    assert len(titles) == 3 and titles[2].startswith('poor:')
+
+
+def test_masks_are_shown_where_they_were_found(plan, tmp_path):
+    (example,) = view.samples(plan, 'val', 1)
+    ids = [item['id'] for item in json.loads(plan.split('val')[0].read_text())['categories']]
+    items = []
+    for label, box, mask in zip(
+        *(example[key] for key in ('labels', 'boxes', 'masks')), strict=True
+    ):
+        shape = encode(np.asfortranarray(mask.astype(np.uint8)))
+        shape['counts'] = shape['counts'].decode()
+        corner = [float(box[0]), float(box[1]), float(box[2] - box[0]), float(box[3] - box[1])]
+        item = {'image_id': example['id'], 'category_id': ids[label], 'score': 0.9}
+        items.append(item | {'bbox': corner, 'segmentation': shape})
+    path = tmp_path / 'found.json'
+    path.write_text(json.dumps(items))
+    found = view.detections(path, plan, [example['id']], masks=True)[example['id']]
+    assert (found['masks'] == example['masks']).all() and found['masks'].any()
+    assert 'masks' not in view.detections(path, plan, [example['id']])[example['id']]
+    look = looks.Detections(plan, Run(tmp_path, {}, {}, {}), {'perfect': path})
+    truth, ours = (np.asarray(ax.images[0].get_array()) for ax in look().axes[:2])
+    assert (truth == ours).all() and (ours != example['image'] / 255).any()

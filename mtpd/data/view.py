@@ -105,9 +105,16 @@ def statistics(recipe: Recipe) -> dict[str, dict]:
     return found
 
 
-def detections(path: str | Path, recipe: Recipe, image_ids: list[int]) -> dict[int, dict]:
-    """What a detections.json found in some images: {id: boxes (n, 4) xyxy, labels (n,), scores (n,)}."""
-    _, _, index = _index(recipe.split('val')[0])
+def detections(
+    path: str | Path, recipe: Recipe, image_ids: list[int], masks: bool = False
+) -> dict[int, dict]:
+    """What a detections.json found in some images: {id: boxes (n, 4) xyxy, labels (n,), scores (n,)}.
+
+    Args:
+        masks: where it has them all, ``masks`` (n, H, W) bool, too.
+    """
+    images, _, index = _index(recipe.split('val')[0])
+    sizes = {item['id']: (item['height'], item['width']) for item in images}
     wanted: dict[int, list[dict]] = {image: [] for image in image_ids}
     for item in json.loads(Path(path).read_text()):
         if item['image_id'] in wanted:
@@ -116,4 +123,6 @@ def detections(path: str | Path, recipe: Recipe, image_ids: list[int]) -> dict[i
     for image, items in wanted.items():
         scores = np.array([item['score'] for item in items], float)
         found[image] = _boxes(items, index) | {'scores': scores}
+        if masks and (drawn := _masks(items, sizes[image])) is not None:
+            found[image]['masks'] = drawn
     return found

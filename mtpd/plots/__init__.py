@@ -4,11 +4,12 @@ Every function gives a `Figure`, an ordinary matplotlib figure that says in `fig
 As the last line of a notebook cell, or through `display(fig)`, it is an image with that alt text.
 """
 
+from ..numerals import gain, signed
 from .curves import ap_over_stages, level_shares, loss_curves
 from .dataset import class_counts, size_histogram
 from .errors import error_types
 from .features import feature_colours, feature_differences, feature_maps
-from .figure import Figure, display, empty, gain, signed
+from .figure import Figure, display, empty
 from .generalisation import flatness, generalisation
 from .images import detections, scenes
 from .methods import direct_against_progressive

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from ..numerals import gain
 from ..runs import DISTILLATION
 from .figure import (
     COLOURS,
@@ -19,7 +20,6 @@ from .figure import (
     apart,
     dress,
     empty,
-    gain,
     narrow,
     new,
     style,

@@ -14,14 +14,16 @@ def error_types(counts: Mapping[str, Mapping[str, int]], objects: int) -> Figure
 
     Args:
         counts: {detector: {kind: how many}}, as `mtpd.error_types` counts them; the first is the one before.
-        objects: how many there are to find.
+        objects: how many there are to find, and detections that are counted.
     """
     if not counts:
         return empty('No detections yet.')
     kinds = list(next(iter(counts.values())))
     fig = new(8, 1.2 + 0.2 * len(kinds) * len(counts))
     ax = dress(
-        fig.subplots(), xlabel=f'detections or, of missed, objects ({objects:,} to find)', grid='x'
+        fig.subplots(),
+        xlabel=f'detections, the best {objects:,} of each; of missed: objects',
+        grid='x',
     )
     wide = 0.8 / len(counts)
     for index, (name, found) in enumerate(counts.items()):
@@ -31,8 +33,9 @@ def error_types(counts: Mapping[str, Mapping[str, int]], objects: int) -> Figure
             places,
             values,
             wide * 0.92,
-            color=COLOURS[index % len(COLOURS)],
-            hatch=HATCHES[index % len(HATCHES)],
+            # The arms' looks are those of the other figures; what comes first, the student before, has none there.
+            color=COLOURS[(index - 1) % len(COLOURS)] if index else INK,
+            hatch=HATCHES[(index - 1) % len(HATCHES)] if index else '',
             edgecolor='white',
             linewidth=0,
             label=narrow(name),
@@ -44,7 +47,7 @@ def error_types(counts: Mapping[str, Mapping[str, int]], objects: int) -> Figure
     ax.invert_yaxis()
     ax.margins(x=0.12)
     fig.legend(
-        loc='outside upper left', ncols=min(4, len(counts)), frameon=False, fontsize=TEXT - 1
+        loc='outside upper left', ncols=min(5, len(counts)), frameon=False, fontsize=TEXT - 1
     )
     told = [
         f'{name}: ' + ', '.join(f'{found[kind]} {kind}' for kind in kinds)

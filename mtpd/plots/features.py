@@ -99,7 +99,7 @@ def feature_colours(
         for column, (_, array) in enumerate(row, 1):
             axes[line][column].imshow(array, interpolation='nearest')
     titles = ', '.join(title for title, _ in maps[0])
-    fig.alt = f'Features as colours, by the first three principal components of {basis}: {titles}; alike colours, alike features.'
+    fig.alt = f'Features as colours, by the first three principal components of {basis}, the others mapped linearly onto them: {titles}.'
     return fig
 
 

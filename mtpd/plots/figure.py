@@ -125,17 +125,6 @@ def apart(values: Iterable[float], gap: float) -> list[float]:
     return placed
 
 
-def signed(value: float) -> str:
-    """A difference with its sign: +1.2, −0.4, ±0.0."""
-    value = round(value, 1)
-    return '±0.0' if value == 0 else f'{"+" if value > 0 else "−"}{abs(value):.1f}'
-
-
-def gain(after: float, before: float) -> str:
-    """The difference of two figures as they are printed, so that a reader who subtracts them gets the same."""
-    return signed(round(after, 1) - round(before, 1))
-
-
 def narrow(label: str) -> str:
     """A label on several lines, broken after colons and commas."""
     return label.replace(': ', ':\n').replace(', ', ',\n')

@@ -21,10 +21,11 @@ def generalisation(by_seed: Mapping[int, Sequence[dict]]) -> Figure:
     fig = new(9, 1.5 + 0.42 * len(rows))
     axes = fig.subplots(1, 2, sharey=True)
     said = []
+    over = f'mean of {len(by_seed)} seeds' if len(by_seed) > 1 else 'one seed'
     for ax, key, label in zip(
         axes, ('loss', 'AP'), ('detection loss', 'box AP (points)'), strict=True
     ):
-        dress(ax, xlabel=f'{label}, mean of {len(by_seed)} seed(s)', grid='x')
+        dress(ax, xlabel=f'{label}, {over}', grid='x')
         for index, row in enumerate(rows):
             ends = []
             for side in ('train', 'val'):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import ceil
+from typing import Any
 
 import numpy as np
 from matplotlib import patheffects
@@ -11,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
-from .figure import INK, TEXT, Figure, empty, narrow, new
+from .figure import INK, TEXT, Figure, empty, new
 
 # One colour a class, in turn; every box is named as well.
 CLASS_COLOURS = ('#E69F00', '#56B4E9', '#009E73', '#F0E442', '#0072B2', '#D55E00', '#CC79A7')
@@ -60,32 +61,51 @@ def detections(
     found: Mapping[str, Mapping],
     classes: Sequence[str] = (),
     threshold: float = 0.3,
+    columns: int = 3,
 ) -> Figure:
     """One image with its ground truth and, beside it, what detectors found.
 
     Args:
         image: RGB uint8 (H, W, 3).
         gt: boxes (n, 4) xyxy in pixels, labels (n,) and, if any, masks (n, H, W) bool.
-        found: {detector: the same with scores (n,)}.
+        found: {detector: the same with scores (n,)}; if it was judged, also ``right``, (n,) bool, and the objects of `gt`
+            that it matches and that the detector before did, ``matched`` and ``before``, sets of indices.
         classes: class names.
         threshold: detections below this score are left out.
     """
-    panels = {'ground truth': dict(gt)}
+    panels, said = {f'ground truth: {len(gt["boxes"])} objects': dict(gt)}, []
     for name, objects in found.items():
         keep = np.asarray(objects['scores']) >= threshold
-        panels[name] = {k: np.asarray(v)[keep] for k, v in objects.items()}
+        panel = {k: np.asarray(objects[k])[keep] for k in (*gt, 'scores', 'right') if k in objects}
+        title = f'{name}: {keep.sum()} objects'
+        if 'right' in panel:
+            gained, lost = (
+                sorted(objects[a] - objects[b])
+                for a, b in (('matched', 'before'), ('before', 'matched'))
+            )
+            panel |= {'new': np.asarray(gt['boxes'])[gained], 'lost': np.asarray(gt['boxes'])[lost]}
+            title = f'{name}:\n{panel["right"].sum()} found, {(~panel["right"]).sum()} wrong'
+            title += f', {len(gained)} new' * bool(gained) + f', {len(lost)} lost' * bool(lost)
+        panels[title] = panel
+    columns = min(columns, len(panels))
+    rows = ceil(len(panels) / columns)
     height, width = image.shape[:2]
-    fig = new(2.9 * len(panels), 2.9 * height / width + 0.45, photo=True)
-    counts = []
-    axes = fig.subplots(1, len(panels), squeeze=False)[0]
-    for ax, (name, objects) in zip(axes, panels.items(), strict=True):
+    fig = new(3.2 * columns, rows * (3.2 * height / width + 0.5) + 0.2, photo=True)
+    axes = fig.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes:
         ax.axis('off')
+    for ax, (title, objects) in zip(axes, panels.items(), strict=False):
         _objects(ax, image, objects, classes)
-        count = len(objects['boxes'])
-        ax.set_title(narrow(f'{name} ({count})'), fontsize=TEXT, color=INK)
+        ax.set_title(title, fontsize=TEXT - 0.5, color=INK)
         names = ', '.join(_class(c, classes) for c in objects['labels'])
-        counts.append(f'{name}: {count} objects' + (f' ({names})' if count else ''))
-    fig.alt = f'Objects with a score of at least {threshold:g}. ' + '; '.join(counts) + '.'
+        said.append(title.replace('\n', ' ') + (f' ({names})' if names else ''))
+    if any('right' in objects for objects in panels.values()):
+        fig.suptitle(
+            'dashed: wrong; +: object that the first student does not find; dotted: one that it finds and this one does not',
+            fontsize=TEXT - 1,
+            color=INK,
+        )
+    fig.alt = f'Objects with a score of at least {threshold:g}. ' + '; '.join(said) + '.'
     return fig
 
 
@@ -101,26 +121,45 @@ def _objects(ax: Axes, image: np.ndarray, objects: Mapping, classes: Sequence[st
         picture[mask] = 0.5 * picture[mask] + 0.5 * colour
     height, width = image.shape[:2]
     ax.imshow(picture, interpolation='nearest' if width < 200 else 'antialiased')
-    scores = objects.get('scores')
-    for k, (label, (x1, y1, x2, y2)) in enumerate(
-        zip(objects['labels'], objects['boxes'], strict=True)
-    ):
+    scores, right = objects.get('scores'), objects.get('right')
+    wrong = np.zeros(len(objects['boxes']), bool) if right is None else ~np.asarray(right, bool)
+    for k in np.argsort(~wrong, kind='stable'):  # what is right is drawn over what is wrong
+        label, box = objects['labels'][k], objects['boxes'][k]
         colour = CLASS_COLOURS[int(label) % len(CLASS_COLOURS)]
-        # Edges in a picture lie between pixels, pixel centres at whole numbers.
-        corner = (x1 - 0.5, y1 - 0.5)
-        for edge, line in (('black', 2.2), (colour, 1.1)):  # readable on any background
-            ax.add_patch(
-                Rectangle(corner, x2 - x1, y2 - y1, fill=False, edgecolor=edge, linewidth=line)
-            )
-        text = _class(label, classes) + ('' if scores is None else f' {scores[k]:.2f}')
-        ax.text(
-            np.clip(x1, 0, 0.9 * width),
-            y1 - 1.5 if y1 > 0.08 * height else y1 + 1,
-            text,
-            va='bottom' if y1 > 0.08 * height else 'top',
-            fontsize=TEXT - 2.5,
-            color='white',
-            path_effects=[patheffects.withStroke(linewidth=2, foreground='black')],
-        )
+        _box(ax, box, colour, (0, (2, 2)) if wrong[k] else '-')
+        text = _class(label, classes)
+        text += '' if scores is None else f' {scores[k]:.2f}'.replace(' 0.', ' .')
+        x, top, bottom = np.clip(box[0], 0, 0.9 * width), box[1], box[3]
+        if wrong[k]:
+            _write(ax, x, bottom - 1, text, 'bottom')
+        elif top > 0.08 * height:
+            _write(ax, x, top - 1.5, text, 'bottom')
+        else:
+            _write(ax, x, top + 1, text, 'top')
+    for box in objects.get('new', ()):
+        _write(ax, min(box[2], 0.96 * width), box[3], '+', 'bottom', TEXT + 1)
+    for box in objects.get('lost', ()):
+        _box(ax, box, 'white', (0, (1, 2)))
     ax.set_xlim(-0.5, width - 0.5)
     ax.set_ylim(height - 0.5, -0.5)
+
+
+def _box(ax: Axes, box: Sequence[float], colour: str, style: Any) -> None:
+    x1, y1, x2, y2 = box
+    # Edges in a picture lie between pixels, pixel centres at whole numbers.
+    corner = (x1 - 0.5, y1 - 0.5)
+    for edge, wide in (('black', 2.4), (colour, 1.3)):  # readable on any background
+        look = dict(edgecolor=edge, linewidth=wide, linestyle=style)
+        ax.add_patch(Rectangle(corner, x2 - x1, y2 - y1, fill=False, **look))
+
+
+def _write(ax: Axes, x: float, y: float, text: str, va: str, size: float = TEXT - 2) -> None:
+    ax.text(
+        x,
+        y,
+        text,
+        va=va,
+        fontsize=size,
+        color='white',
+        path_effects=[patheffects.withStroke(linewidth=2, foreground='black')],
+    )

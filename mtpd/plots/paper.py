@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .figure import COLOURS, FAINT, HATCHES, INK, TEXT, Figure, dress, empty, gain, new
+from ..numerals import gain
+from .figure import COLOURS, FAINT, HATCHES, INK, TEXT, Figure, dress, empty, new
 
 
 def paper_next_to_ours(paper: Mapping, ours: Mapping, dataset: str = 'this run') -> Figure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..numerals import gain, signed
 from .figure import (
     COLOURS,
     FAINT,
@@ -13,10 +14,8 @@ from .figure import (
     apart,
     dress,
     empty,
-    gain,
     narrow,
     new,
-    signed,
     style,
 )
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from ..intervals import Interval
-from .figure import COLOURS, FAINT, INK, MARKERS, TEXT, Figure, dress, empty, new, signed
+from ..numerals import signed
+from .figure import COLOURS, FAINT, INK, MARKERS, TEXT, Figure, dress, empty, new
 
 CHOSEN, OTHER, CONTROL = COLOURS[2], COLOURS[1], COLOURS[0]
 
@@ -57,14 +59,18 @@ def ap_versus_order(rows: Sequence[Mapping], baseline: float | None = None) -> F
     if paired:
         dress(axes[1], xlabel=f'difference from "{other}",\npaired by seed (AP points)', grid='x')
         axes[1].axvline(0, color=INK, linewidth=1, zorder=1)
+        axes[1].xaxis.set_major_locator(MaxNLocator(5))
         axes[1].tick_params(axis='y', length=0)
     counts = {len(row['ap']) for row in rows}
     seeds_text = f'{min(counts)}' if len(counts) == 1 else f'{min(counts)} to {max(counts)}'
-    note = f'Small: {seeds_text} seeds, a marker each. Large: mean and 95 % t interval.'
+    note = 'One seed: a single run, without an interval.'
+    if seeds_text != '1':
+        note = f'Small: {seeds_text} seeds, a marker each. Large: mean and 95 % t interval.'
     note += ' ★: suggested by adaptation cost.' if any(row['chosen'] for row in rows) else ''
     fig.suptitle(note, x=0.01, ha='left', fontsize=TEXT - 0.5, color=INK)
     said = [f'{row["label"]} {_text(row["mean"])}' for row in rows]
-    fig.alt = f'Box AP by arm, mean and 95 % interval over {seeds_text} seeds, best first: {"; ".join(said)}.'
+    over = 'of one seed' if seeds_text == '1' else f'mean and 95 % interval over {seeds_text} seeds'
+    fig.alt = f'Box AP by arm, {over}, best first: {"; ".join(said)}.'
     if paired:
         said = [f'{row["label"]} {_text(row[key], sign=True)}' for row in rows if row[key]]
         fig.alt += f' Difference from {other}: {"; ".join(said)}.'
@@ -87,7 +93,7 @@ def predicted_and_measured(rows: Sequence[Mapping], correlation: Interval | None
     ax = dress(
         fig.subplots(),
         'sum of squared adaptation costs along the path',
-        'box AP, mean over seeds (points)',
+        'box AP, mean of the seeds (points)',
         grid='both',
     )
     for place, row in enumerate(sorted(rows, key=lambda row: row['path_cost'])):
@@ -114,6 +120,9 @@ def predicted_and_measured(rows: Sequence[Mapping], correlation: Interval | None
         ax.plot([], [], MARKERS[(length - 1) % len(MARKERS)], color=FAINT, label=name)
     ax.legend(frameon=False, fontsize=TEXT - 1, loc='best')
     ax.margins(x=0.22, y=0.1)
+    low, high = ax.get_ylim()
+    if high - low < 1:  # less than a point of AP is not to look like much
+        ax.set_ylim((low + high) / 2 - 0.5, (low + high) / 2 + 0.5)
     said = [
         f'{row["label"]} cost {row["path_cost"]:.2f}, AP {row["mean"].value:.1f}' for row in rows
     ]

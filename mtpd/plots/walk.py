@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ..numerals import signed
 from .curves import SHADES
-from .figure import COLOURS, INK, MARKERS, TEXT, Figure, dress, empty, narrow, new, signed
+from .figure import COLOURS, INK, MARKERS, TEXT, Figure, dress, empty, narrow, new
 
 
 def walk_through(
