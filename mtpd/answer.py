@@ -46,22 +46,24 @@ def _certainty(rows: list[dict], seeds: int) -> str:
     if not progressive:
         return 'There is no arm with several teachers to compare it with.'
     said = [
-        f'{words} {_verdict(progressive[key])}'
+        _verdict(progressive[key], words)
         for key, words in (
             ('above_control', 'training on without a teacher'),
             ('above_direct', 'the best teacher alone'),
         )
         if progressive[key] is not None
     ]
-    named = f'The best sequence of several teachers, "{progressive["label"]}",'
+    named = f'"{progressive["label"]}", the best sequence of several teachers,'
     if not said:
         return f'{named} has nothing to be compared with.'
-    return f'{named} stands, with 95 % intervals over {seeds} seeds, against {" and against ".join(said)}.'
+    return f'{named} is {" and ".join(said)}, with 95 % intervals over {seeds} seeds.'
 
 
-def _verdict(found: Interval) -> str:
-    verdict = {1: 'better', -1: 'worse', 0: 'no difference shown'}[found.sign]
-    return f'at {bracketed(found, sign=True)} AP ({verdict})'
+def _verdict(found: Interval, other: str) -> str:
+    if not found.sign:
+        return f'not shown to differ from {other} ({bracketed(found, sign=True)} AP)'
+    value = found if found.sign > 0 else Interval(-found.value, -found.high, -found.low, found.n)
+    return f'{"better" if found.sign > 0 else "worse"} than {other} by {bracketed(value)} AP'
 
 
 def closing(run: Run) -> str:

@@ -87,7 +87,8 @@ touch(detections, image=(image, range(len(detections))), threshold=(0.3, thresho
 
 # %% [markdown]
 # ## Beside the paper
-#
+
+# %% [markdown] tags=["live"]
 # A released student comes first, if the parameter `checkpoint` names one: any of this recipe's architecture is tested on the
 # recipe's validation split, and needs no run.
 

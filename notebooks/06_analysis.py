@@ -62,7 +62,7 @@ plots.feature_colours(feature_views.pca_colours(rows, teacher), pictures, teache
 # %% [markdown] tags=["live"]
 # Touch them: choose an image, an FPN level (0 is the finest) and a view below the figure.
 
-# %%
+# %% tags=["live"]
 features = looks.Features(plan, stage_checkpoints(plan, chosen['name'], work_dir), 12)
 touch(
     features,
