@@ -19,6 +19,7 @@ from mtpd.features import load_all
 from mtpd.files import write_json
 from mtpd.order import image_features
 from mtpd.paths import shown
+from mtpd.progress import bar
 from mtpd.recipe import load_recipe
 from mtpd.train import detector_checkpoint
 
@@ -71,7 +72,7 @@ def trained_cost(source: tuple, target: tuple, options) -> float:
 def every_pair(names: list[str], strides: list[int], halves: list, cost, options) -> np.ndarray:
     """Costs (D, D), the mean over the strides, by a function of (source, target, options)."""
     found = np.zeros((len(strides), len(names), len(names)))
-    for level, stride in enumerate(strides):
+    for level, stride in enumerate(bar('levels', strides)):
         data = {n: tuple(stacked(half, n, stride) for half in halves) for n in names}
         for i, a in enumerate(names):
             for j, b in enumerate(names):

@@ -31,6 +31,7 @@ from mtpd.data import pipelines
 from mtpd.data.examples import examples
 from mtpd.environment import describe
 from mtpd.files import write_json
+from mtpd.progress import bar
 from mtpd.recipe import Recipe, load_recipe
 from mtpd.schema import SWITCHES
 
@@ -92,7 +93,7 @@ def batches(recipe: Recipe, folder: Path, size: int, count: int) -> tuple[list, 
 def apart(options: argparse.Namespace, names: list[str]) -> dict[str, dict]:
     """Of processes of one kind, in turn: MiB at the peak, milliseconds of an update, and the original's through them."""
     told: dict = {name: [] for name in names}
-    for _ in range(options.processes):
+    for _ in bar('processes', range(options.processes)):
         for name in names:
             command = [sys.executable, *sys.argv, '--alone', name]
             found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -116,7 +117,7 @@ def measure(options: argparse.Namespace, recipe: Recipe, device: str, folder: Pa
     names = ['original', *options.ours]
     arms = {name: update_of(name, recipe, options.teacher, device) for name in names}
     seconds: dict = {name: [] for name in names}
-    for number in range(options.warm_up + options.pairs):
+    for number in bar('updates', range(options.warm_up + options.pairs)):
         batch = made[number % len(made)]
         for name in names[number % len(names) :] + names[: number % len(names)]:
             seconds[name].append(arms[name](batch))

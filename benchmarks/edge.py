@@ -23,6 +23,7 @@ from mtpd.edge import EdgeDetector
 from mtpd.environment import describe
 from mtpd.files import write_json
 from mtpd.onnx_export import export
+from mtpd.progress import bar
 from mtpd.train import detector_checkpoint
 
 # isort: split
@@ -65,7 +66,7 @@ def measure(recipe, name: str, checkpoint: Path, images: list[np.ndarray], threa
         path = export(model, Path(folder) / 'detector.onnx')
         edge, megabytes = EdgeDetector(path, threads), path.stat().st_size / 1e6
         times, boxes, alone, most = [], 0, 0, 0.0
-        for image in images:
+        for image in bar('images', images):
             by_torch, theirs = timed(lambda image=image: inference_detector(model, image))
             by_onnx, ours = timed(lambda image=image: edge(image))
             times.append((by_torch, by_onnx))

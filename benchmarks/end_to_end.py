@@ -19,6 +19,7 @@ from pathlib import Path
 
 from mtpd.environment import describe
 from mtpd.files import read_log, write_json
+from mtpd.progress import bar
 from mtpd.recipe import Recipe, load_recipe
 from mtpd.schema import SWITCHES
 
@@ -88,7 +89,7 @@ def main() -> None:
             print(json.dumps(one(options, options.one, Path(folder))))
         return
     rows: dict = {kind: [] for kind in KINDS}
-    for _ in range(options.repeats):
+    for _ in bar('pairs of stages', range(options.repeats)):
         for kind, found in rows.items():
             command = [sys.executable, *sys.argv, '--one', kind]
             told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)

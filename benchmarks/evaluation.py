@@ -22,6 +22,7 @@ from mtpd import score
 from mtpd.data import pipelines
 from mtpd.environment import describe
 from mtpd.files import write_json
+from mtpd.progress import bar
 
 CLASSES = 80
 OBJECTS = 7  # an image, as in COCO
@@ -74,7 +75,7 @@ def main() -> None:
         numbers: dict = {}
         with tempfile.TemporaryDirectory() as folder:
             data, files = make(Path(folder), images, options.detections)
-            for _ in range(options.pairs):
+            for _ in bar(f'{images} images', range(options.pairs)):
                 for library, taken in seconds.items():
                     began = time.perf_counter()
                     with contextlib.redirect_stdout(io.StringIO()):

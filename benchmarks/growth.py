@@ -22,6 +22,7 @@ from mtpd.features import load_all
 from mtpd.files import write_json
 from mtpd.order import image_features
 from mtpd.paths import ROOT
+from mtpd.progress import bar
 from mtpd.recipe import load_recipe
 from mtpd.report import make_report
 
@@ -35,7 +36,7 @@ def of_step(folder: Path) -> list[dict]:
     """Milliseconds of an update at three image sizes, and with three batches."""
     loop.use_threads('cpu', 0)
     rows = []
-    for side, batch in ((64, 8), (128, 8), (256, 8), (128, 4), (128, 16)):
+    for side, batch in bar('steps', ((64, 8), (128, 8), (256, 8), (128, 4), (128, 16))):
         few = {'data.scenes.train': 4 * batch, 'data.scenes.val': 1, 'data.scenes.size': 256}
         recipe = load_recipe(MINI, few | {'data.cache': str(folder), 'image.scale': side})
         update = update_of('default', recipe, TEACHER, 'cpu')

@@ -16,6 +16,7 @@ from pathlib import Path
 from mtpd import loop, speed, trial
 from mtpd.environment import describe
 from mtpd.files import write_json
+from mtpd.progress import bar
 from mtpd.recipe import load_recipe
 
 # isort: split
@@ -28,7 +29,7 @@ MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 def in_turn(calls: dict[str, Callable], times: int) -> dict[str, float]:
     """Milliseconds of each."""
     taken: dict = {name: [] for name in calls}
-    for number in range(times + 3):
+    for number in bar('rounds', range(times + 3)):
         for name, call in calls.items():
             began = time.perf_counter()
             call()

@@ -13,6 +13,7 @@ from .errors import MtpdError, RecipeError
 from .files import sha256_in_name
 from .forecast import forecast
 from .loop import device_of, processes
+from .progress import bar
 from .recipe import Recipe, load_recipe
 from .trainings import Training
 from .trainings import of_recipe as trainings_of
@@ -110,7 +111,7 @@ def problems(
     broken, fine = _without_model(recipe, names)
     found += broken + compare.settings_problems(recipe, fine)
     found += recipe.checkpoint_problems(loaded)
-    for name, key in _weights(recipe, names, loaded):
+    for name, key in bar('checkpoints', list(_weights(recipe, names, loaded))):
         if name in fine and _is_here(recipe, name, key):
             found += _of_weights(recipe, name, key)
     if 'student' in fine:
@@ -140,7 +141,7 @@ def _classes_known(recipe: Recipe) -> bool:
 def _without_model(recipe: Recipe, names: Iterable[str]) -> tuple[list[str], list[str]]:
     """What is wrong with detectors' configs, and the detectors whose config is right."""
     found, fine = [], []
-    for name in names:
+    for name in bar('detectors', names):
         try:
             recipe.model(name)
             fine.append(name)

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from ..progress import bar
+
 MOST_CLASSES = 50_000  # V3Det has 13,204; a head of more does not fit into memory
 SMALLEST_IMAGE = 32  # pixels; mmdet trains on no smaller ones
 EMPTY_BOXES = 1e-4  # the share of boxes without area that passes
@@ -115,7 +117,7 @@ def _categories(items: list, found: Findings) -> set[int]:
 def _objects(items: list, images: dict, classes: set, found: Findings) -> None:
     ids: set[int] = set()
     empty, small, boxes = Findings(found.where), 0, 0
-    for place, item in enumerate(items):
+    for place, item in enumerate(bar('annotations', items)):
         if not (isinstance(item, dict) and _is_id(item.get('id'))):
             found.add(
                 'an annotation is no dict with a whole number as its id',
