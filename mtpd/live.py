@@ -11,8 +11,8 @@ from pathlib import Path
 
 from . import plots
 from .files import read_log
+from .logs import loss_rows
 from .recipe import Recipe
-from .runs import loss_rows
 from .trainings import stage_dir
 
 LEAST = 2.0  # seconds between two figures

@@ -5,7 +5,6 @@ Files hold fractions in 0..1 (pycocotools' convention); this module turns them i
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from .conclusion import arm_kinds
 from .errors import MtpdError
 from .files import read_json, read_log
 from .holding import alive
+from .logs import split_loss
 from .paths import ROOT
 
 # Column name -> key in metrics.json.
@@ -25,36 +25,6 @@ AP_KEYS = {
     'AP_l': 'bbox_mAP_l',
     'mask_AP': 'segm_mAP',
 }
-# A loss with its FPN level, as `trainings.distill_cfg` names them, by any method.
-DISTILLATION = re.compile(r'loss_.+_fpn_(\d+)')
-
-
-def split_loss(row: dict) -> tuple[float | None, float | None]:
-    """Detection loss and distillation loss of a log row (None: not in the row).
-
-    What mmdet trains is what has 'loss' in its name: also a cascade's ``s0.loss_cls``.
-    """
-    parts = {k: v for k, v in row.items() if 'loss' in k and k != 'loss' and v is not None}
-    distillation = [v for k, v in parts.items() if DISTILLATION.fullmatch(k)]
-    detection = [v for k, v in parts.items() if not DISTILLATION.fullmatch(k)]
-    if detection:
-        total = sum(detection)
-    else:
-        total = None if row.get('loss') is None else row['loss'] - sum(distillation)
-    return total, (sum(distillation) if distillation else None)
-
-
-def loss_rows(log: str | Path, teacher: str | None = None) -> list[dict]:
-    """Rows of one training run's log.json for `plots.loss_curves`."""
-    rows = []
-    for row in read_log(Path(log)):
-        detection, distillation = split_loss(row)
-        rows.append(
-            row
-            | {'stage': 1, 'teacher': teacher}
-            | {'detection': detection, 'distillation': distillation}
-        )
-    return rows
 
 
 def points(metrics: dict | None) -> dict[str, float | None]:

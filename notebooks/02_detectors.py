@@ -18,7 +18,8 @@ work_dir: str = ''  # run directory; empty: runs, recipe, seed
 
 # %%
 from mtpd import load_recipe, plots
-from mtpd.runs import loss_rows, points
+from mtpd.logs import loss_rows
+from mtpd.runs import points
 from mtpd.tables import say, table
 from mtpd.train import began_from, prepare_detector
 

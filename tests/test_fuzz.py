@@ -23,7 +23,7 @@ from mtpd.config import lay_over
 from mtpd.data import annotations, coco
 from mtpd.errors import MtpdError, RecipeError
 from mtpd.files import read_log
-from mtpd.runs import loss_rows
+from mtpd.logs import loss_rows
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 EXAMPLES = int(os.environ.get('MTPD_FUZZ', '60'))

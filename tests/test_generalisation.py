@@ -12,7 +12,7 @@ from torch import nn
 
 from mtpd import gap, generalisation, load_recipe, load_run, plots
 from mtpd.evaluate import load_detector
-from mtpd.runs import DISTILLATION
+from mtpd.logs import DISTILLATION
 
 RECIPE = 'configs/mini/retinanet_r50__r101_rx101.py'
 TEACHER = 'configs/mini/teachers/r101/model.pth'

@@ -20,10 +20,11 @@ from mtpd import load_recipe
 from mtpd.checkpoints import load, save_atomic
 from mtpd.data import pipelines
 from mtpd.inherit import warm_start
+from mtpd.logs import split_loss
 from mtpd.paths import ROOT
 from mtpd.pipeline import run_recipe
 from mtpd.report import make_report
-from mtpd.runs import load_run, split_loss
+from mtpd.runs import load_run
 from mtpd.train import _stage_model, _start, train_stage
 
 TWINS = sorted(path.stem for path in (ROOT / 'configs' / 'paper').glob('*.py'))

@@ -14,7 +14,8 @@ from fake_run import ARMS, make_run, put
 from mtpd.conclusion import arm_kinds, conclusion
 from mtpd.errors import MtpdError
 from mtpd.files import read_json, read_log, write_json
-from mtpd.runs import load_run, split_loss
+from mtpd.logs import split_loss
+from mtpd.runs import load_run
 
 
 @pytest.fixture(scope='module')

@@ -10,8 +10,8 @@ from mtpd import checkpoints, load_recipe
 from mtpd.errors import MtpdError, RecipeError
 from mtpd.evaluate import evaluate
 from mtpd.files import sha256
+from mtpd.logs import split_loss
 from mtpd.loop import mmdet_cfg
-from mtpd.runs import split_loss
 from mtpd.score import NUMBERS
 from mtpd.size import describe
 from mtpd.train import prepare_detector, train_detector_run, train_stage

@@ -7,14 +7,12 @@ train2017 whose box has no height, which mmdet leaves out.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from ..progress import bar
+from . import run_lengths
+from .values import are_finite, is_id, is_number, is_text, short
 
 MOST_CLASSES = 50_000  # V3Det has 13,204; a head of more does not fit into memory
 SMALLEST_IMAGE = 32  # pixels; mmdet trains on no smaller ones
@@ -63,20 +61,20 @@ def _images(items: list, found: Findings) -> dict[int, tuple[float, float]]:
     sizes: dict[int, tuple[float, float]] = {}
     for place, item in enumerate(items):
         name = item.get('file_name') if isinstance(item, dict) else None
-        if not (isinstance(item, dict) and _is_id(item.get('id'))):
+        if not (isinstance(item, dict) and is_id(item.get('id'))):
             found.add(
                 'an image is no dict with a whole number as its id',
-                f'images[{place}] is {_short(item)}',
+                f'images[{place}] is {short(item)}',
             )
             continue
         if item['id'] in sizes:
             found.add('an image id is given twice', f'{item["id"]}')
-        if not _is_text(name):
-            found.add('an image has no file_name', f'image {item["id"]}: {_short(name)}')
+        if not is_text(name):
+            found.add('an image has no file_name', f'image {item["id"]}: {short(name)}')
         size = item.get('width'), item.get('height')
-        if not all(_is_number(side) and side >= 1 for side in size):
+        if not all(is_number(side) and side >= 1 for side in size):
             found.add(
-                'an image has no width and height in pixels', f'image {item["id"]}: {_short(size)}'
+                'an image has no width and height in pixels', f'image {item["id"]}: {short(size)}'
             )
             size = (math.inf, math.inf)
         sizes[item['id']] = size
@@ -97,16 +95,16 @@ def _categories(items: list, found: Findings) -> set[int]:
         )
         items = items[:MOST_CLASSES]
     for place, item in enumerate(items):
-        if not (isinstance(item, dict) and _is_id(item.get('id'))):
+        if not (isinstance(item, dict) and is_id(item.get('id'))):
             found.add(
-                'a category lacks its id, a whole number', f'categories[{place}] is {_short(item)}'
+                'a category lacks its id, a whole number', f'categories[{place}] is {short(item)}'
             )
             continue
         name = item.get('name')
-        if not _is_text(name):
-            found.add('a category lacks its name', f'category {item["id"]}: {_short(name)}')
+        if not is_text(name):
+            found.add('a category lacks its name', f'category {item["id"]}: {short(name)}')
         elif name in names:
-            found.add('a class name appears twice', _short(name))
+            found.add('a class name appears twice', short(name))
         if item['id'] in ids:
             found.add('a category id is given twice', f'{item["id"]}')
         ids.add(item['id'])
@@ -118,10 +116,10 @@ def _objects(items: list, images: dict, classes: set, found: Findings) -> None:
     ids: set[int] = set()
     empty, small, boxes = Findings(found.where), 0, 0
     for place, item in enumerate(bar('annotations', items)):
-        if not (isinstance(item, dict) and _is_id(item.get('id'))):
+        if not (isinstance(item, dict) and is_id(item.get('id'))):
             found.add(
                 'an annotation is no dict with a whole number as its id',
-                f'annotations[{place}] is {_short(item)}',
+                f'annotations[{place}] is {short(item)}',
             )
             continue
         name = f'annotation {item["id"]}'
@@ -131,7 +129,7 @@ def _objects(items: list, images: dict, classes: set, found: Findings) -> None:
         size = _known(item, 'image_id', images, 'images', name, found)
         _known(item, 'category_id', classes, 'categories', name, found)
         if item.get('iscrowd', 0) not in (0, 1):
-            found.add('iscrowd is neither 0 nor 1', f'{name}: {_short(item["iscrowd"])}')
+            found.add('iscrowd is neither 0 nor 1', f'{name}: {short(item["iscrowd"])}')
         width, height = images[item['image_id']] if size else (math.inf, math.inf)
         _mask(item.get('segmentation'), width, height, name, found)
         if not _box(item, width, height, name, found, empty):
@@ -149,32 +147,32 @@ def _objects(items: list, images: dict, classes: set, found: Findings) -> None:
 
 
 def _known(item: dict, key: str, known: Any, what: str, name: str, found: Findings) -> bool:
-    if _is_id(item.get(key)) and item[key] in known:
+    if is_id(item.get(key)) and item[key] in known:
         return True
-    found.add(f'{key} is not among the {what}', f'{name}: {_short(item.get(key))}')
+    found.add(f'{key} is not among the {what}', f'{name}: {short(item.get(key))}')
     return False
 
 
 def _box(item: dict, width: float, height: float, name: str, found: Findings, empty: Findings):
     """Whether the box and its area are numbers; what is wrong with them goes to `found`, or `empty`."""
     box, area = item.get('bbox'), item.get('area')
-    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
-        found.add('bbox is not four numbers [x, y, width, height]', f'{name}: {_short(box)}')
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
+        found.add('bbox is not four numbers [x, y, width, height]', f'{name}: {short(box)}')
         return False
-    if not _is_number(area):
-        found.add('area is no number (of square pixels)', f'{name}: {_short(area)}')
+    if not is_number(area):
+        found.add('area is no number (of square pixels)', f'{name}: {short(area)}')
         return False
     x, y, w, h = box
     if w < 0 or h < 0 or area < 0:
-        text = f'{name}: bbox {_short(box)}, area {_short(area)}'
+        text = f'{name}: bbox {short(box)}, area {short(area)}'
         found.add('a box has a negative width, height or area', text)
     elif w == 0 or h == 0 or area == 0:
         empty.add(
-            'a box has no width, height or area', f'{name}: bbox {_short(box)}, area {_short(area)}'
+            'a box has no width, height or area', f'{name}: bbox {short(box)}, area {short(area)}'
         )
     elif x >= width or y >= height or x + w <= 0 or y + h <= 0:
         size = f'{width:g} x {height:g}'
-        found.add('a box lies outside its image', f'{name}: bbox {_short(box)}, image {size}')
+        found.add('a box lies outside its image', f'{name}: bbox {short(box)}, image {size}')
     return True
 
 
@@ -187,105 +185,16 @@ def _mask(mask: Any, width: float, height: float, name: str, found: Findings) ->
             isinstance(polygon, list)
             and len(polygon) >= 6
             and len(polygon) % 2 == 0
-            and _are_finite(polygon)
+            and are_finite(polygon)
             for polygon in mask
         )
         if not good:
             found.add(
                 'a segmentation is no list of polygons [x1, y1, x2, y2, x3, y3, ...]',
-                f'{name}: {_short(mask)}',
+                f'{name}: {short(mask)}',
             )
-    elif not _is_run_lengths(mask, width, height):
+    elif not run_lengths.fit(mask, width, height):
         found.add(
             'a segmentation in run lengths does not fit its image (size [height, width], counts that add up to it)',
-            f'{name}: {_short(mask)}',
+            f'{name}: {short(mask)}',
         )
-
-
-def _is_run_lengths(mask: Any, width: float, height: float) -> bool:
-    if not isinstance(mask, dict) or not isinstance(mask.get('size'), list):
-        return False
-    if mask['size'] != [height, width] and math.isfinite(width):
-        return False
-    if len(mask['size']) != 2 or not all(_is_id(side) and side > 0 for side in mask['size']):
-        return False
-    counts = mask.get('counts')
-    if isinstance(counts, str):
-        counts = _decoded(counts)
-    if not isinstance(counts, list) or not all(_is_id(count) and count >= 0 for count in counts):
-        return False
-    return sum(counts) == mask['size'][0] * mask['size'][1]
-
-
-def _decoded(text: str) -> list[int] | None:
-    """The run lengths of pycocotools' compressed text; None where it is none, on which pycocotools would go wrong.
-
-    Five bits a character, least first, the sixth for "goes on"; from the third number on differences to the last but one.
-    """
-    codes = np.frombuffer(text.encode('utf-8', 'replace'), np.uint8).astype(int) - 48
-    if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        return None
-    counts: list[int] = []
-    value = shift = 0
-    for code in codes.tolist():
-        value |= (code & 31) << shift
-        shift += 5
-        if code & 32:
-            continue
-        if code & 16:
-            value -= 1 << shift
-        if len(counts) > 2:
-            value += counts[-2]
-        counts.append(value)
-        value = shift = 0
-    return counts
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
-
-
-def _is_text(value: Any) -> bool:
-    """Something to be read, which can be a file's name and be printed."""
-    return (
-        isinstance(value, str)
-        and bool(value.strip())
-        and '\0' not in value
-        and not re.search('[\ud800-\udfff]', value)
-    )
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return math.isfinite(value) if isinstance(value, float) else abs(value) < 2**53
-
-
-def _are_finite(values: list) -> bool:
-    """Whether all are finite numbers, by their sum: a large file has tens of millions of them."""
-    try:
-        return math.isfinite(sum(values))
-    except (TypeError, OverflowError):
-        return False
-
-
-def _short(value: Any) -> str:
-    text = repr(_few(value))
-    return text if len(text) <= 80 else f'{text[:77]}...'
-
-
-def _few(value: Any) -> Any:
-    """No more of a large value than is shown."""
-    if isinstance(value, (str, bytes)):
-        return value[:80]
-    if isinstance(value, int) and abs(value) > 2**64:
-        return 'a huge number'
-    if isinstance(value, (list, tuple)):
-        return type(value)(_few(item) for item in value[:8])
-    if isinstance(value, dict):
-        return {_few(key): _few(item) for key, item in _first(value.items(), 8)}
-    return value
-
-
-def _first(items: Iterable, count: int) -> list:
-    return [item for item, _ in zip(items, range(count), strict=False)]

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from ..logs import DISTILLATION
 from ..numerals import gain
-from ..runs import DISTILLATION
 from .figure import (
     COLOURS,
     HATCHES,

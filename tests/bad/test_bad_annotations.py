@@ -10,7 +10,7 @@ import pytest
 from place import MINI, edited, passes, refuse
 from pycocotools import mask as masks
 
-from mtpd.data import annotations
+from mtpd.data import annotations, run_lengths
 
 PAPER = 'configs/paper/mask_rcnn_r50__cascade_r50dcn_rx101dcn.py'
 
@@ -223,7 +223,7 @@ def test_two_boxes_without_height_in_a_million_pass():
 def test_compressed_run_lengths_are_read_as_pycocotools_reads_them(seed):
     pixels = np.random.default_rng(seed).random((37, 23)) < 0.1 + 0.2 * seed
     packed = masks.encode(np.asfortranarray(pixels.astype(np.uint8)))
-    counts = annotations._decoded(packed['counts'].decode())
+    counts = run_lengths.decoded(packed['counts'].decode())
     flat = pixels.T.ravel()
     expected = [[]]
     for value in flat:
