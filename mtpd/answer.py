@@ -27,8 +27,9 @@ def answer(study: Study) -> str:
         text += f' best student comes from the arm "{first[0]}": AP {ap}'
     parts = []
     if study.control and study.control.name != best['name']:
+        paired = best['above_control'] if len(seeds) > 1 else None
         gap = gain(best['mean'].value, study.control.mean.value)
-        parts.append(f'{gap} against training on without a teacher')
+        parts.append(f'{bracketed(paired, sign=True) or gap} against training on without a teacher')
     if study.start is not None:
         parts.append(f'{gain(best["mean"].value, study.start)} against the baseline')
     text += f' ({"; ".join(parts)})' if parts else ''
@@ -49,7 +50,7 @@ def _certainty(rows: list[dict], seeds: int) -> str:
         _verdict(progressive[key], words)
         for key, words in (
             ('above_control', 'training on without a teacher'),
-            ('above_direct', 'the best teacher alone'),
+            ('above_direct', 'the strongest teacher alone'),
         )
         if progressive[key] is not None
     ]

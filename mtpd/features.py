@@ -77,7 +77,8 @@ def load_all(recipe: Recipe, checkpoints: dict[str, tuple[str, Path]]) -> dict[s
 def stage_checkpoints(
     recipe: Recipe, arm: str, work_dir: str | Path | None = None
 ) -> dict[str, tuple[str, Path]]:
-    """The student before and after each stage of an arm, then the teachers, for `load_all`."""
+    """The student before and after each stage of an arm, at the end of the arm without a teacher if there is one, then the
+    teachers; for `load_all`."""
     from .order import settled
     from .train import detector_checkpoint, train_stage
 
@@ -89,6 +90,10 @@ def stage_checkpoints(
             'student',
             train_stage(recipe, stage, arm, work_dir)['checkpoint'],
         )
+    for other in recipe.arms.values():
+        if other.name != arm and other.teachers == (None,):
+            checkpoint = train_stage(recipe, 1, other.name, work_dir)['checkpoint']
+            found[other.label] = ('student', checkpoint)
     for name, spec in recipe.cfg.teachers.items():
         found[spec.get('label', name)] = (name, detector_checkpoint(recipe, name, work_dir))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import intervals
 from .intervals import Interval
 from .numerals import bracketed, number, signed
 from .study import Study
@@ -17,24 +18,27 @@ def conclude(study: Study) -> dict[str, str]:
     direct = f'direct distillation ({study.direct.label})' if study.direct else ''
     found = {
         'What is compared?': _setting(rows, study.seeds),
-        'Which arm is best?': f'By mean AP {rows[0]["label"]}: {bracketed(rows[0]["mean"])}.',
+        'Which arm is best?': f'"{rows[0]["label"]}", with AP {bracketed(rows[0]["mean"])}.',
         'Does a teacher help?': _distillation(taught),
-        'Does a sequence beat the best teacher alone?': _progressive(several, direct),
-        'Did the adaptation costs foretell the order?': _forecast(taught, study.correlation()),
+        'Does a sequence beat the strongest teacher alone?': _progressive(several, direct),
+        'Did the adaptation costs foretell the best sequence?': _forecast(
+            taught, study.correlation()
+        ),
     }
     return {question: answer for question, answer in found.items() if answer}
 
 
 def table_rows(study: Study) -> list[dict]:
-    """`Study.table` as `mtpd.tables.table` shows it: AP points with 95 % intervals, differences paired by seed."""
+    """`Study.table` as `mtpd.tables.table` shows it: AP points with 95 % intervals, differences paired by seed; a star:
+    the interval leaves out 0."""
     return [
         {
             'arm': row['label'],
             'suggested': 'yes' if row['chosen'] else '',
             'AP': bracketed(row['mean']),
             'seeds': len(row['ap']),
-            'against no teacher': bracketed(row['above_control'], sign=True),
-            'against direct, best teacher': bracketed(row['above_direct'], sign=True),
+            'against no teacher': _starred(row['above_control']),
+            'against direct, strongest teacher': _starred(row['above_direct']),
             'path cost': row['path_cost'],
         }
         for row in study.table()
@@ -46,6 +50,7 @@ def _setting(rows: list[dict], seeds: list[int]) -> str:
     text = f'Every arm trained {max(updates):,} updates after the same baseline'
     if len(updates) > 1:
         text = 'The arms trained for DIFFERENT numbers of updates: this is no fair comparison'
+    text += ', with a learning rate schedule for each stage: warm-up and decay come once a stage'
     named = f'seeds {", ".join(map(str, seeds))}' if len(seeds) > 1 else 'one seed'
     if len(counts) > 1:
         named += f', of which some arms have {min(counts)} only'
@@ -57,9 +62,15 @@ def _distillation(taught: list[dict]) -> str:
     signs = [found.sign for found in known if found.n > 1]
     if not signs:
         return ''
+    gains = [number(found.value) for found in known if found.sign > 0]
     words = f'Of {len(signs)} arms with a teacher {signs.count(1)} did better than training on without one'
+    words += f', by {" to ".join(dict.fromkeys((gains[-1], gains[0])))} AP' if gains else ''
     words += f', {signs.count(-1)} worse' if -1 in signs else ''
     return words + (f'; for {signs.count(0)} no difference is shown.' if 0 in signs else '.')
+
+
+def _starred(found: Interval | None) -> str | None:
+    return found and bracketed(found, sign=True) + '\N{NO-BREAK SPACE}*' * bool(found.sign)
 
 
 def _progressive(several: list[dict], direct: str) -> str:
@@ -77,17 +88,21 @@ def _progressive(several: list[dict], direct: str) -> str:
     best = several[0]['above_direct'] if direct and len(several) > 1 else None
     if best and best.n > 1:
         text.append(
-            f'(The best of {len(several)} was picked after the fact, which its interval leaves out.)'
+            f'(Its interval does not account for its being picked as the best of {len(several)}.)'
         )
     return ' '.join(text)
 
 
 def _forecast(taught: list[dict], correlation: Interval | None) -> str:
-    text = [
-        f'The sequence that they suggest, {row["label"]}, is number {place} of {len(taught)} by mean AP.'
-        for place, row in enumerate(taught, 1)
-        if row['chosen']
-    ]
+    text = []
+    for place, row in enumerate(taught, 1):
+        if row['chosen']:
+            gap = intervals.paired(row['ap'], taught[0]['ap']) if place > 1 else None
+            apart = f', {bracketed(gap, sign=True)} AP from the first' if gap else ''
+            text.append(
+                f'{"No" if gap else "Yes"}: the one that they suggest, {row["label"]}, is number {place} of {len(taught)} '
+                f'by mean AP{apart}.'
+            )
     if correlation:
         words = ('the costs foretold nothing that shows', 'cheaper paths made worse students')
         words = (*words, 'cheaper paths made better students')[correlation.sign]

@@ -8,12 +8,23 @@ from . import intervals
 from .intervals import Interval
 from .numerals import bracketed, number
 
-MEASURES: dict[str, Callable[[dict], float | None]] = {
-    'training loss': lambda row: row['train']['loss'],
-    'validation loss': lambda row: row['val']['loss'],
-    'gap of the losses': lambda row: row['val']['loss'] - row['train']['loss'],
-    'rise when perturbed': lambda row: rise(row, max(row['sizes'])),
+# A measure of a student, all the better the lower it is, what that means, and digits of its unit.
+MEASURES: dict[str, tuple[Callable[[dict], float | None], str, int]] = {
+    'training loss': (lambda row: row['train']['loss'], 'Better fit', 3),
+    'validation loss': (lambda row: row['val']['loss'], 'Better on other images', 3),
+    'loss, validation less training': (
+        lambda row: row['val']['loss'] - row['train']['loss'],
+        'Smaller gap of the losses',
+        3,
+    ),
+    'AP, training less validation': (lambda row: _ap_gap(row), 'Smaller gap of the APs', 1),
+    'rise at the largest perturbation': (lambda row: rise(row, max(row['sizes'])), 'Flatter', 3),
 }
+
+
+def _ap_gap(row: dict) -> float | None:
+    train, val = row['train']['AP'], row['val']['AP']
+    return None if train is None or val is None else train - val
 
 
 def rise(row: dict, size: float) -> float:
@@ -35,48 +46,51 @@ def values(by_seed: Mapping[int, Sequence[dict]], name: str, measure: Callable) 
 
 
 def table_rows(by_seed: Mapping[int, Sequence[dict]]) -> list[dict]:
-    """A row for each student: its measures, mean over seeds."""
+    """A row for each measure: its mean over the seeds for each student."""
+    students = next(iter(by_seed.values()))
     rows = []
-    for row in next(iter(by_seed.values())):
-        line: dict = {'student': row['label'], 'seeds': 0}
-        for title, measure in MEASURES.items():
-            known = values(by_seed, row['name'], measure)
-            line['seeds'] = max(line['seeds'], len(known))
-            mean = intervals.mean(list(known.values()))
-            line[title] = mean and number(mean.value, 3)
-        rows.append(line)
+    for title, (measure, _, digits) in MEASURES.items():
+        means = {
+            row['label']: intervals.mean(list(values(by_seed, row['name'], measure).values()))
+            for row in students
+        }
+        rows.append(
+            {'mean over the seeds': title}
+            | {k: v and number(v.value, digits) for k, v in means.items()}
+        )
     return rows
 
 
 def differences(
     by_seed: Mapping[int, Sequence[dict]], control: str | None
-) -> dict[str, dict[str, Interval | None]]:
-    """{arm's label: {measure: its difference from the arm without a teacher, paired by seed}}.
+) -> dict[str, dict[str, Interval]]:
+    """{measure: {arm's label: its difference from the arm without a teacher, paired by seed}}, where it is known.
 
     Args:
         control: the name of that arm; None: there is none, and no difference.
     """
     arms = [row for row in next(iter(by_seed.values())) if row['name'] not in ('baseline', control)]
-    bases = {title: values(by_seed, control or '', MEASURES[title]) for title in MEASURES}
-    found = {
-        row['label']: {
-            title: intervals.paired(values(by_seed, row['name'], MEASURES[title]), base)
-            for title, base in bases.items()
+    found: dict[str, dict[str, Interval]] = {}
+    for title, (measure, *_) in MEASURES.items():
+        base = values(by_seed, control or '', measure)
+        gaps = {
+            row['label']: intervals.paired(values(by_seed, row['name'], measure), base)
+            for row in arms
         }
-        for row in arms
-    }
-    return found if any(bases.values()) else {}
+        found[title] = {label: gap for label, gap in gaps.items() if gap}
+    return {title: gaps for title, gaps in found.items() if gaps}
 
 
 def difference_rows(by_seed: Mapping[int, Sequence[dict]], control: str | None) -> list[dict]:
-    """`differences` as `mtpd.tables.table` shows them, with 95 % intervals; a star: a difference is shown."""
+    """`differences` as `mtpd.tables.table` shows them, with 95 % intervals; a star: the interval leaves out 0."""
     return [
-        {'arm, less no teacher': label}
+        {'less the arm without a teacher': title}
         | {
-            title: bracketed(gap, sign=True, digits=3) + ' *' * bool(gap.sign) if gap else None
-            for title, gap in gaps.items()
+            label: bracketed(gap, sign=True, digits=MEASURES[title][2])
+            + '\N{NO-BREAK SPACE}*' * bool(gap.sign)
+            for label, gap in gaps.items()
         }
-        for label, gaps in differences(by_seed, control).items()
+        for title, gaps in differences(by_seed, control).items()
     ]
 
 
@@ -86,20 +100,17 @@ def conclude(by_seed: Mapping[int, Sequence[dict]], control: str | None) -> list
     found = differences(by_seed, control)
     if not found:
         return ['Without an arm that has no teacher there is nothing to compare with.']
-    if all(gap is None or gap.n < 2 for gaps in found.values() for gap in gaps.values()):
+    if all(gap.n < 2 for gaps in found.values() for gap in gaps.values()):
         return [
             "With one seed these are this run's numbers, and show no difference between arms.",
             'Run other seeds (`mtpd run RECIPE --seed 1`): they are read together.',
         ]
     text = []
-    for title in MEASURES:
-        signs = {label: gaps[title].sign for label, gaps in found.items() if gaps[title]}
-        parts = [
-            f'{word} for {", ".join(label for label in signs if signs[label] == sign)}'
-            for sign, word in ((-1, 'lower'), (1, 'higher'))
-            if sign in signs.values()
-        ]
-        none = 'no difference is shown'
-        parts += [f'for the others {none}' if parts else none] * (0 in signs.values())
-        text.append(f'{title[0].upper()}{title[1:]} against no teacher: {"; ".join(parts)}.')
+    for title, gaps in found.items():
+        better, worse = (
+            [label for label, gap in gaps.items() if gap.sign == sign] for sign in (-1, 1)
+        )
+        said = f'shown for {", ".join(better)}' if better else 'not shown'
+        said += f', the contrary for {", ".join(worse)}' if worse else ''
+        text.append(f'{MEASURES[title][1]} than without a teacher: {said}.')
     return text

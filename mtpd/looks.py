@@ -15,7 +15,7 @@ from .runs import Run
 
 
 class Detections:
-    """Ground truth and what the student found at the baseline and after each arm, side by side."""
+    """Ground truth, and what the student found at the baseline and after each arm, and the strongest teacher."""
 
     def __init__(self, recipe: Recipe, run: Run, more: dict[str, Path] | None = None):
         """`more`: detections.json of others, by label."""
@@ -26,6 +26,9 @@ class Detections:
         for row in run.results():
             if row['role'] == 'arm' and row['AP'] is not None:
                 files[row['label']] = run.stage_dirs(row['name'])[-1] / 'detections.json'
+        teachers = [row for row in run.results() if row['role'] == 'teacher' and row['AP']]
+        for row in sorted(teachers, key=lambda row: row['AP'])[-1:]:
+            files[row['label']] = run.path / 'detectors' / row['name'] / 'detections.json'
         files |= more or {}
         self.files = {label: path for label, path in files.items() if path.is_file()}
 

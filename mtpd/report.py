@@ -16,7 +16,7 @@ from .numerals import bracketed, gain
 from .pages import duration, fill, gallery, pages_of, render
 from .plots import Figure
 from .runs import Run, load_run
-from .seeds import gather
+from .seeds import comparable, gather
 from .study import Study
 
 GROUPS = ('Student before distillation', 'Student after training in each arm', 'Teachers')
@@ -60,8 +60,11 @@ def _index(run: Run, pages: list[dict]) -> str:
         detail=_detail(run) + _corrupt(run),
         missing=[step for step in run.steps if step['state'] != 'done'],
         answer='' if run.info.get('smoke') else answer(study),
-        over_seeds=conclude(study) if len(study.seeds) > 1 else {},
-        rows=_table(results, run.info.get('paper') or {}, study),
+        questions={}
+        if run.info.get('smoke') or not results
+        else conclude(study) | _papers(run.info),
+        commands=_commands(run),
+        rows=_table(run, results, study),
         seeds=len(study.seeds),
         groups=GROUPS,
         paper_shown=bool(run.info.get('paper')),
@@ -108,7 +111,8 @@ def _corrupt(run: Run) -> str:
     return f' Corrupt images were left out: {tested} of the validation images, {trained} of a training’s.'
 
 
-def _table(results: list[dict], paper: dict, study: Study) -> list[dict]:
+def _table(run: Run, results: list[dict], study: Study) -> list[dict]:
+    paper = run.info.get('paper') or {}
     base = next((r['AP'] for r in results if r['role'] == 'baseline'), None)
     aps = [round(r['AP'], 1) for r in results if r['role'] == 'arm' and r['AP'] is not None]
     best = max(aps) if aps and aps.count(max(aps)) == 1 else None  # of several nobody is
@@ -123,6 +127,9 @@ def _table(results: list[dict], paper: dict, study: Study) -> list[dict]:
             'paper': paper.get(said.get(row['kind'] or row['role'])),
             'mean': bracketed({'arm': means.get(row['name']), 'baseline': starts}.get(row['role'])),
             'best': row['role'] == 'arm' and row['AP'] is not None and round(row['AP'], 1) == best,
+            'weights': ((run.metrics('detector', row['name']) or {}).get('sha256') or '')[:8]
+            if row['role'] != 'arm'
+            else '',
             'gain': '–'
             if row['role'] != 'arm' or None in (row['AP'], base)
             else gain(
@@ -148,22 +155,47 @@ def study_figures(study: Study) -> list[tuple[Figure, str]]:
     ]
 
 
+def _papers(info: dict) -> dict[str, str]:
+    paper = info.get('paper') or {}
+    if not {'result', 'direct'} <= set(paper):
+        return {}
+    ahead = gain(paper['result'], paper['direct'])
+    return {
+        'What does the paper find?': f'On COCO, with detectors and schedules of full size, {ahead} AP for the sequence '
+        f'against the last teacher alone ({paper["result"]} against {paper["direct"]}).'
+    }
+
+
+def _commands(run: Run) -> list[dict]:
+    """Of the run and of those of other seeds that are read with it."""
+    runs, _ = comparable(run)
+    return [
+        {
+            'command': other.info.get('command') or f'mtpd run {other.info.get("recipe")}',
+            'seed': seed,
+            'commit': other.environment.get('git_commit'),
+        }
+        for seed, other in sorted(runs.items(), key=lambda item: str(item[0]))
+    ]
+
+
 def _figures(run: Run, results: list[dict], study: Study) -> list[dict]:
     costs = read_json(run.path / 'order' / 'costs.json', {'detectors': [], 'cost': []})
     names = [run.label(name) for name in costs['detectors']]
     drawn = study_figures(study) if len(study.seeds) > 1 else []
+    of = f'Seed {run.info.get("seed")}: ' if drawn else ''
     drawn += [
         (
             plots.ap_over_stages(run.stage_aps()),
-            'AP from the common baseline over the stages of each arm.',
+            f'{of}AP from the common baseline over the stages of each arm; lines join what was measured.',
         ),
         (
             plots.ap_by_arm(results),
-            'Final AP of each arm, and its gain over the baseline; vertical lines are references.',
+            f'{of}Final AP of each arm, and its gain over the baseline; vertical lines are references.',
         ),
         (
             plots.loss_curves(run.curves()),
-            'Losses on the training data: thin as logged, thick smoothed; stages are shaded. Each stage begins its '
+            f'{of}Losses on the training data: thin as logged, thick smoothed; stages are shaded. Each stage begins its '
             'learning rate schedule anew, which lifts the detection loss at first.',
         ),
         (
@@ -172,18 +204,18 @@ def _figures(run: Run, results: list[dict], study: Study) -> list[dict]:
                 run.walkthrough(),
                 run.info.get('dataset') or 'this run',
             ),
-            'Gains over the baseline, the paper’s beside ours. Dataset, detectors and schedules '
+            f'{of}Gains over the baseline, the paper’s beside ours. Dataset, detectors and schedules '
             'differ, so compare the pattern and not the heights. The paper’s walk-through and its '
             'table are different trainings.',
         ),
         (
             plots.ap_versus_cost(results),
-            'AP against what a detector costs to run: distillation moves the student up and leaves its size as it is. '
+            f'{of}AP against what a detector costs to run: distillation moves the student up and leaves its size as it is. '
             'Milliseconds follow GFLOPs only loosely: what a layer takes depends on how well it suits the processor.',
         ),
         (
             plots.cost_matrix(names, costs['cost']),
-            'Adaptation cost: how much of a detector’s features (column) a linear map from '
+            f'{of}Adaptation cost: how much of a detector’s features (column) a linear map from '
             'another’s (row) leaves unexplained. Low means close.',
         ),
     ]

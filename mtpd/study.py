@@ -32,6 +32,13 @@ class Order:
     def mean(self) -> Interval | None:
         return intervals.mean(list(self.ap.values()))
 
+    @property
+    def walk(self) -> list[float]:
+        """Mean AP over the seeds at the baseline and after each stage."""
+        ends = [{row['stage']: row['AP'] for row in rows} for rows in self.curves.values()]
+        stages = sorted(set.intersection(*map(set, ends))) if ends else []
+        return [sum(found[stage] for found in ends) / len(ends) for stage in stages]
+
 
 @dataclass(frozen=True)
 class Study:
@@ -75,7 +82,7 @@ class Study:
 
     @property
     def direct(self) -> Order | None:
-        """The arm with the best teacher alone."""
+        """The arm with the strongest teacher alone: the one of highest AP."""
         if not self.teachers:
             return None
         best = max(sorted(self.teachers), key=self.teachers.__getitem__)

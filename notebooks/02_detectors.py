@@ -37,8 +37,8 @@ found = {name: prepare_detector(plan, name, work_dir) for name in plan.detectors
 # post-processing; they follow GFLOPs only loosely, since what a layer takes depends on how well it suits the processor. On the
 # *Pareto front* are detectors than which none is cheaper and better.
 #
-# Mind the last columns: the shipped teachers were trained for longer, and on more scenes, than a student. One that *began from*
-# another had its training, too.
+# Mind the last columns: the shipped teachers were trained for longer, and on more scenes, than a student. The updates of one that
+# *began from* another come on top of those.
 
 # %%
 rows = [

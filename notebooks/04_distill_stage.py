@@ -9,7 +9,7 @@
 # rest. The teacher never changes. The next stage starts from this stage's student; what a loss trains beside
 # the student is thrown away. For a level with features $F^S$ of the student and $F^T$ of the teacher:
 #
-# $$L = \alpha \sum \bigl( F^T - G(M \odot A(F^S)) \bigr)^2$$
+# $$L = \alpha \sum \left( F^T - G(M \odot A(F^S)) \right)^2$$
 #
 # $A$ matches the channels (1 x 1 convolution), $M$ is a random mask that blanks a share of the cells, $G$ generates (two 3 x 3
 # convolutions); $\alpha$ and the share are the recipe's. (Yang et al., Masked Generative Distillation, ECCV 2022.)
@@ -27,6 +27,7 @@ stage: int = 1  # which stage of it, from 1
 
 # %%
 from mtpd import live, load_recipe, plots
+from mtpd.files import read_json
 from mtpd.tables import say, table
 from mtpd.train import prepare_detector
 
@@ -53,7 +54,10 @@ made = live.train_stage(plan, stage, arm, work_dir)
 
 # %%
 baseline = prepare_detector(plan, 'student', work_dir)['metrics']
-steps = {'baseline': baseline, f'after stage {stage}': made['metrics']}
+folder = made['dir'].parent
+before = {k: read_json(folder / sequence.stage_name(k) / 'metrics.json') for k in range(1, stage)}
+steps = {'baseline': baseline} | {f'after stage {k}': found for k, found in before.items()}
+steps |= {f'after stage {stage}': made['metrics']}
 keys = {'AP': 'bbox_mAP', 'AP50': 'bbox_mAP_50', 'AP75': 'bbox_mAP_75', 'AP small': 'bbox_mAP_s'}
 keys |= {'mask AP': 'segm_mAP'} if 'segm' in plan.cfg.evaluation.metrics else {}
 rows = [
@@ -65,6 +69,7 @@ table(rows)
 # %%
 say(
     f'**Conclusion.** After stage {stage} the student has {rows[-1]["AP"]:.1f} AP,',
+    f'{plots.gain(rows[-1]["AP"], rows[-2]["AP"])} by this stage and',
     f'{plots.gain(rows[-1]["AP"], rows[0]["AP"])} against the baseline, after {stage * sequence.stage_updates} more updates.',
     "How much of it is the teacher's doing, the arm without a teacher tells (notebook 05)."
     if teacher

@@ -36,12 +36,20 @@ rows = run.results()
 
 # %%
 headings = {'label': '', 'role': 'role', 'updates': 'updates', 'AP': 'AP', 'AP50': 'AP50'}
-headings |= {'AP75': 'AP75', 'AP_s': 'AP small', 'AP_m': 'AP medium', 'AP_l': 'AP large'}
+sizes = {'AP_s': 'AP small', 'AP_m': 'AP medium', 'AP_l': 'AP large'}
+sizes = {key: text for key, text in sizes.items() if any(row[key] is not None for row in rows)}
+headings |= {'AP75': 'AP75', **sizes}
 headings |= {'mask_AP': 'mask AP'} if 'segm' in plan.cfg.evaluation.metrics else {}
 table(rows, headings)
 
 # %%
 plots.ap_by_arm(rows)
+
+# %%
+say(
+    f'Numbers and figures of this page are of seed {plan.seed}; its conclusion is of all',
+    'seeds that were run.',
+)
 
 # %% [markdown]
 # ## Class by class
@@ -73,7 +81,8 @@ table(found_and_lost(kinds))
 # %% [markdown]
 # ## Detections side by side
 #
-# One image, and what each student finds in it.
+# One image, and what each student and the strongest teacher find in it. A single image shows little: the table above counts them
+# all.
 
 # %% [markdown] tags=["live"]
 # Choose an image and the least score below the figure.
@@ -102,7 +111,7 @@ say(released.verdict(numbers, plan))
 
 # %% [markdown]
 # On another dataset, or with detectors of another size, the absolute numbers can't be compared; the direction
-# of the gains can.
+# of the gains can. The paper's walk-through, its table and its bar chart are different trainings, so their figures differ.
 
 # %%
 plots.paper_next_to_ours(run.info['paper'], run.walkthrough(), paper.dataset(plan))
@@ -127,7 +136,7 @@ say('**Conclusion.**', closing(run))
 # %% [markdown]
 # **Try this**
 #
-# - Lower the score threshold below the figure: which detector finds the small digits first, and at the price of which mistakes?
+# - In JupyterLab, lower the score threshold below the figure: which detector finds the small digits first, and at the price of which mistakes?
 # - Set `checkpoint` to a student of your own, from `mtpd export`.
 #
 # Next: 06, what changed inside.

@@ -18,7 +18,7 @@ images: int = 3  # validation images to show
 compare: list[str] = []  # run folders of other seeds; empty, those beside this one
 
 # %%
-from mtpd import feature_views, gap, generalisation, load_recipe, load_run, looks, plots
+from mtpd import feature_views, gap, generalisation, load_recipe, load_run, looks, nearness, plots
 from mtpd.answer import answer
 from mtpd.data import view
 from mtpd.features import feature_rows, stage_checkpoints
@@ -35,35 +35,47 @@ chosen = run.arm(arm)
 # ## Feature maps
 #
 # The strength of the neck's features (mean absolute activation over channels) for the same images: the
-# student before distillation, after each stage, and the teachers. All panels share one scale.
+# student before distillation, after each stage, after as many updates without a teacher, and the teachers. All panels share one
+# scale.
 
 # %%
-shown = view.samples(plan, 'val', images)
-pictures = [example['image'] for example in shown]
-rows = feature_rows(plan, stage_checkpoints(plan, chosen['name'], work_dir), images, level)
+states = stage_checkpoints(plan, chosen['name'], work_dir)
+pictures = [example['image'] for example in view.samples(plan, 'val', images)]
+rows = feature_rows(plan, states, images, level)
+say(f'Stages of the arm **{chosen["label"]}**, FPN level {level} (0 is the finest).')
+
+# %%
 plots.feature_maps(feature_views.strengths(rows), pictures)
 
 # %% [markdown]
-# The same, less the student before distillation: red is stronger, blue weaker. Where a stage has a teacher's colour,
-# the student has moved towards that teacher. (It need not: MGD compares what its generation layers make of the student.)
+# The same, less the student before distillation: red is stronger, blue weaker. Detectors differ in scale, and MGD compares what its
+# generation layers make of the student, so its strengths need not become the teachers'.
 
 # %%
 plots.feature_differences(feature_views.differences(rows), pictures, rows[0][0][0])
 
 # %% [markdown]
 # As colours: the first three principal components (PCA) of the last teacher's features are red, green and blue. The features of
-# the others are mapped onto them as well as a linear map can (a 1 x 1 convolution, as for the adaptation cost): where a panel looks
-# like the teacher's, that detector's features hold what the teacher's say.
+# the others are mapped onto them as well as a linear map can (a 1 x 1 convolution, fitted on these images): where a panel looks like
+# the teacher's, that detector's features hold what the teacher's say.
 
 # %%
 teacher = rows[0][-1][0]
 plots.feature_colours(feature_views.pca_colours(rows, teacher), pictures, teacher)
 
+# %% [markdown]
+# In numbers: the adaptation cost from the student to each teacher (notebook 03), over all levels, fitted on 64 validation images and
+# measured on 64 others, with 95 % intervals over these. What training on without a teacher brings nearer, too, is not distillation's
+# doing.
+
+# %%
+table(nearness.table_rows(plan, states))
+
 # %% [markdown] tags=["live"]
 # Touch them: choose an image, an FPN level (0 is the finest) and a view below the figure.
 
 # %% tags=["live"]
-features = looks.Features(plan, stage_checkpoints(plan, chosen['name'], work_dir), 12)
+features = looks.Features(plan, states, 12)
 touch(
     features,
     image=(0, range(len(features))),
@@ -82,7 +94,7 @@ touch(
 plots.loss_curves(run.curves())
 
 # %% [markdown]
-# What each FPN level has of the distillation loss; a line marks a new teacher. The loss is a sum over cells, so level 0, the
+# What each FPN level has of the distillation loss in that arm; a line marks a new teacher. The loss is a sum over cells, so level 0, the
 # finest, has most of it.
 
 # %%
@@ -92,7 +104,7 @@ plots.level_shares(run.curves(chosen['name']))
 # ## AP along the stages
 #
 # As in the paper's walk-through (36.5 → 37.9 → 39.9 on COCO): AP over the student's updates, stage by
-# stage. First every arm of this run, then one arm over all seeds, its teachers named.
+# stage; lines join what was measured. First every arm of this run, then one arm over all seeds, its teachers named.
 
 # %%
 plots.ap_over_stages(run.stage_aps())
@@ -107,8 +119,8 @@ plots.walk_through(study.order(chosen['name']).curves, without)
 #
 # Runs that differ in the seed only are read together. A small marker is a seed, a large one the mean with
 # its 95 % interval (Student's t). Differences are taken seed by seed, on the same baseline and data: against
-# training on without a teacher, and against distilling from the best teacher alone. Where an interval
-# includes 0, no difference is shown.
+# training on without a teacher, and against distilling from the strongest teacher alone. A star: the interval leaves out 0, a
+# difference is shown. All seeds share the validation images: intervals are about training, not about other images.
 
 # %%
 plots.ap_versus_order(study.table(), study.start)
@@ -130,7 +142,8 @@ plots.predicted_and_measured(study.table(), study.correlation())
 #
 # A teacher may help a student to fit its training images, or to carry over to others what it has learnt. Below are the
 # detection loss and the AP on the first 200 images of either split; a loss that is lower in validation only says that these images
-# are easier. Their distance is the *generalisation gap*, which the paper discusses, too.
+# are easier. Their distance is the *generalisation gap*, which the paper discusses, too: it can be small because of a poor fit, so
+# what counts is the value on validation images.
 
 # %%
 by_seed = generalisation.over_seeds(plan, run, compare)
@@ -147,8 +160,8 @@ plots.flatness(by_seed)
 table(gap.table_rows(by_seed))
 
 # %% [markdown]
-# Against training on without a teacher, paired by seed, with 95 % intervals where there are several seeds; a star marks a
-# difference that is shown.
+# Against training on without a teacher, paired by seed, with 95 % intervals where there are several seeds; a star: the interval
+# leaves out 0. Of all measures less is better.
 
 # %%
 control = study.control and study.control.name
@@ -158,8 +171,7 @@ table(gap.difference_rows(by_seed, control))
 say(*gap.conclude(by_seed, control))
 
 # %%
-curve = run.stage_aps(chosen['name'])
-walk = ' → '.join(f'{point["AP"]:.1f}' for point in curve)
+walk = ' → '.join(f'{ap:.1f}' for ap in study.order(chosen['name']).walk)
 say(f'**Conclusion.** Along "{chosen["label"]}" the AP goes {walk}.', answer(study))
 
 # %%
@@ -168,6 +180,6 @@ table([{'question': question, 'answer': found} for question, found in conclude(s
 # %% [markdown]
 # **Try this**
 #
-# - Below the figure with controls, compare levels 0 and 2: where do student and teacher agree?
+# - In JupyterLab, below the figure with controls, compare levels 0 and 2: where do student and teacher agree?
 # - `mtpd run RECIPE --seed 1`, then run this notebook again: intervals appear.
 # - `mtpd compare RUN RUN` puts runs with other settings side by side.

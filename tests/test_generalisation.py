@@ -93,21 +93,30 @@ def test_arms_are_compared_seed_by_seed():
     two = [row('none', 0.6, 0.8, (0.2, 0.2)), row('direct', 0.5, 0.9, (0.2, 0.3))]
     assert gap.rise(one[0], 0.1) == pytest.approx(0.2)
     # Both seeds: 0.1 less in training; in validation 0 and 0.1 more, an interval that includes 0.
-    (line,) = gap.difference_rows({0: one, 1: two}, 'none')
-    assert line['arm, less no teacher'] == 'arm direct'
-    assert line['training loss'] == '−0.100 [−0.100, −0.100] *'
-    assert line['validation loss'].startswith('+0.050 [−0.') and '*' not in line['validation loss']
+    lines = gap.difference_rows({0: one, 1: two}, 'none')
+    shown = {line['less the arm without a teacher']: line['arm direct'] for line in lines}
+    assert list(shown) == [title for title in gap.MEASURES if not title.startswith('AP')]
+    assert shown['training loss'] == '−0.100 [−0.100, −0.100]\N{NO-BREAK SPACE}*'
+    assert (
+        shown['validation loss'].startswith('+0.050 [−0.') and '*' not in shown['validation loss']
+    )
     said = gap.conclude({0: one, 1: two}, 'none')
-    assert said[0] == 'Training loss against no teacher: lower for arm direct.'
-    assert said[1] == 'Validation loss against no teacher: no difference is shown.'
+    assert said[0] == 'Better fit than without a teacher: shown for arm direct.'
+    assert said[1] == 'Better on other images than without a teacher: not shown.'
     more = [[*rows, row('far', 0.9 + k / 9, 0.9, (0.1, 0.1))] for k, rows in enumerate((one, two))]
-    (*_, gaps) = gap.conclude(dict(enumerate(more)), 'none')[0].partition(': ')
-    assert gaps == 'lower for arm direct; for the others no difference is shown.'
+    assert gap.conclude(dict(enumerate(more)), 'none')[0].endswith(': shown for arm direct.')
+    worse = gap.conclude({0: one[::-1], 1: two[::-1]}, 'direct')
+    assert worse[0] == 'Better fit than without a teacher: not shown, the contrary for arm none.'
     assert 'With one seed' in gap.conclude({0: one}, 'none')[0]
     assert 'nothing to compare' in gap.conclude({0: one}, None)[0]
     rows = gap.table_rows({0: one, 1: two})
-    assert rows[0]['training loss'] == '0.700' and rows[0]['seeds'] == 2
-    assert rows[1]['gap of the losses'] == '0.300'
+    found = {line['mean over the seeds']: line for line in rows}
+    assert found['training loss']['arm none'] == '0.700'
+    assert found['loss, validation less training']['arm direct'] == '0.300'
+    assert found['AP, training less validation']['arm none'] is None
+    known = dict(one[0], val={'loss': 0.9, 'AP': 18.5})
+    (line,) = [row for row in gap.table_rows({0: [known]}) if 'AP, ' in row['mean over the seeds']]
+    assert line['arm none'] == '1.5'
     assert gap.difference_rows({0: one}, None) == []
 
 

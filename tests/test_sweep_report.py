@@ -52,8 +52,8 @@ def test_numbers_words_and_figures(sweep):
         'yes',
         '12.0 [9.5, 14.5]',
         '3',
-        '+2.0 [1.9, 2.2]',
-        '+1.0 [0.9, 1.2]',
+        '+2.0 [1.9, 2.2]\N{NO-BREAK SPACE}*',
+        '+1.0 [0.9, 1.2]\N{NO-BREAK SPACE}*',
         '0.410',
     ]
     assert 'is better than direct distillation (rx101) by 1.0 AP [0.9, 1.2], 3 seeds' in page.text

@@ -101,7 +101,8 @@ def detections(
         said.append(title.replace('\n', ' ') + (f' ({names})' if names else ''))
     if any('right' in objects for objects in panels.values()):
         fig.suptitle(
-            'dashed: wrong; +: object that the first student does not find; dotted: one that it finds and this one does not',
+            f'score at least {threshold:g}; dashed: wrong; +: object that the first student does not find; dotted: one that it finds '
+            'and this one does not',
             fontsize=TEXT - 1,
             color=INK,
         )
@@ -121,7 +122,7 @@ def _objects(ax: Axes, image: np.ndarray, objects: Mapping, classes: Sequence[st
         picture[mask] = 0.5 * picture[mask] + 0.5 * colour
     height, width = image.shape[:2]
     ax.imshow(picture, interpolation='nearest' if width < 200 else 'antialiased')
-    scores, right = objects.get('scores'), objects.get('right')
+    scores, right, taken = objects.get('scores'), objects.get('right'), []
     wrong = np.zeros(len(objects['boxes']), bool) if right is None else ~np.asarray(right, bool)
     for k in np.argsort(~wrong, kind='stable'):  # what is right is drawn over what is wrong
         label, box = objects['labels'][k], objects['boxes'][k]
@@ -131,6 +132,11 @@ def _objects(ax: Axes, image: np.ndarray, objects: Mapping, classes: Sequence[st
         text += '' if scores is None else f' {scores[k]:.2f}'.replace(' 0.', ' .')
         x, top, bottom = np.clip(box[0], 0, 0.9 * width), box[1], box[3]
         if wrong[k]:
+            while any(
+                abs(x - a) < 0.1 * width and abs(bottom - b) < 0.05 * height for a, b in taken
+            ):
+                bottom -= 0.055 * height  # above the label that is there
+            taken.append((x, bottom))
             _write(ax, x, bottom - 1, text, 'bottom')
         elif top > 0.08 * height:
             _write(ax, x, top - 1.5, text, 'bottom')

@@ -25,7 +25,7 @@ def ap_versus_order(rows: Sequence[Mapping], baseline: float | None = None) -> F
     if not rows:
         return empty('No arm has been evaluated yet.')
     compared = any(row['above_direct'] for row in rows)
-    key, other = ('above_direct', 'direct, best teacher')
+    key, other = ('above_direct', 'direct, strongest teacher')
     if not compared:
         key, other = ('above_control', 'no teacher')
     paired = any(row[key] for row in rows)
@@ -66,7 +66,7 @@ def ap_versus_order(rows: Sequence[Mapping], baseline: float | None = None) -> F
     note = 'One seed: a single run, without an interval.'
     if seeds_text != '1':
         note = f'Small: {seeds_text} seeds, a marker each. Large: mean and 95 % t interval.'
-    note += ' ★: suggested by adaptation cost.' if any(row['chosen'] for row in rows) else ''
+    note += ' ★, blue: suggested by adaptation cost.' if any(row['chosen'] for row in rows) else ''
     fig.suptitle(note, x=0.01, ha='left', fontsize=TEXT - 0.5, color=INK)
     said = [f'{row["label"]} {_text(row["mean"])}' for row in rows]
     over = 'of one seed' if seeds_text == '1' else f'mean and 95 % interval over {seeds_text} seeds'

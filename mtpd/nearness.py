@@ -1,0 +1,48 @@
+"""How near a student's features come to its teachers' while it learns: adaptation costs, stage by stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from .adaptation import costs_from_features
+from .features import load_all
+from .intervals import Interval
+from .numerals import bracketed
+from .order import CONFIDENCE, image_features
+from .recipe import Recipe
+
+
+def table_rows(
+    recipe: Recipe, checkpoints: dict[str, tuple[str, Path]], images: int = 128
+) -> list[dict]:
+    """A row for each state of the student: the adaptation cost from it to each teacher, with a 95 % interval over images.
+
+    Args:
+        checkpoints: as `features.stage_checkpoints` gives them.
+        images: of the validation split, half to fit the maps, half to measure.
+
+    Raises:
+        MtpdError: from `costs_from_features`.
+    """
+    models = load_all(recipe, checkpoints)
+    found = costs_from_features(*(image_features(recipe, models, images, k) for k in (0, 1)))
+    tail = (100 - CONFIDENCE) / 2
+    low, high = np.percentile(found['replicates'], (tail, 100 - tail), axis=0)
+    place = {label: found['detectors'].index(label) for label in checkpoints}
+    students = [label for label, (name, _) in checkpoints.items() if name == 'student']
+
+    def cost(a: str, b: str) -> str | None:
+        at = place[a], place[b]
+        return bracketed(Interval(found['cost'][at], low[at], high[at], images), digits=3)
+
+    return [
+        {'student': label}
+        | {
+            f'to {teacher}': cost(label, teacher)
+            for teacher in checkpoints
+            if teacher not in students
+        }
+        for label in students
+    ]
