@@ -3,7 +3,7 @@
 #
 # **Question.** How do features, losses and AP move from stage to stage, and why does it help?
 #
-# **What to expect.** Features of one image in student and teachers, losses level by level, AP along the stages and over seeds, and
+# **What to expect.** Features of a few images in student and teachers and how near they come, losses level by level, AP along the stages and over seeds, and
 # whether the gain is a better fit or better generalisation. It needs a run: where there is none, the next cell says which command
 # makes it. What takes longest, fit and flatness, is measured once and kept.
 
