@@ -97,11 +97,12 @@ def _forecast(taught: list[dict], correlation: Interval | None) -> str:
     text = []
     for place, row in enumerate(taught, 1):
         if row['chosen']:
-            gap = intervals.paired(row['ap'], taught[0]['ap']) if place > 1 else None
-            apart = f', {bracketed(gap, sign=True)} AP from the first' if gap else ''
+            gap = intervals.paired(row['ap'], taught[0]['ap'])
+            verdict = 'Yes' if place == 1 else 'No' if gap and gap.sign else 'Not shown'
+            verdict = verdict if len(row['ap']) > 1 else 'One seed does not tell'
+            apart = f', {bracketed(gap, sign=True)} AP from the first' if gap and place > 1 else ''
             text.append(
-                f'{"No" if gap else "Yes"}: the one that they suggest, {row["label"]}, is number {place} of {len(taught)} '
-                f'by mean AP{apart}.'
+                f'{verdict}: the one that they suggest, {row["label"]}, is number {place} of {len(taught)} by mean AP{apart}.'
             )
     if correlation:
         words = ('the costs foretold nothing that shows', 'cheaper paths made worse students')

@@ -116,6 +116,11 @@ def test_words_follow_from_the_intervals():
     assert other.startswith(
         'No: the one that they suggest, b → a, is number 2 of 4 by mean AP, −1.0 ['
     )
+    near = AP | {('b', 'a'): [12.9, 15.2, 13.8]}
+    other = conclude(study(near, chosen=[('b', 'a')]))[
+        'Did the adaptation costs foretell the best sequence?'
+    ]
+    assert other.startswith('Not shown: the one that they suggest, b → a, is number 2 of 4')
     assert found['Which arm is best?'].startswith('"a → b", with AP 14.0 [')
     assert study().order('a-b').walk == [5, 8, 9]
     same = study(AP | {('a', 'b'): [11.9, 14.4, 12.7]})
@@ -128,6 +133,7 @@ def test_words_follow_from_the_intervals():
 
 def test_one_seed_and_unequal_arms_are_said():
     one = ' '.join(conclude(study({t: v[:1] for t, v in AP.items()})).values())
+    assert 'One seed does not tell: the one that they suggest, a → b, is number 1 of 4' in one
     assert 'one seed.' in one and '+1.0 AP with one seed, which shows nothing' in one
     assert 'better than' not in one
     fewer = ' '.join(conclude(study(AP | {('a', 'b'): [13.0]})).values())
