@@ -77,10 +77,11 @@ def load_all(recipe: Recipe, checkpoints: dict[str, tuple[str, Path]]) -> dict[s
 def stage_checkpoints(
     recipe: Recipe, arm: str, work_dir: str | Path | None = None
 ) -> dict[str, tuple[str, Path]]:
-    """The student before and after each stage of an arm, at the end of the arm without a teacher if there is one, then the
-    teachers; for `load_all`."""
+    """The student before and after each stage of an arm, at the end of the arm without a teacher if there is one that is
+    trained, then the teachers; for `load_all`."""
     from .order import settled
     from .train import detector_checkpoint, train_stage
+    from .trainings import stage_dir
 
     recipe = settled(recipe, work_dir)
     plan = recipe.arm(arm)
@@ -91,9 +92,9 @@ def stage_checkpoints(
             train_stage(recipe, stage, arm, work_dir)['checkpoint'],
         )
     for other in recipe.arms.values():
-        if other.name != arm and other.teachers == (None,):
-            checkpoint = train_stage(recipe, 1, other.name, work_dir)['checkpoint']
-            found[other.label] = ('student', checkpoint)
+        trained = stage_dir(recipe, other, 1, work_dir) / 'student.pth'
+        if other.name != arm and other.teachers == (None,) and trained.is_file():
+            found[other.label] = ('student', trained)
     for name, spec in recipe.cfg.teachers.items():
         found[spec.get('label', name)] = (name, detector_checkpoint(recipe, name, work_dir))
     return found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from . import feature_views, plots
 from .data import view
@@ -12,6 +14,8 @@ from .error_types import judge
 from .features import batches, load_all, neck_features
 from .recipe import Recipe
 from .runs import Run
+
+Checkpoints = Mapping[str, tuple[str, Path]]  # by label: name in the recipe, file
 
 
 class Detections:
@@ -57,36 +61,44 @@ class Detections:
 
 
 class Features:
-    """Neck features of detectors on one validation image: their strength, differences, or colours."""
+    """Neck features of an arm's students and teachers on one validation image: their strength, differences, or colours."""
 
     VIEWS = ('strength', 'difference', 'colours')
 
-    def __init__(self, recipe: Recipe, checkpoints: dict[str, tuple[str, Path]], images: int):
-        """`checkpoints`: as `features.load_all` takes them; `images`: how many, the first in file order."""
-        models = load_all(recipe, checkpoints)
+    def __init__(self, recipe: Recipe, arms: Mapping[str, Checkpoints], images: int):
+        """`arms`: by label, what `features.stage_checkpoints` gives; `images`: how many, the first in file order."""
+        self.recipe, self.arms = recipe, arms
         self.pictures = [example['image'] for example in view.samples(recipe, 'val', images)]
-        self.features: list[dict] = []
-        for pixels, metas in batches(recipe, images):
-            found = {label: neck_features(model, pixels) for label, model in models.items()}
-            for i in range(len(metas)):
-                self.features.append(
-                    {label: [level[i] for level in levels] for label, levels in found.items()}
-                )
+        self._found: dict[Path, list[list[Tensor]]] = {}  # by checkpoint and image, the levels
 
     def __len__(self) -> int:
         """Images to choose from."""
-        return len(self.features)
+        return len(self.pictures)
 
     @property
     def levels(self) -> range:
         """FPN levels that all the detectors have; 0 is the finest."""
-        return range(min(len(levels) for levels in self.features[0].values()))
+        found = [levels for arm in self.arms for _, levels in self._row(arm, 0)]
+        return range(min(map(len, found)))
 
-    def __call__(self, image: int = 0, level: int = 0, view: str = 'strength') -> plots.Figure:
-        row = [(label, levels[level]) for label, levels in self.features[image].items()]
+    def __call__(
+        self, arm: str, image: int = 0, level: int = 0, view: str = 'strength'
+    ) -> plots.Figure:
+        row = [(label, levels[level]) for label, levels in self._row(arm, image)]
         pictures, first, last = [self.pictures[image]], row[0][0], row[-1][0]
         if view == 'difference':
             return plots.feature_differences(feature_views.differences([row]), pictures, first)
         if view == 'colours':
             return plots.feature_colours(feature_views.pca_colours([row], last), pictures, last)
         return plots.feature_maps(feature_views.strengths([row]), pictures)
+
+    def _row(self, arm: str, image: int) -> list[tuple[str, list[Tensor]]]:
+        """(label, levels (C, H, W)) of each detector; what is shared by arms is computed once."""
+        missing = {str(p): (n, p) for n, p in self.arms[arm].values() if p not in self._found}
+        models = load_all(self.recipe, missing)
+        self._found |= {Path(path): [] for path in models}
+        for pixels, metas in batches(self.recipe, len(self)) if models else ():
+            for path, model in models.items():
+                levels = neck_features(model, pixels)
+                self._found[Path(path)] += [[x[i] for x in levels] for i in range(len(metas))]
+        return [(label, self._found[path][image]) for label, (_, path) in self.arms[arm].items()]

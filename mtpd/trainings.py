@@ -76,7 +76,7 @@ def distill_cfg(recipe: Recipe, student: dict, teacher: dict) -> list[dict]:
 
     A method's own `levels`, `student_module` and `teacher_module` go before the recipe's.
 
-    The losses are named loss_<method>_fpn_<level>, which `mtpd.runs.split_loss` goes by.
+    The losses are named loss_<method>_fpn_<level>, which `mtpd.logs.split_loss` goes by.
     """
     distill = recipe.cfg.distill
     settings = distill.settings[distill.method].to_dict()

@@ -72,12 +72,15 @@ plots.feature_colours(feature_views.pca_colours(rows, teacher), pictures, teache
 table(nearness.table_rows(plan, states))
 
 # %% [markdown] tags=["live"]
-# Touch them: choose an image, an FPN level (0 is the finest) and a view below the figure.
+# Touch them: choose an arm, an image, an FPN level (0 is the finest) and a view below the figure.
 
 # %% tags=["live"]
-features = looks.Features(plan, states, 12)
+done = [a for a in run.arms if run.metrics('arm', a['name'])]
+arms = {a['label']: stage_checkpoints(plan, a['name'], work_dir) for a in done}
+features = looks.Features(plan, arms, 12)
 touch(
     features,
+    arm=(chosen['label'], list(arms)),
     image=(0, range(len(features))),
     level=(level, features.levels),
     view=('strength', features.VIEWS),

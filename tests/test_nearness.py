@@ -62,10 +62,16 @@ def test_the_student_without_a_teacher_stands_beside_the_stages(recipe, tmp_path
 
     monkeypatch.setattr(train, 'train_stage', made)
     (tmp_path / 'student.pth').touch()
-    found = stage_checkpoints(recipe, 'progressive')
+    assert 'no teacher' not in stage_checkpoints(
+        recipe, 'progressive', tmp_path
+    )  # not trained for it
+    trained = tmp_path / 'stages/none/1_no_teacher/student.pth'
+    trained.parent.mkdir(parents=True)
+    trained.touch()
+    found = stage_checkpoints(recipe, 'progressive', tmp_path)
     assert [*found][:4] == ['student before', 'after stage 1', 'after stage 2', 'no teacher']
-    assert found['no teacher'] == ('student', tmp_path / 'none_1')
-    assert [*stage_checkpoints(recipe, 'none')][:3] == [
+    assert found['no teacher'] == ('student', trained)
+    assert [*stage_checkpoints(recipe, 'none', tmp_path)][:3] == [
         'student before',
         'after stage 1',
         'teacher 1: ResNet-34, width 16',

@@ -78,17 +78,21 @@ def test_features_are_looked_at_by_image_level_and_view(plan, tmp_path):
         model = build_detector(ConfigDict(plan.model('student')))
         checkpoints.save_atomic({'state_dict': model.state_dict()}, tmp_path / f'{label}.pth')
         files[label] = ('student', tmp_path / f'{label}.pth')
-    look = looks.Features(plan, files, 2)
+    one = {'before': files['before'], 'later': files['before']}
+    look = looks.Features(plan, {'a': files, 'b': one}, 2)
     assert len(look) == 2 and look.levels == range(3)
     rows = features.feature_rows(plan, files, 2, level=1)
     (_, first), (_, second) = rows[1]
-    fig = look(image=1, level=1)
+    fig = look('a', image=1, level=1)
     wanted = first.abs().mean(0).numpy()
     assert np.asarray(fig.axes[1].images[0].get_array()) == pytest.approx(wanted, rel=1e-5)
-    fig = look(image=1, level=1, view='difference')
+    fig = look('a', image=1, level=1, view='difference')
     wanted = (second.abs().mean(0) - first.abs().mean(0)).numpy()
     assert np.asarray(fig.axes[1].images[0].get_array()) == pytest.approx(wanted, abs=1e-6)
-    assert 'principal components of after' in look(view='colours').alt
+    assert 'principal components of after' in look('a', view='colours').alt
+    fig = look('b', image=1, level=1, view='difference')
+    assert (np.asarray(fig.axes[1].images[0].get_array()) == 0).all()  # of one checkpoint
+    assert fig.axes[1].get_title() == 'later'
 
 
 def test_detections_are_looked_at_by_image_and_score(plan, tmp_path):
