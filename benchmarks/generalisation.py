@@ -1,6 +1,7 @@
-"""Fit, generalisation and flatness over the seeds of a recipe, as notebook 06 measured them in each run: one JSON file.
+"""Fit, generalisation and flatness over the seeds of a recipe, as notebook 06 measured them in each run, and how near the
+progressive arm's features come to the teachers': one JSON file.
 
-for seed in 0 1 2 3; do mtpd run configs/mini/retinanet_r50__r101_rx101.py --seed $seed; done
+for seed in 0 1 2 3 4; do mtpd run configs/mini/retinanet_r50__r101_rx101.py --seed $seed; done
 python benchmarks/generalisation.py --run runs/mini_retinanet_r50__r101_rx101/0 \\
     --out results/mini_retinanet_r50__r101_rx101/generalisation.json
 """
@@ -9,8 +10,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from mtpd import gap, generalisation, load_recipe, load_run
+from mtpd import gap, generalisation, load_recipe, load_run, nearness
 from mtpd.environment import describe
+from mtpd.features import stage_checkpoints
 from mtpd.files import write_json
 from mtpd.seeds import comparable, gather
 
@@ -22,7 +24,8 @@ def main() -> None:
     args = parser.parse_args()
     run = load_run(args.run)
     study = gather(run)
-    by_seed = generalisation.over_seeds(load_recipe(run.path / 'recipe.py'), run)
+    recipe = load_recipe(run.path / 'recipe.py')
+    by_seed = generalisation.over_seeds(recipe, run)
     control = study.control and study.control.name
     found = {
         'command': ' '.join(['python', *sys.argv]),
@@ -34,11 +37,17 @@ def main() -> None:
         'table': gap.table_rows(by_seed),
         'differences': gap.difference_rows(by_seed, control),
         'conclusion': gap.conclude(by_seed, control),
+        'nearness': {
+            seed: nearness.table_rows(
+                recipe, stage_checkpoints(recipe, run.arm()['name'], other.path)
+            )
+            for seed, other in sorted(comparable(run)[0].items())
+        },
         'ap': study.json()['orders'],
         'rows': by_seed,
         'environment': describe(),
     }
-    for row in (*found['table'], *found['differences']):
+    for row in (*found['table'], *found['differences'], *found['nearness'].items()):
         print(row)
     print('\n'.join(found['conclusion']))
     if args.out:

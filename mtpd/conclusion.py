@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# AP points: twice the largest standard deviation of an arm's difference from the control over three seeds of the pocket
+# AP points: twice the largest standard deviation of an arm's difference from the control over five seeds of the pocket
 # recipe (results/mini_retinanet_r50__r101_rx101/seeds.json). Another recipe needs its own seeds.
 DECISIVE_AP = 1.0
 

@@ -174,7 +174,7 @@ def test_what_is_committed_is_found(tmp_path):
         json.loads((ROOT / 'results' / NAME / file).read_text())
         for file in ('seeds.json', 'seed0.json')
     )
-    assert seeds['seeds'] == [0, 1, 2] and single['run']['seed'] == 0
+    assert seeds['seeds'] == [0, 1, 2, 3, 4] and single['run']['seed'] == 0
     own = {row['label']: row['AP'] for row in single['results']}
     wanted = {row['label']: np.mean([own[row['label']], *row['AP'][1:]]) for row in seeds['rows']}
     recipe = load_recipe(MINI)
