@@ -17,16 +17,15 @@ cfg_options: str = ''  # overrides of the recipe: KEY VALUE pairs joined by an e
 work_dir: str = ''  # run directory; empty: runs, recipe, seed
 
 # %%
-from mtpd import load_recipe, plots
+from mtpd import load_recipe, plots, rows
 from mtpd.logs import loss_rows
-from mtpd.runs import points
 from mtpd.tables import say, table
-from mtpd.train import began_from, prepare_detector
+from mtpd.train import prepare_detector
 
 plan = load_recipe(recipe, cfg_options, seed)
 
 # %%
-found = {name: prepare_detector(plan, name, work_dir) for name in plan.detectors}
+detectors = rows.of_detectors(plan, work_dir)
 
 # %% [markdown]
 # ## Accuracy, size and speed
@@ -41,40 +40,21 @@ found = {name: prepare_detector(plan, name, work_dir) for name in plan.detectors
 # *began from* another come on top of those.
 
 # %%
-rows = [
-    {
-        'name': name,
-        'label': spec.get('label', name),
-        'role': 'baseline' if name == 'student' else 'teacher',
-        'AP': 100 * (found[name]['metrics']['bbox_mAP'] or 0),
-        'AP50': 100 * (found[name]['metrics']['bbox_mAP_50'] or 0),
-        'mask_AP': points(found[name]['metrics'])['mask_AP'],
-        'updates': spec.get('updates', plan.cfg.schedule.baseline),
-        'scenes': spec.get('scenes', plan.cfg.data.scenes.train),
-        'init': began_from(plan, name),
-        **found[name]['model'],
-    }
-    for name, spec in plan.detectors.items()
-]
-headings = {'label': 'detector', 'role': 'role', 'AP': 'AP', 'AP50': 'AP50'}
-headings |= {'mask_AP': 'mask AP'} if 'segm' in plan.cfg.evaluation.metrics else {}
-headings |= {'parameters': 'parameters', 'gflops': 'GFLOPs', 'ms_per_image': 'ms an image'}
-if not plan.cfg.data.root:
-    headings |= {'updates': 'updates', 'scenes': 'training scenes', 'init': 'began from'}
-table(rows, headings)
+table(detectors, rows.headings(plan))
 
 # %%
-plots.ap_versus_cost(rows)
+plots.ap_versus_cost(detectors)
 
 # %% [markdown]
 # ## How the baseline was trained
 
 # %%
-plots.loss_curves(loss_rows(found['student']['dir'] / 'log.json'))
+baseline = prepare_detector(plan, 'student', work_dir)
+plots.loss_curves(loss_rows(baseline['dir'] / 'log.json'))
 
 # %%
-best = max(rows, key=lambda row: row['AP'])
-student = rows[0]
+student = detectors[0]
+best = max(detectors, key=lambda row: row['AP'])
 say(
     f'**Conclusion.** The student starts at {student["AP"]:.1f} AP with',
     f'{student["parameters"] / 1e6:.2f} million parameters. The best detector, {best["label"]}, has',

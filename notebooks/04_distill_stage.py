@@ -26,10 +26,8 @@ arm: str = 'progressive'  # which arm of the recipe
 stage: int = 1  # which stage of it, from 1
 
 # %%
-from mtpd import live, load_recipe, plots
-from mtpd.files import read_json
+from mtpd import live, load_recipe, plots, rows
 from mtpd.tables import say, table
-from mtpd.train import prepare_detector
 
 plan = load_recipe(recipe, cfg_options, seed)
 sequence = plan.arm(arm, stage)
@@ -53,24 +51,14 @@ made = live.train_stage(plan, stage, arm, work_dir)
 # ## Accuracy
 
 # %%
-baseline = prepare_detector(plan, 'student', work_dir)['metrics']
-folder = made['dir'].parent
-before = {k: read_json(folder / sequence.stage_name(k) / 'metrics.json') for k in range(1, stage)}
-steps = {'baseline': baseline} | {f'after stage {k}': found for k, found in before.items()}
-steps |= {f'after stage {stage}': made['metrics']}
-keys = {'AP': 'bbox_mAP', 'AP50': 'bbox_mAP_50', 'AP75': 'bbox_mAP_75', 'AP small': 'bbox_mAP_s'}
-keys |= {'mask AP': 'segm_mAP'} if 'segm' in plan.cfg.evaluation.metrics else {}
-rows = [
-    {'student': name, **{key: 100 * (found[source] or 0) for key, source in keys.items()}}
-    for name, found in steps.items()
-]
-table(rows)
+steps = rows.of_stages(plan, arm, stage, work_dir)
+table(steps)
 
 # %%
 say(
-    f'**Conclusion.** After stage {stage} the student has {rows[-1]["AP"]:.1f} AP,',
-    f'{plots.gain(rows[-1]["AP"], rows[-2]["AP"])} by this stage and',
-    f'{plots.gain(rows[-1]["AP"], rows[0]["AP"])} against the baseline, after {stage * sequence.stage_updates} more updates.',
+    f'**Conclusion.** After stage {stage} the student has {steps[-1]["AP"]:.1f} AP,',
+    f'{plots.gain(steps[-1]["AP"], steps[-2]["AP"])} by this stage and',
+    f'{plots.gain(steps[-1]["AP"], steps[0]["AP"])} against the baseline, after {stage * sequence.stage_updates} more updates.',
     "How much of it is the teacher's doing, the arm without a teacher tells (notebook 05)."
     if teacher
     else 'This is the control: what it gains, no teacher has given it.',

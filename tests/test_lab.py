@@ -256,5 +256,6 @@ def test_in_jupyterlab_all_cells_run_and_controls_move_the_figure(lab, page, nam
         assert moved.count(True) == 1
     whole = "document.querySelector('.jp-WindowedPanel-outer').scrollHeight"
     page.set_viewport_size({'width': 1300, 'height': page.evaluate(whole) + 150})
+    page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollTop = 0")
     page.wait_for_timeout(500)
     page.screenshot(path=SHOTS / f'lab_{name}.png')
