@@ -165,7 +165,7 @@ def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out) -> None:
 
 
 @main.command()
-@click.argument('sources', metavar='IMAGE_OR_FOLDER...', nargs=-1, required=True)
+@click.argument('sources', metavar='IMAGE_OR_FOLDER...', nargs=-1, required=True, type=click.Path())
 @click.option('--checkpoint', required=True, type=click.Path(path_type=Path))
 @click.option('--config', help='Its recipe or mmdet config. Default: what the checkpoint says.')
 @click.option('--detector', default='student', help='Whose it is in a recipe.')
@@ -241,7 +241,7 @@ def report(folder: Path) -> None:
 
 
 @main.command()
-@click.argument('folders', metavar='RUN RUN...', nargs=-1, required=True)
+@click.argument('folders', metavar='RUN RUN...', nargs=-1, required=True, type=click.Path())
 @click.option('--out', default='runs/comparison.html', show_default=True, type=click.Path())
 def compare(folders: tuple[str, ...], out: str) -> None:
     """Write one page about several run directories: AP side by side, settings that differ, curves overlaid."""
@@ -254,7 +254,7 @@ main.add_command(datasets.data)
 
 
 @main.command()
-@click.argument('recipe', required=False)
+@click.argument('recipe', required=False, type=click.Path())
 @cfg_options
 @work_dir_option()
 @as_json_option

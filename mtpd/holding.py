@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import platform
 import shlex
@@ -27,7 +28,8 @@ def held(folder: Path, command: list[str], echo: Callable[[str], None] = print) 
     status.json has ``state`` (running, done, failed, interrupted), ``command``, ``host``, ``pid``, ``created`` (the
     process's start, seconds since 1970), ``started``, ``ended``, and of the end ``exit_code``, ``signal`` (its name) and
     ``reason`` (the error's words). Steps of a run (``steps``) stay as they are; one that a killed command left
-    running is interrupted. A folder in which nothing but the status came to be is removed.
+    running is interrupted. A folder in which nothing but the status came to be is removed, and a command that is refused
+    with nothing done leaves the status as it was.
 
     Raises:
         MtpdError: another command works in it, or it cannot be written to.
@@ -47,6 +49,7 @@ def held(folder: Path, command: list[str], echo: Callable[[str], None] = print) 
             for step in status.get('steps', ()):
                 if step['state'] == 'running':  # `mtpd train` leaves the steps as they are
                     step['state'] = 'interrupted'
+        before, seen = copy.deepcopy(status), _files(folder)
         status |= {'state': 'running', 'command': shlex.join(command), **_process()}
         status |= {'started': now(), 'ended': None}
         status |= {'exit_code': None, 'signal': None, 'reason': None}
@@ -60,11 +63,23 @@ def held(folder: Path, command: list[str], echo: Callable[[str], None] = print) 
             raise
         finally:
             status |= {'ended': now(), **end}
-            write_json(folder / STATUS, status)
+            refused = end.get('exit_code') == MtpdError.exit_code and _files(folder) == seen
+            ended = before.get('state') not in (None, 'running')
+            write_json(folder / STATUS, before if refused and ended else status)
             if made and {path.name for path in folder.iterdir()} == {LOCK, STATUS}:
                 for name in (STATUS, LOCK):
                     (folder / name).unlink()
                 folder.rmdir()
+
+
+def _files(folder: Path) -> dict[str, int]:
+    """When the files in a folder were last written, in ns; but for those that say who works in it."""
+    found = {}
+    for path in folder.rglob('*'):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            if path.name not in (LOCK, STATUS) and path.is_file():
+                found[str(path)] = path.stat().st_mtime_ns
+    return found
 
 
 def refuse_second(folder: Path) -> None:

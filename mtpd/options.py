@@ -123,7 +123,7 @@ def recipe_options(command, plain: bool = False, several: bool = False):
     options = [
         cfg_options,
         work_dir_option('-sweep' if several else '/<seed>', plain),
-        click.argument('recipe', metavar='CONFIG' if plain else 'RECIPE'),
+        click.argument('recipe', metavar='CONFIG' if plain else 'RECIPE', type=click.Path()),
     ]
     if not several:
         gpus = click.option(

@@ -61,6 +61,21 @@ def test_how_it_ended(tmp_path, error, end):
     assert found['command'] == 'mtpd train x.py' and found['pid'] == os.getpid()
 
 
+def test_a_refusal_leaves_the_status_of_what_was_done(tmp_path):
+    with held(tmp_path, ['mtpd', 'run']):
+        (tmp_path / 'metrics.json').write_text('{}')
+    before = status(tmp_path)
+    assert before['state'] == 'done'
+    with pytest.raises(MtpdError), held(tmp_path, ['mtpd', 'train']):
+        raise MtpdError('unknown detector')
+    assert status(tmp_path) == before
+    for error, done in ((MtpdError('memory'), True), (ValueError('bug'), False)):
+        with pytest.raises(type(error)), held(tmp_path, ['mtpd', 'train']):
+            (tmp_path / 'log.json').write_text('{}') if done else None
+            raise error
+        assert status(tmp_path)['state'] == 'failed'  # it had begun, or is no refusal
+
+
 def test_a_refusal_leaves_no_folder(tmp_path):
     folder = tmp_path / 'run'
     with pytest.raises(MtpdError), held(folder, ['mtpd']):

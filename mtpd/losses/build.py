@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 
 from torch import nn
 
@@ -25,6 +26,11 @@ def build_distill_loss(cfg: dict) -> nn.Module:
         near = difflib.get_close_matches(str(kind), known, n=1, cutoff=0.4)
         meant = f'; did you mean {near[0]!r}?' if near else ''
         raise MtpdError(f'unknown distillation loss {kind!r}{meant} (there is {", ".join(known)})')
+    takes = [*inspect.signature(DISTILL_LOSSES.get(kind)).parameters]
+    for name in sorted(set(args) - {'type', *takes}):
+        near = difflib.get_close_matches(name, takes, n=1)
+        meant = f' Did you mean {near[0]!r}?' if near else ''
+        raise MtpdError(f'distillation loss {kind}: unknown setting {name!r}.{meant}')
     try:
         return DISTILL_LOSSES.build(args)
     except TypeError as error:

@@ -88,7 +88,7 @@ ROWS = {
     ),
     'unknown method': (setting('distill.method=mgt'), "unknown distill.method 'mgt'.*'mgd'"),
     'unknown loss': (setting('distill.settings.mgd.type=MGT'), "unknown distillation loss 'MGT'"),
-    'unknown setting of a loss': (setting('distill.settings.mgd.alpa=1'), 'wrong arguments .*alpa'),
+    'unknown setting of a loss': (setting('distill.settings.mgd.alpa=1'), "unknown setting 'alpa'. Did you mean 'alpha'"),
     'module that is not there': (
         setting('distill.student_module=neck.{level}'), "the student has no module 'neck.0'"
     ),
