@@ -36,6 +36,8 @@ def compare_runs(folders: Sequence[str | Path], out: str | Path) -> Path:
     names = [chr(ord('A') + k) if len(runs) <= 26 else str(k + 1) for k in range(len(runs))]
     states = [run.state for run in runs.values()]
     partial = any(state != 'complete' for state in states)
+    apart = differences(list(runs.values()))
+    same_images = not any(key.startswith(('data.', 'image.', 'evaluation.')) for key, _ in apart)
     html = fill(
         'beside.html.j2',
         title=f'{len(runs)} runs',
@@ -44,9 +46,13 @@ def compare_runs(folders: Sequence[str | Path], out: str | Path) -> Path:
         headline='Not all are complete.' if partial else 'Complete.',
         detail='',
         names=names,
-        runs=list(zip(names, runs, states, strict=True)),
+        runs=[
+            (name, path, state, run.info.get('smoke'))
+            for name, state, (path, run) in zip(names, states, runs.items(), strict=True)
+        ],
         rows=_table(list(runs.values())),
-        differences=differences(list(runs.values())),
+        same_images=same_images,
+        differences=apart,
         figures=gallery(_figures(dict(zip(names, runs.values(), strict=True)))),
         commands=[run.info.get('command') for run in runs.values()],
         environment=_environments(list(runs.values())),

@@ -35,6 +35,15 @@ def test_the_page_has_each_runs_ap_and_what_differs(tmp_path):
     )
 
 
+def test_runs_on_other_images_and_smoke_runs_are_said(tmp_path):
+    trained(tmp_path / 'a', none=9.0)
+    b = trained(tmp_path / 'b', options={'data.scenes.val': 16}, none=9.5)
+    put(b.path / 'run.json', b.info | {'smoke': True})
+    html = compare_runs([tmp_path / 'a', tmp_path / 'b'], tmp_path / 'c.html').read_text('utf-8')
+    assert 'columns cannot be compared' in html and '<td><strong>' not in html
+    assert html.count('a smoke run, its numbers mean nothing') == 1
+
+
 def test_differences_are_those_of_the_recipes(tmp_path):
     a = trained(tmp_path / 'a', none=1.0)
     b = trained(tmp_path / 'b', 'fgd', seed=3, options={'schedule.arm': 800}, none=1.0)

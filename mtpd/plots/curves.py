@@ -13,6 +13,7 @@ from ..logs import DISTILLATION
 from ..numerals import gain
 from .figure import (
     COLOURS,
+    FAINT,
     HATCHES,
     INK,
     TEXT,
@@ -178,7 +179,9 @@ def ap_over_stages(arms: Mapping[str, list[dict]]) -> Figure:
             va='center',
             fontsize=TEXT,
             color=INK,
-            arrowprops={'arrowstyle': '-', 'color': colour, 'linewidth': 0.8, 'shrinkB': 5},
+            # A leader, not a curve: it may cross the plot where an arm is shorter.
+            arrowprops={'arrowstyle': '-', 'color': colour, 'linewidth': 0.8, 'shrinkB': 5}
+            | ({} if row['updates'] == last else {'color': FAINT, 'linestyle': ':'}),
             annotation_clip=False,
         )
     base = next(iter(arms.values()))[0]
