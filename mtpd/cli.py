@@ -181,7 +181,7 @@ def predict(sources, checkpoint, config, detector, out, threshold, device) -> No
         counts: dict[str, int] = {}
         for item in row['objects']:
             counts[item['class']] = counts.get(item['class'], 0) + 1
-        what = ', '.join(f'{count} × {kind}' for kind, count in counts.items()) or 'nothing'
+        what = ', '.join(f'{kind} ({count})' for kind, count in counts.items()) or 'nothing'
         click.echo(f'{row["drawn"]}: {what}')
 
 

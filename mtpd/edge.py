@@ -50,7 +50,14 @@ class EdgeDetector:
 
         Returns:
             ``{'class', 'score', 'box'}`` each; box: x1, y1, x2, y2 in the image's pixels.
+
+        Raises:
+            MtpdError: `image` is None.
         """
+        if image is None:  # what cv2.imread gives for a file that is not there, or no image
+            raise MtpdError(
+                'no image to look at: cv2.imread gives None where it cannot read a file.'
+            )
         pixels, size = self.prepared(image)
         boxes, scores = self.session.run(None, {'image': pixels})
         found = self.chosen(boxes, scores, size)

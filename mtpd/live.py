@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +21,10 @@ SHARE = 20  # drawing takes at most this part of the time
 
 @contextmanager
 def losses(
-    folder: Path, teacher: str | None = None, show: Callable[[plots.Figure], None] | None = None
+    folder: Path,
+    teacher: str | None = None,
+    show: Callable[[plots.Figure], None] | None = None,
+    before: Mapping[Path, str] | None = None,
 ) -> Iterator[None]:
     """Shows the losses of the training that the block runs into `folder`, again and again, and at its end.
 
@@ -32,13 +35,22 @@ def losses(
         folder: a training's, with its log.json.
         teacher: its label; None: without a panel for distillation.
         show: gets each figure; by default a place below the cell.
+        before: folders of what may have to be trained first, and what each is called.
     """
     show, log, ended = show or _place(), folder / 'log.json', threading.Event()
+    names = {path / 'log.json': name for path, name in (before or {}).items()}
+    there = {path: _written(path) for path in names}
 
-    def draw() -> float:
+    def current() -> Path:
+        """The log of what is being trained: of those before, one that was written since; else the folder's."""
+        news = [path for path in names if _written(path) != there[path]]
+        return max([*news, log], key=_written) if news else log
+
+    def draw(shown: Path = log) -> float:
         began = time.perf_counter()
-        fig = plots.loss_curves(loss_rows(log, teacher))
-        words = left(read_log(log))
+        fig = plots.loss_curves(loss_rows(shown, teacher if shown == log else None))
+        words = left(read_log(shown))
+        words = f'{names[shown]}, first: {words}' if shown in names else words
         if fig.axes:
             fig.suptitle(words, x=0.01, ha='left', fontsize=9)
             fig.alt = f'{words}. {fig.alt}'
@@ -48,9 +60,10 @@ def losses(
     def watch() -> None:
         pause, seen = LEAST, None
         while not ended.wait(pause):
-            now = log.stat().st_mtime_ns if log.is_file() else None
-            if now != seen:
-                seen, pause = now, max(LEAST, SHARE * draw())
+            shown = current()
+            if (shown, _written(shown)) != seen:
+                seen = shown, _written(shown)
+                pause = max(LEAST, SHARE * draw(shown))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -71,8 +84,15 @@ def train_stage(
     plan = recipe.arm(arm, stage)
     teacher = plan.teachers[stage - 1]
     label = recipe.detectors[teacher].get('label', teacher) if teacher else None
-    with losses(stage_dir(recipe, plan, stage, work_dir), label):
+    before = {recipe.run_dir(work_dir) / 'detectors' / 'student': 'baseline'}
+    before |= {stage_dir(recipe, plan, k, work_dir): f'stage {k}' for k in range(1, stage)}
+    with losses(stage_dir(recipe, plan, stage, work_dir), label, before=before):
         return train.train_stage(recipe, stage, arm, work_dir)
+
+
+def _written(log: Path) -> int:
+    """When, in ns; 0 where it is not there."""
+    return log.stat().st_mtime_ns if log.is_file() else 0
 
 
 def left(rows: list[dict]) -> str:

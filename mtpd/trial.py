@@ -30,7 +30,8 @@ from .recipe import Recipe, load_recipe
 from .trainings import distill_cfg
 
 TIMED = 3  # updates
-PATIENCE = 20.0  # seconds for a batch: where one takes longer, its time is told from one image's
+PATIENCE = 20.0  # seconds for a batch: where one takes longer, it is the only one
+LONGEST = 120.0  # where one image makes a batch seem to take longer, none is tried
 
 
 def measure(
@@ -94,18 +95,23 @@ def _try(recipe: Recipe, detector: str, teacher: str | None, batch: int, device:
 
 
 def _timed(update: Update, data: Dataset, batch: int, one: float) -> dict:
-    """Of a row what the largest batch and usual ones show, unless `one` image took too long."""
+    """Of a row what the largest batch and usual ones show, unless `one` image took too long.
+
+    An image by itself tells little of a batch: where other programs are at work, a batch may take hardly longer.
+    """
     loads, updates = [], []
     for number, images in enumerate(_batches(len(data), batch)):
-        if one * batch > PATIENCE:
+        if one * batch > LONGEST:
             updates = [one * batch]
             break
         began = time.perf_counter()
         items = collate([data[place] for place in images], batch)
         loads.append(time.perf_counter() - began)
         seconds = update(items)
-        if number:  # the largest batch comes first, and is not typical
+        if number or seconds > PATIENCE:  # the largest batch comes first, and is not typical
             updates.append(seconds)
+        if seconds > PATIENCE:
+            break
     # The fastest: what else the machine does comes on top.
     row = {'seconds': min(updates), 'data': min(loads or [0.0])}
     return row | ({'wanted': memory.used(update.device)[1]} if loads else {})

@@ -410,3 +410,15 @@ def test_a_full_disk_is_an_error_with_its_cause(tmp_path, monkeypatch):
 def test_sha256_of_a_known_content(tmp_path):
     (tmp_path / 'a').write_bytes(b'abc')
     assert sha256(tmp_path / 'a').startswith('ba7816bf8f01cfea414140de5dae2223')
+
+
+def test_a_data_workers_end_while_a_checkpoint_is_written_is_no_full_disk(tmp_path, monkeypatch):
+    """torch raises it from a signal handler, wherever the process is: `data.workers.told` tells of it."""
+
+    def save(obj, file):
+        raise RuntimeError('DataLoader worker (pid 1) is killed by signal: Killed. ')
+
+    monkeypatch.setattr(torch, 'save', save)
+    with pytest.raises(RuntimeError, match='^DataLoader worker') as caught:
+        checkpoints.save_atomic({}, tmp_path / 'latest.pth')
+    assert not isinstance(caught.value, MtpdError) and not list(tmp_path.iterdir())

@@ -42,6 +42,8 @@ def pictures() -> list[np.ndarray]:
 def test_the_boxes_are_pytorchs(tmp_path, name):
     model = predict.detector(TEACHERS / name / 'model.pth', MINI, name, 'cpu')
     edge = EdgeDetector(export(model, tmp_path / 'teacher.onnx'))
+    with pytest.raises(MtpdError, match='no image to look at'):
+        edge(cv2.imread(str(tmp_path / 'gone.png')))
     count = 0
     # mmdet pads to a multiple of 32; the exported network has one size, and more of it may be padding.
     model.cfg.data.test.pipeline[1].transforms[3] = dict(type='Pad', size=(128, 128))

@@ -39,6 +39,31 @@ def test_the_figure_grows_and_says_the_time_left(tmp_path, monkeypatch):
     assert threading.active_count() == 1 or 'watch' not in str(threading.enumerate())
 
 
+def test_what_is_trained_first_is_shown_and_named(tmp_path, monkeypatch):
+    import threading
+
+    monkeypatch.setattr(live, 'LEAST', 0.01)
+    monkeypatch.setattr(live, 'SHARE', 0)
+    told, seen = [], threading.Event()
+    first, old, stage = (tmp_path / name for name in ('first', 'old', 'stage'))
+    for folder in (first, old, stage):
+        folder.mkdir()
+    put(old / 'log.json', 40)  # done before
+
+    def show(fig):
+        told.append(fig.alt)
+        seen.set()
+
+    with live.losses(stage, 'teacher A', show, {old: 'baseline', first: 'stage 1'}):
+        for folder in (first, stage):
+            seen.clear()
+            put(folder / 'log.json', 20)
+            assert seen.wait(20)
+    assert told[0].startswith('stage 1, first: update 20 of 40') and 'distillation' not in told[0]
+    assert told[-1].startswith('update 20 of 40') and 'distillation loss' in told[-1]
+    assert not any('baseline' in text for text in told)
+
+
 def test_the_end_is_shown_also_of_a_training_that_fails(tmp_path):
     shown = []
     with pytest.raises(ZeroDivisionError), live.losses(tmp_path, None, shown.append):

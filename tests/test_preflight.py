@@ -308,3 +308,10 @@ def test_a_cold_first_update_does_not_stand_for_all(tmp_path, monkeypatch):
     monkeypatch.setattr(trial, 'Update', Slow)
     row = trial._try(recipe, 'student', None, 2, 'cpu', tmp_path)
     assert 0 < row['seconds'] < 20 and row['data'] > 0
+    taken = iter([30.0, 30.0])  # twice: other programs are at work; a batch is tried all the same
+    row = trial._try(recipe, 'student', None, 2, 'cpu', tmp_path)
+    assert 0 < row['seconds'] < 20 and row['data'] > 0
+    taken = iter([30.0, 30.0, 25.0])  # a batch that takes long is the only one
+    assert trial._try(recipe, 'student', None, 2, 'cpu', tmp_path)['seconds'] == 25.0
+    taken = iter([70.0, 70.0])  # none is tried
+    assert trial._try(recipe, 'student', None, 2, 'cpu', tmp_path)['seconds'] == 140.0
