@@ -419,6 +419,6 @@ def test_a_data_workers_end_while_a_checkpoint_is_written_is_no_full_disk(tmp_pa
         raise RuntimeError('DataLoader worker (pid 1) is killed by signal: Killed. ')
 
     monkeypatch.setattr(torch, 'save', save)
-    with pytest.raises(RuntimeError, match='^DataLoader worker') as caught:
+    with pytest.raises(RuntimeError, match=r'^DataLoader worker') as caught:
         checkpoints.save_atomic({}, tmp_path / 'latest.pth')
     assert not isinstance(caught.value, MtpdError) and not list(tmp_path.iterdir())
