@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import intervals
 from .errors import MtpdError
 
 RIDGE = 1e-8  # of the mean feature variance: makes rank-deficient features safe
@@ -124,7 +125,7 @@ def costs_from_features(
 
     Returns:
         ``{'detectors', 'cost': (D, D) array, row source and column target, 'levels': {stride: the same, NaN where one
-        of the pair lacks the stride}, 'replicates': (R, D, D), 'images': of both halves, 'needed': images that the fit
+        of the pair lacks the stride}, 'replicates': (R, D, D), 'low' and 'high': the ends of 95 % intervals (D, D) from them, 'images': of both halves, 'needed': images that the fit
         takes at least}``.
 
     Raises:
@@ -158,11 +159,14 @@ def costs_from_features(
     )
     levels = {s: _placed(held[s].costs(), members[s], names) for s in sorted(held)}
     mean = np.nanmean(np.stack(list(levels.values())), axis=0)
+    low, high = intervals.ends(mean[1:])
     return {
         'detectors': names,
         'cost': mean[0],
         'levels': {stride: values[0] for stride, values in levels.items()},
         'replicates': mean[1:],
+        'low': low,
+        'high': high,
         'images': images + count,
         'needed': needed,
     }

@@ -5,11 +5,10 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from . import plots
 from .errors import MtpdError
-from .files import write_text
+from .files import leaves, write_text
 from .pages import fill, gallery
 from .paths import shown
 from .runs import Run, load_run
@@ -65,7 +64,7 @@ def compare_runs(folders: Sequence[str | Path], out: str | Path) -> Path:
 
 def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """Settings by dotted key whose values are not the same in all runs, and the value of each; – where it has none."""
-    flat = [_flat(_settings(run)) for run in runs]
+    flat = [dict(leaves(_settings(run))) for run in runs]
     keys = dict.fromkeys(key for values in flat for key in values)
     found = []
     for key in keys:
@@ -83,14 +82,6 @@ def _settings(run: Run) -> dict:
         return {line.targets[0].id: ast.literal_eval(line.value) for line in lines}
     except (OSError, SyntaxError, ValueError, AttributeError):
         return {'recipe.py': 'not as the kit writes it'}
-
-
-def _flat(node: dict, place: str = '') -> dict[str, Any]:
-    found = {}
-    for key, value in node.items():
-        deeper = isinstance(value, dict) and value
-        found |= _flat(value, f'{place}{key}.') if deeper else {f'{place}{key}': value}
-    return found
 
 
 def _table(runs: list[Run]) -> list[dict]:

@@ -250,9 +250,8 @@ def save_atomic(obj: object, path: str | Path) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     except (OSError, RuntimeError) as error:  # torch's zip writer wraps a full disk's OSError
-        if str(error).startswith(
-            'DataLoader worker'
-        ):  # raised wherever torch is at the time, see `data.workers`
+        # A data worker's end is raised wherever the process is at the time, see `data.workers`.
+        if str(error).startswith('DataLoader worker'):
             raise
         raise MtpdError(
             f'checkpoint {path} cannot be written ({error}): check permissions and free space'

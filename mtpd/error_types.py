@@ -36,7 +36,8 @@ def error_types(recipe: Recipe, detections: str | Path) -> Found:
     truth = view.objects(recipe, 'val')
     found = view.detections(detections, recipe, list(truth))
     best = sorted((s for items in found.values() for s in items['scores']), reverse=True)
-    threshold = best[: count_objects(recipe)][-1] if best else 0.0
+    best = best[: sum(len(there['labels']) for there in truth.values())]
+    threshold = best[-1] if best else 0.0
     counts, objects = dict.fromkeys(TYPES, 0), set()
     for image, there in truth.items():
         judged = judge(there, found[image], threshold)

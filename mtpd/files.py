@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def leaves(node: dict, place: str = '') -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested dicts; an empty one is a value."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f'{place}{key}.')
+        else:
+            yield f'{place}{key}', value
 
 
 def read_json(path: Path, default: Any = None) -> Any:

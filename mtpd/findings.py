@@ -37,8 +37,10 @@ def table_rows(study: Study) -> list[dict]:
             'suggested': 'yes' if row['chosen'] else '',
             'AP': bracketed(row['mean']),
             'seeds': len(row['ap']),
-            'against no teacher': _starred(row['above_control']),
-            'against direct, strongest teacher': _starred(row['above_direct']),
+            'against no teacher': bracketed(row['above_control'], sign=True, star=True),
+            'against direct, strongest teacher': bracketed(
+                row['above_direct'], sign=True, star=True
+            ),
             'path cost': row['path_cost'],
         }
         for row in study.table()
@@ -67,10 +69,6 @@ def _distillation(taught: list[dict]) -> str:
     words += f', by {" to ".join(dict.fromkeys((gains[-1], gains[0])))} AP' if gains else ''
     words += f', {signs.count(-1)} worse' if -1 in signs else ''
     return words + (f'; for {signs.count(0)} no difference is shown.' if 0 in signs else '.')
-
-
-def _starred(found: Interval | None) -> str | None:
-    return found and bracketed(found, sign=True) + '\N{NO-BREAK SPACE}*' * bool(found.sign)
 
 
 def _progressive(several: list[dict], direct: str) -> str:

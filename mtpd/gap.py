@@ -86,8 +86,7 @@ def difference_rows(by_seed: Mapping[int, Sequence[dict]], control: str | None) 
     return [
         {'less the arm without a teacher': title}
         | {
-            label: bracketed(gap, sign=True, digits=MEASURES[title][2])
-            + '\N{NO-BREAK SPACE}*' * bool(gap.sign)
+            label: bracketed(gap, sign=True, digits=MEASURES[title][2], star=True)
             for label, gap in gaps.items()
         }
         for title, gaps in differences(by_seed, control).items()

@@ -50,6 +50,12 @@ def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Interval | None:
     return mean([a[seed] - b[seed] for seed in a if seed in b])
 
 
+def ends(drawn: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Low and high end (2, ...) of the percentile intervals of bootstrap replicates (R, ...)."""
+    tail = 100 * (1 - CONFIDENCE) / 2
+    return np.nanpercentile(drawn, (tail, 100 - tail), axis=0)
+
+
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> Interval | None:
     """Spearman's rank correlation, and the percentile interval of a bootstrap over the pairs.
 
@@ -61,8 +67,7 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> Interval | None:
         return None
     draws = np.random.default_rng(0).integers(n, size=(DRAWS, n))
     drawn = [_spearman(x[rows], y[rows]) for rows in draws]
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.nanpercentile(drawn, (tail, 100 - tail))
+    low, high = ends(drawn)
     return Interval(_spearman(x, y), float(low), float(high), n)
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from .adaptation import costs_from_features
 from .features import load_all
 from .intervals import Interval
 from .numerals import bracketed
-from .order import CONFIDENCE, image_features
+from .order import image_features
 from .recipe import Recipe
 
 
@@ -28,14 +26,13 @@ def table_rows(
     """
     models = load_all(recipe, checkpoints)
     found = costs_from_features(*(image_features(recipe, models, images, k) for k in (0, 1)))
-    tail = (100 - CONFIDENCE) / 2
-    low, high = np.percentile(found['replicates'], (tail, 100 - tail), axis=0)
     place = {label: found['detectors'].index(label) for label in checkpoints}
     students = [label for label, (name, _) in checkpoints.items() if name == 'student']
 
     def cost(a: str, b: str) -> str | None:
         at = place[a], place[b]
-        return bracketed(Interval(found['cost'][at], low[at], high[at], images), digits=3)
+        ends = (found[key][at] for key in ('cost', 'low', 'high'))
+        return bracketed(Interval(*ends, images), digits=3)
 
     return [
         {'student': label}

@@ -23,11 +23,18 @@ def gain(after: float, before: float) -> str:
     return signed(round(after, 1) - round(before, 1))
 
 
-def bracketed(found: Interval | None, sign: bool = False, digits: int = 1) -> str | None:
-    """'1.8 [0.9, 2.7]', of one seed '1.8'; None stays None."""
+def bracketed(
+    found: Interval | None, sign: bool = False, digits: int = 1, star: bool = False
+) -> str | None:
+    """'1.8 [0.9, 2.7]', of one seed '1.8'; None stays None.
+
+    Args:
+        star: after an interval that leaves out 0.
+    """
     if found is None:
         return None
     value = (signed if sign else number)(found.value, digits)
     if found.low is None:
         return value
-    return f'{value} [{number(found.low, digits)}, {number(found.high, digits)}]'
+    mark = '\N{NO-BREAK SPACE}*' if star and found.sign else ''
+    return f'{value} [{number(found.low, digits)}, {number(found.high, digits)}]{mark}'

@@ -12,8 +12,6 @@ from .files import read_json, write_json
 from .recipe import Recipe, load_recipe
 from .sequence import SEARCHES, choose_sequence
 
-CONFIDENCE = 95  # per cent
-
 
 def adaptation_costs(
     recipe: Recipe, work_dir: str | Path | None = None, images: int | None = None
@@ -25,8 +23,7 @@ def adaptation_costs(
             others fitted. Default: the recipe's `order.images`.
 
     Returns:
-        As `costs_from_features`, and 'low' and 'high': 95 % intervals (D, D) from its bootstrap. Written to
-        ``order/costs.json``, without the replicates. Arrays are lists.
+        As `costs_from_features`; written to ``order/costs.json``, without the replicates. Arrays are lists.
 
     Raises:
         RecipeError, MtpdError: from `check_pool`.
@@ -42,8 +39,6 @@ def adaptation_costs(
     )
     halves = (image_features(recipe, models, images, first) for first in (0, 1))
     found = costs_from_features(*halves)
-    tail = (100 - CONFIDENCE) / 2
-    found['low'], found['high'] = np.percentile(found['replicates'], (tail, 100 - tail), axis=0)
     kept = {key: value for key, value in found.items() if key != 'replicates'}
     kept['levels'] = {str(k): np.where(np.isnan(v), None, v) for k, v in found['levels'].items()}
     kept = {key: _plain(value) for key, value in kept.items()}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import MtpdError
-from .files import read_own, write_json, write_text
+from .files import leaves, read_own, write_json, write_text
 from .paths import ROOT, shown
 
 if TYPE_CHECKING:
@@ -114,23 +114,16 @@ def foreign(kept: Path, text: str) -> str | None:
     results = any((kept.parent / name).exists() for name in RESULTS)
     if not results or not kept.is_file() or meant(kept.read_text()) == meant(text):
         return None
-    keys = _apart(meant(kept.read_text()), meant(text))
-    named = f'{", ".join(keys[:3])}, ' if any(keys) else ''
+    had, asked = (
+        found if isinstance(found, dict) else {} for found in (meant(kept.read_text()), meant(text))
+    )
+    had, asked = dict(leaves(had)), dict(leaves(asked))
+    keys = sorted(key for key in had | asked if had.get(key) != asked.get(key))
+    named = f'{", ".join(keys[:3])}, ' if keys else ''
     return (
         f'{kept.parent} holds a run with other settings ({named}compare {kept}). Choose another --work-dir, '
         'or remove that folder.'
     )
-
-
-def _apart(a: object, b: object, key: str = '') -> list[str]:
-    """Keys in which two configs' values differ; [''] of texts."""
-    if not (isinstance(a, dict) and isinstance(b, dict)):
-        return [key] * (a != b)
-    return [
-        found
-        for name in sorted(a.keys() | b.keys(), key=str)
-        for found in _apart(a.get(name), b.get(name), f'{key}.{name}'.lstrip('.'))
-    ]
 
 
 def meant(text: str) -> str | dict:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import MtpdError
-from .files import plain
+from .files import leaves, plain
 from .paths import resolve, shown
 from .recipe import Recipe
 from .runs import Run
@@ -80,19 +80,14 @@ def _kept(folder: Path) -> Setup | None:
 def _setup(cfg: dict, source: str) -> Setup:
     method = cfg['distill']['settings'][cfg['distill']['method']]
     cfg = {**cfg, 'distill': {**cfg['distill'], 'settings': method}}
-    return Setup(method['type'], cfg['seed'], source, dict(_leaves(plain(cfg))))
+    settings = {key: value for key, value in leaves(plain(cfg)) if _counts(key, value)}
+    return Setup(method['type'], cfg['seed'], source, settings)
 
 
-def _leaves(node: dict, place: str = ''):
-    for key, value in node.items():
-        path = f'{place}{key}'
-        if path in IDLE or key == 'label':
-            continue
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f'{path}.')
-        elif value is not None and (path, value) != ('speed.precision', 'auto'):
-            # an older recipe.py may lack the key
-            yield path, value
+def _counts(key: str, value: Any) -> bool:
+    """Whether a setting may make a difference; an older recipe.py may lack one that is None or 'auto'."""
+    idle = any(f'{key}.'.startswith(f'{name}.') for name in IDLE) or key.split('.')[-1] == 'label'
+    return not idle and value is not None and (key, value) != ('speed.precision', 'auto')
 
 
 def differences(a: Setup, b: Setup) -> list[str]:
