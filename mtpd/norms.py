@@ -8,7 +8,24 @@ Blocks, ICLR 2024).
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import Tensor, nn
+
+
+def weight_and_bias(conv: nn.Conv2d, norm: nn.Module | None = None) -> tuple[Tensor, Tensor | None]:
+    """What a convolution and the batch norm in eval mode behind it do together, as a convolution's weight and bias.
+
+    Args:
+        norm: None or an identity where there is nothing to add.
+    """
+    if not isinstance(norm, nn.BatchNorm2d):
+        return conv.weight, conv.bias
+    factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    bias = norm.bias - norm.running_mean * factor
+    if conv.bias is not None:
+        bias = bias + conv.bias * factor
+    return conv.weight * factor[:, None, None, None], bias
 
 
 class _ConvWithNorm(nn.Conv2d):
@@ -20,11 +37,7 @@ class _ConvWithNorm(nn.Conv2d):
         (norm,) = self.norm
         if norm.training:
             return super().forward(x)
-        factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        bias = norm.bias - norm.running_mean * factor
-        if self.bias is not None:
-            bias = bias + self.bias * factor
-        return self._conv_forward(x, self.weight * factor[:, None, None, None], bias)
+        return self._conv_forward(x, *weight_and_bias(self, norm))
 
 
 class _NormInConv(nn.BatchNorm2d):
@@ -34,11 +47,13 @@ class _NormInConv(nn.BatchNorm2d):
         return super().forward(x) if self.training else x
 
 
-def fold_norms(model: nn.Module) -> int:
+def fold_norms(model: nn.Module, hooked: Collection[nn.Module] = ()) -> int:
     """Makes the batch norms of a backbone work as this module says, whenever they are in eval mode.
 
-    Weights, their names and their optimizer groups stay. What comes out of a convolution by itself changes: nothing may
-    be hooked there.
+    Weights, their names and their optimizer groups stay. What comes out of a convolution by itself changes.
+
+    Args:
+        hooked: modules whose outputs somebody wants: such convolutions stay by themselves.
 
     Returns:
         How many norms have a convolution directly before them, in the order in which the model registers its modules
@@ -53,7 +68,7 @@ def fold_norms(model: nn.Module) -> int:
                 count += 1
             convolution = None
         elif type(module) is nn.Conv2d:
-            convolution = module
+            convolution = None if module in hooked else module
         else:
-            count += fold_norms(module)
+            count += fold_norms(module, hooked)
     return count

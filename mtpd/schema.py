@@ -28,6 +28,7 @@ SWITCHES = (
     'fold_teacher',
     'teacher_stream',
     'fold_student',
+    'fused_convs',
     'target_stream',
     'pin_memory',
     'fused_optimizer',

@@ -12,11 +12,11 @@ import torch
 from mmdet.models.backbones import ResNet
 from torch import nn
 
-from . import norms, precision, target_assignment
+from . import fused_convs, norms, precision, target_assignment
 from .distiller import Distiller
 
 FUSED = ('Adam', 'AdamW', 'SGD')  # torch has a fused kernel for them on CPU and GPU
-CUDA_ONLY = ('teacher_stream', 'target_stream', 'pin_memory')
+CUDA_ONLY = ('teacher_stream', 'fused_convs', 'target_stream', 'pin_memory')
 
 
 class Speed(NamedTuple):
@@ -29,6 +29,8 @@ class Speed(NamedTuple):
         teacher_stream: the teacher's forward pass beside the student's, on a CUDA stream of its own.
         fold_student: batch norms of the student's backbone that take no statistics become part of its convolutions in each
             update, see `mtpd.norms`.
+        fused_convs: convolutions, their biases and the ReLUs behind them as one kernel, see `mtpd.fused_convs`; the
+            student's only with `fold_student`.
         target_stream: target assignment beside the forward pass, on a CUDA stream of its own.
         pin_memory: batches are put into memory that is copied to a CUDA device without waiting.
         fused_optimizer: the optimizer updates all weights by one kernel.
@@ -40,6 +42,7 @@ class Speed(NamedTuple):
     fold_teacher: bool = False
     teacher_stream: bool = False
     fold_student: bool = False
+    fused_convs: bool = False
     target_stream: bool = False
     pin_memory: bool = False
     fused_optimizer: bool = False
@@ -55,6 +58,7 @@ def settled(asked: dict | None, device: str) -> Speed:
         fold_teacher=True,
         teacher_stream=cuda,
         fold_student=True,
+        fused_convs=cuda,
         target_stream=cuda,
         pin_memory=cuda,
         fused_optimizer=True,
@@ -84,11 +88,16 @@ def prepare(model: nn.Module, speed: Speed, device: str) -> nn.Module:
         if model.teacher_mode == 'eval':
             if speed.fold_teacher and not model.hooks_teachers_backbone:
                 model.teacher.fold()
+            if speed.fused_convs:
+                fused_convs.fuse(model.teacher, model.hooked_modules)
             if speed.channels_last:
                 model.teacher.to(memory_format=torch.channels_last)
         model.teacher.own_stream = speed.teacher_stream
     if speed.fold_student and isinstance(student.backbone, ResNet):
-        norms.fold_norms(student.backbone)
+        hooked = model.hooked_modules if isinstance(model, Distiller) else ()
+        norms.fold_norms(student.backbone, hooked)
+        if speed.fused_convs:
+            fused_convs.fuse(student, hooked)
     if speed.target_stream:
         target_assignment.assign_beside(student)
     if speed.keep_memory:

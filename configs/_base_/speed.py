@@ -5,6 +5,7 @@ speed = dict(
     fold_teacher='auto',
     teacher_stream='auto',
     fold_student='auto',
+    fused_convs='auto',
     target_stream='auto',
     pin_memory='auto',
     fused_optimizer='auto',
