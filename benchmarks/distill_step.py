@@ -124,7 +124,11 @@ def measure(options: argparse.Namespace, recipe: Recipe, device: str, folder: Pa
     names = ['original', *options.ours]
     arms = {name: update_of(name, recipe, options.teacher, device) for name in names}
     seconds: dict = {name: [] for name in names}
-    pinned = {name for name in options.ours if switches(name, recipe, device).pin_memory and device == 'cuda'}
+    pinned = {
+        name
+        for name in options.ours
+        if switches(name, recipe, device).pin_memory and device == 'cuda'
+    }
     in_memory = {True: [pin(batch) for batch in made] if pinned else [], False: made}
     for number in bar('updates', range(options.warm_up + options.pairs)):
         for name in names[number % len(names) :] + names[: number % len(names)]:

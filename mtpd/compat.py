@@ -6,6 +6,7 @@ Importing this module applies every adaptation once; each function below is one,
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 import warnings
@@ -161,16 +162,26 @@ def scatter_stream() -> None:
 
 
 def pin_containers() -> None:
-    """Let torch's `DataLoader(pin_memory=True)` reach what mmcv's `DataContainer` holds, which it takes for no tensor.
+    """Let torch's `DataLoader(pin_memory=True)` reach what mmcv's `DataContainer` holds, masks too.
 
-    What stays on the CPU is left as it is.
+    torch takes a container for no tensor, and masks are numpy arrays.
     """
     from mmcv.parallel import DataContainer
     from torch.utils.data._utils.pin_memory import pin_memory
 
+    def pinned(data: Any, device: Any) -> Any:
+        if isinstance(data, list):
+            return [pinned(item, device) for item in data]
+        if type(data).__name__ != 'BitmapMasks':
+            return data
+        import torch
+
+        copied = copy.copy(data)
+        copied.masks = pin_memory(torch.from_numpy(data.masks), device).numpy()
+        return copied
+
     def pin(self: DataContainer, device: Any = None) -> DataContainer:
-        if not self.cpu_only:
-            self._data = pin_memory(self._data, device)
+        self._data = (pinned if self.cpu_only else pin_memory)(self._data, device)
         return self
 
     DataContainer.pin_memory = pin

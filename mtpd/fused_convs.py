@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from mmcv.cnn import ConvModule
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
+from mmdet.models.dense_heads import RPNHead
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -106,6 +107,8 @@ def fuse(model: nn.Module, hooked: Collection[nn.Module] = ()) -> None:
             _replace(module, 'forward', _basic_block)
         elif isinstance(module, ConvModule) and _ends_in_relu(module):
             _replace(module, 'forward', _conv_module)
+        elif isinstance(module, RPNHead) and type(module.rpn_conv) is nn.Conv2d:
+            _replace(module.rpn_conv, 'forward', _conv_before_relu)
 
 
 def _replace(module: nn.Module, name: str, function: Any) -> None:
@@ -114,7 +117,11 @@ def _replace(module: nn.Module, name: str, function: Any) -> None:
 
 
 def _is_plain(conv: Any) -> bool:
-    return isinstance(conv, nn.Conv2d) and conv.padding_mode == 'zeros' and isinstance(conv.padding, tuple)
+    return (
+        isinstance(conv, nn.Conv2d)
+        and conv.padding_mode == 'zeros'
+        and isinstance(conv.padding, tuple)
+    )
 
 
 def _has_plain_stem(module: nn.Module) -> bool:
@@ -150,7 +157,9 @@ def _ends_in_relu(module: ConvModule) -> bool:
 
 
 def _fits(x: Tensor, *norms: nn.Module) -> bool:
-    return x.is_cuda and not any(isinstance(norm, nn.BatchNorm2d) and norm.training for norm in norms)
+    return x.is_cuda and not any(
+        isinstance(norm, nn.BatchNorm2d) and norm.training for norm in norms
+    )
 
 
 def _resnet(backbone: ResNet, plain: Any, x: Tensor) -> tuple[Tensor, ...]:
@@ -194,6 +203,10 @@ def _basic_block(block: BasicBlock, plain: Any, x: Tensor) -> Tensor:
         return plain(block, x)
     out = conv_relu(x, block.conv1, block.norm1)
     return conv_relu(out, block.conv2, block.norm2, *_shortcut(block, x))
+
+
+def _conv_before_relu(conv: nn.Conv2d, plain: Any, x: Tensor) -> Tensor:
+    return conv_relu(x, conv) if _fits(x) else plain(conv, x)
 
 
 def _conv_module(

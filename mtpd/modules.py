@@ -6,6 +6,7 @@ from . import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import functools
+from typing import Any
 
 import torch
 from mmcv.ops import DeformConv2dPack
@@ -16,6 +17,7 @@ def apply() -> None:
     """Apply everything (again, if called again: nothing changes the second time)."""
     plain_at_first()
     points_on_any_device()
+    offsets_on_the_models_device()
 
 
 def plain_at_first() -> None:
@@ -50,6 +52,17 @@ def points_on_any_device() -> None:
             del generator.valid_flags
 
     RepPointsHead.get_points = get_points
+
+
+def offsets_on_the_models_device() -> None:
+    """RepPoints keeps an offset as a plain tensor on the CPU, and on a GPU waits to copy it at each level and update."""
+
+    def move(self: RepPointsHead, *args: Any, **kwargs: Any) -> RepPointsHead:
+        super(RepPointsHead, self)._apply(*args, **kwargs)
+        self.dcn_base_offset = self.dcn_base_offset.to(next(self.parameters()).device)
+        return self
+
+    RepPointsHead._apply = move
 
 
 apply()

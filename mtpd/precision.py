@@ -12,6 +12,7 @@ from . import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -103,11 +104,23 @@ def use_bfloat16(model: nn.Module, student: nn.Module, device: str, backbone: bo
 
 
 def keep_in_bfloat16(teacher: nn.Module) -> None:
-    """Casts the weights of a frozen model's convolutions and matrix products once, not in each update: the same numbers."""
+    """Casts the weights of a frozen model once, not in each update, and keeps activations between its layers in bfloat16.
+
+    Convolutions and matrix products give the same numbers as before. Layer norms compute in float32 still, but read and
+    write bfloat16, so that the sums of a Swin Transformer's blocks are bfloat16, too.
+    """
     plain = {part for op in teacher.modules() if isinstance(op, OPERATORS) for part in op.modules()}
     for module in teacher.modules():
         if type(module) in (nn.Conv2d, nn.Linear) and module not in plain:
             module.bfloat16()
+        elif type(module) is nn.LayerNorm:
+            module.bfloat16().forward = functools.partial(_layer_norm, module)
+
+
+def _layer_norm(module: nn.LayerNorm, x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        shape, weight, bias = module.normalized_shape, module.weight, module.bias
+        return nn.functional.layer_norm(x.bfloat16(), shape, weight, bias, module.eps)
 
 
 def keep_operators_plain(*models: nn.Module, device: str) -> None:

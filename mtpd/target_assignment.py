@@ -21,7 +21,7 @@ from mmcv.ops import roi_align
 from mmdet.core import BitmapMasks, anchor_inside_flags, images_to_levels
 from mmdet.core.bbox.assigners import AssignResult, MaxIoUAssigner, PointAssigner
 from mmdet.core.bbox.samplers import PseudoSampler, RandomSampler, SamplingResult
-from mmdet.models.dense_heads.anchor_head import AnchorHead
+from mmdet.models.dense_heads import AnchorHead, RepPointsHead
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
@@ -42,6 +42,7 @@ def apply() -> None:
         (RandomSampler, 'random_choice', _choose),
         (AnchorHead, 'get_anchors', _anchors),
         (AnchorHead, 'get_targets', _anchor_targets),
+        (RepPointsHead, 'get_targets', _point_targets),
         # By this name mmdet.core.mask has a function, too.
         (sys.modules['mmdet.core.mask.mask_target'], 'mask_target_single', _mask_targets),
     ):
@@ -106,25 +107,33 @@ def _match_by_distance(
 ) -> AssignResult:
     """Points `(n, 3)` of x, y and stride to objects `(k, 4)`, without mmdet's loop over objects.
 
-    That loop fails on a GPU since torch 2.?: it indexes a tensor on the CPU by one on the GPU.
+    That loop fails on a GPU: it indexes a tensor on the CPU by one on the GPU.
     """
     if not (len(points) and len(gt_bboxes)):
         return original(self, points, gt_bboxes, gt_bboxes_ignore, gt_labels)
-    levels = torch.log2(points[:, 2]).int()
-    centers = (gt_bboxes[:, :2] + gt_bboxes[:, 2:]) / 2
-    sizes = (gt_bboxes[:, 2:] - gt_bboxes[:, :2]).clamp(min=1e-6)
-    wanted = (torch.log2(sizes / self.scale).sum(dim=1) / 2).int()
-    wanted = torch.minimum(torch.maximum(wanted, levels.min()), levels.max())
-    distances = ((points[None, :, :2] - centers[:, None]) / sizes[:, None]).norm(dim=2)
-    distances = distances.masked_fill(wanted[:, None] != levels, torch.inf)
-    nearest, places = distances.topk(self.pos_num, dim=1, largest=False)
-    chosen = torch.full_like(distances, torch.inf).scatter_(1, places, nearest)
-    smallest, first = chosen.min(dim=0)  # of objects equally near, the first
-    gt_inds = torch.where(smallest < torch.inf, first + 1, 0)
+    gt_inds = _nearest_objects(self, points, gt_bboxes)
     labels = None
     if gt_labels is not None:
-        labels = torch.where(gt_inds > 0, gt_labels[first], -1)
+        labels = torch.where(gt_inds > 0, gt_labels[(gt_inds - 1).clamp(min=0)], -1)
     return AssignResult(len(gt_bboxes), gt_inds, None, labels=labels)
+
+
+def _nearest_objects(
+    assigner: PointAssigner, points: Tensor, boxes: Tensor, valid: Tensor | None = None
+) -> Tensor:
+    """Of each point `(n, 3)` the number from 1 on of the object that it is the nearest to of the object's level, or 0."""
+    levels = torch.log2(points[:, 2]).int()
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    sizes = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1e-6)
+    wanted = (torch.log2(sizes / assigner.scale).sum(dim=1) / 2).int()
+    wanted = torch.minimum(torch.maximum(wanted, levels.min()), levels.max())
+    distances = ((points[None, :, :2] - centers[:, None]) / sizes[:, None]).norm(dim=2)
+    others = wanted[:, None] != levels
+    distances = distances.masked_fill(others if valid is None else others | ~valid, torch.inf)
+    nearest, places = distances.topk(assigner.pos_num, dim=1, largest=False)
+    chosen = torch.full_like(distances, torch.inf).scatter_(1, places, nearest)
+    smallest, first = chosen.min(dim=0)  # of objects equally near, the first
+    return torch.where(smallest < torch.inf, first + 1, 0)
 
 
 def _sample_all(
@@ -196,49 +205,127 @@ def _anchor_targets(
             gt_labels_list, label_channels, unmap_outputs, return_sampling_results,
         )  # fmt: skip
     anchors = torch.cat(anchor_list[0])  # the same for all images
-    images, counts = [], []
+    images = []
     for flags, boxes, labels, meta in zip(
         valid_flag_list, gt_bboxes_list, gt_labels_list, img_metas, strict=True
     ):
         border = self.train_cfg.allowed_border
         valid = anchor_inside_flags(anchors, torch.cat(flags), meta['img_shape'][:2], border)
-        targets, positive, negative = _targets_of_image(self, anchors, valid, boxes, labels)
-        images.append(targets)
-        counts += [positive.sum(), negative.sum(), valid.sum()]
-    positives, negatives, valids = torch.stack(counts).view(-1, 3).T.tolist()
+        images.append(_targets_of_anchors(self, anchors, valid, boxes, labels))
+    return _by_level(images, [len(level) for level in anchor_list[0]])
+
+
+def _by_level(images: list[tuple[Tensor, ...]], sizes: list[int]) -> tuple | None:
+    """What mmdet's `get_targets` returns of each image's targets, the last three of which are counts: one wait in all.
+
+    Args:
+        sizes: of the levels.
+    """
+    counts = torch.stack([count for image in images for count in image[-3:]])
+    positives, negatives, valids = counts.view(-1, 3).T.tolist()
     if not all(valids):
         return None
-    sizes = [len(level) for level in anchor_list[0]]
-    levels = [images_to_levels(targets, sizes) for targets in zip(*images, strict=True)]
+    levels = [
+        images_to_levels(targets, sizes) for targets in zip(*(i[:-3] for i in images), strict=True)
+    ]
     return (*levels, sum(max(n, 1) for n in positives), sum(max(n, 1) for n in negatives))
 
 
-def _targets_of_image(
+def _targets_of_anchors(
     head: AnchorHead, anchors: Tensor, valid: Tensor, boxes: Tensor, labels: Tensor
-) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-    """Labels, their weights, box targets and theirs, of all anchors; which are positive, and which negative."""
-    if len(boxes):
-        overlaps = head.assigner.iou_calculator(boxes, anchors)
-        gt_inds = head.assigner.assign_wrt_overlaps(overlaps.masked_fill(~valid, -1)).gt_inds
-    else:
-        gt_inds = torch.zeros_like(valid, dtype=torch.long)
-        boxes, labels = anchors.new_zeros(1, 4), labels.new_zeros(1)
-    positive, negative = valid & (gt_inds > 0), valid & (gt_inds == 0)
-    objects = (gt_inds - 1).clamp(min=0)
-    matched = boxes[objects]
+) -> tuple[Tensor, ...]:
+    """Labels, their weights, box targets and theirs, of all anchors; how many are positive, negative and valid."""
+    gt_inds = _assigned(head.assigner, anchors, valid, boxes)
+    positive, negative = gt_inds > 0, gt_inds == 0
+    matched, of_object = _of_objects(gt_inds, boxes, labels)
     if not head.reg_decoded_bbox:
         matched = head.bbox_coder.encode(anchors, matched)
-    weight = 1.0 if head.train_cfg.pos_weight <= 0 else head.train_cfg.pos_weight
     return (
-        (
-            torch.where(positive, labels[objects], head.num_classes),
-            positive * weight + negative.float(),
-            matched.masked_fill(~positive[:, None], 0),
-            positive.float()[:, None].expand(-1, 4),
-        ),
-        positive,
-        negative,
+        torch.where(positive, of_object, head.num_classes),
+        _weights(positive, negative, head.train_cfg.pos_weight),
+        matched.masked_fill(~positive[:, None], 0),
+        positive.float()[:, None].expand(-1, 4),
+        positive.sum(),
+        negative.sum(),
+        valid.sum(),
     )
+
+
+def _point_targets(
+    original: Callable,
+    self: RepPointsHead,
+    proposals_list: list[list[Tensor]],
+    valid_flag_list: list[list[Tensor]],
+    gt_bboxes_list: list[Tensor],
+    img_metas: list[dict],
+    gt_bboxes_ignore_list: list[Tensor] | None = None,
+    gt_labels_list: list[Tensor] | None = None,
+    stage: str = 'init',
+    label_channels: int = 1,
+    unmap_outputs: bool = True,
+) -> tuple | None:
+    """Targets of all points or, in the second stage, boxes, where all that are valid are taken."""
+    assigner = self.init_assigner if stage == 'init' else self.refine_assigner
+    simple = (
+        type(self)._point_target_single is RepPointsHead._point_target_single
+        and type(assigner) in (MaxIoUAssigner, PointAssigner)
+        and getattr(assigner, 'gpu_assign_thr', -1) <= 0
+        and type(self.sampler) is PseudoSampler
+        and gt_bboxes_ignore_list is None
+        and gt_labels_list is not None
+        and unmap_outputs
+    )
+    if not simple:
+        return original(
+            self, proposals_list, valid_flag_list, gt_bboxes_list, img_metas, gt_bboxes_ignore_list,
+            gt_labels_list, stage, label_channels, unmap_outputs,
+        )  # fmt: skip
+    images, pos_weight = [], self.train_cfg[stage].pos_weight
+    for levels, flags, boxes, labels in zip(
+        proposals_list, valid_flag_list, gt_bboxes_list, gt_labels_list, strict=True
+    ):
+        proposals, valid = torch.cat(levels), torch.cat(flags)
+        gt_inds = _assigned(assigner, proposals, valid, boxes)
+        positive, negative = gt_inds > 0, gt_inds == 0
+        matched, of_object = _of_objects(gt_inds, boxes, labels)
+        of_object = torch.where(positive, of_object, self.num_classes)
+        images.append(
+            (
+                of_object.masked_fill(~valid, 0),
+                _weights(positive, negative, pos_weight),
+                matched.masked_fill(~positive[:, None], 0),
+                proposals.masked_fill(~positive[:, None], 0),
+                positive.float()[:, None].expand(-1, 4),
+                positive.sum(),
+                negative.sum(),
+                valid.sum(),
+            )
+        )
+    return _by_level(images, [len(level) for level in proposals_list[0]])
+
+
+def _assigned(
+    assigner: MaxIoUAssigner | PointAssigner, proposals: Tensor, valid: Tensor, boxes: Tensor
+) -> Tensor:
+    """Of each proposal the number of its object from 1 on, 0 for background, -1 for none of these or not valid."""
+    if not len(boxes):
+        return valid.long() - 1
+    if isinstance(assigner, MaxIoUAssigner):
+        overlaps = assigner.iou_calculator(boxes, proposals).masked_fill(~valid, -1)
+        return assigner.assign_wrt_overlaps(overlaps).gt_inds
+    return _nearest_objects(assigner, proposals, boxes, valid).masked_fill(~valid, -1)
+
+
+def _of_objects(gt_inds: Tensor, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Box and label of each proposal's object; of any, where it has none."""
+    if not len(boxes):
+        boxes, labels = boxes.new_zeros(1, 4), labels.new_zeros(1)
+    objects = (gt_inds - 1).clamp(min=0)
+    return boxes[objects], labels[objects]
+
+
+def _weights(positive: Tensor, negative: Tensor, pos_weight: float) -> Tensor:
+    return positive * (1.0 if pos_weight <= 0 else pos_weight) + negative.float()
 
 
 def _mask_targets(
@@ -281,7 +368,9 @@ def assign_beside(detector: nn.Module) -> None:
             setattr(head, name, functools.partial(_on_stream, name, head))
 
 
-_inputs: dict[int, torch.cuda.Event] = {}  # by device: when the images and boxes of the update were there
+_inputs: dict[
+    int, torch.cuda.Event
+] = {}  # by device: when the images and boxes of the update were there
 
 
 def _mark_inputs(module: nn.Module, args: tuple) -> None:

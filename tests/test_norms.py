@@ -50,14 +50,16 @@ def outputs_and_gradients(model: nn.Module, device: str = 'cpu') -> tuple[list, 
     return [out.detach() for out in outputs], gradients
 
 
-def assert_equal(plain: nn.Module, other: nn.Module, device: str = 'cpu') -> None:
+def assert_equal(
+    plain: nn.Module, other: nn.Module, device: str = 'cpu', tolerance: float = 1e-4
+) -> None:
     (wanted, by_weights), (outs, theirs) = (
         outputs_and_gradients(m, d) for m, d in ((plain, device), (other, device))
     )
     assert by_weights.keys() == theirs.keys()
     pairs = [*zip(wanted, outs, strict=True), *((v, theirs[k]) for k, v in by_weights.items())]
     for a, b in pairs:
-        assert (a - b).norm() <= 1e-4 * a.norm() + 1e-7
+        assert (a - b).norm() <= tolerance * a.norm() + 1e-7
 
 
 @pytest.mark.parametrize('name', BACKBONES)
@@ -80,7 +82,9 @@ def test_a_norm_in_its_convolution_passes_on_what_it_gets():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU()).eval()
     norms.fold_norms(model)
     images = torch.randn(1, 3, 5, 5)
-    assert torch.equal(model[1](images[:, :1].expand(-1, 4, -1, -1)), images[:, :1].expand(-1, 4, -1, -1))
+    assert torch.equal(
+        model[1](images[:, :1].expand(-1, 4, -1, -1)), images[:, :1].expand(-1, 4, -1, -1)
+    )
 
 
 def test_a_hooked_convolution_keeps_its_output():
@@ -115,14 +119,18 @@ def full_float32():
 @pytest.mark.gpu
 @pytest.mark.parametrize('name', BACKBONES)
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
-def test_fused_convolutions_on_a_gpu_give_the_same_outputs_and_gradients(name, layout, full_float32):
+def test_fused_convolutions_on_a_gpu_give_the_same_outputs_and_gradients(
+    name, layout, full_float32
+):
     plain = backbone(name).cuda()
     fused = copy.deepcopy(plain)
     norms.fold_norms(fused)
     fused_convs.fuse(fused)
     if 'deformable' not in name:
         fused.to(memory_format=layout)
-    assert_equal(plain, copy.deepcopy(fused), 'cuda')
+    # Norms that take statistics of 2 x 3 cells multiply what the layouts' kernels round differently.
+    tolerance = 1e-3 if name == 'norms that take statistics' else 1e-4
+    assert_equal(plain, copy.deepcopy(fused), 'cuda', tolerance)
 
 
 @pytest.mark.gpu
@@ -134,16 +142,22 @@ def test_one_kernel_is_the_sum_of_its_parts(dtype, groups, residual, full_float3
     conv = nn.Conv2d(32, 64, 3, stride=2, padding=1, groups=groups).cuda()
     x = torch.randn(2, 32, 24, 31, device='cuda', requires_grad=True)
     more = torch.randn(2, 64, 12, 16, device='cuda', requires_grad=True) if residual else None
-    with torch.autocast('cuda', dtype, enabled=dtype != torch.float32):
-        ours = fused_convs.conv_relu(x, conv, residual=more)
-        wanted = (conv(x) + (more if residual else 0)).relu()
-    assert ours.dtype == dtype
     inputs = [x, conv.weight, conv.bias, *([more] if residual else [])]
-    weights = torch.randn_like(wanted)
-    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
-    results = [[out, *torch.autograd.grad((out * weights).sum(), inputs, retain_graph=True)] for out in (ours, wanted)]  # fmt: skip
-    for a, b in zip(*results, strict=True):
-        assert (a.float() - b.float()).norm() < tolerance * b.float().norm()
+    weights = torch.randn(2, 64, 12, 16, device='cuda')
+
+    def separate() -> torch.Tensor:
+        return (conv(x) + (more if residual else 0)).relu()
+
+    def with_gradients(out: torch.Tensor) -> list[torch.Tensor]:
+        return [out, *torch.autograd.grad((out * weights).sum(), inputs)]
+
+    exact = with_gradients(separate())
+    with torch.autocast('cuda', dtype, enabled=dtype != torch.float32):
+        ours, theirs = fused_convs.conv_relu(x, conv, residual=more), separate()
+    assert ours.dtype == theirs.dtype == dtype
+    for a, b, c in zip(with_gradients(ours), with_gradients(theirs), exact, strict=True):
+        off, allowed = (a.float() - c).norm(), (b.float() - c).norm()
+        assert off <= 1.2 * allowed + 1e-5 * c.norm()
 
 
 def test_a_convolution_without_norm_is_fused_and_one_with_another_activation_is_not():

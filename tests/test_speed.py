@@ -100,10 +100,20 @@ def large_batch(masks: bool) -> dict:
 
 def test_auto_is_what_pays_on_the_device_and_a_choice_stays():
     kind = 'bf16' if speed.has_bfloat16('cpu') else 'fp32'
-    assert speed.settled(None, 'cpu') == (kind, True, True, False, True, True)
+    everywhere = dict(
+        channels_last=True, fold_teacher=True, fold_student=True, fused_optimizer=True
+    )
+    assert speed.settled(None, 'cpu') == OFF._replace(
+        precision=kind, keep_memory=True, **everywhere
+    )
     chosen = {'precision': 'bf16', 'channels_last': False, 'fold_teacher': 'auto'}
-    assert speed.settled(chosen, 'cpu') == ('bf16', False, True, False, True, True)
-    assert not speed.settled({'teacher_stream': True}, 'cpu').teacher_stream  # there are no streams
+    assert speed.settled(chosen, 'cpu') == OFF._replace(
+        **everywhere | {'precision': 'bf16', 'channels_last': False, 'keep_memory': True}
+    )
+    on_a_gpu = speed.settled({'precision': 'fp32'}, 'cuda')
+    assert on_a_gpu == speed.Speed('fp32', *[True] * len(SWITCHES))._replace(keep_memory=False)
+    streams = dict.fromkeys(speed.CUDA_ONLY, True)
+    assert not any(speed.settled(streams, 'cpu')._asdict()[name] for name in streams)
     off = speed.settled({'precision': 'fp32', **dict.fromkeys(SWITCHES, False)}, 'cpu')
     assert off == OFF
 

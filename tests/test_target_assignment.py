@@ -16,7 +16,7 @@ from mmcv import ConfigDict
 from mmdet.core import BitmapMasks
 from mmdet.core.bbox.assigners import MaxIoUAssigner, PointAssigner
 from mmdet.models import build_head
-from mmdet.models.dense_heads.anchor_head import AnchorHead
+from mmdet.models.dense_heads import AnchorHead, RepPointsHead
 
 DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)]
 HEAD = dict(
@@ -104,7 +104,9 @@ def test_targets_of_anchors(counts, border, device):
     original = AnchorHead.get_anchors.__wrapped__(head, SIZES, METAS, 'cpu')
     wanted = AnchorHead.get_targets.__wrapped__(head, *original, objects, METAS, None, labels)
     anchors = head.get_anchors(SIZES, METAS, device)
-    for a, b in itertools.chain(*(zip(x, y, strict=True) for x, y in zip(original, anchors, strict=True))):
+    for a, b in itertools.chain(
+        *(zip(x, y, strict=True) for x, y in zip(original, anchors, strict=True))
+    ):
         assert all(torch.equal(x, y.cpu()) for x, y in zip(a, b, strict=True))
     objects, labels = ([item.to(device) for item in items] for items in (objects, labels))
     result = head.get_targets(*anchors, objects, METAS, None, labels)
@@ -115,6 +117,42 @@ def test_targets_of_anchors(counts, border, device):
             assert a.dtype == b.dtype
             # On a GPU the coding of boxes may round otherwise.
             torch.testing.assert_close(a, b.cpu(), rtol=0 if device == 'cpu' else 1e-5, atol=0 if device == 'cpu' else 1e-6)  # fmt: skip
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('stage', ['init', 'refine'])
+@pytest.mark.parametrize('counts', [(3, 0, 20), (1, 5, 0)])
+def test_targets_of_points(counts, stage, device):
+    train_cfg = dict(
+        init=dict(assigner=dict(type='PointAssigner', scale=4, pos_num=1), allowed_border=-1, pos_weight=-1),
+        refine=dict(assigner=ASSIGNER, allowed_border=-1, pos_weight=-1),
+    )  # fmt: skip
+    head = build_head(
+        ConfigDict(
+            type='RepPointsHead', num_classes=9, in_channels=8, feat_channels=8, point_feat_channels=8,
+            point_strides=[8, 16, 32], train_cfg=train_cfg,
+        )
+    )  # fmt: skip
+    objects = [boxes(n, 150) for n in counts]
+    labels = [torch.randint(0, 9, (n,)) for n in counts]
+    results = []
+    for get_targets, where in (
+        (RepPointsHead.get_targets.__wrapped__, 'cpu'),
+        (RepPointsHead.get_targets, device),
+    ):
+        proposals, flags = head.get_points(SIZES, METAS, where)
+        if stage == 'refine':
+            shift = torch.tensor([-20.0, -14, 20, 14], device=where)
+            proposals = [[p[:, [0, 1, 0, 1]] + shift for p in image] for image in proposals]
+        moved = ([item.to(where) for item in items] for items in (objects, labels))
+        here, classes = moved
+        results.append(get_targets(head, proposals, flags, here, METAS, None, classes, stage))
+    wanted, result = results
+    assert wanted[5:] == result[5:]
+    assert wanted[5] > 3 * (stage == 'refine')
+    for level, ours in zip(wanted[:5], result[:5], strict=True):
+        for a, b in zip(level, ours, strict=True):
+            assert a.dtype == b.dtype and torch.equal(a, b.cpu())
 
 
 def test_no_valid_anchor_in_an_image_gives_no_targets_as_in_mmdet():
@@ -128,10 +166,14 @@ def test_no_valid_anchor_in_an_image_gives_no_targets_as_in_mmdet():
 
 
 @pytest.mark.parametrize('device', DEVICES)
-@pytest.mark.parametrize('cfg', [dict(mask_size=14), dict(mask_size=(7, 11), soft_mask_target=True)])
+@pytest.mark.parametrize(
+    'cfg', [dict(mask_size=14), dict(mask_size=(7, 11), soft_mask_target=True)]
+)
 def test_targets_of_masks(cfg, device):
     mask_target_single = sys.modules['mmdet.core.mask.mask_target'].mask_target_single
-    masks = BitmapMasks((np.random.default_rng(0).random((6, 50, 60)) > 0.5).astype(np.uint8), 50, 60)
+    masks = BitmapMasks(
+        (np.random.default_rng(0).random((6, 50, 60)) > 0.5).astype(np.uint8), 50, 60
+    )
     cut, objects = boxes(20, 40), torch.randint(0, 6, (20,))  # some stick out
     wanted = mask_target_single.__wrapped__(cut, objects, masks, ConfigDict(cfg))
     result = mask_target_single(cut.to(device), objects.to(device), masks, ConfigDict(cfg))
