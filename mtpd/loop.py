@@ -24,6 +24,7 @@ from . import (  # noqa: F401  (epochs, guards, hooks, skipped: registered with 
     guards,
     hooks,
     knobs,
+    modules,
     precision,
     resume,
     skipped,
@@ -62,8 +63,9 @@ def find_device(asked: str, source: Path, key: str = 'device') -> str:
 
 def parallel(model: nn.Module, device: str) -> MMDataParallel:
     """mmcv's wrapper of a model on 'cpu' or 'cuda', which takes batches as its loaders give them."""
-    ids = [torch.cuda.current_device()] if device == 'cuda' else []
-    return MMDataParallel(model.to(device), device_ids=ids)
+    if device == 'cpu':
+        return modules.OnCpu(model.to(device))
+    return MMDataParallel(model.to(device), device_ids=[torch.cuda.current_device()])
 
 
 def switches(recipe: Recipe) -> dict[str, str]:

@@ -6,16 +6,23 @@ from . import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import functools
+from typing import Any
 
 import torch
 from mmcv.ops import DeformConv2dPack
+from mmcv.parallel import MMDataParallel
+from mmdet.core.bbox.samplers import RandomSampler
 from mmdet.models.dense_heads import RepPointsHead
+from mmdet.utils import util_distribution
+from torch import nn
 
 
 def apply() -> None:
     """Apply everything (again, if called again: nothing changes the second time)."""
     plain_at_first()
     points_on_any_device()
+    wrapper_on_the_cpu()
+    draws_on_the_cpu()
 
 
 def plain_at_first() -> None:
@@ -50,6 +57,34 @@ def points_on_any_device() -> None:
             del generator.valid_flags
 
     RepPointsHead.get_points = get_points
+
+
+class OnCpu(MMDataParallel):
+    """mmcv's wrapper of a model that stays on the CPU: torch's, which it builds on, takes every GPU that it sees."""
+
+    def __init__(self, module: nn.Module, dim: int = 0, **_: Any):
+        nn.Module.__init__(self)
+        self.module, self.dim, self.device_ids = module, dim, []
+
+
+def wrapper_on_the_cpu() -> None:
+    """mmdet's `build_dp` moves a model to the first GPU, also where it is told 'cpu'."""
+    util_distribution.dp_factory['cpu'] = OnCpu
+
+
+def draws_on_the_cpu() -> None:
+    """A sampler of boxes moves lists of places to the current GPU, wherever the boxes are, to draw from them."""
+    original = RandomSampler.random_choice
+    if hasattr(original, '__wrapped__'):
+        return
+
+    @functools.wraps(original)
+    def random_choice(self: RandomSampler, gallery: Any, num: int) -> Any:
+        if isinstance(gallery, torch.Tensor):
+            return original(self, gallery, num)
+        return original(self, torch.tensor(gallery, dtype=torch.long), num).numpy()
+
+    RandomSampler.random_choice = random_choice
 
 
 apply()

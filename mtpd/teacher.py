@@ -50,7 +50,9 @@ class Teacher(nn.Module):
             self.stream.wait_stream(torch.cuda.current_stream())
             img.record_stream(self.stream)
         # Not inference_mode: its tensors cannot be saved for the loss's backward pass.
-        with torch.no_grad(), torch.cuda.stream(self.stream):
+        # Without one `torch.cuda.stream` would open the GPU, if there is any, to a training on the CPU.
+        beside = torch.cuda.stream(self.stream) if self.stream else contextlib.nullcontext()
+        with torch.no_grad(), beside:
             self(img)
         yield
         if self.stream is not None:
