@@ -3,7 +3,9 @@
 from mtpd import compat  # noqa: F401  (before mmcv)
 
 # isort: split
+import gc
 import math
+import weakref
 
 import failing
 import pytest
@@ -14,7 +16,7 @@ from test_plain import META, TEXT
 from test_train import MINI, SMALL
 from tiny import retinanet
 
-from mtpd import checkpoints, load_recipe
+from mtpd import checkpoints, load_recipe, memory
 from mtpd.cli import main
 from mtpd.errors import MtpdError
 from mtpd.knobs import of_plain, of_recipe
@@ -137,6 +139,41 @@ def test_settings_by_their_keys(tmp_path, tiny_coco):
     named = of_plain(found.cfg.data, found.batch, 'test_dataloader')
     assert (named.batch, named.images) == ('data.train_dataloader.samples_per_gpu', 3)
     assert (named.evaluation, named.evaluated) == ('data.test_dataloader.samples_per_gpu', 1)
+
+
+class Circle:
+    """As a detector it is reached from itself, so that only the garbage collector ends it."""
+
+    def __init__(self, device='cpu'):
+        self.itself, self.weights = self, torch.ones(2**20, device=device)
+
+
+def test_what_nobody_uses_is_given_back_before_peaks_count(monkeypatch):
+    ends = []
+    monkeypatch.setattr(torch.cuda, 'empty_cache', lambda: ends.append(gone() is None))
+    monkeypatch.setattr(torch.cuda, 'reset_peak_memory_stats', lambda: ends.append(gone() is None))
+    gc.disable()
+    try:
+        gone = weakref.ref(Circle())
+        assert gone() is not None
+        memory.forget('cuda')
+    finally:
+        gc.enable()
+    assert ends == [True, True]
+
+
+@pytest.mark.gpu
+def test_a_gpu_has_its_memory_back():
+    memory.forget('cuda')
+    before = memory.used('cuda')
+    gc.disable()
+    try:
+        Circle('cuda')
+        assert memory.used('cuda')[0] == before[0] + 4 * 2**20
+        memory.forget('cuda')
+    finally:
+        gc.enable()
+    assert memory.used('cuda')[:2] == before[:2]
 
 
 # In trainings
