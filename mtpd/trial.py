@@ -25,6 +25,7 @@ from .data import pipelines
 from .data.examples import examples
 from .data.readable import Readable
 from .distiller import Distiller
+from .exhausted import is_exhausted
 from .progress import log_level
 from .recipe import Recipe, load_recipe
 from .trainings import distill_cfg
@@ -77,21 +78,29 @@ def _try(recipe: Recipe, detector: str, teacher: str | None, batch: int, device:
     cfg = recipe.model(detector)
     data = examples(recipe, folder, batch, TIMED * batch, pipelines.with_masks(recipe, cfg))
     switches = speed.settled(recipe.cfg.get('speed'), device)
-    update = Update(untrained(recipe, detector, teacher), recipe, switches, device)
-    before = memory.used(device)[0]
-    one = update(collate([data[0]], 1))
-    if one * batch > PATIENCE:  # the first update of a process may be slow for other reasons
-        one = update(collate([data[0]], 1))
-    _, peak, there = memory.used(device)
-    fixed = before + update.kept()
-    foretold = fixed + batch * max(0, peak - fixed)
-    row = {'there': there, 'fixed': fixed, 'wanted': foretold, 'seconds': None, 'data': None}
-    if device == 'cpu' and foretold > there:  # to try it could end other programs
-        return row
+    there = memory.used(device)[2]
+    row = {'there': there, 'seconds': None, 'data': None}
+    lacking = {'fixed': there, 'wanted': int(1.1 * there)}  # where it has no room for the weights
     try:
+        update = Update(untrained(recipe, detector, teacher), recipe, switches, device)
+        before = memory.used(device)[0]
+        fixed = before + update.to_stay()
+        lacking = {'fixed': fixed, 'wanted': fixed + batch * max(0, int(1.1 * there) - fixed)}
+        one = update(collate([data[0]], 1))
+        if one * batch > PATIENCE:  # the first update of a process may be slow for other reasons
+            one = update(collate([data[0]], 1))
+        _, peak, there = memory.used(device)
+        fixed = before + update.kept()
+        foretold = fixed + batch * max(0, peak - fixed)
+        row |= {'there': there, 'fixed': fixed, 'wanted': foretold}
+        if device == 'cpu' and foretold > there:  # to try it could end other programs
+            return row
+        lacking = {'wanted': max(foretold, int(1.1 * there))}
         return row | _timed(update, data, batch, one)
-    except torch.OutOfMemoryError:
-        return row | {'wanted': max(foretold, int(1.1 * there))}
+    except (MemoryError, RuntimeError) as error:
+        if not is_exhausted(error):
+            raise
+        return row | lacking
 
 
 def _timed(update: Update, data: Dataset, batch: int, one: float) -> dict:
@@ -157,6 +166,11 @@ class Update:
         grads = (p.grad for p in self.model.parameters() if p.grad is not None)
         state = (item for entry in self.optimizer.state.values() for item in entry.values())
         return sum(t.nbytes for t in (*grads, *state) if isinstance(t, torch.Tensor))
+
+    def to_stay(self) -> int:
+        """As `kept`, by the optimizer's type, before an update was made."""
+        trained = sum(p.nbytes for p in self.model.parameters() if p.requires_grad)
+        return memory.fixed(0, trained, type(self.optimizer).__name__)
 
     def steps(self, batch: dict) -> Iterator[Callable[[], object]]:
         """An update as three functions to be called in turn: losses, their gradients, and the optimizer's step."""
