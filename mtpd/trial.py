@@ -18,11 +18,10 @@ from mmcv.runner import build_optimizer
 from mmdet.models import build_detector
 from mmdet.utils import get_root_logger
 from torch import nn
-from torch.utils.data import Dataset
 
 from . import loop, memory, speed
 from .data import pipelines
-from .data.examples import examples
+from .data.examples import batches, examples
 from .data.readable import Readable
 from .distiller import Distiller
 from .exhausted import is_exhausted
@@ -103,13 +102,13 @@ def _try(recipe: Recipe, detector: str, teacher: str | None, batch: int, device:
         return row | lacking
 
 
-def _timed(update: Update, data: Dataset, batch: int, one: float) -> dict:
+def _timed(update: Update, data: Readable, batch: int, one: float) -> dict:
     """Of a row what the largest batch and usual ones show, unless `one` image took too long.
 
     An image by itself tells little of a batch: where other programs are at work, a batch may take hardly longer.
     """
     loads, updates = [], []
-    for number, images in enumerate(_batches(len(data), batch)):
+    for number, images in enumerate(islice(batches(data, batch), 1 + TIMED)):
         if one * batch > LONGEST:
             updates = [one * batch]
             break
@@ -124,13 +123,6 @@ def _timed(update: Update, data: Dataset, batch: int, one: float) -> dict:
     # The fastest: what else the machine does comes on top.
     row = {'seconds': min(updates), 'data': min(loads or [0.0])}
     return row | ({'wanted': memory.used(update.device)[1]} if loads else {})
-
-
-def _batches(images: int, batch: int) -> Iterator[list[int]]:
-    """Places of the images in batches, again from the first where there are too few."""
-    places = cycle(range(images))
-    for _ in range(1 + TIMED):
-        yield list(islice(places, batch))
 
 
 def _untrained(cfg: ConfigDict) -> ConfigDict:
@@ -204,8 +196,9 @@ def _evaluation(recipe: Recipe, detector: str, device: str) -> float:
     model = build_detector(ConfigDict(_untrained(recipe.model(detector))))
     model.init_weights()
     wrapped = loop.parallel(model.to(device).eval(), device)
-    for images in islice(_batches(len(data), batch), 2):
-        items = collate([data[place] for place in images], batch)
+    places = cycle(range(len(data)))
+    for _ in range(2):
+        items = collate([data[place] for place in islice(places, batch)], batch)
         began = time.perf_counter()
         wrapped(return_loss=False, rescale=True, **items)
         seconds = time.perf_counter() - began

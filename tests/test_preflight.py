@@ -4,6 +4,7 @@ from mtpd import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import json
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from mmdet.models import build_detector
 
 from mtpd import disk, forecast, memory, preflight, speed, trainings, trial
 from mtpd.cli import main
-from mtpd.data.examples import examples
+from mtpd.data.examples import batches, examples
 from mtpd.errors import MtpdError, RecipeError
 from mtpd.machine import GIB
 from mtpd.recipe import load_recipe
@@ -182,6 +183,47 @@ def test_the_largest_images_come_first(tmp_path):
     assert names[:3] == ['1.png', '3.png', '0.png'] and names[3:] == ['2.png']
     resized = [tuple(data[place]['img_metas'].data['img_shape'][:2]) for place in range(3)]
     assert resized == [(51, 128), (96, 115), (96, 107)] and len(data[1]['gt_bboxes'].data) == 5
+
+
+def test_a_trials_batches_are_of_one_format_each(tmp_path, monkeypatch):
+    """As training's: a batch of both would be padded to a square, here twice the pixels of a real one."""
+    from PIL import Image
+
+    sizes = [(128, 64), (64, 128)] * 6 + [(64, 64)]  # mmdet counts a square among the high ones
+    table = {'images': [], 'annotations': [], 'categories': [{'id': 1, 'name': 'a'}]}
+    (tmp_path / 'train').mkdir()
+    for number, (width, height) in enumerate(sizes):
+        name = f'{number}.png'
+        Image.new('RGB', (width, height)).save(tmp_path / 'train' / name)
+        table['images'].append({'id': number, 'file_name': name, 'width': width, 'height': height})
+        box = {'image_id': number, 'category_id': 1, 'bbox': [2, 2, 20, 20], 'area': 400}
+        table['annotations'].append({'id': number + 1, 'iscrowd': 0, **box})
+    (tmp_path / 'annotations').mkdir()
+    for split in ('train', 'val'):
+        (tmp_path / 'annotations' / f'{split}.json').write_text(json.dumps(table))
+    (tmp_path / 'val').symlink_to('train')
+    recipe = load_recipe(MINI, {'data.root': str(tmp_path), 'image.scale': (128, 64)})
+    seen = []
+
+    class Watched(trial.Update):
+        def __call__(self, batch):
+            names = [meta['ori_filename'] for meta in batch['img_metas'].data[0]]
+            seen.append((tuple(batch['img'].data[0].shape), names))
+            return super().__call__(batch)
+
+    monkeypatch.setattr(trial, 'Update', Watched)
+    trial._try(recipe, 'student', None, 4, 'cpu', tmp_path)
+    assert len(seen) == 2 + trial.TIMED
+    for (count, _, height, width), names in seen[1:]:
+        assert count == len(names) == 4 and height * width == 64 * 128
+        wide = {sizes[int(name.partition('.')[0])] == (128, 64) for name in names}
+        assert wide == {width > height}
+    assert len({shape[2:] for shape, _ in seen[1:]}) == 2  # both formats are tried
+    # Of a format with too few images they come again.
+    data = examples(recipe, tmp_path, 8, 8, masks=False)
+    for batch in islice(batches(data, 8), 4):
+        files = [data.data_infos[place] for place in batch]
+        assert len(files) == 8 and len({item['width'] > item['height'] for item in files}) == 1
 
 
 @pytest.fixture(scope='module')
