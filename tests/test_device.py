@@ -1,10 +1,14 @@
-"""`runtime.device=cpu` beside a GPU: nothing goes there."""
+"""`runtime.device=cpu` beside a GPU: nothing goes there. And tests: only those marked `gpu` do."""
 
 from __future__ import annotations
 
 from mtpd import compat  # noqa: F401  (before mmcv)
 
 # isort: split
+
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -29,6 +33,7 @@ from mtpd.evaluate import evaluate, load_detector
 from mtpd.files import read_json, read_log
 from mtpd.loop import fit, parallel
 from mtpd.order import adaptation_costs
+from mtpd.paths import ROOT
 from mtpd.recipe import load_recipe
 from mtpd.size import describe
 from mtpd.train import train_stage
@@ -38,18 +43,19 @@ MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 
 @pytest.fixture
 def gpu_beside(monkeypatch):
-    """A GPU of which nothing may be asked. Where there is none torch believes in one, and fails when it is used."""
-    if torch.cuda.is_available():
-        before = torch.cuda.memory_stats().get('allocation.all.allocated', 0)
-        yield
-        assert torch.cuda.memory_stats().get('allocation.all.allocated', 0) == before
-        return
+    """A GPU that must not be used. Where there is none torch believes in one, and fails when it is used."""
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
-    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda index: None)
-    with pytest.raises((AssertionError, RuntimeError)):
-        torch.ones(1, device='cuda')
+    before = used_so_far()
     yield
+    assert used_so_far() == before
+
+
+def used_so_far() -> int | None:
+    """How much was put on the GPU in this process, None before it was opened."""
+    if not torch.cuda.is_initialized():
+        return None
+    return torch.cuda.memory_stats().get('allocation.all.allocated', 0)
 
 
 class Model(nn.Linear):
@@ -160,3 +166,41 @@ def test_a_training_goes_on(gpu_beside, recipe, tmp_path):
     for updates in (1, 3):
         fit(recipe, lambda: trial.untrained(recipe, 'student', None), cfg, tmp_path, updates, 0)
     assert read_json(tmp_path / 'training.json')['update'] == 3
+
+
+PRETENDED = """
+import torch
+torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 1
+"""
+MARKED = """
+import os, pytest
+from pathlib import Path
+from mtpd.loop import find_device
+
+@pytest.fixture(scope='module')
+def device():
+    return find_device('auto', Path())
+
+def test_without_the_mark(device):
+    assert (device, os.environ.get('CUDA_VISIBLE_DEVICES')) == ('cpu', '')
+
+@pytest.mark.gpu
+def test_with_it():
+    assert find_device('auto', Path()) == 'cuda'
+    assert os.environ.get('CUDA_VISIBLE_DEVICES') == '0'
+"""
+
+
+def test_tests_use_a_gpu_only_where_they_are_marked(tmp_path):
+    for name, text in (('pretended', PRETENDED), ('test_both', MARKED)):
+        (tmp_path / f'{name}.py').write_text(text)
+    path = os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / 'tests')))
+    command = [sys.executable, '-m', 'pytest', '-c', ROOT / 'pyproject.toml', '-n', '0', '-q']
+    done = subprocess.run(
+        [*command, '-p', 'conftest', '-p', 'pretended', tmp_path],
+        env={**os.environ, 'PYTHONPATH': path, 'CUDA_VISIBLE_DEVICES': '0'},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert '2 passed' in done.stdout, done.stdout

@@ -92,7 +92,6 @@ SAID = (
 )
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='one of the faults is that there is no GPU')
 @pytest.mark.parametrize('command', ['run', 'doctor'])
 def test_everything_wrong_is_said_at_once(tmp_path, tiny_coco, command):
     recipe = faulty(tmp_path, tiny_coco(tmp_path / 'coco'))
