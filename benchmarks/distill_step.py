@@ -11,6 +11,7 @@ too: what frees memory and what asks for it is then each kind's own.
 """
 
 import argparse
+import copy
 import json
 import math
 import statistics
@@ -25,6 +26,7 @@ import torch
 from machine_limits import ceilings
 from original import Original
 from parts import Parts
+from torch.utils.data._utils.pin_memory import pin_memory
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtpd import compat, loop, memory, speed, trial  # noqa: F401  (compat before mmcv)
@@ -91,6 +93,11 @@ def batches(recipe: Recipe, folder: Path, size: int, count: int) -> tuple[list, 
     return made, (time.perf_counter() - began) / count
 
 
+def pin(batch: dict) -> dict:
+    """A copy of a batch in pinned memory, as the loader of a training makes it."""
+    return pin_memory({key: copy.copy(value) for key, value in batch.items()})
+
+
 def apart(options: argparse.Namespace, names: list[str]) -> dict[str, dict]:
     """Of processes of one kind, in turn: MiB at the peak, milliseconds of an update, and the original's through them."""
     told: dict = {name: [] for name in names}
@@ -118,10 +125,12 @@ def measure(options: argparse.Namespace, recipe: Recipe, device: str, folder: Pa
     names = ['original', *options.ours]
     arms = {name: update_of(name, recipe, options.teacher, device) for name in names}
     seconds: dict = {name: [] for name in names}
+    pinned = {name for name in options.ours if switches(name, recipe, device).pin_memory and device == 'cuda'}
+    in_memory = {True: [pin(batch) for batch in made] if pinned else [], False: made}
     for number in bar('updates', range(options.warm_up + options.pairs)):
-        batch = made[number % len(made)]
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            seconds[name].append(arms[name](batch))
+            batches_made = in_memory[name in pinned]
+            seconds[name].append(arms[name](batches_made[number % len(made)]))
     seconds = {name: values[options.warm_up :] for name, values in seconds.items()}
     flops = {}
     for name in names[:2]:

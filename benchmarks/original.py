@@ -12,6 +12,7 @@ from mmcv import ConfigDict
 from mmdet.models import BaseDetector, build_detector
 from torch import Tensor, nn
 
+from mtpd import target_assignment
 from mtpd.recipe import Recipe
 from mtpd.trainings import distill_cfg
 
@@ -68,7 +69,8 @@ class Original(BaseDetector):
     def forward_train(self, img: Tensor, img_metas: list, **gt) -> dict:
         with torch.no_grad():
             self.teacher.extract_feat(img)
-        losses = self.student.forward_train(img, img_metas, **gt)
+        with target_assignment.as_in_mmdet():
+            losses = self.student.forward_train(img, img_metas, **gt)
         features = dict(self.named_buffers())
         for link in self.links:
             name = link['methods'][0]['name']

@@ -35,6 +35,7 @@ def apply() -> None:
     load_numpy_scalars()
     load_no_code()
     scatter_stream()
+    pin_containers()
     ddp_forward()
     resume_by_the_cpu()
     progress_bar()
@@ -159,6 +160,22 @@ def scatter_stream() -> None:
         return _get_stream(device)
 
     _functions._get_stream = get_stream
+
+
+def pin_containers() -> None:
+    """Let torch's `DataLoader(pin_memory=True)` reach what mmcv's `DataContainer` holds, which it takes for no tensor.
+
+    What stays on the CPU is left as it is.
+    """
+    from mmcv.parallel import DataContainer
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    def pin(self: DataContainer, device: Any = None) -> DataContainer:
+        if not self.cpu_only:
+            self._data = pin_memory(self._data, device)
+        return self
+
+    DataContainer.pin_memory = pin
 
 
 def ddp_forward() -> None:

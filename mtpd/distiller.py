@@ -103,6 +103,15 @@ class Distiller(BaseDetector):
         return self._teacher[0]
 
     @property
+    def hooked_modules(self) -> set[nn.Module]:
+        """Those of student and teacher whose outputs are compared."""
+        return {
+            model.get_submodule(path)
+            for _, *paths in self._links
+            for model, path in zip((self.student, self.teacher), paths, strict=True)
+        }
+
+    @property
     def hooks_teachers_backbone(self) -> bool:
         """Whether features are taken inside of it."""
         return any(path.startswith('backbone') for _, _, path in self._links)

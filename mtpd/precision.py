@@ -90,6 +90,7 @@ def use_bfloat16(model: nn.Module, student: nn.Module, device: str, backbone: bo
     if backbone:
         parts.append(student.backbone)
     if model is not student:
+        keep_in_bfloat16(model.teacher)
         Scope(device, True, always=True).on(model.teacher)
         parts += model.distill_losses.values()
     for part in filter(None, parts):
@@ -99,6 +100,14 @@ def use_bfloat16(model: nn.Module, student: nn.Module, device: str, backbone: bo
             Scope(device, True, full_output=True).on(module)
         elif name.endswith(POINTS):
             Scope(device, False).on(module)
+
+
+def keep_in_bfloat16(teacher: nn.Module) -> None:
+    """Casts the weights of a frozen model's convolutions and matrix products once, not in each update: the same numbers."""
+    plain = {part for op in teacher.modules() if isinstance(op, OPERATORS) for part in op.modules()}
+    for module in teacher.modules():
+        if type(module) in (nn.Conv2d, nn.Linear) and module not in plain:
+            module.bfloat16()
 
 
 def keep_operators_plain(*models: nn.Module, device: str) -> None:

@@ -23,7 +23,17 @@ DETECTOR = {
 
 LIBRARIES = ('auto', 'pycocotools', 'faster_coco_eval')  # see `mtpd.score`
 # Of a training's speed: True, False or 'auto'.
-SWITCHES = ('channels_last', 'fold_teacher', 'teacher_stream', 'fused_optimizer', 'keep_memory')
+SWITCHES = (
+    'channels_last',
+    'fold_teacher',
+    'teacher_stream',
+    'fold_student',
+    'fused_convs',
+    'target_stream',
+    'pin_memory',
+    'fused_optimizer',
+    'keep_memory',
+)
 
 RECIPE = {
     'name': str,

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from . import compat  # noqa: F401  (before mmcv)
+
+# isort: split
 import ctypes
 from typing import NamedTuple
 
 import torch
+from mmdet.models.backbones import ResNet
 from torch import nn
 
-from . import precision
+from . import fused_convs, norms, precision, target_assignment
 from .distiller import Distiller
 
 FUSED = ('Adam', 'AdamW', 'SGD')  # torch has a fused kernel for them on CPU and GPU
+CUDA_ONLY = ('teacher_stream', 'fused_convs', 'target_stream', 'pin_memory')
 
 
 class Speed(NamedTuple):
@@ -22,6 +27,12 @@ class Speed(NamedTuple):
         channels_last: activations as (N, H, W, C) in memory.
         fold_teacher: the teacher's batch norms become part of its convolutions.
         teacher_stream: the teacher's forward pass beside the student's, on a CUDA stream of its own.
+        fold_student: batch norms of the student's backbone that take no statistics become part of its convolutions in each
+            update, see `mtpd.norms`.
+        fused_convs: convolutions, their biases and the ReLUs behind them as one kernel, see `mtpd.fused_convs`; the
+            student's only with `fold_student`.
+        target_stream: target assignment beside the forward pass, on a CUDA stream of its own.
+        pin_memory: batches are put into memory that is copied to a CUDA device without waiting.
         fused_optimizer: the optimizer updates all weights by one kernel.
         keep_memory: on the CPU, the process keeps what tensors free for the next ones.
     """
@@ -30,6 +41,10 @@ class Speed(NamedTuple):
     channels_last: bool = False
     fold_teacher: bool = False
     teacher_stream: bool = False
+    fold_student: bool = False
+    fused_convs: bool = False
+    target_stream: bool = False
+    pin_memory: bool = False
     fused_optimizer: bool = False
     keep_memory: bool = False
 
@@ -37,10 +52,21 @@ class Speed(NamedTuple):
 def settled(asked: dict | None, device: str) -> Speed:
     """The recipe's `speed` section for 'cpu' or 'cuda'; what is 'auto' or not there becomes what pays on it."""
     cuda = device == 'cuda'
-    default = Speed('bf16' if has_bfloat16(device) else 'fp32', True, True, cuda, True, not cuda)
+    default = Speed(
+        'bf16' if has_bfloat16(device) else 'fp32',
+        channels_last=True,
+        fold_teacher=True,
+        teacher_stream=cuda,
+        fold_student=True,
+        fused_convs=cuda,
+        target_stream=cuda,
+        pin_memory=cuda,
+        fused_optimizer=True,
+        keep_memory=not cuda,
+    )
     found = {key: value for key, value in (asked or {}).items() if value != 'auto'}
     chosen = default._replace(**found)
-    return chosen._replace(teacher_stream=chosen.teacher_stream and cuda)
+    return chosen if cuda else chosen._replace(**dict.fromkeys(CUDA_ONLY, False))
 
 
 def has_bfloat16(device: str) -> bool:
@@ -62,9 +88,18 @@ def prepare(model: nn.Module, speed: Speed, device: str) -> nn.Module:
         if model.teacher_mode == 'eval':
             if speed.fold_teacher and not model.hooks_teachers_backbone:
                 model.teacher.fold()
+            if speed.fused_convs:
+                fused_convs.fuse(model.teacher, model.hooked_modules)
             if speed.channels_last:
                 model.teacher.to(memory_format=torch.channels_last)
-        model.teacher.stream = torch.cuda.Stream() if speed.teacher_stream else None
+        model.teacher.own_stream = speed.teacher_stream
+    if speed.fold_student and isinstance(student.backbone, ResNet):
+        hooked = model.hooked_modules if isinstance(model, Distiller) else ()
+        norms.fold_norms(student.backbone, hooked)
+        if speed.fused_convs:
+            fused_convs.fuse(student, hooked)
+    if speed.target_stream:
+        target_assignment.assign_beside(student)
     if speed.keep_memory:
         keep_memory()
     if speed.channels_last:

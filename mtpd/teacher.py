@@ -13,14 +13,16 @@ from mmcv.cnn import fuse_conv_bn
 from mmdet.models import build_backbone, build_neck
 from torch import Tensor, nn
 
+from .streams import stream
+
 
 class Teacher(nn.Module):
     """Backbone and neck of the detector that `cfg` describes: distillation needs no more of it.
 
-    `stream`: the CUDA stream that `beside` uses, None for the one in use.
+    `own_stream`: whether `beside` uses a CUDA stream of its own.
     """
 
-    stream: torch.cuda.Stream | None = None
+    own_stream = False
 
     def __init__(self, cfg: dict):
         super().__init__()
@@ -46,16 +48,18 @@ class Teacher(nn.Module):
         Args:
             features: what hooks collect in the pass; for use after the block.
         """
-        if self.stream is not None:
-            self.stream.wait_stream(torch.cuda.current_stream())
-            img.record_stream(self.stream)
+        if not self.own_stream:
+            with torch.no_grad():
+                self(img)
+            yield
+            return
+        current, own = torch.cuda.current_stream(), stream('teacher')
+        own.wait_stream(current)
+        img.record_stream(own)
         # Not inference_mode: its tensors cannot be saved for the loss's backward pass.
-        # Without one `torch.cuda.stream` would open the GPU, if there is any, to a training on the CPU.
-        beside = torch.cuda.stream(self.stream) if self.stream else contextlib.nullcontext()
-        with torch.no_grad(), beside:
+        with torch.no_grad(), torch.cuda.stream(own):
             self(img)
         yield
-        if self.stream is not None:
-            torch.cuda.current_stream().wait_stream(self.stream)
-            for feature in features.values():
-                feature.record_stream(torch.cuda.current_stream())
+        current.wait_stream(own)
+        for feature in features.values():
+            feature.record_stream(current)

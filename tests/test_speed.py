@@ -334,7 +334,7 @@ def test_the_teachers_stream_and_bfloat16_on_a_gpu_give_the_plain_losses():
         torch.manual_seed(0)
         model = trial.untrained(mini('retinanet_r50__r101_rx101'), 'student', 'r101').cuda().train()
         speed.prepare(model, switches, 'cuda')
-        assert (model.teacher.stream is not None) == switches.teacher_stream
+        assert model.teacher.own_stream == switches.teacher_stream
         data = large_batch(masks=False)
         data['img'] = data['img'].cuda()
         for key in ('gt_bboxes', 'gt_labels'):

@@ -4,6 +4,10 @@ speed = dict(
     channels_last='auto',
     fold_teacher='auto',
     teacher_stream='auto',
+    fold_student='auto',
+    fused_convs='auto',
+    target_stream='auto',
+    pin_memory='auto',
     fused_optimizer='auto',
     keep_memory='auto',
 )

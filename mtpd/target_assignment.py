@@ -1,0 +1,317 @@
+"""mmdet's targets of a training, the same ones in less time: no wait for the GPU at each image and object.
+
+Assignment is hundreds of small operations an image, some of which wait for the GPU. Here they are fewer, almost none waits,
+and on a GPU they may have a stream of their own: they need not wait for the forward pass that was queued before.
+"""
+
+from __future__ import annotations
+
+from . import compat  # noqa: F401  (before mmcv)
+
+# isort: split
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv.ops import roi_align
+from mmdet.core import BitmapMasks, anchor_inside_flags, images_to_levels
+from mmdet.core.bbox.assigners import AssignResult, MaxIoUAssigner, PointAssigner
+from mmdet.core.bbox.samplers import PseudoSampler, RandomSampler, SamplingResult
+from mmdet.models.dense_heads.anchor_head import AnchorHead
+from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
+
+from .streams import stream
+
+
+_originals: dict[tuple[Any, str], Callable] = {}
+
+
+def apply() -> None:
+    """Replaces what is below in mmdet (again, if called again: nothing changes the second time)."""
+    if _originals:
+        return
+    for owner, name, work in (
+        (MaxIoUAssigner, 'assign_wrt_overlaps', _match_by_overlap),
+        (PointAssigner, 'assign', _match_by_distance),
+        (PseudoSampler, 'sample', _sample_all),
+        (RandomSampler, 'random_choice', _choose),
+        (AnchorHead, 'get_anchors', _anchors),
+        (AnchorHead, 'get_targets', _anchor_targets),
+        # By this name mmdet.core.mask has a function, too.
+        (sys.modules['mmdet.core.mask.mask_target'], 'mask_target_single', _mask_targets),
+    ):
+        original = _originals[owner, name] = getattr(owner, name)
+        setattr(owner, name, _with(work, original))
+
+
+def _with(work: Callable, original: Callable) -> Callable:
+    @functools.wraps(original)
+    def replaced(*args: Any, **kwargs: Any) -> Any:
+        return work(original, *args, **kwargs)
+
+    return replaced
+
+
+@contextlib.contextmanager
+def as_in_mmdet() -> Iterator[None]:
+    """In the block mmdet does it by itself, for comparison; but for `PointAssigner`, which fails on a GPU."""
+    ours = {key: getattr(*key) for key in _originals if key[0] is not PointAssigner}
+    for owner, name in ours:
+        setattr(owner, name, _originals[owner, name])
+    try:
+        yield
+    finally:
+        for (owner, name), work in ours.items():
+            setattr(owner, name, work)
+
+
+def _match_by_overlap(
+    original: Callable, self: MaxIoUAssigner, overlaps: Tensor, gt_labels: Tensor | None = None
+) -> AssignResult:
+    """Boxes to objects by their overlaps `(objects, boxes)`, without mmdet's loop over objects."""
+    if not overlaps.numel():
+        return original(self, overlaps, gt_labels)
+    highest, nearest = overlaps.max(dim=0)
+    low, high = self.neg_iou_thr if isinstance(self.neg_iou_thr, tuple) else (0, self.neg_iou_thr)
+    gt_inds = torch.where((highest >= low) & (highest < high), 0, -1)
+    gt_inds = torch.where(highest >= self.pos_iou_thr, nearest + 1, gt_inds)
+    if self.match_low_quality:
+        numbers = torch.arange(1, len(overlaps) + 1, device=overlaps.device)[:, None]
+        best, place = overlaps.max(dim=1, keepdim=True)
+        if self.gt_max_assign_all:
+            is_best = overlaps == best
+        else:
+            is_best = torch.zeros_like(overlaps, dtype=torch.bool).scatter_(1, place, True)
+        is_best &= best >= self.min_pos_iou
+        last = (is_best * numbers).amax(dim=0)  # a later object wins
+        gt_inds = torch.where(last > 0, last, gt_inds)
+    labels = None
+    if gt_labels is not None:
+        labels = torch.where(gt_inds > 0, gt_labels[(gt_inds - 1).clamp(min=0)], -1)
+    return AssignResult(len(overlaps), gt_inds, highest, labels=labels)
+
+
+def _match_by_distance(
+    original: Callable,
+    self: PointAssigner,
+    points: Tensor,
+    gt_bboxes: Tensor,
+    gt_bboxes_ignore: Tensor | None = None,
+    gt_labels: Tensor | None = None,
+) -> AssignResult:
+    """Points `(n, 3)` of x, y and stride to objects `(k, 4)`, without mmdet's loop over objects.
+
+    That loop fails on a GPU since torch 2.?: it indexes a tensor on the CPU by one on the GPU.
+    """
+    if not (len(points) and len(gt_bboxes)):
+        return original(self, points, gt_bboxes, gt_bboxes_ignore, gt_labels)
+    levels = torch.log2(points[:, 2]).int()
+    centers = (gt_bboxes[:, :2] + gt_bboxes[:, 2:]) / 2
+    sizes = (gt_bboxes[:, 2:] - gt_bboxes[:, :2]).clamp(min=1e-6)
+    wanted = (torch.log2(sizes / self.scale).sum(dim=1) / 2).int()
+    wanted = torch.minimum(torch.maximum(wanted, levels.min()), levels.max())
+    distances = ((points[None, :, :2] - centers[:, None]) / sizes[:, None]).norm(dim=2)
+    distances = distances.masked_fill(wanted[:, None] != levels, torch.inf)
+    nearest, places = distances.topk(self.pos_num, dim=1, largest=False)
+    chosen = torch.full_like(distances, torch.inf).scatter_(1, places, nearest)
+    smallest, first = chosen.min(dim=0)  # of objects equally near, the first
+    gt_inds = torch.where(smallest < torch.inf, first + 1, 0)
+    labels = None
+    if gt_labels is not None:
+        labels = torch.where(gt_inds > 0, gt_labels[first], -1)
+    return AssignResult(len(gt_bboxes), gt_inds, None, labels=labels)
+
+
+def _sample_all(
+    original: Callable,
+    self: PseudoSampler,
+    assign_result: AssignResult,
+    bboxes: Tensor,
+    gt_bboxes: Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> SamplingResult:
+    """All boxes; mmdet sorts their positions, which are sorted."""
+    positive, negative = (
+        torch.nonzero(flags).squeeze(-1)
+        for flags in (assign_result.gt_inds > 0, assign_result.gt_inds == 0)
+    )
+    flags = bboxes.new_zeros(len(bboxes), dtype=torch.uint8)
+    return SamplingResult(positive, negative, bboxes, gt_bboxes, assign_result, flags)
+
+
+def _choose(original: Callable, self: RandomSampler, gallery: Any, num: int) -> Any:
+    """`num` of `gallery`; on a GPU drawn there, not on the CPU."""
+    if not (isinstance(gallery, Tensor) and gallery.is_cuda):
+        return original(self, gallery, num)
+    return gallery[torch.randperm(len(gallery), device=gallery.device)[:num]]
+
+
+def _anchors(
+    original: Callable,
+    self: AnchorHead,
+    featmap_sizes: list[tuple],
+    img_metas: list[dict],
+    device: torch.device | str = 'cuda',
+) -> tuple[list, list]:
+    """Anchors and which are valid, by image; once for images of one size."""
+    anchors = self.prior_generator.grid_priors(featmap_sizes, device=device)
+    shapes = [tuple(meta['pad_shape']) for meta in img_metas]
+    flags = {s: self.prior_generator.valid_flags(featmap_sizes, s, device) for s in set(shapes)}
+    return [anchors for _ in shapes], [flags[shape] for shape in shapes]
+
+
+def _anchor_targets(
+    original: Callable,
+    self: AnchorHead,
+    anchor_list: list[list[Tensor]],
+    valid_flag_list: list[list[Tensor]],
+    gt_bboxes_list: list[Tensor],
+    img_metas: list[dict],
+    gt_bboxes_ignore_list: list[Tensor] | None = None,
+    gt_labels_list: list[Tensor] | None = None,
+    label_channels: int = 1,
+    unmap_outputs: bool = True,
+    return_sampling_results: bool = False,
+) -> tuple | None:
+    """Targets of all anchors, where all that are valid are taken; the original does the rest."""
+    simple = (
+        type(self)._get_targets_single is AnchorHead._get_targets_single
+        and type(self.assigner) is MaxIoUAssigner
+        and type(self.sampler) is PseudoSampler
+        and self.assigner.gpu_assign_thr <= 0
+        and gt_bboxes_ignore_list is None
+        and gt_labels_list is not None
+        and unmap_outputs
+        and not return_sampling_results
+    )
+    if not simple:
+        return original(
+            self, anchor_list, valid_flag_list, gt_bboxes_list, img_metas, gt_bboxes_ignore_list,
+            gt_labels_list, label_channels, unmap_outputs, return_sampling_results,
+        )  # fmt: skip
+    anchors = torch.cat(anchor_list[0])  # the same for all images
+    images, counts = [], []
+    for flags, boxes, labels, meta in zip(
+        valid_flag_list, gt_bboxes_list, gt_labels_list, img_metas, strict=True
+    ):
+        border = self.train_cfg.allowed_border
+        valid = anchor_inside_flags(anchors, torch.cat(flags), meta['img_shape'][:2], border)
+        targets, positive, negative = _targets_of_image(self, anchors, valid, boxes, labels)
+        images.append(targets)
+        counts += [positive.sum(), negative.sum(), valid.sum()]
+    positives, negatives, valids = torch.stack(counts).view(-1, 3).T.tolist()
+    if not all(valids):
+        return None
+    sizes = [len(level) for level in anchor_list[0]]
+    levels = [images_to_levels(targets, sizes) for targets in zip(*images, strict=True)]
+    return (*levels, sum(max(n, 1) for n in positives), sum(max(n, 1) for n in negatives))
+
+
+def _targets_of_image(
+    head: AnchorHead, anchors: Tensor, valid: Tensor, boxes: Tensor, labels: Tensor
+) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    """Labels, their weights, box targets and theirs, of all anchors; which are positive, and which negative."""
+    if len(boxes):
+        overlaps = head.assigner.iou_calculator(boxes, anchors)
+        gt_inds = head.assigner.assign_wrt_overlaps(overlaps.masked_fill(~valid, -1)).gt_inds
+    else:
+        gt_inds = torch.zeros_like(valid, dtype=torch.long)
+        boxes, labels = anchors.new_zeros(1, 4), labels.new_zeros(1)
+    positive, negative = valid & (gt_inds > 0), valid & (gt_inds == 0)
+    objects = (gt_inds - 1).clamp(min=0)
+    matched = boxes[objects]
+    if not head.reg_decoded_bbox:
+        matched = head.bbox_coder.encode(anchors, matched)
+    weight = 1.0 if head.train_cfg.pos_weight <= 0 else head.train_cfg.pos_weight
+    return (
+        (
+            torch.where(positive, labels[objects], head.num_classes),
+            positive * weight + negative.float(),
+            matched.masked_fill(~positive[:, None], 0),
+            positive.float()[:, None].expand(-1, 4),
+        ),
+        positive,
+        negative,
+    )
+
+
+def _mask_targets(
+    original: Callable, pos_proposals: Tensor, pos_assigned_gt_inds: Tensor, gt_masks: Any, cfg: Any
+) -> Tensor:
+    """Objects' masks cut out by boxes `(n, 4)` on the boxes' device: `(n, height, width)`.
+
+    mmdet makes a copy of an object's mask for each of its boxes, and takes results to the CPU and back.
+    """
+    if not (isinstance(gt_masks, BitmapMasks) and len(pos_proposals) and len(gt_masks)):
+        return original(pos_proposals, pos_assigned_gt_inds, gt_masks, cfg)
+    masks = torch.from_numpy(np.ascontiguousarray(gt_masks.masks)).to(pos_proposals.device)
+    high, wide = gt_masks.height, gt_masks.width
+    limits = pos_proposals.new_tensor([wide, high, wide, high])
+    boxes = torch.minimum(pos_proposals.clamp(min=0), limits)
+    rois = torch.cat([pos_assigned_gt_inds[:, None].to(boxes.dtype), boxes], dim=1)
+    masks = masks.to(boxes.dtype)[:, None]
+    targets = roi_align(masks, rois, _pair(cfg.mask_size), 1.0, 0, 'avg', True)[:, 0]
+    return targets if cfg.get('soft_mask_target', False) else (targets >= 0.5).float()
+
+
+def assign_beside(detector: nn.Module) -> None:
+    """Lets a detector's anchor heads make their targets on a stream of its own, beside its forward pass.
+
+    Only heads with `AnchorHead`'s own anchors and targets, which depend on no output of the network. On the CPU nothing
+    changes.
+    """
+    heads = [
+        module
+        for module in detector.modules()
+        if isinstance(module, AnchorHead)
+        and type(module).get_anchors is AnchorHead.get_anchors
+        and type(module).get_targets is AnchorHead.get_targets
+    ]
+    if heads:
+        detector.backbone.register_forward_pre_hook(_mark_inputs)
+    for head in heads:
+        for name in ('get_anchors', 'get_targets'):
+            # A partial of the class's function: it is copied and pickled along with the head.
+            setattr(head, name, functools.partial(_on_stream, name, head))
+
+
+_inputs: dict[int, torch.cuda.Event] = {}  # by device: when the images and boxes of the update were there
+
+
+def _mark_inputs(module: nn.Module, args: tuple) -> None:
+    if args[0].is_cuda:
+        _inputs[args[0].get_device()] = torch.cuda.current_stream().record_event()
+
+
+def _on_stream(name: str, head: AnchorHead, *args: Any, **kwargs: Any) -> Any:
+    work = getattr(type(head), name)
+    current = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
+    inputs = _inputs.get(current.device_index) if current else None
+    if inputs is None:
+        return work(head, *args, **kwargs)
+    beside = stream('targets', priority=-1)
+    beside.wait_event(inputs)
+    with torch.cuda.stream(beside):
+        results = work(head, *args, **kwargs)
+    current.wait_stream(beside)
+    _record(results, current)
+    return results
+
+
+def _record(item: Any, user: torch.cuda.Stream) -> None:
+    """Keeps the memory of tensors in nested lists and tuples until `user` has done with them."""
+    if isinstance(item, Tensor):
+        if item.is_cuda:
+            item.record_stream(user)
+    elif isinstance(item, (list, tuple)):
+        for part in item:
+            _record(part, user)
+
+
+apply()
