@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mtpd import compat, loop, memory, speed, trial  # noqa: F401  (compat before mmcv)
 from mtpd.data import pipelines
+from mtpd.data.examples import batches as examples_batches
 from mtpd.data.examples import examples
 from mtpd.environment import describe
 from mtpd.files import write_json
@@ -85,11 +87,10 @@ def batches(recipe: Recipe, folder: Path, size: int, count: int) -> tuple[list, 
     """Batches of training images, and the seconds in which one process makes one."""
     masks = pipelines.with_masks(recipe, recipe.model('student'))
     data = examples(recipe, folder, size, size * count, masks)
-    places = [i % len(data) for i in range(size * count)]
-    found, began = [], time.perf_counter()
-    for start in range(0, len(places), size):
-        found.append(collate([data[place] for place in places[start : start + size]], size))
-    return found, (time.perf_counter() - began) / count
+    made, began = [], time.perf_counter()
+    for places in islice(examples_batches(data, size), count):
+        made.append(collate([data[place] for place in places], size))
+    return made, (time.perf_counter() - began) / count
 
 
 def pin(batch: dict) -> dict:

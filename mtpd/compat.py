@@ -7,9 +7,11 @@ Importing this module applies every adaptation once; each function below is one,
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ def apply() -> None:
     scatter_stream()
     pin_containers()
     ddp_forward()
-    resume_on_cpu()
+    resume_by_the_cpu()
     progress_bar()
     if log_level() == 'WARNING':
         quiet_initialisation()
@@ -197,27 +199,28 @@ def ddp_forward() -> None:
     MMDistributedDataParallel._use_replicated_tensor_module = False
 
 
-def resume_on_cpu() -> None:
-    """`IterBasedRunner.resume` asks for the current GPU even where there is none, and fails."""
-    import torch
-    from mmcv.runner import IterBasedRunner
+def resume_by_the_cpu() -> None:
+    """A resumed checkpoint is read into the CPU's memory, from where weights and optimizer go to where the model is.
 
-    original = IterBasedRunner.resume
-    if hasattr(original, '__wrapped__'):
-        return
+    mmcv's runners read it into the current GPU: `IterBasedRunner` also where there is none, and both also in a training
+    on the CPU beside one.
+    """
+    from mmcv.runner import BaseRunner, IterBasedRunner
 
+    for runner in (BaseRunner, IterBasedRunner):
+        if not hasattr(runner.resume, '__wrapped__'):
+            runner.resume = _resuming_by_the_cpu(runner.resume)
+
+
+def _resuming_by_the_cpu(original: Callable) -> Callable:
+    @functools.wraps(original)
     def resume(
-        self: IterBasedRunner,
-        checkpoint: str,
-        resume_optimizer: bool = True,
-        map_location: Any = 'default',
+        self: Any, checkpoint: str, resume_optimizer: bool = True, map_location: Any = 'default'
     ) -> None:
-        if map_location == 'default' and not torch.cuda.is_available():
-            map_location = 'cpu'
-        original(self, checkpoint, resume_optimizer, map_location)
+        location = 'cpu' if map_location == 'default' else map_location
+        original(self, checkpoint, resume_optimizer, location)
 
-    resume.__wrapped__ = original
-    IterBasedRunner.resume = resume
+    return resume
 
 
 def progress_bar() -> None:

@@ -11,16 +11,18 @@ import mmdet.apis.train
 from mmcv.parallel import MMDistributedDataParallel
 from mmcv.parallel.scatter_gather import scatter_kwargs
 from mmdet.core.utils import sync_random_seed
-from mmdet.datasets.samplers import infinite_sampler
+from mmdet.datasets.samplers import class_aware_sampler, distributed_sampler, infinite_sampler
 from mmdet.utils import build_ddp
 
 
 def adapt(device: str) -> None:
     """Lets `train_detector` take several processes on `device`, 'cpu' or another."""
     mmdet.apis.train.build_ddp = build_ddp_anywhere
-    # The sampler draws its seed on a GPU unless told.
-    draw = functools.partial(sync_random_seed, device='cpu' if device == 'cpu' else 'cuda')
-    infinite_sampler.sync_random_seed = draw
+    # Samplers share their seed by way of a GPU: two of them unless told, the third where it sees one.
+    place = 'cpu' if device == 'cpu' else 'cuda'
+    draw = functools.partial(sync_random_seed, device=place)
+    infinite_sampler.sync_random_seed = class_aware_sampler.sync_random_seed = draw
+    distributed_sampler.get_device = lambda: place
 
 
 class OnCpu(MMDistributedDataParallel):

@@ -24,7 +24,7 @@ from .data import coco, pipelines, readable, workers
 from .errors import RecipeError
 from .exhausted import explained
 from .files import read_own, sha256, write_json, write_text
-from .loop import device_of, parallel, processes
+from .loop import device_of, evaluation_batch, parallel, processes
 from .recipe import Recipe
 
 
@@ -68,7 +68,7 @@ def evaluate(
     model = load_detector(recipe, checkpoint, detector)
     split = pipelines.dataset(recipe, 'val')
     check_metrics(metrics, model, Path(split['ann_file']), recipe.source)
-    batch = dict(samples_per_gpu=recipe.cfg.evaluation.batch_size, workers_per_gpu=0)
+    batch = evaluation_batch(recipe)
     device, size = device_of(recipe), processes(recipe)
     named = knobs.of_recipe(recipe.cfg, size)
     library = recipe.cfg.evaluation.get('library', 'auto')

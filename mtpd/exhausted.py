@@ -16,11 +16,15 @@ from .errors import MtpdError
 from .knobs import Knobs
 from .resume import kept
 
-# Of the CPU's allocator, and of CUDA's libraries, which raise RuntimeError alone.
-_TEXTS = (
-    "DefaultCPUAllocator: can't allocate memory",
-    'STATUS_ALLOC_FAILED',
-    'CUDA error: out of memory',
+# What is said by RuntimeErrors alone: of the CPU's memory, and of a GPU's by CUDA and its libraries.
+_OF_THE_CPU = re.compile("DefaultCPUAllocator: can't allocate memory|_HOST_ALLOCATION_FAILED")
+_OF_A_GPU = re.compile(
+    "CUDA error: out of memory|Cuda failure (\\d+ )?'out of memory'"
+    '|CU[A-Z]+_STATUS_(INTERNAL_ERROR_DEVICE_)?ALLOC(ATION)?_FAILED'
+)
+# What cuBLAS and cuDNN 9 also say where they find no room to work in.
+_VAGUE = re.compile(
+    'CUBLAS_STATUS_NOT_INITIALIZED|unable to find an engine to execute this computation'
 )
 
 
@@ -38,7 +42,7 @@ def explained(
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _is_exhausted(error):
+        if not is_exhausted(error):
             raise
         text = _text(error, knobs, model, optimizer)
         if out:
@@ -46,16 +50,17 @@ def explained(
         raise MtpdError(text) from error
 
 
-def _is_exhausted(error: Exception) -> bool:
+def is_exhausted(error: Exception) -> bool:
+    """Whether an error says that memory ran out, the CPU's or a GPU's."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return any(text in str(error) for text in _TEXTS)
+    return isinstance(error, RuntimeError) and any(
+        pattern.search(str(error)) for pattern in (_OF_THE_CPU, _OF_A_GPU, _VAGUE)
+    )
 
 
 def _text(error: Exception, knobs: Knobs, model: nn.Module, optimizer: str) -> str:
-    gpu = isinstance(error, torch.OutOfMemoryError) or bool(
-        re.search('CU(DA|BLAS|DNN)', str(error))
-    )
+    gpu = not isinstance(error, MemoryError) and not _OF_THE_CPU.search(str(error))
     short = memory.told(str(error))
     if gpu and short.there is None and torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
@@ -74,6 +79,8 @@ def _text(error: Exception, knobs: Knobs, model: nn.Module, optimizer: str) -> s
     text = memory.in_words(what, short, own, batch, (knobs.side, knobs.scale), rate)
     if 'DataLoader worker' in str(error):
         text += f' It was short in a data worker: fewer of them ({knobs.workers}) take less, too.'
+    if vague := _VAGUE.search(str(error)):
+        text += f' CUDA says {vague[0]!r}, which may have another cause where memory is free.'
     return text
 
 

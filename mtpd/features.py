@@ -18,7 +18,7 @@ from torch.utils.data import Subset
 from .data import pipelines, readable
 from .errors import RecipeError
 from .evaluate import load_detector
-from .loop import device_of
+from .loop import device_of, evaluation_batch
 from .progress import bar
 from .recipe import Recipe
 
@@ -36,8 +36,7 @@ def batches(
     images = readable.Readable(pipelines.build(data), recipe.corrupt_limit)
     loader = build_dataloader(
         Subset(images, range(first, min(count, len(images)), step)),
-        recipe.cfg.evaluation.batch_size,
-        workers_per_gpu=0,
+        **evaluation_batch(recipe),
         dist=False,
         shuffle=False,
     )

@@ -11,7 +11,7 @@ from .data import coco
 from .errors import MtpdError
 from .files import read_own, write_json
 from .launch import launch
-from .loop import device_of, processes
+from .loop import data_workers, device_of, processes
 from .machine import GIB
 from .memory import Advice, advice, scaled
 from .recipe import Recipe
@@ -107,7 +107,7 @@ def told(recipe: Recipe, run_dir: Path, found: dict) -> dict[str, str]:
 
 def seconds_left(recipe: Recipe, run_dir: Path, found: dict) -> float:
     """About what is left of a run takes: its trainings, evaluations and notebooks. `found`: `forecast`'s."""
-    workers, cpu = recipe.cfg.runtime.workers, device_of(recipe) == 'cpu'
+    workers, cpu = data_workers(recipe), device_of(recipe) == 'cpu'
     seconds, measured = NOTEBOOKS * STEP, set()
     for training in (t for t in of_recipe(recipe, run_dir) if not t.done):
         row = found['trainings'][training.title]

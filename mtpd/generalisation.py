@@ -22,7 +22,7 @@ from . import knobs, seeds
 from .data import coco, pipelines, readable
 from .evaluate import Work, load_detector, measure
 from .files import read_own, sha256, write_json
-from .loop import device_of, parallel
+from .loop import device_of, evaluation_batch, parallel
 from .progress import bar
 from .recipe import Recipe
 from .runs import Run
@@ -140,7 +140,7 @@ def _ap(recipe: Recipe, model: nn.Module, checkpoint: Path, split: str, images: 
         cfg['ann_file'] = f'{folder}/{split}.json'
         small = {**table, 'images': table['images'][:images], 'annotations': few}
         Path(cfg['ann_file']).write_text(json.dumps(small))
-        batch = dict(samples_per_gpu=recipe.cfg.evaluation.batch_size, workers_per_gpu=0)
+        batch = evaluation_batch(recipe)
         library = recipe.cfg.evaluation.get('library', 'auto')
         named = knobs.of_recipe(recipe.cfg, 1)
         work = Work(cfg, batch, device_of(recipe), 1, recipe.corrupt_limit, named, library)

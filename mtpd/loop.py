@@ -24,6 +24,7 @@ from . import (  # noqa: F401  (epochs, guards, hooks, skipped: registered with 
     guards,
     hooks,
     knobs,
+    modules,
     precision,
     resume,
     skipped,
@@ -62,8 +63,9 @@ def find_device(asked: str, source: Path, key: str = 'device') -> str:
 
 def parallel(model: nn.Module, device: str) -> MMDataParallel:
     """mmcv's wrapper of a model on 'cpu' or 'cuda', which takes batches as its loaders give them."""
-    ids = [torch.cuda.current_device()] if device == 'cuda' else []
-    return MMDataParallel(model.to(device), device_ids=ids)
+    if device == 'cpu':
+        return modules.OnCpu(model.to(device))
+    return MMDataParallel(model.to(device), device_ids=[torch.cuda.current_device()])
 
 
 def switches(recipe: Recipe) -> dict[str, str]:
@@ -72,6 +74,13 @@ def switches(recipe: Recipe) -> dict[str, str]:
     precision = settled.pop('precision')
     on = ', '.join(name for name, value in settled.items() if value)
     return {'precision': precision, 'speed': on or 'all off'}
+
+
+def data_workers(recipe: Recipe, training: bool = True) -> int:
+    """How many processes load images for each process of a training or, if not `training`, of an evaluation."""
+    here = int(os.environ.get('LOCAL_WORLD_SIZE', 0)) or processes(recipe)
+    runtime = recipe.cfg.runtime
+    return workers.count(runtime.workers, device_of(recipe), here * runtime.jobs, training)
 
 
 def processes(recipe: Recipe) -> int:
@@ -200,19 +209,16 @@ def mmdet_cfg(
     recipe: Recipe, train, val, out: Path, updates: int, seed: int, device: str
 ) -> Config:
     """The config that mmdet's `train_detector` reads."""
-    schedule, runtime = recipe.cfg.schedule, recipe.cfg.runtime
-    size = processes(recipe)
+    schedule, size, loading = recipe.cfg.schedule, processes(recipe), data_workers(recipe)
     images = distributed.share(schedule.batch_size, size, recipe.source)
-    batch = dict(samples_per_gpu=images, workers_per_gpu=runtime.workers)
+    batch = dict(samples_per_gpu=images, workers_per_gpu=loading)
     settings: dict[str, Any] = dict(
         data=dict(
             train=train,
             val=val,
             test=val,
-            train_dataloader=dict(**batch, persistent_workers=runtime.workers > 0),
-            val_dataloader=dict(
-                samples_per_gpu=recipe.cfg.evaluation.batch_size, workers_per_gpu=0
-            ),
+            train_dataloader=dict(**batch, persistent_workers=loading > 0),
+            val_dataloader=evaluation_batch(recipe),
         ),
         optimizer=_for_batch(schedule),
         optimizer_config=dict(grad_clip=schedule.grad_clip),
@@ -233,6 +239,12 @@ def mmdet_cfg(
         speed=speed.settled(recipe.cfg.get('speed'), device)._asdict(),
     )
     return Config(settings)
+
+
+def evaluation_batch(recipe: Recipe) -> dict:
+    """How mmdet loads images of an evaluation: `samples_per_gpu` and `workers_per_gpu`."""
+    images = recipe.cfg.evaluation.batch_size
+    return dict(samples_per_gpu=images, workers_per_gpu=data_workers(recipe, training=False))
 
 
 def in_updates(lr: dict, updates: int) -> dict:

@@ -10,7 +10,10 @@ from typing import Any
 
 import torch
 from mmcv.ops import DeformConv2dPack
+from mmcv.parallel import MMDataParallel
 from mmdet.models.dense_heads import RepPointsHead
+from mmdet.utils import util_distribution
+from torch import nn
 
 
 def apply() -> None:
@@ -18,6 +21,7 @@ def apply() -> None:
     plain_at_first()
     points_on_any_device()
     offsets_on_the_models_device()
+    wrapper_on_the_cpu()
 
 
 def plain_at_first() -> None:
@@ -63,6 +67,19 @@ def offsets_on_the_models_device() -> None:
         return self
 
     RepPointsHead._apply = move
+
+
+class OnCpu(MMDataParallel):
+    """mmcv's wrapper of a model that stays on the CPU: torch's, which it builds on, takes every GPU that it sees."""
+
+    def __init__(self, module: nn.Module, dim: int = 0, **_: Any):
+        nn.Module.__init__(self)
+        self.module, self.dim, self.device_ids = module, dim, []
+
+
+def wrapper_on_the_cpu() -> None:
+    """mmdet's `build_dp` moves a model to the first GPU, also where it is told 'cpu'."""
+    util_distribution.dp_factory['cpu'] = OnCpu
 
 
 apply()

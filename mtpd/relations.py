@@ -59,6 +59,7 @@ def problems(cfg: dict) -> list[str]:
         _splits,
         _metrics,
         _arms,
+        _workers,
         _numbers,
         _loss_name,
         _levels,
@@ -162,6 +163,13 @@ def _auto(cfg: dict, name: str, word: str) -> list[str]:
             f'{cfg["schedule"]["arm"]} evenly: every arm gets the same number of updates.'
         ]
     return []
+
+
+def _workers(cfg: dict) -> list[str]:
+    asked = _value(cfg, 'runtime.workers')
+    if not isinstance(asked, str) or asked == 'auto':
+        return []
+    return [f"runtime.workers is {asked!r}: a number, or 'auto', is needed."]
 
 
 def _numbers(cfg: dict) -> list[str]:

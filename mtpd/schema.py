@@ -84,7 +84,7 @@ RECIPE = {
         'loggers': (list, tuple),
     },
     'evaluation': {'metrics': (list, tuple), 'batch_size': int, 'library': str},
-    'runtime': {'device': str, 'gpus': int, 'workers': int, 'threads': int, 'jobs': int},
+    'runtime': {'device': str, 'gpus': int, 'workers': (int, str), 'threads': int, 'jobs': int},
     'speed': {'precision': str, **dict.fromkeys(SWITCHES, (bool, str))},  # see `mtpd.speed`
 }
 OPTIONAL = {

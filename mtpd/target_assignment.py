@@ -27,7 +27,6 @@ from torch.nn.modules.utils import _pair
 
 from .streams import stream
 
-
 _originals: dict[tuple[Any, str], Callable] = {}
 
 
@@ -155,8 +154,10 @@ def _sample_all(
 
 
 def _choose(original: Callable, self: RandomSampler, gallery: Any, num: int) -> Any:
-    """`num` of `gallery`; on a GPU drawn there, not on the CPU."""
-    if not (isinstance(gallery, Tensor) and gallery.is_cuda):
+    """`num` of `gallery`, drawn where it is; mmdet draws on the CPU, and lists on the current GPU."""
+    if not isinstance(gallery, Tensor):
+        return original(self, torch.tensor(gallery, dtype=torch.long), num).numpy()
+    if not gallery.is_cuda:
         return original(self, gallery, num)
     return gallery[torch.randperm(len(gallery), device=gallery.device)[:num]]
 

@@ -18,13 +18,13 @@ from mmcv.runner import build_optimizer
 from mmdet.models import build_detector
 from mmdet.utils import get_root_logger
 from torch import nn
-from torch.utils.data import Dataset
 
 from . import loop, memory, speed
 from .data import pipelines
-from .data.examples import examples
+from .data.examples import batches, examples
 from .data.readable import Readable
 from .distiller import Distiller
+from .exhausted import is_exhausted
 from .progress import log_level
 from .recipe import Recipe, load_recipe
 from .trainings import distill_cfg
@@ -77,30 +77,38 @@ def _try(recipe: Recipe, detector: str, teacher: str | None, batch: int, device:
     cfg = recipe.model(detector)
     data = examples(recipe, folder, batch, TIMED * batch, pipelines.with_masks(recipe, cfg))
     switches = speed.settled(recipe.cfg.get('speed'), device)
-    update = Update(untrained(recipe, detector, teacher), recipe, switches, device)
-    before = memory.used(device)[0]
-    one = update(collate([data[0]], 1))
-    if one * batch > PATIENCE:  # the first update of a process may be slow for other reasons
-        one = update(collate([data[0]], 1))
-    _, peak, there = memory.used(device)
-    fixed = before + update.kept()
-    foretold = fixed + batch * max(0, peak - fixed)
-    row = {'there': there, 'fixed': fixed, 'wanted': foretold, 'seconds': None, 'data': None}
-    if device == 'cpu' and foretold > there:  # to try it could end other programs
-        return row
+    there = memory.used(device)[2]
+    row = {'there': there, 'seconds': None, 'data': None}
+    lacking = {'fixed': there, 'wanted': int(1.1 * there)}  # where it has no room for the weights
     try:
+        update = Update(untrained(recipe, detector, teacher), recipe, switches, device)
+        before = memory.used(device)[0]
+        fixed = before + update.to_stay()
+        lacking = {'fixed': fixed, 'wanted': fixed + batch * max(0, int(1.1 * there) - fixed)}
+        one = update(collate([data[0]], 1))
+        if one * batch > PATIENCE:  # the first update of a process may be slow for other reasons
+            one = update(collate([data[0]], 1))
+        _, peak, there = memory.used(device)
+        fixed = before + update.kept()
+        foretold = fixed + batch * max(0, peak - fixed)
+        row |= {'there': there, 'fixed': fixed, 'wanted': foretold}
+        if device == 'cpu' and foretold > there:  # to try it could end other programs
+            return row
+        lacking = {'wanted': max(foretold, int(1.1 * there))}
         return row | _timed(update, data, batch, one)
-    except torch.OutOfMemoryError:
-        return row | {'wanted': max(foretold, int(1.1 * there))}
+    except (MemoryError, RuntimeError) as error:
+        if not is_exhausted(error):
+            raise
+        return row | lacking
 
 
-def _timed(update: Update, data: Dataset, batch: int, one: float) -> dict:
+def _timed(update: Update, data: Readable, batch: int, one: float) -> dict:
     """Of a row what the largest batch and usual ones show, unless `one` image took too long.
 
     An image by itself tells little of a batch: where other programs are at work, a batch may take hardly longer.
     """
     loads, updates = [], []
-    for number, images in enumerate(_batches(len(data), batch)):
+    for number, images in enumerate(islice(batches(data, batch), 1 + TIMED)):
         if one * batch > LONGEST:
             updates = [one * batch]
             break
@@ -115,13 +123,6 @@ def _timed(update: Update, data: Dataset, batch: int, one: float) -> dict:
     # The fastest: what else the machine does comes on top.
     row = {'seconds': min(updates), 'data': min(loads or [0.0])}
     return row | ({'wanted': memory.used(update.device)[1]} if loads else {})
-
-
-def _batches(images: int, batch: int) -> Iterator[list[int]]:
-    """Places of the images in batches, again from the first where there are too few."""
-    places = cycle(range(images))
-    for _ in range(1 + TIMED):
-        yield list(islice(places, batch))
 
 
 def _untrained(cfg: ConfigDict) -> ConfigDict:
@@ -158,6 +159,11 @@ class Update:
         state = (item for entry in self.optimizer.state.values() for item in entry.values())
         return sum(t.nbytes for t in (*grads, *state) if isinstance(t, torch.Tensor))
 
+    def to_stay(self) -> int:
+        """As `kept`, by the optimizer's type, before an update was made."""
+        trained = sum(p.nbytes for p in self.model.parameters() if p.requires_grad)
+        return memory.fixed(0, trained, type(self.optimizer).__name__)
+
     def steps(self, batch: dict) -> Iterator[Callable[[], object]]:
         """An update as three functions to be called in turn: losses, their gradients, and the optimizer's step."""
         losses: list[torch.Tensor] = []
@@ -190,8 +196,9 @@ def _evaluation(recipe: Recipe, detector: str, device: str) -> float:
     model = build_detector(ConfigDict(_untrained(recipe.model(detector))))
     model.init_weights()
     wrapped = loop.parallel(model.to(device).eval(), device)
-    for images in islice(_batches(len(data), batch), 2):
-        items = collate([data[place] for place in images], batch)
+    places = cycle(range(len(data)))
+    for _ in range(2):
+        items = collate([data[place] for place in islice(places, batch)], batch)
         began = time.perf_counter()
         wrapped(return_loss=False, rescale=True, **items)
         seconds = time.perf_counter() - began

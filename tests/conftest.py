@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             gpu = _gpu() if gpu is None else gpu
             if not gpu:
                 item.add_marker(pytest.mark.skip(reason='needs a CUDA GPU that torch can use'))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item):
+    """A test is on the CPU, as where there is no GPU, unless it is marked `gpu`: it compares exactly what a GPU rounds
+    anew each time. So are the processes that it starts, and fixtures that it is the first to use."""
+    with pytest.MonkeyPatch.context() as patch:
+        if 'gpu' not in item.keywords:
+            _hide_gpus(patch)
+        return (yield)
+
+
+def _hide_gpus(patch: pytest.MonkeyPatch) -> None:
+    patch.setenv(
+        'CUDA_VISIBLE_DEVICES', ''
+    )  # for processes; CUDA read it here when it was first used
+    if torch := sys.modules.get('torch'):
+        patch.setattr(torch.cuda, 'is_available', lambda: False)
+        patch.setattr(torch.cuda, 'device_count', lambda: 0)
 
 
 def _gpu() -> bool:

@@ -126,7 +126,6 @@ def test_ddp_wrapper_trains_in_a_process_group(tmp_path):
     assert done.stdout.strip() == '[[1.0, 2.0]]', done.stderr
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='with a GPU mmcv resumes there')
 def test_iteration_runner_resumes_on_cpu(tmp_path):
     from mmcv.runner import IterBasedRunner
     from mmcv.utils import get_logger

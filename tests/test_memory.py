@@ -3,7 +3,9 @@
 from mtpd import compat  # noqa: F401  (before mmcv)
 
 # isort: split
+import gc
 import math
+import weakref
 
 import failing
 import pytest
@@ -14,9 +16,10 @@ from test_plain import META, TEXT
 from test_train import MINI, SMALL
 from tiny import retinanet
 
-from mtpd import checkpoints, load_recipe
+from mtpd import checkpoints, load_recipe, memory
 from mtpd.cli import main
 from mtpd.errors import MtpdError
+from mtpd.exhausted import explained, is_exhausted
 from mtpd.knobs import of_plain, of_recipe
 from mtpd.loop import fit
 from mtpd.memory import GIB, Advice, Shortage, advice, fixed, in_words, scaled, told
@@ -73,6 +76,56 @@ def test_what_torch_and_numpy_say():
     assert told(ram) == Shortage(None, None, 4096)
     assert told('Unable to allocate 1.50 GiB for an array') == Shortage(None, None, 1.5 * GIB)
     assert told('CUDA error: out of memory') == Shortage(None, None, None)
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        'CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported',
+        'cuDNN error: CUDNN_STATUS_ALLOC_FAILED',
+        'cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED',
+        'cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED',
+        'CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`',
+        'CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`',
+        'GET was unable to find an engine to execute this computation',
+        'FIND was unable to find an engine to execute this computation',
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.",
+        "NCCL error: unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'",
+    ],
+)
+def test_all_words_for_a_shortage_are_known(text):
+    assert is_exhausted(RuntimeError(text)) and not is_exhausted(ValueError(text))
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        'cuDNN error: CUDNN_STATUS_BAD_PARAM',
+        'cuDNN error: CUDNN_STATUS_INTERNAL_ERROR',
+        'CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(...)`',
+        'CUDA error: device-side assert triggered',
+        'index 7 is out of bounds for dimension 0 with size 7',
+    ],
+)
+def test_other_errors_are_no_shortage(text):
+    assert not is_exhausted(RuntimeError(text))
+
+
+def test_a_shortage_of_the_host_and_a_vague_one_are_named_as_such():
+    def said(text):
+        named = of_recipe(load_recipe(MINI, SMALL).cfg, 1)
+        with pytest.raises(MtpdError) as caught, explained(named, torch.nn.Linear(2, 1)):
+            raise RuntimeError(text)
+        return str(caught.value)
+
+    device = said('cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED')
+    assert device.startswith('GPU memory ran out') and 'another cause' not in device
+    assert said('cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED').startswith(
+        'memory ran out'
+    )
+    vague = said('GET was unable to find an engine to execute this computation')
+    assert vague.startswith('GPU memory ran out')
+    assert "CUDA says 'unable to find an engine to execute this computation', which may" in vague
 
 
 SIDE = ('image.scale', (1333, 800))
@@ -137,6 +190,41 @@ def test_settings_by_their_keys(tmp_path, tiny_coco):
     named = of_plain(found.cfg.data, found.batch, 'test_dataloader')
     assert (named.batch, named.images) == ('data.train_dataloader.samples_per_gpu', 3)
     assert (named.evaluation, named.evaluated) == ('data.test_dataloader.samples_per_gpu', 1)
+
+
+class Circle:
+    """As a detector it is reached from itself, so that only the garbage collector ends it."""
+
+    def __init__(self, device='cpu'):
+        self.itself, self.weights = self, torch.ones(2**20, device=device)
+
+
+def test_what_nobody_uses_is_given_back_before_peaks_count(monkeypatch):
+    ends = []
+    monkeypatch.setattr(torch.cuda, 'empty_cache', lambda: ends.append(gone() is None))
+    monkeypatch.setattr(torch.cuda, 'reset_peak_memory_stats', lambda: ends.append(gone() is None))
+    gc.disable()
+    try:
+        gone = weakref.ref(Circle())
+        assert gone() is not None
+        memory.forget('cuda')
+    finally:
+        gc.enable()
+    assert ends == [True, True]
+
+
+@pytest.mark.gpu
+def test_a_gpu_has_its_memory_back():
+    memory.forget('cuda')
+    before = memory.used('cuda')
+    gc.disable()
+    try:
+        Circle('cuda')
+        assert memory.used('cuda')[0] == before[0] + 4 * 2**20
+        memory.forget('cuda')
+    finally:
+        gc.enable()
+    assert memory.used('cuda')[:2] == before[:2]
 
 
 # In trainings

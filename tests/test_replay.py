@@ -160,6 +160,29 @@ def test_a_stage_cut_off_anywhere_ends_the_same(recipe, stage, tmp_path, moments
     assert not (tmp_path / 'previous.pth').exists()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(('precision', 'apart'), [('fp32', 0.01), ('bf16', 0.1)])
+def test_on_a_gpu_a_stage_cut_off_ends_nearly_the_same(recipe, stage, tmp_path, precision, apart):
+    """Sums by atomics come in any order there. Of how far the weights went, by SGD: Adam takes noise for a gradient."""
+    sgd = {'_delete_': True, 'type': 'SGD', 'lr': 0.01, 'momentum': 0.9}
+    options = {'runtime.device': 'cuda', 'speed.precision': precision, 'schedule.optimizer': sgd}
+    options['schedule.lr'] = {'_delete_': True, 'policy': 'fixed'}
+    _, build, _ = stage
+    trained_on(recipe, stage, tmp_path / 'whole', **options)
+    with pytest.raises(Cut):
+        trained_on(recipe, stage, tmp_path / 'cut', cut(build, 3, fail), **options)
+    assert checkpoints.load(tmp_path / 'cut' / 'latest.pth')['meta']['iter'] == 2
+    trained_on(recipe, stage, tmp_path / 'cut', **options)
+    whole, other = (
+        checkpoints.load(tmp_path / name / 'latest.pth')['state_dict'] for name in ('whole', 'cut')
+    )
+    start = build().state_dict()
+    weights = [key for key, value in whole.items() if value.is_floating_point()]
+    moved = sum(float((whole[key] - start[key]).square().sum()) for key in weights)
+    between = sum(float((whole[key] - other[key]).square().sum()) for key in weights)
+    assert moved > 0 and between**0.5 < apart * moved**0.5
+
+
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_training_after_its_update_with_a_checkpoint(
     recipe, stage, tmp_path, number

@@ -14,10 +14,12 @@ from mmdet.apis import single_gpu_test
 from test_train import MINI, SMALL
 from torch.utils.data import DataLoader, Dataset
 
-from mtpd import evaluate, knobs, load_recipe
+from mtpd import checkpoints, evaluate, features, knobs, load_recipe
 from mtpd.data import pipelines, workers
 from mtpd.errors import MtpdError
-from mtpd.train import prepare_detector
+from mtpd.files import read_log
+from mtpd.loop import mmdet_cfg
+from mtpd.train import prepare_detector, train_detector_run
 
 
 class Numbers(Dataset):
@@ -134,3 +136,75 @@ def test_a_test_ends_with_the_message(monkeypatch):
         recipe = load_recipe(MINI)
         work = evaluate.Work({}, {}, 'cpu', 1, 0, knobs.of_recipe(recipe.cfg, 1))
         evaluate._detections(torch.nn.Identity(), None, work, '')
+
+
+@pytest.mark.parametrize(
+    ('cores', 'sharing', 'training', 'evaluation'),
+    [
+        (1, 1, 2, 2),
+        (2, 1, 2, 2),
+        (8, 1, 7, 7),
+        (16, 1, 8, 8),
+        (16, 2, 7, 7),
+        (16, 4, 3, 3),
+        (128, 8, 8, 8),
+    ],
+)
+def test_how_many_there_are_on_a_gpu(monkeypatch, cores, sharing, training, evaluation):
+    monkeypatch.setattr(workers, 'cores', lambda: cores)
+    assert workers.count('auto', 'cuda', sharing) == training
+    assert workers.count('auto', 'cuda', sharing, training=False) == evaluation
+    assert workers.count(5, 'cuda', sharing) == workers.count(5, 'cpu', sharing) == 5
+    assert workers.count('auto', 'cpu', sharing) == 1
+    assert workers.count('auto', 'cpu', sharing, training=False) == 0
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'mini/retinanet_r50__r101_rx101',
+        'coco/retinanet_r50__r101',
+        'paper/retinanet_r50__r101_rx101',
+    ],
+)
+def test_recipes_share_their_cores(monkeypatch, tmp_path, name):
+    monkeypatch.setattr(workers, 'cores', lambda: 16)
+    for name_of_size in ('LOCAL_WORLD_SIZE', 'WORLD_SIZE', 'RANK'):
+        monkeypatch.delenv(name_of_size, raising=False)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
+    # Arms that train side by side and the processes of a training: 16 // 2 - 1, 16 // 4 - 1.
+    for more, wanted in (({}, 8), ({'runtime.jobs': 2}, 7), ({'runtime.gpus': 4}, 3)):
+        recipe = load_recipe(
+            f'configs/{name}.py', {'runtime.jobs': 1, 'runtime.device': 'cuda'} | more
+        )
+        made = mmdet_cfg(recipe, {}, {}, tmp_path, 4, 0, 'cpu').data
+        assert made.train_dataloader.workers_per_gpu == wanted
+        assert made.train_dataloader.persistent_workers
+        assert made.val_dataloader.workers_per_gpu == wanted
+    made = mmdet_cfg(load_recipe(recipe, {'runtime.device': 'cpu'}), {}, {}, tmp_path, 4, 0, 'cpu')
+    loaders = made.data.train_dataloader, made.data.val_dataloader
+    assert [loader.workers_per_gpu for loader in loaders] == [1, 0]
+
+
+def test_numbers_do_not_depend_on_how_many_there_are(tmp_path, tiny_coco):
+    """Of a training with flips, its evaluations in between and after it, and features."""
+    more = {'data.root': str(tiny_coco(tmp_path / 'coco')), 'schedule.eval_interval': 1}
+    more |= {'image.flip': 0.5, 'student.model.test_cfg.score_thr': 0.0, 'evaluation.batch_size': 1}
+    made = []
+    for number in (0, 1, 2):
+        recipe = load_recipe(MINI, SMALL | more | {'runtime.workers': number})
+        path = train_detector_run(recipe, 'student', tmp_path / str(number))['checkpoint']
+        rows = [
+            {key: value for key, value in row.items() if 'time' not in key}
+            for row in read_log(path.with_name('log.json'))
+        ]
+        numbers = evaluate.evaluate(recipe, path, out=tmp_path / f'eval{number}')
+        boxes = (tmp_path / f'eval{number}' / 'detections.json').read_text()
+        images = torch.cat([images for images, _ in features.batches(recipe, 4)])
+        weights = torch.cat([v.flatten() for v in checkpoints.load(path)['state_dict'].values()])
+        made.append((rows, numbers | {'sha256': None}, boxes, images, weights))
+    assert sum('bbox_mAP' in row for row in made[0][0]) == 3 and len(made[0][2]) > 100
+    for other in made[1:]:
+        assert other[:3] == made[0][:3]
+        assert torch.equal(other[3], made[0][3]) and torch.equal(other[4], made[0][4])

@@ -7,7 +7,9 @@ from .. import compat  # noqa: F401  (before mmcv)
 # isort: split
 import json
 import random
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from itertools import cycle, islice
 from pathlib import Path
 
 from mmcv import rescale_size
@@ -53,6 +55,22 @@ def examples(recipe: Recipe, folder: Path, most: int, others: int, masks: bool):
     cfg = pipelines.dataset(recipe, 'train', masks=masks)
     data = pipelines.build(cfg | {'ann_file': str(path)})
     return Readable(data, recipe.cfg.data.get('corrupt_limit', 0))
+
+
+def batches(data: Readable, size: int) -> Iterator[list[int]]:
+    """Places of `examples` whose `most` was `size`, in batches of that many: the largest, then without end the others.
+
+    Images of a batch are all high or all wide, as mmdet's sampler groups them; a batch of both would be padded to a
+    square. Where there are too few of a format they come again.
+    """
+    alike = [place for place in range(len(data)) if data.flag[place] == data.flag[0]]
+    yield list(islice(cycle(alike), size))
+    waiting: dict[int, list[int]] = defaultdict(list)
+    for place in cycle([*range(size, len(data)), *range(min(size, len(data)))]):
+        group = waiting[data.flag[place]]
+        group.append(place)
+        if len(group) == size:
+            yield waiting.pop(data.flag[place])
 
 
 def _padded(sizes: list[tuple[int, int]]) -> int:

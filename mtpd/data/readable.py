@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .. import distributed
 from .whole import CorruptImage, path_of
+from .workers import begin_worker
 
 
 class Readable(Dataset):
@@ -105,7 +106,7 @@ def noting(loader: DataLoader) -> DataLoader:
         pin_memory=loader.pin_memory,
         persistent_workers=loader.persistent_workers,
         prefetch_factor=loader.prefetch_factor,
-        worker_init_fn=loader.worker_init_fn,
+        worker_init_fn=begin_worker,
     )
 
 

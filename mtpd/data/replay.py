@@ -6,7 +6,6 @@ from .. import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import contextlib
-import os
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -18,8 +17,8 @@ from mmcv.runner import get_dist_info
 from mmdet.datasets.samplers import InfiniteBatchSampler, InfiniteGroupBatchSampler
 from torch.utils.data import DataLoader, Dataset
 
-from ..parent import end_with_parent
 from .readable import Readable, noting
+from .workers import begin_worker
 
 MODEL, ORDER = 0, 1  # what random numbers are for; those of an update's images come after
 
@@ -65,7 +64,7 @@ def replaying(loader: DataLoader, seed: int, begin: int) -> DataLoader:
         pin_memory=loader.pin_memory,
         persistent_workers=loader.persistent_workers,
         prefetch_factor=loader.prefetch_factor,
-        worker_init_fn=_begin_worker,
+        worker_init_fn=begin_worker,
     )
 
 
@@ -110,8 +109,3 @@ class _Images(Dataset):
         if name.startswith('__') or name == 'dataset':  # while it is being unpickled
             raise AttributeError(name)
         return getattr(self.dataset, name)
-
-
-def _begin_worker(_: int) -> None:
-    os.setpgid(0, 0)  # Ctrl-C is for the training, which ends at an update's end
-    end_with_parent()

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import torch
 from place import MINI, call, refuse, setting, stage
 
 from mtpd import checkpoints, distributed
@@ -79,7 +78,6 @@ def test_it_is_refused(name, place):
     refuse(place, *ROWS[name])
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
 @pytest.mark.parametrize('name', NO_GPU)
 def test_gpus_that_are_not_there(name, place):
     refuse(place, *NO_GPU[name])

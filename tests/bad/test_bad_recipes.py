@@ -62,6 +62,7 @@ ROWS = {
     ),
     'clipping to nothing': (setting('schedule.grad_clip.max_norm=0'), 'max_norm must be above 0'),
     'clipping by a wrong key': (setting('schedule.grad_clip.norm=2'), r'grad_clip is .* refused: .*norm'),
+    'workers in a word': (setting('runtime.workers=many'), "runtime.workers is 'many': a number, or 'auto'"),
     'negative workers': (setting('runtime.workers=-1'), r'runtime\.workers is -1: it must not be negative'),
     'no scenes': (setting('data.scenes.val=0'), r'data\.scenes\.val is 0: it must be at least 1'),
     'a syntax error': (

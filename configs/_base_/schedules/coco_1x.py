@@ -20,4 +20,5 @@ schedule = dict(
     checkpoint_interval=2000,
     eval_interval=0,
 )
-runtime = dict(device='auto', workers=2, threads=0, jobs=1)
+# workers: processes that load images, for each that trains; 'auto': by device and cores.
+runtime = dict(device='auto', workers='auto', threads=0, jobs=1)
