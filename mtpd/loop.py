@@ -211,13 +211,19 @@ def mmdet_cfg(
     """The config that mmdet's `train_detector` reads."""
     schedule, size, loading = recipe.cfg.schedule, processes(recipe), data_workers(recipe)
     images = distributed.share(schedule.batch_size, size, recipe.source)
-    batch = dict(samples_per_gpu=images, workers_per_gpu=loading)
+    switches = speed.settled(recipe.cfg.get('speed'), device)
+    loader = dict(
+        samples_per_gpu=images,
+        workers_per_gpu=loading,
+        persistent_workers=loading > 0,
+        pin_memory=switches.pin_memory,
+    )
     settings: dict[str, Any] = dict(
         data=dict(
             train=train,
             val=val,
             test=val,
-            train_dataloader=dict(**batch, persistent_workers=loading > 0),
+            train_dataloader=loader,
             val_dataloader=evaluation_batch(recipe),
         ),
         optimizer=_for_batch(schedule),
@@ -236,7 +242,7 @@ def mmdet_cfg(
         device=device,
         seed=seed,
         corrupt_limit=recipe.corrupt_limit,
-        speed=speed.settled(recipe.cfg.get('speed'), device)._asdict(),
+        speed=switches._asdict(),
     )
     return Config(settings)
 
