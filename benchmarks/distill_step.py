@@ -61,7 +61,7 @@ def switches(text: str, recipe: Recipe, device: str) -> speed.Speed:
     for word in text.split('+'):
         if word == 'default':
             found = speed.settled(recipe.cfg.get('speed'), device)
-        elif word in ('bf16', 'fp32'):
+        elif word in ('bf16', 'tf32', 'fp32'):
             found = found._replace(precision=word)
         elif word != 'off':
             found = found._replace(**{word: True})
@@ -70,7 +70,7 @@ def switches(text: str, recipe: Recipe, device: str) -> speed.Speed:
 
 def known(text: str) -> str:
     """`text`, where it is an `--ours`: raises ArgumentTypeError where it is none."""
-    words = ('off', 'default', 'bf16', 'fp32', *SWITCHES)
+    words = ('off', 'default', 'bf16', 'tf32', 'fp32', *SWITCHES)
     if wrong := [word for word in text.split('+') if word not in words]:
         raise argparse.ArgumentTypeError(f'{wrong[0]!r} is none of {", ".join(words)}')
     return text

@@ -26,7 +26,7 @@ from mtpd.schema import SWITCHES
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 KINDS = {
     'off': {
-        'speed': {'precision': 'fp32', **dict.fromkeys(SWITCHES, False)},
+        'speed': {'precision': 'tf32', **dict.fromkeys(SWITCHES, False)},
         'runtime.workers': 2,
     },
     'default': {},

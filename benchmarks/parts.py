@@ -8,7 +8,7 @@ from mtpd import compat  # noqa: F401  (before mmcv)
 import torch
 from torch import nn
 
-from mtpd.precision import is_head
+from mtpd.precision import full_float32, is_head
 from mtpd.trial import Update
 
 
@@ -50,9 +50,10 @@ class Parts:
         names = ('forward', 'backward', 'optimizer')
         for batch in batches:
             marks = [self.now()]
-            for step in self.update.steps(batch):
-                step()
-                marks.append(self.now())
+            with full_float32(self.update.precision):
+                for step in self.update.steps(batch):
+                    step()
+                    marks.append(self.now())
             for name, begin, end in zip(names, marks, marks[1:], strict=False):
                 self.add(name, end - begin)
         for handle in self.handles:

@@ -69,7 +69,7 @@ def parallel(model: nn.Module, device: str) -> MMDataParallel:
 
 
 def switches(recipe: Recipe) -> dict[str, str]:
-    """The recipe's `speed` on this machine: ``precision`` ('fp32' or 'bf16'), and ``speed``, the switches that are on."""
+    """The recipe's `speed` on this machine: ``precision`` ('fp32', 'tf32' or 'bf16'), and ``speed``, the switches that are on."""
     settled = speed.settled(recipe.cfg.get('speed'), device_of(recipe))._asdict()
     precision = settled.pop('precision')
     on = ', '.join(name for name, value in settled.items() if value)
@@ -194,7 +194,7 @@ def _run(cfg, build, source, named, validate, threads, meta, point) -> InheritRe
         with replay.loaders(cfg.seed, begin, limit), ending, sizes:
             train_detector(model, data, cfg, size > 1, validate, meta=meta)
 
-    with precision.contained(cfg.device):
+    with precision.contained(cfg.device), precision.full_float32(switches.precision):
         workers.told(train)
     return getattr(model, 'inherit_report', None)
 

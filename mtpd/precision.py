@@ -76,6 +76,23 @@ def contained(device: str) -> Iterator[None]:
             torch.clear_autocast_cache()
 
 
+@contextlib.contextmanager
+def full_float32(precision: str) -> Iterator[None]:
+    """In the block what a GPU computes in float32 is in full precision, if that is the `precision`: 'fp32'.
+
+    By torch's default its convolutions round their factors to 10 bits (TF32), as the original's did; 'tf32' leaves it so.
+    """
+    switches = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches if precision == 'fp32' else ():
+            switch.allow_tf32 = False
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
+
+
 def _depth() -> int:
     torch.autocast_increment_nesting()
     return torch.autocast_decrement_nesting()

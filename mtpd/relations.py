@@ -12,7 +12,7 @@ CHOICES = {
     'distill.teacher_mode': ('eval', 'train'),
     'order.method': ('backward_greedy', 'shortest_path'),
     'evaluation.library': LIBRARIES,
-    'speed.precision': ('auto', 'fp32', 'bf16'),
+    'speed.precision': ('auto', 'fp32', 'tf32', 'bf16'),
     **{f'speed.{switch}': ('auto', True, False) for switch in SWITCHES},
 }
 LEAST = {

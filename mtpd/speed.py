@@ -20,10 +20,11 @@ CUDA_ONLY = ('teacher_stream', 'fused_convs', 'target_stream', 'pin_memory')
 
 
 class Speed(NamedTuple):
-    """Switches of a training; all off is plain mmdet: fp32 and nothing rearranged.
+    """Switches of a training; all off is plain mmdet: float32 as torch has it, and nothing rearranged.
 
     Attributes:
-        precision: 'fp32', or 'bf16' for convolutions and matrix products, see `mtpd.precision`.
+        precision: 'fp32', 'tf32' (convolutions on a GPU round their factors to 10 bits, torch's default and the
+            original's; elsewhere 'fp32'), or 'bf16' for convolutions and matrix products, see `mtpd.precision`.
         channels_last: activations as (N, H, W, C) in memory.
         fold_teacher: the teacher's batch norms become part of its convolutions.
         teacher_stream: the teacher's forward pass beside the student's, on a CUDA stream of its own.
@@ -37,7 +38,7 @@ class Speed(NamedTuple):
         keep_memory: on the CPU, the process keeps what tensors free for the next ones.
     """
 
-    precision: str = 'fp32'
+    precision: str = 'tf32'
     channels_last: bool = False
     fold_teacher: bool = False
     teacher_stream: bool = False

@@ -19,7 +19,7 @@ from mmdet.models import build_detector
 from mmdet.utils import get_root_logger
 from torch import nn
 
-from . import loop, memory, speed
+from . import loop, memory, precision, speed
 from .data import pipelines
 from .data.examples import batches, examples
 from .data.readable import Readable
@@ -152,6 +152,7 @@ class Update:
         optimizer = speed.optimizer(dict(recipe.cfg.schedule.optimizer), switches)
         self.model, self.optimizer = loop.parallel(model, device), build_optimizer(model, optimizer)
         self.grad_clip, self.device = recipe.cfg.schedule.grad_clip, device
+        self.precision = switches.precision
 
     def kept(self) -> int:
         """Bytes that stay from update to update beside the weights: gradients, and what the optimizer keeps."""
@@ -180,8 +181,9 @@ class Update:
 
     def __call__(self, batch: dict) -> float:
         began = time.perf_counter()
-        for step in self.steps(batch):
-            step()
+        with precision.full_float32(self.precision):
+            for step in self.steps(batch):
+                step()
         if self.device == 'cuda':
             torch.cuda.synchronize()
         return time.perf_counter() - began

@@ -6,11 +6,13 @@ import sys
 
 import pytest
 import torch
-from tiny import batch, retinanet
+from tiny import SMALL, batch, retinanet
 
 from mtpd import precision, speed, trial
+from mtpd.data.examples import examples
 from mtpd.distiller import Distiller
 from mtpd.errors import RecipeError
+from mtpd.loop import fit
 from mtpd.paths import ROOT
 from mtpd.recipe import load_recipe
 from mtpd.schema import SWITCHES
@@ -19,6 +21,7 @@ from mtpd.teacher import Teacher
 # isort: split
 import numpy as np
 from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
+from mmcv.parallel import collate
 from mmdet.core import BitmapMasks
 from torch import nn
 
@@ -114,7 +117,7 @@ def test_auto_is_what_pays_on_the_device_and_a_choice_stays():
     assert on_a_gpu == speed.Speed('fp32', *[True] * len(SWITCHES))._replace(keep_memory=False)
     streams = dict.fromkeys(speed.CUDA_ONLY, True)
     assert not any(speed.settled(streams, 'cpu')._asdict()[name] for name in streams)
-    off = speed.settled({'precision': 'fp32', **dict.fromkeys(SWITCHES, False)}, 'cpu')
+    off = speed.settled({'precision': 'tf32', **dict.fromkeys(SWITCHES, False)}, 'cpu')
     assert off == OFF
 
 
@@ -123,7 +126,7 @@ def test_a_recipe_is_refused_with_all_its_wrong_switches():
     with pytest.raises(RecipeError) as error:
         load_recipe(MINI, options)
     text = str(error.value)
-    assert "speed.precision is 'fp16': one of 'auto', 'fp32', 'bf16' is needed" in text
+    assert "speed.precision is 'fp16': one of 'auto', 'fp32', 'tf32', 'bf16' is needed" in text
     assert "speed.channels_last is 'maybe': one of 'auto', True, False is needed" in text
     assert "speed.fold_teacher is 'x'" in text
     with pytest.raises(
@@ -353,6 +356,68 @@ def test_the_teachers_stream_and_bfloat16_on_a_gpu_give_the_plain_losses():
     plain, streamed, default = found
     assert streamed == pytest.approx(plain, rel=1e-4)
     assert default == pytest.approx(plain, rel=0.1, abs=0.05)
+
+
+def tf32() -> tuple[bool, bool]:
+    """Whether a GPU's convolutions and matrix products round their factors."""
+    return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize('before', [(True, False), (True, True), (False, False)])
+@pytest.mark.parametrize('asked', ['fp32', 'tf32', 'bf16'])
+def test_full_precision_is_full_in_its_block_only(before, asked):
+    backends, usual = (torch.backends.cudnn, torch.backends.cuda.matmul), tf32()
+    try:
+        for backend, value in zip(backends, before, strict=True):
+            backend.allow_tf32 = value
+        with pytest.raises(KeyboardInterrupt), precision.full_float32(asked):
+            assert tf32() == ((False, False) if asked == 'fp32' else before)
+            raise KeyboardInterrupt
+        assert tf32() == before
+    finally:
+        for backend, value in zip(backends, usual, strict=True):
+            backend.allow_tf32 = value
+
+
+@pytest.mark.parametrize(('asked', 'rounded'), [('fp32', False), ('tf32', True), ('bf16', True)])
+def test_trainings_and_trials_have_their_precision(tmp_path, tiny_coco, asked, rounded):
+    """And the original's way, all switches off, has torch's."""
+    data = {'data.root': str(tiny_coco(tmp_path / 'coco')), 'speed.precision': asked}
+    recipe, seen = load_recipe(MINI, SMALL | data), []
+
+    def watched(model):
+        forward = model.forward_train
+        model.forward_train = lambda *a, **k: (seen.append(tf32()), forward(*a, **k))[1]
+        return model
+
+    assert tf32() == (True, False)  # torch's own
+    fit(
+        recipe,
+        lambda: watched(trial.untrained(recipe, 'student', None)),
+        recipe.model('student'),
+        tmp_path / 'run',
+        1,
+        0,
+    )
+    for switches in (speed.settled(recipe.cfg.speed, 'cpu'), OFF):
+        model = watched(trial.untrained(recipe, 'student', None))
+        images = examples(recipe, tmp_path, 1, 0, masks=False)
+        trial.Update(model, recipe, switches._replace(keep_memory=False), 'cpu')(
+            collate([images[0]], 1)
+        )
+    assert seen == [(rounded, False), (rounded, False), (True, False)] and tf32() == (True, False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('asked', ['fp32', 'tf32'])
+def test_full_precision_on_a_gpu(asked):
+    """Sums of 2,304 products: float32 is off by less than 2^-17 of them, factors of 10 bits by more than 2^-14."""
+    torch.manual_seed(0)
+    image, weight = torch.randn(2, 256, 32, 32).cuda(), torch.randn(64, 256, 3, 3).cuda()
+    exact = torch.conv2d(image.double(), weight.double())
+    with precision.full_float32(asked):
+        off = float((torch.conv2d(image, weight) - exact).norm() / exact.norm())
+    assert off < 2**-17 if asked == 'fp32' else off > 2**-14
 
 
 def test_what_ends_a_training_does_not_leave_bfloat16_behind():

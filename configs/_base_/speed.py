@@ -1,6 +1,6 @@
 # Switches of how fast a training runs, at equal results; what each does: mtpd/speed.py.
 speed = dict(
-    precision='auto',  # of training: bf16 where the device has it, else fp32
+    precision='auto',  # of training: bf16 where the device has it, else fp32; tf32: as torch has it on a GPU
     channels_last='auto',
     fold_teacher='auto',
     teacher_stream='auto',
