@@ -8,7 +8,7 @@ from mtpd import compat  # noqa: F401  (before mmcv)
 import torch
 from torch import nn
 
-from mtpd.precision import full_float32, is_head
+from mtpd.precision import float32_rounded, is_head
 from mtpd.trial import Update
 
 
@@ -50,7 +50,7 @@ class Parts:
         names = ('forward', 'backward', 'optimizer')
         for batch in batches:
             marks = [self.now()]
-            with full_float32(self.update.precision):
+            with float32_rounded(self.update.precision):
                 for step in self.update.steps(batch):
                     step()
                     marks.append(self.now())

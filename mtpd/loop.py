@@ -194,7 +194,7 @@ def _run(cfg, build, source, named, validate, threads, meta, point) -> InheritRe
         with replay.loaders(cfg.seed, begin, limit), ending, sizes:
             train_detector(model, data, cfg, size > 1, validate, meta=meta)
 
-    with precision.contained(cfg.device), precision.full_float32(switches.precision):
+    with precision.contained(cfg.device), precision.float32_rounded(switches.precision):
         workers.told(train)
     return getattr(model, 'inherit_report', None)
 

@@ -77,16 +77,16 @@ def contained(device: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def full_float32(precision: str) -> Iterator[None]:
-    """In the block what a GPU computes in float32 is in full precision, if that is the `precision`: 'fp32'.
+def float32_rounded(precision: str) -> Iterator[None]:
+    """In the block a GPU rounds the factors of float32 convolutions and matrix products to 10 bits (TF32), or does not.
 
-    By torch's default its convolutions round their factors to 10 bits (TF32), as the original's did; 'tf32' leaves it so.
+    It does unless `precision` is 'fp32', as the original's torch (up to 1.11) did; today's does so for convolutions only.
     """
     switches = torch.backends.cudnn, torch.backends.cuda.matmul
     before = [switch.allow_tf32 for switch in switches]
     try:
-        for switch in switches if precision == 'fp32' else ():
-            switch.allow_tf32 = False
+        for switch in switches:
+            switch.allow_tf32 = precision != 'fp32'
         yield
     finally:
         for switch, value in zip(switches, before, strict=True):

@@ -23,8 +23,7 @@ class Speed(NamedTuple):
     """Switches of a training; all off is plain mmdet: float32 as torch has it, and nothing rearranged.
 
     Attributes:
-        precision: 'fp32', 'tf32' (convolutions on a GPU round their factors to 10 bits, torch's default and the
-            original's; elsewhere 'fp32'), or 'bf16' for convolutions and matrix products, see `mtpd.precision`.
+        precision: 'fp32', 'tf32' (a GPU rounds factors to 10 bits, as the original's torch did; elsewhere 'fp32'), or 'bf16' for convolutions and matrix products, see `mtpd.precision`.
         channels_last: activations as (N, H, W, C) in memory.
         fold_teacher: the teacher's batch norms become part of its convolutions.
         teacher_stream: the teacher's forward pass beside the student's, on a CUDA stream of its own.

@@ -181,7 +181,7 @@ class Update:
 
     def __call__(self, batch: dict) -> float:
         began = time.perf_counter()
-        with precision.full_float32(self.precision):
+        with precision.float32_rounded(self.precision):
             for step in self.steps(batch):
                 step()
         if self.device == 'cuda':

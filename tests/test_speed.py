@@ -365,13 +365,13 @@ def tf32() -> tuple[bool, bool]:
 
 @pytest.mark.parametrize('before', [(True, False), (True, True), (False, False)])
 @pytest.mark.parametrize('asked', ['fp32', 'tf32', 'bf16'])
-def test_full_precision_is_full_in_its_block_only(before, asked):
+def test_factors_are_rounded_as_asked_in_the_block_only(before, asked):
     backends, usual = (torch.backends.cudnn, torch.backends.cuda.matmul), tf32()
     try:
         for backend, value in zip(backends, before, strict=True):
             backend.allow_tf32 = value
-        with pytest.raises(KeyboardInterrupt), precision.full_float32(asked):
-            assert tf32() == ((False, False) if asked == 'fp32' else before)
+        with pytest.raises(KeyboardInterrupt), precision.float32_rounded(asked):
+            assert tf32() == (asked != 'fp32',) * 2
             raise KeyboardInterrupt
         assert tf32() == before
     finally:
@@ -381,7 +381,7 @@ def test_full_precision_is_full_in_its_block_only(before, asked):
 
 @pytest.mark.parametrize(('asked', 'rounded'), [('fp32', False), ('tf32', True), ('bf16', True)])
 def test_trainings_and_trials_have_their_precision(tmp_path, tiny_coco, asked, rounded):
-    """And the original's way, all switches off, has torch's."""
+    """And the original's way, all switches off, has that of its torch."""
     data = {'data.root': str(tiny_coco(tmp_path / 'coco')), 'speed.precision': asked}
     recipe, seen = load_recipe(MINI, SMALL | data), []
 
@@ -405,7 +405,8 @@ def test_trainings_and_trials_have_their_precision(tmp_path, tiny_coco, asked, r
         trial.Update(model, recipe, switches._replace(keep_memory=False), 'cpu')(
             collate([images[0]], 1)
         )
-    assert seen == [(rounded, False), (rounded, False), (True, False)] and tf32() == (True, False)
+    assert seen == [(rounded, rounded), (rounded, rounded), (True, True)]
+    assert tf32() == (True, False)
 
 
 @pytest.mark.gpu
@@ -415,7 +416,7 @@ def test_full_precision_on_a_gpu(asked):
     torch.manual_seed(0)
     image, weight = torch.randn(2, 256, 32, 32).cuda(), torch.randn(64, 256, 3, 3).cuda()
     exact = torch.conv2d(image.double(), weight.double())
-    with precision.full_float32(asked):
+    with precision.float32_rounded(asked):
         off = float((torch.conv2d(image, weight) - exact).norm() / exact.norm())
     assert off < 2**-17 if asked == 'fp32' else off > 2**-14
 

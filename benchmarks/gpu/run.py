@@ -22,8 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'benchmarks'), str(ROOT / 'benchmarks/gpu')]
 
-import verdict  # noqa: E402
-from full_size import RECIPES as FULL_SIZE  # noqa: E402
+import verdict
+from full_size import RECIPES as FULL_SIZE
 
 PYTHON = [sys.executable, '-W', 'ignore']
 PAPER = {
@@ -31,10 +31,6 @@ PAPER = {
     'mask_rcnn': ('mask_rcnn_r50__swint_swins', 'swins', ['off', 'default']),
     'reppoints': ('reppoints_r50__r101_rx101dcn', 'rx101dcn', ['off', 'default']),
 }
-# Their tests train, or compare what training gives; others need no GPU.
-TRAINING = (
-    'train distiller speed norms losses fgd target_assignment order generalisation mini pipeline'
-)
 DIGITS = 'data.root=None data.scenes.size=800 data.scenes.train=400 data.scenes.val=40'
 
 
@@ -109,7 +105,7 @@ def timed_steps(options: argparse.Namespace, data: str) -> list[Step]:
         '--teacher',
         'rx101',
     ]
-    stage += ['--updates', '4' if small else '30', '--repeats', '1', '--cfg-options', data]
+    stage += ['--updates', '4' if small else '60', '--repeats', '1', '--cfg-options', data]
     steps.append(
         Step('end_to_end', 200, *PYTHON, *stage, '--out', options.out / 'gpu_end_to_end.json')
     )
@@ -138,10 +134,8 @@ def checking_steps(options: argparse.Namespace) -> list[Step]:
     marked = {
         path for path in (ROOT / 'tests').rglob('test_*.py') if 'mark.gpu' in path.read_text()
     }
-    training = [f'tests/test_{name}.py' for name in TRAINING.split()]
     if options.device == 'cuda':
         steps.append(Step('gpu_tests', 300, *tests, '-n', '4', '-m', 'gpu', *sorted(marked)))
-        steps.append(Step('training_tests', 600, *tests, '-n', '4', '-m', 'not gpu', *training))
     if options.data:
         (out / 'full_size').mkdir(parents=True, exist_ok=True)
         full = [

@@ -103,7 +103,7 @@ def rows(folder: Path) -> list[tuple[str, str, str, str]]:
         not errors and (worst or 0) < 1e-4,
     )
     log = (folder / 'log.txt').read_text() if (folder / 'log.txt').is_file() else ''
-    for step in ('gpu_tests', 'training_tests'):
+    for step in ('gpu_tests',):
         counts = re.findall(rf'^{step}\| .*?((?:\d+ \w+, )*\d+ passed.*) in ', log, re.MULTILINE)
         add(
             f'{step}',
