@@ -175,6 +175,13 @@ def precision(found: dict) -> str:
 
 
 def tried(found: dict) -> str:
+    if 'parts' in found:
+        rows = [
+            [part, name, value]
+            for part, values in found['parts'].items()
+            for name, value in values.items()
+        ]
+        return under(found, table(['part', 'way', 'ms'], rows))
     rows = [[name, f'{value:.2f}'] for name, value in found['milliseconds'].items()]
     compiling = f'\n\ntorch.compile took {found["compile_seconds"]:.0f} s, once a process.'
     return under(found, table(['', 'ms'], rows) + compiling)
