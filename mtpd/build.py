@@ -23,15 +23,20 @@ REQUIREMENT = Path(__file__).parents[1] / 'requirements' / 'mmcv.txt'
 SHARED_HEADER = '#include <torch/types.h>\n'
 DISK = 2 * machine.GIB
 MEMORY_PER_JOB = 2 * machine.GIB
+CXX20_FROM = (2, 14)  # torch
 
 
 class Target(NamedTuple):
-    """What to build for: CUDA's release and GPU architectures ('9.0' or '8.0;9.0'), or the CPU only."""
+    """What to build for: CUDA's release and GPU architectures ('9.0' or '8.0;9.0'), or the CPU only.
+
+    `nvcc`: None where it has to be fetched first. `idle_gpu`: there is a GPU, which CPU ops leave unused.
+    """
 
     reason: str
     cuda: str | None = None
     arch: str | None = None
     nvcc: str | None = None
+    idle_gpu: bool = False
 
     @property
     def ops(self) -> str:
@@ -55,6 +60,7 @@ def build_wheel(
     log.write_text('')
     echo(f'Fetching the source of mmcv-full {mmcv_version()} ...')
     source = fetch(work, log)
+    choose_standard(source / 'setup.py', torch)
     jobs = job_count()
     echo(
         f'Compiling the {target.ops} ops with {" ".join(compiler)}, {jobs} at a time: '
@@ -105,6 +111,12 @@ def fetch(work: Path, log: Path) -> Path:
     return work / archive.name.removesuffix('.tar.gz')
 
 
+def choose_standard(setup: Path, torch: machine.Torch) -> None:
+    """mmcv's setup.py asks for C++17, which torch's headers refuse from 2.14 on."""
+    if torch.release >= CXX20_FROM:
+        setup.write_text(setup.read_text().replace('-std=c++17', '-std=c++20'))
+
+
 def build_environment(
     target: Target, torch: machine.Torch, compiler: list[str], work: Path, jobs: int
 ) -> dict[str, str]:
@@ -122,6 +134,7 @@ def build_environment(
         env |= {'CUDA_HOME': str(Path(target.nvcc).parents[1])}
         # cusparse's and cublas' headers come with torch's nvidia-* wheels, not always with nvcc.
         headers = sorted(str(path) for path in torch.folder.parent.glob('nvidia/*/include'))
+        headers += [str(path) for path in Path(env['CUDA_HOME']).glob('targets/*/include')]  # conda
         env |= {'CPATH': os.pathsep.join([*headers, *filter(None, [env.get('CPATH')])])}
     else:
         env |= {'CUDA_VISIBLE_DEVICES': ''}  # mmcv compiles CUDA code wherever torch sees a GPU

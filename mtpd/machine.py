@@ -20,7 +20,6 @@ PYTHON = ((3, 11), (3, 12))
 OLDEST_TORCH = (2, 6)
 TESTED_TORCH = {'CPU': (2, 13), 'CUDA': (2, 11)}
 GIB = 1024**3
-USUAL_NVCC = Path('/usr/local/cuda/bin/nvcc')
 
 
 class Torch(NamedTuple):
@@ -122,17 +121,3 @@ def gpus() -> list[tuple[str, str, str]]:
         return []
     rows = [tuple(field.strip() for field in line.split(',')) for line in out.splitlines()]
     return [row for row in rows if len(row) == 3]
-
-
-def find_nvcc() -> tuple[str, str] | None:
-    """Path and release ('13.0') of the CUDA compiler, from CUDA_HOME, PATH or /usr/local/cuda."""
-    home = os.environ.get('CUDA_HOME') or os.environ.get('CUDA_PATH')
-    places = [Path(home, 'bin', 'nvcc')] if home else []
-    places += [Path(found)] if (found := shutil.which('nvcc')) else []
-    places += [USUAL_NVCC]
-    for place in places:
-        if place.is_file():
-            out = subprocess.run([str(place), '--version'], capture_output=True, text=True).stdout
-            if match := re.search(r'release (\d+\.\d+)', out):
-                return str(place), match.group(1)
-    return None

@@ -1,0 +1,59 @@
+"""Whether mmcv's compiled ops can use the GPU that torch sees: the ops of most detectors have to run where the model is."""
+
+from __future__ import annotations
+
+from . import compat  # noqa: F401  (before mmcv)
+
+# isort: split
+import functools
+import sys
+
+import torch
+from mmcv import _ext
+
+from . import ops
+
+
+@functools.cache
+def obstacle() -> str | None:
+    """Why the installed ops can't run on torch's GPU, and what to do; None where they can, or torch sees none.
+
+    The compiled library says whether it was built with CUDA. For which GPUs, `mtpd install-ops` has noted.
+    """
+    if not torch.cuda.is_available():
+        return None
+    cuda, arch, reason = ops.recorded()
+    if _ext.get_compiling_cuda_version() == 'not available':
+        why = f' ({reason})' if reason else ''
+        return f"mmcv's ops here are for the CPU only{why}: run `mtpd install-ops`, which builds them for the GPU"
+    capability = torch.cuda.get_device_capability()
+    if cuda and arch and not runs_on(arch, capability):
+        return (
+            f"mmcv's ops here are built for GPUs of architecture {arch}, and {torch.cuda.get_device_name()} is of "
+            f'{capability[0]}.{capability[1]}: run `mtpd install-ops`, which builds them for it'
+        )
+    return None
+
+
+def runs_on(architectures: str, capability: tuple[int, int]) -> bool:
+    """Whether code for some architectures, as '8.0;9.0+PTX', runs on a GPU of a compute capability.
+
+    Compiled code runs on GPUs of the same major number and no lower minor one; PTX on all later ones, too; that of
+    '9.0a' on 9.0 only.
+    """
+    for architecture in architectures.split(';'):
+        version, _, ptx = architecture.partition('+')
+        numbers = tuple(map(int, version.rstrip('a').split('.')))
+        if version.endswith('a'):
+            fits = numbers == capability
+        else:
+            fits = numbers <= capability and (bool(ptx) or numbers[0] == capability[0])
+        if fits:
+            return True
+    return False
+
+
+@functools.cache
+def report_cpu() -> None:
+    """Say, once a process, that 'auto' takes the CPU although there is a GPU, and why."""
+    print(f'device auto takes the CPU: {obstacle()}.', file=sys.stderr, flush=True)
