@@ -23,6 +23,7 @@ REQUIREMENT = Path(__file__).parents[1] / 'requirements' / 'mmcv.txt'
 SHARED_HEADER = '#include <torch/types.h>\n'
 DISK = 2 * machine.GIB
 MEMORY_PER_JOB = 2 * machine.GIB
+CUDA_FILE = 6  # times as long as a C++ file
 CXX20_FROM = (2, 14)  # torch
 
 
@@ -68,7 +69,8 @@ def build_wheel(
     )
     command = [sys.executable, 'setup.py', 'bdist_wheel', '--dist-dir', str(work / 'dist')]
     environment = build_environment(target, torch, compiler, work, jobs)
-    run(command, log, cwd=source, env=environment, watch=lambda lines: show_progress(lines, echo))
+    slow = len(list(source.glob('mmcv/ops/csrc/pytorch/cuda/*.cu'))) if target.cuda else 0
+    run(command, log, lambda lines: show_progress(lines, echo, slow), cwd=source, env=environment)
     return check_wheel(next((work / 'dist').glob('*.whl')))
 
 
@@ -192,18 +194,29 @@ def run(command: list[str], log: Path, watch: Callable | None = None, **options)
         raise MtpdError(diagnose.explain(text, log, process.returncode))
 
 
-def show_progress(lines: Iterable[str], echo: Callable) -> None:
-    """Turn ninja's `[n/N]` lines into one line that is rewritten, or a line every half minute."""
-    started = shown = time.monotonic()
+def show_progress(lines: Iterable[str], echo: Callable, cuda_files: int = 0) -> None:
+    """Turn ninja's `[n/N]` lines into one line that is rewritten, or a line every half minute.
+
+    `cuda_files`: how many of the files are CUDA's, which take longer.
+    """
+    shown = before = time.monotonic()
+    seconds, files = {'c++': 0.0, 'cuda': 0.0}, {'c++': 0, 'cuda': 0}
     alive = sys.stdout.isatty()
     for line in lines:
         if not (match := re.match(r'\[(\d+)/(\d+)\] ', line)):
             continue
         done, total = int(match[1]), int(match[2])
         now = time.monotonic()
+        kind = 'cuda' if re.search(r'\.cu\b', line) else 'c++'
+        seconds[kind] += now - before
+        files[kind] += 1
+        before = now
         text = f'  {done} of {total} files'
         if done > 3:  # the first ones also make the header that speeds up the others
-            text += f', {time_left((now - started) / done * (total - done))}'
+            each = seconds['c++'] / max(1, files['c++'])
+            slow = seconds['cuda'] / files['cuda'] if files['cuda'] else CUDA_FILE * each
+            left = max(0, cuda_files - files['cuda'])
+            text += f', {time_left(slow * left + each * (total - done - left))}'
         if alive:
             print(f'\r{text:<60}', end='' if done < total else '\n', flush=True)
         elif now - shown > 30 or done == total:

@@ -170,8 +170,7 @@ def ddp_forward() -> None:
 
 
 def resume_on_cpu() -> None:
-    """`IterBasedRunner.resume` asks for the current GPU even where there is none, and fails."""
-    import torch
+    """`IterBasedRunner.resume` asks for the current GPU even where there is none, or the model is not there."""
     from mmcv.runner import IterBasedRunner
 
     original = IterBasedRunner.resume
@@ -184,7 +183,7 @@ def resume_on_cpu() -> None:
         resume_optimizer: bool = True,
         map_location: Any = 'default',
     ) -> None:
-        if map_location == 'default' and not torch.cuda.is_available():
+        if map_location == 'default' and next(self.model.parameters()).device.type == 'cpu':
             map_location = 'cpu'
         original(self, checkpoint, resume_optimizer, map_location)
 

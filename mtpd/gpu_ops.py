@@ -24,13 +24,17 @@ def obstacle() -> str | None:
         return None
     cuda, arch, reason = ops.recorded()
     if _ext.get_compiling_cuda_version() == 'not available':
-        why = f' ({reason})' if reason else ''
-        return f"mmcv's ops here are for the CPU only{why}: run `mtpd install-ops`, which builds them for the GPU"
+        before = f'. The last time it could not: {reason}' if reason else ''
+        return (
+            "mmcv's ops here are for the CPU only; `mtpd install-ops` builds them for the GPU"
+            + before
+        )
     capability = torch.cuda.get_device_capability()
     if cuda and arch and not runs_on(arch, capability):
         return (
             f"mmcv's ops here are built for GPUs of architecture {arch}, and {torch.cuda.get_device_name()} is of "
-            f'{capability[0]}.{capability[1]}: run `mtpd install-ops`, which builds them for it'
+            f'{capability[0]}.{capability[1]}; `mtpd install-ops` builds them for it'
+            + (f'. The last time it could not: {reason}' if reason else '')
         )
     return None
 

@@ -60,7 +60,9 @@ def find_device(asked: str, source: Path, key: str = 'device') -> str:
         return 'cpu'
     obstacle = gpu_ops.obstacle()
     if obstacle and asked == 'cuda':
-        raise RecipeError(source, [f'{key} is cuda, and {obstacle}; or set it to auto or cpu.'])
+        raise RecipeError(
+            source, [f'{key} is cuda, and {obstacle}. Set it to auto or cpu to use the CPU.']
+        )
     if obstacle:
         gpu_ops.report_cpu()
     return 'cpu' if obstacle else 'cuda'

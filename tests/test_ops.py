@@ -674,6 +674,24 @@ def test_progress_shows_the_last_file(capsys):
     assert shown == ['  73 of 73 files, about 0 s left']
 
 
+def test_time_left_knows_that_cuda_files_take_longer(monkeypatch):
+    """10 C++ files of 5 seconds each, then 5 CUDA files of 40 seconds each."""
+    times = [0.0, *(5.0 * n for n in range(1, 11)), *(50 + 40.0 * n for n in range(1, 6))]
+    monkeypatch.setattr(build.time, 'monotonic', one_by_one(*times))
+    names = [f'{n}.cpp' for n in range(10)] + [f'{n}.cu' for n in range(5)]
+    lines = [f'[{n}/15] c++ -I/nvidia/cu13 -c {name}' for n, name in enumerate(names, 1)]
+    shown = []
+    build.show_progress(lines, shown.append, cuda_files=5)
+    assert shown == [
+        f'  7 of 15 files, {build.time_left(3 * 5 + 5 * 5 * build.CUDA_FILE)}',
+        f'  11 of 15 files, {build.time_left(4 * 40)}',
+        f'  12 of 15 files, {build.time_left(3 * 40)}',
+        f'  13 of 15 files, {build.time_left(2 * 40)}',
+        f'  14 of 15 files, {build.time_left(40)}',
+        '  15 of 15 files, about 0 s left',
+    ]
+
+
 @pytest.mark.parametrize(('seconds', 'text'), [(30, 'about 30 s left'), (150, 'about 2 min left')])
 def test_time_left(seconds, text):
     assert build.time_left(seconds) == text
