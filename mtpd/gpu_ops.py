@@ -11,7 +11,7 @@ import sys
 import torch
 from mmcv import _ext
 
-from . import ops
+from . import machine, ops
 
 
 @functools.cache
@@ -30,31 +30,13 @@ def obstacle() -> str | None:
             + before
         )
     capability = torch.cuda.get_device_capability()
-    if cuda and arch and not runs_on(arch, capability):
+    if cuda and arch and not machine.runs_on(arch, capability):
         return (
             f"mmcv's ops here are built for GPUs of architecture {arch}, and {torch.cuda.get_device_name()} is of "
             f'{capability[0]}.{capability[1]}; `mtpd install-ops` builds them for it'
             + (f'. The last time it could not: {reason}' if reason else '')
         )
     return None
-
-
-def runs_on(architectures: str, capability: tuple[int, int]) -> bool:
-    """Whether code for some architectures, as '8.0;9.0+PTX', runs on a GPU of a compute capability.
-
-    Compiled code runs on GPUs of the same major number and no lower minor one; PTX on all later ones, too; that of
-    '9.0a' on 9.0 only.
-    """
-    for architecture in architectures.split(';'):
-        version, _, ptx = architecture.partition('+')
-        numbers = tuple(map(int, version.rstrip('a').split('.')))
-        if version.endswith('a'):
-            fits = numbers == capability
-        else:
-            fits = numbers <= capability and (bool(ptx) or numbers[0] == capability[0])
-        if fits:
-            return True
-    return False
 
 
 @functools.cache

@@ -121,3 +121,21 @@ def gpus() -> list[tuple[str, str, str]]:
         return []
     rows = [tuple(field.strip() for field in line.split(',')) for line in out.splitlines()]
     return [row for row in rows if len(row) == 3]
+
+
+def runs_on(architectures: str, capability: tuple[int, int]) -> bool:
+    """Whether code for some architectures, as '8.0;9.0+PTX', runs on a GPU of a compute capability.
+
+    Compiled code runs on GPUs of the same major number and no lower minor one; PTX on all later ones, too; that of
+    '9.0a' on 9.0 only.
+    """
+    for architecture in architectures.split(';'):
+        version, _, ptx = architecture.partition('+')
+        numbers = tuple(map(int, version.rstrip('a').split('.')))
+        if version.endswith('a'):
+            fits = numbers == capability
+        else:
+            fits = numbers <= capability and (bool(ptx) or numbers[0] == capability[0])
+        if fits:
+            return True
+    return False

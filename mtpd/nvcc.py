@@ -128,7 +128,9 @@ def pip_install(requirement: str, folder: Path, torch: machine.Torch) -> None:
     """Put a package and what it needs into `folder`. Raises MtpdError with pip's reason."""
     command = [sys.executable, '-m', 'pip', 'install', '--disable-pip-version-check', '--retries=2']
     command += ['--no-cache-dir', '--only-binary=:all:', '--target', str(folder), requirement]
-    done = subprocess.run(command, capture_output=True, text=True)
+    # A configuration that says `user` can't be combined with a target.
+    env = {**os.environ, 'PIP_USER': '0'}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode:
         lines = diagnose.last_errors(done.stdout + done.stderr, 1)
         raise MtpdError(

@@ -69,7 +69,7 @@ def install(
         failed, target = key(torch, target), Target(summary(error), idle_gpu=True)
         result = provide(torch, target, False, True, echo)
     warning = None
-    if target.idle_gpu:
+    if target.idle_gpu and not suit_gpus():
         note_failure(failed, target.reason)
         warning = (
             f'there are no CUDA ops for the GPU, and `auto` takes the CPU: {target.reason}. '
@@ -115,6 +115,13 @@ def choose_target(torch: machine.Torch, cuda_arch: str | None = None) -> Target:
     if cuda_arch:
         raise MtpdError(f'CUDA ops for {cuda_arch} cannot be built: {missing}.')
     return Target(missing, idle_gpu=bool(gpus))
+
+
+def suit_gpus() -> bool:
+    """Whether the installed ops are CUDA ops for all GPUs that are here."""
+    cuda, architectures, _ = recorded()
+    here = [machine.release(gpu[2]) for gpu in machine.gpus()]
+    return bool(cuda and architectures) and all(machine.runs_on(architectures, one) for one in here)
 
 
 def summary(error: MtpdError) -> str:

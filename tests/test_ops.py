@@ -446,6 +446,7 @@ def index(monkeypatch, tmp_path):
         monkeypatch.delenv(name)
     monkeypatch.setenv('PIP_CONFIG_FILE', os.devnull)
     monkeypatch.setenv('PIP_NO_INDEX', '1')
+    monkeypatch.setenv('PIP_USER', '1')
     monkeypatch.setenv('PIP_FIND_LINKS', str(folder))
 
     def put(release: str = '13.0', script: str = '') -> None:
@@ -599,6 +600,16 @@ def test_cuda_ops_for_other_gpus_are_not_replaced_by_cpu_ops(gpu_machine, index)
     assert (result['action'], result['ops']) == ('kept', 'CUDA 13.0 (8.0)')
     assert '`auto` takes the CPU' in result['warning']
     assert ops.recorded()[:2] == ('13.0', '8.0')
+
+
+def test_cuda_ops_for_this_gpu_stay_where_they_could_not_be_built(gpu_machine, monkeypatch):
+    """As on a compute node without nvcc, after a build on the login node; the torch has no headers of CUDA."""
+    monkeypatch.setattr(machine, 'find_torch', lambda: CUDA)
+    ops.write_marker(CUDA, Target('', '13.0', '8.0;9.0'))
+    result = ops.install(echo=print)
+    assert (result['action'], result['ops']) == ('kept', 'CUDA 13.0 (8.0;9.0)')
+    assert result['warning'] is None
+    assert ops.recorded() == ('13.0', '8.0;9.0', None)
 
 
 def test_cuda_ops_that_were_asked_for_are_an_error_when_they_fail(gpu_machine, index):
