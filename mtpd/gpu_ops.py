@@ -6,12 +6,15 @@ from . import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import functools
+import os
 import sys
 
 import torch
 from mmcv import _ext
 
 from . import machine, ops
+
+REPORTED = 'MTPD_CPU_REPORTED'  # what a command starts, notebooks' kernels among it, has it, too
 
 
 @functools.cache
@@ -23,8 +26,8 @@ def obstacle() -> str | None:
     if not torch.cuda.is_available():
         return None
     cuda, arch, reason = ops.recorded()
+    before = f'. The last time it could not: {reason.split(". ")[0]}' if reason else ''
     if _ext.get_compiling_cuda_version() == 'not available':
-        before = f'. The last time it could not: {reason}' if reason else ''
         return (
             "mmcv's ops here are for the CPU only; `mtpd install-ops` builds them for the GPU"
             + before
@@ -33,13 +36,13 @@ def obstacle() -> str | None:
     if cuda and arch and not machine.runs_on(arch, capability):
         return (
             f"mmcv's ops here are built for GPUs of architecture {arch}, and {torch.cuda.get_device_name()} is of "
-            f'{capability[0]}.{capability[1]}; `mtpd install-ops` builds them for it'
-            + (f'. The last time it could not: {reason}' if reason else '')
+            f'{capability[0]}.{capability[1]}; `mtpd install-ops` builds them for it' + before
         )
     return None
 
 
-@functools.cache
 def report_cpu() -> None:
-    """Say, once a process, that 'auto' takes the CPU although there is a GPU, and why."""
-    print(f'device auto takes the CPU: {obstacle()}.', file=sys.stderr, flush=True)
+    """Say, once a command, that 'auto' takes the CPU although there is a GPU, and why."""
+    if not os.environ.get(REPORTED):
+        os.environ[REPORTED] = '1'
+        print(f'device auto takes the CPU: {obstacle()}.', file=sys.stderr, flush=True)
