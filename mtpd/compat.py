@@ -170,7 +170,8 @@ def ddp_forward() -> None:
 
 
 def resume_on_cpu() -> None:
-    """`IterBasedRunner.resume` asks for the current GPU even where there is none, or the model is not there."""
+    """`IterBasedRunner.resume` asks for the current GPU even where there is none, and fails."""
+    import torch
     from mmcv.runner import IterBasedRunner
 
     original = IterBasedRunner.resume
@@ -183,7 +184,7 @@ def resume_on_cpu() -> None:
         resume_optimizer: bool = True,
         map_location: Any = 'default',
     ) -> None:
-        if map_location == 'default' and next(self.model.parameters()).device.type == 'cpu':
+        if map_location == 'default' and not torch.cuda.is_available():
             map_location = 'cpu'
         original(self, checkpoint, resume_optimizer, map_location)
 
