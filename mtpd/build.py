@@ -63,9 +63,10 @@ def build_wheel(
     source = fetch(work, log)
     choose_standard(source / 'setup.py', torch)
     jobs = job_count()
+    duration = 'half an hour of processor time' if target.cuda else 'a few minutes'
     echo(
         f'Compiling the {target.ops} ops with {" ".join(compiler)}, {jobs} at a time: '
-        'a few minutes, once for this torch and Python.'
+        f'{duration}, once for this torch and Python.'
     )
     command = [sys.executable, 'setup.py', 'bdist_wheel', '--dist-dir', str(work / 'dist')]
     environment = build_environment(target, torch, compiler, work, jobs)
