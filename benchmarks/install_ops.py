@@ -55,7 +55,7 @@ def measure(cache: Path, cuda_arch: str | None, cuobjdump: str | None) -> dict:
         'seconds': seconds,
         'cpu_seconds': used.ru_utime + used.ru_stime,
         'largest_process_bytes': 1024 * used.ru_maxrss,
-        'compilers': build.job_count(),
+        'compilers': build.job_count(build.MEMORY_PER_CUDA_JOB if cuda else build.MEMORY_PER_JOB),
         'wheel_bytes': wheel.stat().st_size,
         'nvcc_bytes': size_of(cache / 'nvcc'),
         'code_for': code_for(wheel, cuobjdump),

@@ -144,8 +144,9 @@ def adaptation_cost(found: dict) -> str:
 
 
 def install_ops(found: dict) -> str:
+    at_once = f'{found["compilers"]} compilers' if found['compilers'] > 1 else 'one compiler'
     text = (
-        f'{found["seconds"] / 60:.1f} minutes for {found["ops"]} ops, {found["compilers"]} compilers at a time; the '
+        f'{found["seconds"] / 60:.1f} minutes for {found["ops"]} ops, {at_once} at a time; the '
         f'wheel has {found["wheel_bytes"] / 1e6:.1f} MB.'
     )
     if 'cpu_seconds' in found:

@@ -23,6 +23,7 @@ REQUIREMENT = Path(__file__).parents[1] / 'requirements' / 'mmcv.txt'
 SHARED_HEADER = '#include <torch/types.h>\n'
 DISK = 2 * machine.GIB
 MEMORY_PER_JOB = 2 * machine.GIB
+MEMORY_PER_CUDA_JOB = 3 * machine.GIB  # 2.1 of it were seen
 CUDA_FILE = 6  # times as long as a C++ file
 CXX20_FROM = (2, 14)  # torch
 
@@ -62,7 +63,7 @@ def build_wheel(
     echo(f'Fetching the source of mmcv-full {mmcv_version()} ...')
     source = fetch(work, log)
     choose_standard(source / 'setup.py', torch)
-    jobs = job_count()
+    jobs = job_count(MEMORY_PER_CUDA_JOB if target.cuda else MEMORY_PER_JOB)
     duration = 'half an hour of processor time' if target.cuda else 'a few minutes'
     echo(
         f'Compiling the {target.ops} ops with {" ".join(compiler)}, {jobs} at a time: '
@@ -96,11 +97,11 @@ def check_tools(work: Path) -> list[str]:
     return compiler
 
 
-def job_count() -> int:
-    """As many compilers as there are cores, and 2 GiB of memory for each; MAX_JOBS overrules."""
+def job_count(memory: int = MEMORY_PER_JOB) -> int:
+    """As many compilers as there are cores, and bytes of memory for each; MAX_JOBS overrules."""
     if os.environ.get('MAX_JOBS', '').isdigit():
         return max(1, int(os.environ['MAX_JOBS']))
-    return max(1, min(machine.cores(), machine.free_memory() // MEMORY_PER_JOB))
+    return max(1, min(machine.cores(), machine.free_memory() // memory))
 
 
 def fetch(work: Path, log: Path) -> Path:

@@ -636,6 +636,8 @@ def test_jobs_by_cores_and_memory(monkeypatch):
     for memory, jobs in ((64, 8), (7, 3), (1, 1)):
         monkeypatch.setattr(machine, 'free_memory', lambda memory=memory: memory * machine.GIB)
         assert build.job_count() == jobs
+    monkeypatch.setattr(machine, 'free_memory', lambda: 7 * machine.GIB)
+    assert build.job_count(build.MEMORY_PER_CUDA_JOB) == 2
     monkeypatch.setenv('MAX_JOBS', '5')
     assert build.job_count() == 5
 
