@@ -4,19 +4,21 @@
 # make bench  the CPU benchmarks (half an hour), after the demo; tables go to benchmarks/README.md
 # Variables: PYTHON=python3.11  VENV=.venv  RECIPE=configs/...  ARGS='options'
 #            TORCH_INDEX=https://download.pytorch.org/whl/cpu (torch without CUDA)
+#            CUDA_ARCH=9.0 (operators for a GPU that is not here, as on a login node)
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RECIPE ?= configs/mini/retinanet_r50__r101_rx101.py
 ARGS ?=
+CUDA_ARCH ?=
 export TORCH_INDEX
 
 .PHONY: env packages demo test bench lint notebooks clean
 BENCH := distill_step tried end_to_end evaluation adaptation_cost edge growth install_ops
 
 env: packages
-	@$(BIN)/mtpd install-ops
+	@$(BIN)/mtpd install-ops --no-retry $(if $(CUDA_ARCH),--cuda-arch '$(CUDA_ARCH)')
 
 packages:
 	@$(PYTHON) -m mtpd.env $(VENV)

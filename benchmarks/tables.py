@@ -144,11 +144,22 @@ def adaptation_cost(found: dict) -> str:
 
 
 def install_ops(found: dict) -> str:
-    return under(
-        found,
-        f'{found["seconds"] / 60:.1f} minutes for {found["ops"]} ops, {found["compilers"]} compilers at a time; the '
-        f'wheel has {found["wheel_bytes"] / 1e6:.1f} MB.',
+    at_once = f'{found["compilers"]} compilers' if found['compilers'] > 1 else 'one compiler'
+    text = (
+        f'{found["seconds"] / 60:.1f} minutes for {found["ops"]} ops, {at_once} at a time; the '
+        f'wheel has {found["wheel_bytes"] / 1e6:.1f} MB.'
     )
+    if 'cpu_seconds' in found:
+        text += (
+            f' They took {found["cpu_seconds"] / 60:.1f} minutes of processor time, a compiler at most '
+            f'{found["largest_process_bytes"] / 2**30:.1f} GiB of memory.'
+        )
+    if found.get('code_for'):
+        code = ', '.join(f'{name} ({parts} parts)' for name, parts in found['code_for'].items())
+        text += f' The library holds code for {code}.'
+    if found.get('nvcc_bytes'):
+        text += f' nvcc, fetched with pip, has {found["nvcc_bytes"] / 1e6:.0f} MB.'
+    return under(found, text)
 
 
 def growth(found: dict) -> str:

@@ -23,15 +23,22 @@ REQUIREMENT = Path(__file__).parents[1] / 'requirements' / 'mmcv.txt'
 SHARED_HEADER = '#include <torch/types.h>\n'
 DISK = 2 * machine.GIB
 MEMORY_PER_JOB = 2 * machine.GIB
+MEMORY_PER_CUDA_JOB = 3 * machine.GIB  # 2.1 of it were seen
+CUDA_FILE = 6  # times as long as a C++ file
+CXX20_FROM = (2, 14)  # torch
 
 
 class Target(NamedTuple):
-    """What to build for: CUDA's release and GPU architectures ('9.0' or '8.0;9.0'), or the CPU only."""
+    """What to build for: CUDA's release and GPU architectures ('9.0' or '8.0;9.0'), or the CPU only.
+
+    `nvcc`: None where it has to be fetched first. `idle_gpu`: there is a GPU, which CPU ops leave unused.
+    """
 
     reason: str
     cuda: str | None = None
     arch: str | None = None
     nvcc: str | None = None
+    idle_gpu: bool = False
 
     @property
     def ops(self) -> str:
@@ -55,14 +62,17 @@ def build_wheel(
     log.write_text('')
     echo(f'Fetching the source of mmcv-full {mmcv_version()} ...')
     source = fetch(work, log)
-    jobs = job_count()
+    choose_standard(source / 'setup.py', torch)
+    jobs = job_count(MEMORY_PER_CUDA_JOB if target.cuda else MEMORY_PER_JOB)
+    duration = 'half an hour of processor time' if target.cuda else 'a few minutes'
     echo(
         f'Compiling the {target.ops} ops with {" ".join(compiler)}, {jobs} at a time: '
-        'a few minutes, once for this torch and Python.'
+        f'{duration}, once for this torch and Python.'
     )
     command = [sys.executable, 'setup.py', 'bdist_wheel', '--dist-dir', str(work / 'dist')]
     environment = build_environment(target, torch, compiler, work, jobs)
-    run(command, log, cwd=source, env=environment, watch=lambda lines: show_progress(lines, echo))
+    slow = len(list(source.glob('mmcv/ops/csrc/pytorch/cuda/*.cu'))) if target.cuda else 0
+    run(command, log, lambda lines: show_progress(lines, echo, slow), cwd=source, env=environment)
     return check_wheel(next((work / 'dist').glob('*.whl')))
 
 
@@ -87,11 +97,11 @@ def check_tools(work: Path) -> list[str]:
     return compiler
 
 
-def job_count() -> int:
-    """As many compilers as there are cores, and 2 GiB of memory for each; MAX_JOBS overrules."""
+def job_count(memory: int = MEMORY_PER_JOB) -> int:
+    """As many compilers as there are cores, and bytes of memory for each; MAX_JOBS overrules."""
     if os.environ.get('MAX_JOBS', '').isdigit():
         return max(1, int(os.environ['MAX_JOBS']))
-    return max(1, min(machine.cores(), machine.free_memory() // MEMORY_PER_JOB))
+    return max(1, min(machine.cores(), machine.free_memory() // memory))
 
 
 def fetch(work: Path, log: Path) -> Path:
@@ -103,6 +113,12 @@ def fetch(work: Path, log: Path) -> Path:
     with tarfile.open(archive) as tar:
         tar.extractall(work, filter='data')
     return work / archive.name.removesuffix('.tar.gz')
+
+
+def choose_standard(setup: Path, torch: machine.Torch) -> None:
+    """mmcv's setup.py asks for C++17, which torch's headers refuse from 2.14 on."""
+    if torch.release >= CXX20_FROM:
+        setup.write_text(setup.read_text().replace('-std=c++17', '-std=c++20'))
 
 
 def build_environment(
@@ -122,6 +138,7 @@ def build_environment(
         env |= {'CUDA_HOME': str(Path(target.nvcc).parents[1])}
         # cusparse's and cublas' headers come with torch's nvidia-* wheels, not always with nvcc.
         headers = sorted(str(path) for path in torch.folder.parent.glob('nvidia/*/include'))
+        headers += [str(path) for path in Path(env['CUDA_HOME']).glob('targets/*/include')]  # conda
         env |= {'CPATH': os.pathsep.join([*headers, *filter(None, [env.get('CPATH')])])}
     else:
         env |= {'CUDA_VISIBLE_DEVICES': ''}  # mmcv compiles CUDA code wherever torch sees a GPU
@@ -179,18 +196,29 @@ def run(command: list[str], log: Path, watch: Callable | None = None, **options)
         raise MtpdError(diagnose.explain(text, log, process.returncode))
 
 
-def show_progress(lines: Iterable[str], echo: Callable) -> None:
-    """Turn ninja's `[n/N]` lines into one line that is rewritten, or a line every half minute."""
-    started = shown = time.monotonic()
+def show_progress(lines: Iterable[str], echo: Callable, cuda_files: int = 0) -> None:
+    """Turn ninja's `[n/N]` lines into one line that is rewritten, or a line every half minute.
+
+    `cuda_files`: how many of the files are CUDA's, which take longer.
+    """
+    shown = before = time.monotonic()
+    seconds, files = {'c++': 0.0, 'cuda': 0.0}, {'c++': 0, 'cuda': 0}
     alive = sys.stdout.isatty()
     for line in lines:
         if not (match := re.match(r'\[(\d+)/(\d+)\] ', line)):
             continue
         done, total = int(match[1]), int(match[2])
         now = time.monotonic()
+        kind = 'cuda' if re.search(r'\.cu\b', line) else 'c++'
+        seconds[kind] += now - before
+        files[kind] += 1
+        before = now
         text = f'  {done} of {total} files'
         if done > 3:  # the first ones also make the header that speeds up the others
-            text += f', {time_left((now - started) / done * (total - done))}'
+            each = seconds['c++'] / max(1, files['c++'])
+            slow = seconds['cuda'] / files['cuda'] if files['cuda'] else CUDA_FILE * each
+            left = max(0, cuda_files - files['cuda'])
+            text += f', {time_left(slow * left + each * (total - done - left))}'
         if alive:
             print(f'\r{text:<60}', end='' if done < total else '\n', flush=True)
         elif now - shown > 30 or done == total:

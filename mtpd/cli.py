@@ -274,13 +274,22 @@ def doctor(recipe: str | None, cfg_options: dict, work_dir: Path | None, as_json
 
 
 @main.command(name='install-ops')
-@click.option('--cuda-arch', help="For example 9.0. Default: the GPU's own.")
+@click.option(
+    '--cuda-arch',
+    help="CUDA ops for GPUs that are not here: 9.0, or '8.0;9.0'; cpu: for none. Default: the GPU's own, if there is one.",
+)
 @click.option('--rebuild', is_flag=True, help='Compile again even where a built wheel is cached.')
-def install_ops(cuda_arch: str | None, rebuild: bool) -> None:
-    """Build mmcv-full's compiled ops against the installed torch; cached outside the checkout."""
+@click.option(
+    '--no-retry', is_flag=True, help='Keep CPU ops where CUDA ops could not be built before.'
+)
+def install_ops(cuda_arch: str | None, rebuild: bool, no_retry: bool) -> None:
+    """Build mmcv-full's compiled ops against the installed torch; cached outside the checkout.
+
+    With a GPU and a torch for CUDA they are CUDA ops for that GPU. Where there is no nvcc, pip's is fetched (150 MB).
+    """
     from .ops import install
 
-    install(cuda_arch, rebuild, echo=click.echo)
+    install(cuda_arch, rebuild, not no_retry, echo=click.echo)
 
 
 if __name__ == '__main__':

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.constants import default_pg_timeout
 
-from . import launch, world
+from . import gpu_ops, launch, world
 from .ddp import adapt
 from .errors import MtpdError, RecipeError
 
@@ -41,7 +41,7 @@ def count(asked: int | None, device: str, source: str | Path) -> int:
         source: the recipe, for messages.
 
     Raises:
-        RecipeError: there are not that many GPUs.
+        RecipeError: there are not that many GPUs, or mmcv's ops can't use them.
         MtpdError: the world has another size.
     """
     here = world.here()
@@ -57,6 +57,10 @@ def count(asked: int | None, device: str, source: str | Path) -> int:
         if not here and size > there:
             problem = f'runtime.gpus (--gpus) is {size}, and torch sees {there} GPU(s) here.'
             raise RecipeError(source, [problem])
+        if obstacle := gpu_ops.obstacle():
+            problem = f'{size} processes are asked for (runtime.gpus, --gpus), and {obstacle}. '
+            fix = 'With runtime.device=cpu (an mmdet config: device=cpu) as many share the CPU.'
+            raise RecipeError(source, [problem + fix])
     return size
 
 

@@ -134,22 +134,32 @@ def device() -> Iterator[Check]:
 
 
 def compiled_ops() -> Iterator[Check]:
+    """mmcv's ops, run on the device that 'auto' takes."""
     wanted = build.mmcv_version()
     try:
         version = metadata.version('mmcv-full')
-        cuda = ops.self_test()
+        tested = ops.self_test()
     except metadata.PackageNotFoundError:
         yield Check('ops', 'fail', 'mmcv-full is not installed', 'Run `mtpd install-ops`.')
         return
     except MtpdError as error:
         yield Check('ops', 'fail', f'mmcv-full {version}', str(error))
         return
-    kind = f'CUDA {cuda}' if cuda else 'CPU'
+    kind = f'CUDA {tested["cuda"]}' if tested['cuda'] else 'CPU'
+    place = 'CPU' if tested['device'] == 'cpu' else f'{tested["gpu"]}, against the CPU'
     fix = '' if version == wanted else f'{wanted} is pinned. Run `mtpd install-ops`.'
-    if machine.gpus() and machine.find_torch().cuda and not cuda:
-        fix = 'nms runs on the CPU although there is a GPU. `mtpd install-ops` builds CUDA ops, or says why not.'
+    if tested['obstacle']:
+        fix = f'There is a GPU, and `auto` takes the CPU: {tested["obstacle"]}.'
+    elif machine.gpus() and machine.find_torch().cuda and not tested['gpu']:
+        fix = (
+            f'nvidia-smi shows a GPU that torch does not see: the driver may be too old for CUDA '
+            f'{machine.find_torch().cuda}, or CUDA_VISIBLE_DEVICES hides it.'
+        )
     yield Check(
-        'ops', 'warn' if fix else 'ok', f'mmcv-full {version}, {kind}: nms and roi_align right', fix
+        'ops',
+        'warn' if fix else 'ok',
+        f'mmcv-full {version} with {kind} ops: {", ".join(tested["ops"])} right on the {place}',
+        fix,
     )
 
 

@@ -21,6 +21,7 @@ from torch import nn
 from . import (  # noqa: F401  (epochs, guards, hooks, skipped: registered with mmcv)
     distributed,
     epochs,
+    gpu_ops,
     guards,
     hooks,
     knobs,
@@ -45,20 +46,27 @@ def device_of(recipe: Recipe) -> str:
     """'cuda' or 'cpu', as `runtime.device` and the machine say.
 
     Raises:
-        RecipeError: an unknown device, or a GPU that is not there.
+        RecipeError: an unknown device, or a GPU that is not there or that mmcv's ops can't use.
     """
     return find_device(recipe.device, recipe.source, 'runtime.device')
 
 
 def find_device(asked: str, source: Path, key: str = 'device') -> str:
-    """As `device_of`, of any config's `key`."""
-    if asked == 'auto':
-        return 'cuda' if torch.cuda.is_available() else 'cpu'
-    if asked not in ('cpu', 'cuda'):
+    """As `device_of`, of any config's `key`. 'auto' is 'cuda' where torch sees a GPU that mmcv's ops can use."""
+    if asked not in ('auto', 'cpu', 'cuda'):
         raise RecipeError(source, [f'{key} is {asked!r}: auto, cpu or cuda is needed.'])
     if asked == 'cuda' and not torch.cuda.is_available():
         raise RecipeError(source, [f'{key} is cuda, and torch sees no GPU. Set it to auto or cpu.'])
-    return asked
+    if asked == 'cpu' or not torch.cuda.is_available():
+        return 'cpu'
+    obstacle = gpu_ops.obstacle()
+    if obstacle and asked == 'cuda':
+        raise RecipeError(
+            source, [f'{key} is cuda, and {obstacle}. Set it to auto or cpu to use the CPU.']
+        )
+    if obstacle:
+        gpu_ops.report_cpu()
+    return 'cpu' if obstacle else 'cuda'
 
 
 def parallel(model: nn.Module, device: str) -> MMDataParallel:

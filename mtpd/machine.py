@@ -20,7 +20,6 @@ PYTHON = ((3, 11), (3, 12))
 OLDEST_TORCH = (2, 6)
 TESTED_TORCH = {'CPU': (2, 13), 'CUDA': (2, 11)}
 GIB = 1024**3
-USUAL_NVCC = Path('/usr/local/cuda/bin/nvcc')
 
 
 class Torch(NamedTuple):
@@ -124,15 +123,19 @@ def gpus() -> list[tuple[str, str, str]]:
     return [row for row in rows if len(row) == 3]
 
 
-def find_nvcc() -> tuple[str, str] | None:
-    """Path and release ('13.0') of the CUDA compiler, from CUDA_HOME, PATH or /usr/local/cuda."""
-    home = os.environ.get('CUDA_HOME') or os.environ.get('CUDA_PATH')
-    places = [Path(home, 'bin', 'nvcc')] if home else []
-    places += [Path(found)] if (found := shutil.which('nvcc')) else []
-    places += [USUAL_NVCC]
-    for place in places:
-        if place.is_file():
-            out = subprocess.run([str(place), '--version'], capture_output=True, text=True).stdout
-            if match := re.search(r'release (\d+\.\d+)', out):
-                return str(place), match.group(1)
-    return None
+def runs_on(architectures: str, capability: tuple[int, int]) -> bool:
+    """Whether code for some architectures, as '8.0;9.0+PTX', runs on a GPU of a compute capability.
+
+    Compiled code runs on GPUs of the same major number and no lower minor one; PTX on all later ones, too; that of
+    '9.0a' on 9.0 only.
+    """
+    for architecture in architectures.split(';'):
+        version, _, ptx = architecture.partition('+')
+        numbers = tuple(map(int, version.rstrip('a').split('.')))
+        if version.endswith('a'):
+            fits = numbers == capability
+        else:
+            fits = numbers <= capability and (bool(ptx) or numbers[0] == capability[0])
+        if fits:
+            return True
+    return False

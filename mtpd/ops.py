@@ -19,80 +19,118 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from . import build, machine
+from . import build, machine, nvcc
 from .build import Target
 from .errors import MtpdError
 from .files import read_json, write_json
 from .paths import cache_dir
 
 
-def install(cuda_arch: str | None = None, rebuild: bool = False, echo: Callable = print) -> dict:
+def install(
+    cuda_arch: str | None = None,
+    rebuild: bool = False,
+    retry: bool = True,
+    echo: Callable = print,
+) -> dict:
     """Install mmcv-full with working ops; a few seconds where they are there already.
 
+    Where torch has CUDA and a GPU is here, they are CUDA ops for it. nvcc is fetched with pip if there is none. If CUDA
+    ops can't be built, CPU ops take their place, with a warning.
+
     Args:
-        cuda_arch: GPU architectures for CUDA ops, as '9.0' or '8.0;9.0'; 'cpu' for CPU ops. Default:
-            CUDA ops for the GPUs that are here, if torch has CUDA and nvcc matches it; else CPU ops.
+        cuda_arch: GPU architectures for CUDA ops, as '9.0' or '8.0;9.0', for GPUs that are elsewhere; 'cpu' for CPU ops.
         rebuild: build even where a wheel is in the cache.
+        retry: try CUDA ops also where they could not be built before.
         echo: takes the lines to show.
 
     Returns:
         `action` ('kept', 'installed' from the cache, 'built'), `ops` ('CPU' or 'CUDA 13.0 (9.0)'),
-        `reason`, `mmcv`, `torch`, `seconds`.
+        `reason`, `warning` (None, or why a GPU stays unused), `mmcv`, `torch`, `seconds`.
 
     Raises:
-        MtpdError: torch or a tool is missing, the build fails, or the ops give wrong values.
+        MtpdError: torch or a tool is missing, the build of CPU ops fails, or that of CUDA ops for a given `cuda_arch`,
+            or the ops give wrong values.
     """
     started = time.monotonic()
     machine.check_python()
     torch = machine.find_torch()
     if warning := machine.check_torch(torch):
         echo(f'Warning: {warning}')
-    target = choose_target(torch, cuda_arch)
-    found = {} if rebuild else installed(torch, target, keep_cuda=cuda_arch is None)
-    if not found:
-        found = {'action': put_in_place(torch, target, rebuild, echo), 'ops': target.ops}
-    result = {
-        'mmcv': build.mmcv_version(),
-        'torch': torch.version,
-        'reason': target.reason,
-        **found,
-    }
-    result['seconds'] = round(time.monotonic() - started, 1)
+    target, failed = choose_target(torch, cuda_arch), None
+    if target.cuda and not (retry or cuda_arch or rebuild):
+        failed, reason = earlier_failure(key(torch, target))
+        target = Target(reason, idle_gpu=True) if failed else target
+    try:
+        result = provide(torch, target, rebuild, cuda_arch is None, echo)
+    except MtpdError as error:
+        if cuda_arch or not target.cuda:
+            raise
+        echo(f'No CUDA ops: {error}\nCPU ops take their place.')
+        failed, target = key(torch, target), Target(summary(error), idle_gpu=True)
+        result = provide(torch, target, False, True, echo)
+    warning = None
+    if target.idle_gpu and not suit_gpus():
+        note_failure(failed, target.reason)
+        warning = (
+            f'there are no CUDA ops for the GPU, and `auto` takes the CPU: {target.reason}. '
+            '`mtpd install-ops` tries again.'
+        )
+    result |= {'mmcv': build.mmcv_version(), 'torch': torch.version, 'reason': target.reason}
+    result |= {'warning': warning, 'seconds': round(time.monotonic() - started, 1)}
+    because = '' if warning else f'; {target.reason}'
     echo(
         f'mmcv-full {result["mmcv"]} with {result["ops"]} ops for torch {result["torch"]} works '
-        f'({result["action"]}; {result["reason"]}).'
+        f'({result["action"]}{because}).'
     )
+    if warning:
+        echo(f'Warning: {warning}')
     return result
 
 
 def choose_target(torch: machine.Torch, cuda_arch: str | None = None) -> Target:
-    """CUDA ops where torch, nvcc and a GPU (or `cuda_arch`) allow them, else CPU ops, and why."""
+    """CUDA ops where torch, nvcc (or pip's) and a GPU (or `cuda_arch`) allow them, else CPU ops, and why.
+
+    Raises MtpdError where `cuda_arch` is given and CUDA ops can't be built, or is no architecture.
+    """
     if cuda_arch == 'cpu':
         return Target('CPU ops were asked for')
     if cuda_arch and not re.fullmatch(r'\d+\.\da?(\+PTX)?([; ,]\d+\.\da?(\+PTX)?)*', cuda_arch):
         raise MtpdError(
             f"--cuda-arch {cuda_arch!r} is not an architecture: write '9.0', '8.0;9.0' or 'cpu'."
         )
-    nvcc = machine.find_nvcc() if torch.cuda else None
     gpus = machine.gpus() if torch.cuda and not cuda_arch else []
     if not torch.cuda:
         missing = f'torch {torch.version} is built without CUDA'
-    elif nvcc is None:
-        missing = f"no nvcc found (torch needs CUDA {torch.cuda}'s; set CUDA_HOME)"
-    elif nvcc[1].split('.')[0] != torch.cuda.split('.')[0]:
-        missing = f'{nvcc[0]} is of CUDA {nvcc[1]}, torch of CUDA {torch.cuda}'
     elif not cuda_arch and not gpus:
         missing = 'no NVIDIA GPU found (--cuda-arch 9.0 builds for one that is not here)'
     else:
-        arch = (
-            re.sub('[ ,]', ';', cuda_arch)
-            if cuda_arch
-            else ';'.join(sorted({gpu[2] for gpu in gpus}))
-        )
-        return Target(f'nvcc {nvcc[1]} matches torch', torch.cuda, arch, nvcc[0])
+        compiler, missing = nvcc.find(torch.cuda)
+        if compiler is None and (obstacle := nvcc.obstacle_to_fetching(torch)):
+            missing = f'{missing}; {obstacle}'
+        else:
+            arch = cuda_arch or ';'.join(sorted({gpu[2] for gpu in gpus}))
+            origin = f'nvcc {compiler.release} of {compiler.home}' if compiler else 'nvcc from pip'
+            path = str(compiler.path) if compiler else None
+            return Target(origin, torch.cuda, re.sub('[ ,]', ';', arch), path)
     if cuda_arch:
         raise MtpdError(f'CUDA ops for {cuda_arch} cannot be built: {missing}.')
-    return Target(missing)
+    return Target(missing, idle_gpu=bool(gpus))
+
+
+def suit_gpus() -> bool:
+    """Whether the installed ops are CUDA ops for all GPUs that are here."""
+    cuda, architectures, _ = recorded()
+    here = [machine.release(gpu[2]) for gpu in machine.gpus()]
+    return bool(cuda and architectures) and all(machine.runs_on(architectures, one) for one in here)
+
+
+def summary(error: MtpdError) -> str:
+    """A failed build's likely cause and log in one line; of another error its first line."""
+    text = str(error)
+    cause = re.search(r'^Likely cause: (.*)$', text, re.MULTILINE)
+    log = re.search(r'^The whole log: (.*)$', text, re.MULTILINE)
+    line = cause[1] if cause else text.splitlines()[0]
+    return line.rstrip('.') + (f' (log: {log[1]})' if log else '')
 
 
 def key(torch: machine.Torch, target: Target) -> str:
@@ -110,9 +148,7 @@ def installed(torch: machine.Torch, target: Target, keep_cuda: bool) -> dict:
     from a machine without GPU doesn't cost the next run on one.
     """
     try:
-        marker = read_json(marker_file(), {})
-        if marker.get('extension') != fingerprint(find_extension()):
-            marker = adopt(torch, target)
+        marker = read_marker() or adopt(torch, target)
         here = Target('', *marker['cuda'])
         keep = [target] + ([here] if keep_cuda and here.cuda and not target.cuda else [])
         if marker['key'] not in [key(torch, one) for one in keep]:
@@ -128,7 +164,7 @@ def adopt(torch: machine.Torch, target: Target) -> dict:
     version = metadata.version('mmcv-full')
     if version != build.mmcv_version():
         raise MtpdError(f'mmcv-full {version} is installed, not {build.mmcv_version()}.')
-    cuda = self_test()
+    cuda = self_test()['cuda']
     return write_marker(torch, Target('', torch.cuda, target.arch) if cuda else Target(''))
 
 
@@ -137,6 +173,49 @@ def write_marker(torch: machine.Torch, target: Target) -> dict:
     marker['extension'] = fingerprint(find_extension())
     write_json(marker_file(), marker)
     return marker
+
+
+def read_marker() -> dict:
+    """What `install` noted of the ops that are installed; nothing if it did not install them.
+
+    Raises MtpdError if there are none.
+    """
+    marker = read_json(marker_file(), {})
+    return marker if marker.get('extension') == fingerprint(find_extension()) else {}
+
+
+def note_failure(failed: str | None, reason: str) -> None:
+    """Note beside the installed ops why they are not for the GPU, and the key of the wheel that could not be built."""
+    marker = read_marker()
+    if marker and (marker.get('failed'), marker.get('reason')) != (failed, reason):
+        write_json(marker_file(), {**marker, 'failed': failed, 'reason': reason})
+
+
+def earlier_failure(wanted: str) -> tuple[str | None, str]:
+    """The key `wanted`, and why its wheel could not be built; None if nobody has tried."""
+    try:
+        marker = read_marker()
+    except MtpdError:
+        marker = {}
+    return (wanted, marker['reason']) if marker.get('failed') == wanted else (None, '')
+
+
+def recorded() -> tuple[str | None, str | None, str | None]:
+    """CUDA release and architectures of the installed ops, and why they are not for the GPU; None where nothing is noted."""
+    try:
+        marker = read_marker()
+        return (*marker['cuda'], marker.get('reason'))
+    except (MtpdError, KeyError, TypeError, AttributeError):
+        return None, None, None
+
+
+def provide(
+    torch: machine.Torch, target: Target, rebuild: bool, keep_cuda: bool, echo: Callable
+) -> dict:
+    """See that the ops for `target` are installed: `action` and `ops`, as `install` returns them."""
+    if not rebuild and (current := installed(torch, target, keep_cuda)):
+        return current
+    return {'action': put_in_place(torch, target, rebuild, echo), 'ops': target.ops}
 
 
 def put_in_place(torch: machine.Torch, target: Target, rebuild: bool, echo: Callable) -> str:
@@ -173,6 +252,8 @@ def build_into(folder: Path, torch: machine.Torch, target: Target, echo: Callabl
             f'The cache {cache} is not writable ({error}). Set MTPD_CACHE to a folder that is.'
         ) from None
     try:
+        if target.cuda and not target.nvcc:
+            target = target._replace(nvcc=str(nvcc.fetch(torch, echo).path))
         log = cache / 'logs' / f'{folder.name}.log'
         wheel = build.build_wheel(target, torch, work, log, echo)
         for old in folder.glob('*.whl'):
@@ -233,11 +314,17 @@ def fingerprint(extension: Path) -> list:
     return [str(extension), stat.st_size, stat.st_mtime_ns]
 
 
-def self_test(full: bool = True) -> str | None:
-    """Run nms and roi_align on known values in a fresh Python; the CUDA release they were built with.
+def self_test(full: bool = True) -> dict:
+    """Run the compiled ops on known values in a fresh Python, and on a GPU that they can use against the CPU.
 
-    Raises MtpdError if the ops don't load or give other values. Not `full`: only the compiled
-    library itself, not mmcv's and torchvision's Python around it (half the time).
+    Not `full`: nms of the compiled library alone, without mmcv's and torchvision's Python around it (half the time).
+
+    Returns:
+        `cuda`, the CUDA release they were built with, or None. `full` has `device`, what `auto` is here; `ops`, those
+        that were checked there; `obstacle`, why not on the GPU that torch sees, or None; `gpu`, its name, or None.
+
+    Raises:
+        MtpdError: the ops don't load, or give other values.
     """
     root = Path(__file__).parents[1]
     paths = os.pathsep.join(filter(None, [str(root), os.environ.get('PYTHONPATH')]))
@@ -252,4 +339,4 @@ def self_test(full: bool = True) -> str | None:
         raise MtpdError(
             f"mmcv's compiled ops do not work: {lines[-1]} Run `mtpd install-ops --rebuild`."
         )
-    return json.loads(done.stdout.splitlines()[-1])['cuda']
+    return json.loads(done.stdout.splitlines()[-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
 
 import pytest
 
@@ -35,6 +36,24 @@ def test_a_table_without_a_file_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(tables, 'BENCH', tmp_path)
     made = tables.written('<!-- gpu_end_to_end -->\nold\n<!-- end -->\nrest')
     assert made == '<!-- gpu_end_to_end -->\nNot measured.\n<!-- end -->\nrest'
+
+
+def test_architectures_of_a_wheels_code_are_counted(tmp_path):
+    import install_ops
+
+    wheel = tmp_path / 'mmcv_full.whl'
+    with zipfile.ZipFile(wheel, 'w') as archive:
+        archive.writestr('mmcv/_ext.cpython-311.so', 'the library')
+        archive.writestr('mmcv/__init__.py', '')
+    lines = [
+        f'ELF file    {n}: _ext.{n}.sm_{arch}.cubin' for n, arch in ((1, 80), (2, 90), (3, 90))
+    ]
+    tool = tmp_path / 'cuobjdump'
+    echo = '\n'.join(f'echo "{line}"' for line in lines)
+    tool.write_text(f'#!/bin/sh\n[ "$1" = --list-elf ] && [ -f "$2" ] || exit 1\n{echo}\n')
+    tool.chmod(0o755)
+    assert install_ops.code_for(wheel, str(tool)) == {'sm_80': 1, 'sm_90': 2}
+    assert install_ops.code_for(wheel, None) is None
 
 
 def test_the_step_is_measured_beside_the_originals(tmp_path):

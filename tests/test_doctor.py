@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_report_of_this_machine(monkeypatch):
-    monkeypatch.setattr(ops, 'self_test', lambda: None)  # tests/test_ops.py runs it
+    result = {'cuda': None, 'device': 'cpu', 'gpu': None, 'obstacle': None, 'ops': ['nms']}
+    monkeypatch.setattr(ops, 'self_test', lambda: result)  # tests/test_ops.py runs it
     lines = []
     code = doctor.report('configs/mini/no_such_recipe.py', lines.append)
     text = '\n'.join(lines)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mtpd import build, env, machine
+from mtpd import build, env, machine, nvcc
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
@@ -44,6 +44,10 @@ def test_conda_environment_repeats_the_pins():
         if name not in by_conda
     }
     assert dict(entry.split('==') for entry in with_pip) == wanted
+
+
+def test_conda_environment_names_the_compiler_that_a_message_names():
+    assert f'#   {nvcc.FROM_CONDA}\n' in (ROOT / 'environment.yml').read_text()
 
 
 def test_package_reads_the_pins():
