@@ -2,6 +2,7 @@
 # make test   the tests             make env    what both need, made once in .venv
 # make lint   style checks          make notebooks   sync notebooks/*.py with *.ipynb
 # make bench  the CPU benchmarks (half an hour), after the demo; tables go to benchmarks/README.md
+# make gpu    on a machine with a GPU: checks, times and a verdict, half an hour; ARGS='--data data/coco' for COCO's images
 # Variables: PYTHON=python3.11  VENV=.venv  RECIPE=configs/...  ARGS='options'
 #            TORCH_INDEX=https://download.pytorch.org/whl/cpu (torch without CUDA)
 #            CUDA_ARCH=9.0 (operators for a GPU that is not here, as on a login node)
@@ -14,7 +15,7 @@ ARGS ?=
 CUDA_ARCH ?=
 export TORCH_INDEX
 
-.PHONY: env packages demo test bench lint notebooks clean
+.PHONY: env packages demo test bench gpu lint notebooks clean
 BENCH := distill_step tried end_to_end evaluation adaptation_cost edge growth install_ops
 
 env: packages
@@ -32,6 +33,9 @@ test: env
 bench: demo
 	@for name in $(BENCH); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py --out results/bench/$$name.json || exit 1; \
 	  $(BIN)/python benchmarks/tables.py; done
+
+gpu: env
+	@$(BIN)/python benchmarks/gpu/run.py $(ARGS)
 
 lint: packages
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

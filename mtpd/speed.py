@@ -57,7 +57,7 @@ def settled(asked: dict | None, device: str) -> Speed:
         channels_last=True,
         fold_teacher=True,
         teacher_stream=cuda,
-        fold_student=True,
+        fold_student=cuda,
         fused_convs=cuda,
         target_stream=cuda,
         pin_memory=cuda,

@@ -6,9 +6,11 @@ import json
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
+from mtpd.files import write_json
 from mtpd.paths import ROOT
 
 sys.path.insert(0, str(ROOT / 'benchmarks'))
@@ -112,3 +114,36 @@ def test_rows_have_as_many_cells_as_there_are_headings():
     assert tables.table(['a', 'b'], [[1, 2]]).splitlines()[2] == '| 1 | 2 |'
     with pytest.raises(ValueError, match='another length'):
         tables.table(['a', 'b'], [[1, 2, 3]])
+
+
+def verdict_of(folder: Path) -> dict[str, list[str]]:
+    sys.path.insert(0, str(ROOT / 'benchmarks/gpu'))
+    import verdict
+
+    return {line.what: list(line.cells()[2:]) for line in verdict.targets(folder)}
+
+
+def test_the_gpus_verdict_compares_with_the_targets_and_says_what_was_not_measured(tmp_path):
+    assert {tuple(cells) for cells in verdict_of(tmp_path).values()} == {('-', 'not measured')}
+    step = {'original': {'peak_mib': 1000}, 'default': {'ratio': 2.9, 'images_a_second': 112.4, 'peak_mib': 600}}  # fmt: skip
+    write_json(tmp_path / 'gpu_distill_step_retinanet.json', {'rows': step})
+    # 12 epochs of 117,266 images, at 150 a second: 9,381 s.
+    write_json(tmp_path / 'gpu_distill_step_retinanet_r101.json', {'rows': {'default': {'images_a_second': 150}}})  # fmt: skip
+    check = {'nms': {'same': True}, 'a': {'apart': [1e-6, 2e-4]}, 'b': {'error': 'no'}}
+    write_json(tmp_path / 'gpu_check.json', check)
+    steps = ['3 s  demo: done after 3 s', '5 s  notebook: exit code 1 after 2 s']
+    steps += [f'{n} s  full_size_{n}: done after 3 s' for n in range(5)]
+    (tmp_path / 'steps.txt').write_text('\n'.join(steps))
+    (tmp_path / 'log.txt').write_text('gpu_tests| 2 failed, 44 passed, 1 error in 27.05s\n')
+    cells = verdict_of(tmp_path)
+    assert cells['retinanet: step, original / ours'] == ['2.90', 'NOT MET']
+    assert cells['retinanet: peak memory, ours / original'] == ['0.60', 'met']
+    assert cells['retinanet: images a second'] == ['112', 'met']
+    assert cells['a 1x COCO stage of RetinaNet from R101, by its step'] == ['2.6 h', 'met']
+    assert cells['float32 on the GPU and on the CPU, apart'] == ['2e-04', 'NOT MET']
+    assert cells['checks that end in an error'] == ['1', 'NOT MET']
+    assert cells['tests marked gpu that fail'] == ['3', 'NOT MET']
+    assert cells['the demo'] == ['1 done', 'met']
+    assert cells['notebook 04 by papermill'] == ['0 done', 'NOT MET']
+    assert cells['recipes of the paper at full size'] == ['5 done', 'met']
+    assert cells['mask_rcnn: step, original / ours'] == ['-', 'not measured']

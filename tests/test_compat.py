@@ -74,6 +74,25 @@ def test_copy_stream_by_device_number():
 
 
 @pytest.mark.gpu
+def test_pinned_batches_hold_their_masks_and_images_in_pinned_memory():
+    from mmcv.parallel import DataContainer
+    from mmdet.core import BitmapMasks
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    masks = BitmapMasks(np.eye(4, dtype=np.uint8)[None], 4, 4)
+    batch = {
+        'img': DataContainer([torch.ones(2, 3)], stack=True),
+        'gt_masks': DataContainer([[masks]], cpu_only=True),
+        'img_metas': DataContainer([[{'scale': 2}]], cpu_only=True),
+    }
+    pinned = pin_memory(batch)
+    assert pinned['img'].data[0].is_pinned() and pinned['img_metas'].data == [[{'scale': 2}]]
+    ((ours,),) = pinned['gt_masks'].data
+    assert torch.from_numpy(ours.masks).is_pinned() and np.array_equal(ours.masks, masks.masks)
+    assert not torch.from_numpy(masks.masks).is_pinned()
+
+
+@pytest.mark.gpu
 def test_batch_is_copied_to_the_gpu():
     from mmcv.parallel import DataContainer, scatter
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 
 import pytest
@@ -103,9 +104,7 @@ def large_batch(masks: bool) -> dict:
 
 def test_auto_is_what_pays_on_the_device_and_a_choice_stays():
     kind = 'bf16' if speed.has_bfloat16('cpu') else 'fp32'
-    everywhere = dict(
-        channels_last=True, fold_teacher=True, fold_student=True, fused_optimizer=True
-    )
+    everywhere = dict(channels_last=True, fold_teacher=True, fused_optimizer=True)
     assert speed.settled(None, 'cpu') == OFF._replace(
         precision=kind, keep_memory=True, **everywhere
     )
@@ -356,6 +355,89 @@ def test_the_teachers_stream_and_bfloat16_on_a_gpu_give_the_plain_losses():
     plain, streamed, default = found
     assert streamed == pytest.approx(plain, rel=1e-4)
     assert default == pytest.approx(plain, rel=0.1, abs=0.05)
+
+
+DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)]
+
+
+def everything(device: str) -> speed.Speed:
+    """What pays on a GPU, without streams on the CPU, where there are none."""
+    switches = speed.settled({'precision': 'bf16'}, 'cuda')
+    on_the_cpu = dict(teacher_stream=False, target_stream=False)
+    return switches if device == 'cuda' else switches._replace(**on_the_cpu)
+
+
+def to_device(data: dict, device: str) -> dict:
+    moved = data | {'img': data['img'].to(device)}
+    return moved | {k: [v.to(device) for v in data[k]] for k in ('gt_bboxes', 'gt_labels')}
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_a_copy_of_what_is_prepared_trains_by_itself(device):
+    torch.manual_seed(0)
+    model = trial.untrained(mini('retinanet_r50__r101_rx101'), 'student', 'rx101').to(device)
+    speed.prepare(model.train(), everything(device), device)
+    data = to_device(large_batch(masks=False), device)
+    copied = copy.deepcopy(model)
+    losses, by_weight = gradients(copied, **data)
+    assert by_weight and all(p.grad is None for p in model.parameters())
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    again, _ = gradients(model, **data)
+    assert again == pytest.approx(losses, rel=1e-5 if device == 'cpu' else 1e-2)
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_gradients_lie_in_memory_as_their_weights_do(device):
+    """Else processes that share a training copy each gradient."""
+    torch.manual_seed(0)
+    model = trial.untrained(mini('retinanet_r50__r101_rx101'), 'student', 'rx101').to(device)
+    speed.prepare(model.train(), everything(device), device)
+    _, by_weight = gradients(model, **to_device(large_batch(masks=False), device))
+    strides = {name: p.stride() for name, p in model.named_parameters() if name in by_weight}
+    assert any(len(stride) == 4 and stride[1] == 1 for stride in strides.values())
+    assert {name: gradient.stride() for name, gradient in by_weight.items()} == strides
+
+
+@pytest.mark.parametrize('name', ['retinanet_r50__r101_rx101', 'reppoints_r50__r101_rx101dcn'])
+def test_a_teacher_kept_in_bfloat16_gives_autocasts_numbers(name):
+    recipe = mini(name)
+    cfg = recipe.model(recipe.pool[-1])
+    cfg.backbone.init_cfg = None
+    torch.manual_seed(0)
+    cast = shaken(Teacher(cfg)).eval()
+    kept = copy.deepcopy(cast)
+    precision.keep_in_bfloat16(kept)
+    for teacher in (cast, kept):
+        precision.keep_operators_plain(teacher, device='cpu')
+    images = torch.randn(2, 3, 96, 128)
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        for a, b in zip(cast(images), kept(images), strict=True):
+            assert torch.equal(a, b)
+    weights = [m.weight for m in kept.modules() if type(m) is nn.Conv2d]
+    assert sum(w.dtype == torch.bfloat16 for w in weights) > 10
+
+
+def test_a_swin_teacher_kept_in_bfloat16_is_as_near_to_float32_as_under_autocast():
+    recipe = mini('retinanet_r50__swint_swins')
+    cfg = recipe.model(recipe.pool[-1])
+    cfg.backbone.init_cfg = None
+    torch.manual_seed(0)
+    full = Teacher(cfg).eval()
+    kept, images = copy.deepcopy(full), torch.randn(2, 3, 96, 128)
+    precision.keep_in_bfloat16(kept)
+    between: list[torch.dtype] = []
+    kept.backbone.stages[1].blocks[0].register_forward_hook(
+        lambda m, a, out: between.append(out.dtype)
+    )
+    with torch.no_grad():
+        exact = full(images)
+        with torch.autocast('cpu', torch.bfloat16):
+            cast, ours = full(images), kept(images)
+    assert between == [torch.bfloat16]
+    for a, b, c in zip(ours, cast, exact, strict=True):
+        assert (a.float() - c).norm() < 1.5 * (b.float() - c).norm()
 
 
 def tf32() -> tuple[bool, bool]:

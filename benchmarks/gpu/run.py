@@ -31,6 +31,7 @@ PAPER = {
     'mask_rcnn': ('mask_rcnn_r50__swint_swins', 'swins', ['off', 'default']),
     'reppoints': ('reppoints_r50__r101_rx101dcn', 'rx101dcn', ['off', 'default']),
 }
+TIMED = PAPER | {'retinanet_r101': ('retinanet_r50__r101_rx101', 'r101', ['default'])}
 DIGITS = 'data.root=None data.scenes.size=800 data.scenes.train=400 data.scenes.val=40'
 
 
@@ -88,10 +89,10 @@ class Runner:
 
 
 def timed_steps(options: argparse.Namespace, data: str) -> list[Step]:
-    bench, small = ROOT / 'benchmarks', options.device == 'cpu'
+    bench, small = Path('benchmarks'), options.device == 'cpu'
     size = ['--batch', '2', '--pairs', '1', '--warm-up', '1'] if small else ['--batch', '16', '--pairs', '8', '--warm-up', '2']  # fmt: skip
     steps = []
-    for name, (recipe, teacher, kinds) in PAPER.items():
+    for name, (recipe, teacher, kinds) in TIMED.items():
         command = [bench / 'distill_step.py', f'configs/paper/{recipe}.py', '--teacher', teacher]
         command += [*size, '--batches', '1', '--processes', '0', '--ours', *kinds]
         command += ['--cfg-options', data, '--out', options.out / f'gpu_distill_step_{name}.json']
@@ -115,7 +116,7 @@ def timed_steps(options: argparse.Namespace, data: str) -> list[Step]:
 def checking_steps(options: argparse.Namespace) -> list[Step]:
     device, out = f'runtime.device={options.device}', options.out
     few = 'schedule.baseline=100 schedule.arm=100 data.scenes.train=400 data.scenes.val=100'
-    check = [ROOT / 'benchmarks/gpu/check.py', '--out', out / 'gpu_check.json']
+    check = ['benchmarks/gpu/check.py', '--out', out / 'gpu_check.json']
     notebook = ['-m', 'papermill', 'notebooks/04_distill_stage.ipynb', out / 'notebook.ipynb']
     notebook += ['-k', 'python3', '-p', 'work_dir', out / 'notebook_run', '--no-progress-bar']
     demo = ['-m', 'mtpd.cli', 'run', 'configs/mini/retinanet_r50__r101_rx101.py']
@@ -139,7 +140,7 @@ def checking_steps(options: argparse.Namespace) -> list[Step]:
     if options.data:
         (out / 'full_size').mkdir(parents=True, exist_ok=True)
         full = [
-            ROOT / 'benchmarks/full_size.py',
+            'benchmarks/full_size.py',
             '--data',
             options.data,
             '--device',
@@ -151,6 +152,12 @@ def checking_steps(options: argparse.Namespace) -> list[Step]:
             command = [*full, '--recipe', recipe, '--out', file]
             steps.append(Step(f'full_size_{recipe}', 600, *PYTHON, *command))
     return steps
+
+
+def short(path: Path) -> Path:
+    """From the project's root, in which steps run, so that the commands in results are everyone's."""
+    path = path.resolve()
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 def main() -> None:
@@ -165,14 +172,16 @@ def main() -> None:
     parser.add_argument('--whole-demo', action='store_true', help='not a shortened one')
     parser.add_argument('--collect', action='store_true', help='only what is in --out already')
     options = parser.parse_args()
-    options.out = options.out.resolve()
+    options.out = short(options.out)
+    options.data = short(options.data) if options.data else None
+    os.chdir(ROOT)
     if not options.collect:
         small = (
             ' image.scale=(128,96) schedule.batch_size=2'
             if options.device == 'cpu'
             else ' schedule.optimizer.lr=0.00001'
         )
-        data = f'data.root={options.data.resolve()}' if options.data else DIGITS
+        data = f'data.root={options.data}' if options.data else DIGITS
         data += f' runtime.device={options.device}{small}'
         environment = {
             **os.environ,
