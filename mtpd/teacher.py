@@ -43,7 +43,7 @@ class Teacher(nn.Module):
 
     @contextlib.contextmanager
     def beside(self, img: Tensor, features: dict[str, Tensor]) -> Iterator[None]:
-        """A forward pass without gradients, before the block's work or, on `stream`, at the same time.
+        """A forward pass without gradients, before the block's work or, on a stream of its own, at the same time.
 
         Args:
             features: what hooks collect in the pass; for use after the block.

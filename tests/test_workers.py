@@ -14,7 +14,7 @@ from mmdet.apis import single_gpu_test
 from test_train import MINI, SMALL
 from torch.utils.data import DataLoader, Dataset
 
-from mtpd import checkpoints, evaluate, features, knobs, load_recipe
+from mtpd import checkpoints, evaluate, features, gpu_ops, knobs, load_recipe
 from mtpd.data import pipelines, workers
 from mtpd.errors import MtpdError
 from mtpd.files import read_log
@@ -173,6 +173,7 @@ def test_recipes_share_their_cores(monkeypatch, tmp_path, name):
         monkeypatch.delenv(name_of_size, raising=False)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
+    monkeypatch.setattr(gpu_ops, 'obstacle', lambda: None)
     # Arms that train side by side and the processes of a training: 16 // 2 - 1, 16 // 4 - 1.
     for more, wanted in (({}, 8), ({'runtime.jobs': 2}, 7), ({'runtime.gpus': 4}, 3)):
         recipe = load_recipe(
