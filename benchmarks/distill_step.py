@@ -47,6 +47,7 @@ OURS = [
     'off',
     'fold_teacher',
     'channels_last',
+    'fold_student',
     'fused_optimizer',
     'keep_memory',
     'bf16',
