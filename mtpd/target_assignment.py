@@ -205,12 +205,11 @@ def _anchor_targets(
             self, anchor_list, valid_flag_list, gt_bboxes_list, img_metas, gt_bboxes_ignore_list,
             gt_labels_list, label_channels, unmap_outputs, return_sampling_results,
         )  # fmt: skip
-    anchors = torch.cat(anchor_list[0])  # the same for all images
-    images = []
-    for flags, boxes, labels, meta in zip(
-        valid_flag_list, gt_bboxes_list, gt_labels_list, img_metas, strict=True
+    images, border = [], self.train_cfg.allowed_border
+    for levels, flags, boxes, labels, meta in zip(
+        anchor_list, valid_flag_list, gt_bboxes_list, gt_labels_list, img_metas, strict=True
     ):
-        border = self.train_cfg.allowed_border
+        anchors = torch.cat(levels)
         valid = anchor_inside_flags(anchors, torch.cat(flags), meta['img_shape'][:2], border)
         images.append(_targets_of_anchors(self, anchors, valid, boxes, labels))
     return _by_level(images, [len(level) for level in anchor_list[0]])

@@ -155,6 +155,22 @@ def test_targets_of_points(counts, stage, device):
             assert a.dtype == b.dtype and torch.equal(a, b.cpu())
 
 
+def test_targets_of_anchors_that_differ_between_images():
+    """As those of a cascade's second stage do."""
+    train_cfg = dict(assigner=ASSIGNER, allowed_border=-1, pos_weight=-1, debug=False)
+    head = build_head(ConfigDict(HEAD | {'train_cfg': train_cfg}))
+    anchors, flags = head.get_anchors(SIZES, METAS, 'cpu')
+    moved = [[level + 5 * number for level in image] for number, image in enumerate(anchors)]
+    objects, labels = [boxes(4, 150)] * 3, [torch.arange(4)] * 3
+    wanted, result = (
+        get_targets(head, moved, flags, objects, METAS, None, labels)
+        for get_targets in (AnchorHead.get_targets.__wrapped__, AnchorHead.get_targets)
+    )
+    for level, ours in zip(wanted[:4], result[:4], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(level, ours, strict=True))
+    assert not torch.equal(result[0][0][0], result[0][0][1])
+
+
 def test_no_valid_anchor_in_an_image_gives_no_targets_as_in_mmdet():
     train_cfg = dict(assigner=ASSIGNER, allowed_border=0, pos_weight=-1, debug=False)
     head = build_head(ConfigDict(HEAD | {'train_cfg': train_cfg}))
