@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mtpd import gap, generalisation, load_recipe, load_run, nearness
 from mtpd.environment import describe
-from mtpd.features import stage_checkpoints
+from mtpd.feature_views import stage_checkpoints
 from mtpd.files import write_json
 from mtpd.seeds import comparable, gather
 

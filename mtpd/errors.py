@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +35,13 @@ class RecipeError(MtpdError):
         super().__init__(
             '\n'.join([f'{source} has {count}:', *(f'  - {problem}' for problem in problems)])
         )
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f'Did you mean {close[0]!r}?' if close else f'There are: {", ".join(known)}.'
+
+
+def unknown(what: str, word: str, known: Iterable[str]) -> str:
+    return f'unknown {what} {word!r}. {nearest(str(word), known)}'

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from . import compat  # noqa: F401  (before mmcv)
+
+# isort: split
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .errors import RecipeError
+from .features import batches, load_all, neck_features
+from .order import settled
+from .recipe import Recipe
+from .train import detector_checkpoint, train_stage
+from .trainings import stage_dir
 
 Row = list[tuple[str, Tensor]]  # (label, features (C, H, W)) of one image, a detector each
 
@@ -75,3 +86,49 @@ def pca_colours(rows: Sequence[Row], of: str) -> list[list[tuple[str, np.ndarray
 def _cells(features: Sequence[Tensor]) -> Tensor:
     """A row for each cell of all the maps, a column for each channel."""
     return torch.cat([feature.flatten(1).T for feature in features]).double().cpu()
+
+
+def stage_checkpoints(
+    recipe: Recipe, arm: str, work_dir: str | Path | None = None
+) -> dict[str, tuple[str, Path]]:
+    """The student before and after each stage of an arm, at the end of the arm without a teacher if there is one that is
+    trained, then the teachers; for `load_all`."""
+    recipe = settled(recipe, work_dir)
+    plan = recipe.arm(arm)
+    found = {'student before': ('student', detector_checkpoint(recipe, 'student', work_dir))}
+    for stage in range(1, len(plan.teachers) + 1):
+        found[f'after stage {stage}'] = (
+            'student',
+            train_stage(recipe, stage, arm, work_dir)['checkpoint'],
+        )
+    for other in recipe.arms.values():
+        trained = stage_dir(recipe, other, 1, work_dir) / 'student.pth'
+        if other.name != arm and other.teachers == (None,) and trained.is_file():
+            found[other.label] = ('student', trained)
+    for name, spec in recipe.cfg.teachers.items():
+        found[spec.get('label', name)] = (name, detector_checkpoint(recipe, name, work_dir))
+    return found
+
+
+def feature_rows(
+    recipe: Recipe, checkpoints: dict[str, tuple[str, Path]], count: int, level: int
+) -> list[list[tuple[str, Tensor]]]:
+    """A row per image, in it (label, features (C, H, W)) per detector, for the figures of this module.
+
+    Raises:
+        RecipeError: the necks have no such level.
+    """
+    models = load_all(recipe, checkpoints)
+    rows: list[list] = []
+    for images, _ in batches(recipe, count):
+        found = {label: neck_features(model, images) for label, model in models.items()}
+        levels = min(len(features) for features in found.values())
+        if not 0 <= level < levels:
+            raise RecipeError(
+                recipe.source, [f'level {level}: the necks have levels 0 to {levels - 1}.']
+            )
+        rows += [
+            [(label, features[level][i]) for label, features in found.items()]
+            for i in range(len(images))
+        ]
+    return rows

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from .data import pipelines, readable
-from .errors import RecipeError
 from .evaluate import load_detector
 from .loop import device_of, evaluation_batch
 from .progress import bar
@@ -71,53 +70,3 @@ def load_all(recipe: Recipe, checkpoints: dict[str, tuple[str, Path]]) -> dict[s
         label: load_detector(recipe, path, name).to(device)
         for label, (name, path) in checkpoints.items()
     }
-
-
-def stage_checkpoints(
-    recipe: Recipe, arm: str, work_dir: str | Path | None = None
-) -> dict[str, tuple[str, Path]]:
-    """The student before and after each stage of an arm, at the end of the arm without a teacher if there is one that is
-    trained, then the teachers; for `load_all`."""
-    from .order import settled
-    from .train import detector_checkpoint, train_stage
-    from .trainings import stage_dir
-
-    recipe = settled(recipe, work_dir)
-    plan = recipe.arm(arm)
-    found = {'student before': ('student', detector_checkpoint(recipe, 'student', work_dir))}
-    for stage in range(1, len(plan.teachers) + 1):
-        found[f'after stage {stage}'] = (
-            'student',
-            train_stage(recipe, stage, arm, work_dir)['checkpoint'],
-        )
-    for other in recipe.arms.values():
-        trained = stage_dir(recipe, other, 1, work_dir) / 'student.pth'
-        if other.name != arm and other.teachers == (None,) and trained.is_file():
-            found[other.label] = ('student', trained)
-    for name, spec in recipe.cfg.teachers.items():
-        found[spec.get('label', name)] = (name, detector_checkpoint(recipe, name, work_dir))
-    return found
-
-
-def feature_rows(
-    recipe: Recipe, checkpoints: dict[str, tuple[str, Path]], count: int, level: int
-) -> list[list[tuple[str, Tensor]]]:
-    """A row per image, in it (label, features (C, H, W)) per detector, for `mtpd.feature_views`.
-
-    Raises:
-        RecipeError: the necks have no such level.
-    """
-    models = load_all(recipe, checkpoints)
-    rows: list[list] = []
-    for images, _ in batches(recipe, count):
-        found = {label: neck_features(model, images) for label, model in models.items()}
-        levels = min(len(features) for features in found.values())
-        if not 0 <= level < levels:
-            raise RecipeError(
-                recipe.source, [f'level {level}: the necks have levels 0 to {levels - 1}.']
-            )
-        rows += [
-            [(label, features[level][i]) for label, features in found.items()]
-            for i in range(len(images))
-        ]
-    return rows

@@ -144,3 +144,16 @@ def existing(folder: Path) -> Path:
 def takes_files(folder: Path) -> bool:
     """Whether files may be made in a folder; /proc and the like have no room for any."""
     return os.access(folder, os.W_OK | os.X_OK) and os.statvfs(folder).f_blocks > 0
+
+
+def writable(folder: Path) -> None:
+    """Makes the folder. Raises MtpdError where that fails, or nothing can be written to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f'.{os.getpid()}'
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise MtpdError(
+            f'{folder} cannot be written to ({error.strerror}). Choose another folder with --work-dir.'
+        ) from None

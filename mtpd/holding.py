@@ -15,8 +15,8 @@ import psutil
 from filelock import FileLock, Timeout
 
 from .errors import MtpdError
-from .files import read_own, write_json
-from .rundir import now, writable
+from .files import read_own, writable, write_json
+from .rundir import now
 
 LOCK, STATUS = '.lock', 'status.json'
 

@@ -66,7 +66,7 @@ class Features:
     VIEWS = ('strength', 'difference', 'colours')
 
     def __init__(self, recipe: Recipe, arms: Mapping[str, Checkpoints], images: int):
-        """`arms`: by label, what `features.stage_checkpoints` gives; `images`: how many, the first in file order."""
+        """`arms`: by label, what `feature_views.stage_checkpoints` gives; `images`: how many, the first in file order."""
         self.recipe, self.arms = recipe, arms
         self.pictures = [example['image'] for example in view.samples(recipe, 'val', images)]
         self._found: dict[Path, list[list[Tensor]]] = {}  # by checkpoint and image, the levels

@@ -35,11 +35,11 @@ from . import (  # noqa: F401  (epochs, guards, hooks, skipped: registered with 
 from .data import pipelines, readable, replay, whole, workers
 from .errors import RecipeError
 from .exhausted import explained
+from .files import writable
 from .inherit import InheritReport
 from .machine import cores
 from .progress import log_level
 from .recipe import Recipe
-from .rundir import writable
 
 
 def device_of(recipe: Recipe) -> str:

@@ -18,7 +18,7 @@ def table_rows(
     """A row for each state of the student: the adaptation cost from it to each teacher, with a 95 % interval over images.
 
     Args:
-        checkpoints: as `features.stage_checkpoints` gives them.
+        checkpoints: as `feature_views.stage_checkpoints` gives them.
         images: of the validation split, half to fit the maps, half to measure.
 
     Raises:

@@ -9,9 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from .errors import RecipeError
+from .errors import RecipeError, nearest
 from .files import sha256_in_name
-from .schema import nearest
 
 # Of the checkout: configs/, notebooks/ and runs/ lie here.
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,10 +18,10 @@ from mmdet.models import build_detector
 from mmdet.utils import compat_cfg, replace_cfg_vals, update_data_root
 from torch import nn
 
-from . import checkpoints, distributed, knobs, loop, resume, schema
+from . import checkpoints, distributed, knobs, loop, resume
 from .config import as_overrides, as_python, is_plain, lay_over, name_weights_once, read
 from .data import configured, pipelines
-from .errors import RecipeError
+from .errors import RecipeError, unknown
 from .evaluate import Work, check_metrics, measure, measured
 from .inherit import initialise
 from .paths import ROOT, resolve, shown
@@ -260,6 +260,6 @@ def _unknown(cfg: Config, keys: Iterable[str]) -> list[str]:
                 continue
             if part not in OPTIONAL and (place == 0 or part != parts[-1]):
                 ahead = '.'.join(parts[:place]) + '.' * bool(place)
-                found.append(schema.unknown('key', ahead + part, [ahead + name for name in known]))
+                found.append(unknown('key', ahead + part, [ahead + name for name in known]))
             break
     return found

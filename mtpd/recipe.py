@@ -26,7 +26,7 @@ from .config import (
     set_classes,
 )
 from .data import coco, digits, download
-from .errors import RecipeError
+from .errors import RecipeError, unknown
 from .files import sha256_in_name
 from .paths import ROOT, cached, is_url, resolve, shown
 
@@ -124,7 +124,7 @@ class Recipe:
         """An arm by name. Raises RecipeError where the recipe has no such arm or stage."""
         arms = self.arms
         if name not in arms:
-            raise RecipeError(self.source, [schema.unknown('arm', name, arms)])
+            raise RecipeError(self.source, [unknown('arm', name, arms)])
         if not arms[name].teachers:
             text = (
                 f'the teachers of arm {name!r} are chosen by adaptation cost: `mtpd order` first.'
@@ -195,7 +195,7 @@ class Recipe:
     def detector(self, name: str) -> dict:
         """What the recipe says of a detector. Raises RecipeError where it has none of that name."""
         if name not in self.detectors:
-            raise RecipeError(self.source, [schema.unknown('detector', name, self.detectors)])
+            raise RecipeError(self.source, [unknown('detector', name, self.detectors)])
         return self.detectors[name]
 
     def model(self, name: str) -> ConfigDict:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .schema import LIBRARIES, NUMBER, SWITCHES, keys, nearest, unknown
+from .errors import nearest, unknown
+from .schema import LIBRARIES, NUMBER, SWITCHES, keys
 
 CHOICES = {
     'distill.start': ('baseline', 'inherit', 'random'),

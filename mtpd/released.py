@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import paper
-from .errors import RecipeError
+from .errors import RecipeError, unknown
 from .evaluate import evaluate
 from .numerals import signed
 from .paths import resolve
 from .recipe import Recipe
 from .rundir import about
 from .runs import Run, load_run
-from .schema import unknown
 
 METRICS = {'bbox': 'box', 'segm': 'mask'}
 COLUMNS = {'': 'AP', '_50': 'AP50', '_75': 'AP75', '_s': 'AP small', '_m': 'AP medium', '_l': 'AP large'}  # fmt: skip

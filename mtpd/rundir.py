@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import MtpdError
-from .files import leaves, read_own, write_json, write_text
+from .files import leaves, read_own, writable, write_json, write_text
 from .paths import ROOT, shown
 
 if TYPE_CHECKING:
@@ -135,19 +134,6 @@ def meant(text: str) -> str | dict:
     except (SyntaxError, ValueError, AttributeError):
         return text
     return values
-
-
-def writable(folder: Path) -> None:
-    """Makes the folder. Raises MtpdError where that fails, or nothing can be written to it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f'.{os.getpid()}'
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise MtpdError(
-            f'{folder} cannot be written to ({error.strerror}). Choose another folder with --work-dir.'
-        ) from None
 
 
 def open_steps(names: list[str], status: dict) -> None:

@@ -14,9 +14,9 @@ from mmcv.runner import HOOKS, OPTIMIZERS, LoggerHook, build_optimizer
 from mmcv.utils import build_from_cfg
 from torch import nn
 
+from .errors import unknown
 from .loop import in_updates
 from .recipe import Recipe
-from .schema import unknown
 
 POLICY = 'LrUpdaterHook'
 PACKAGES = {

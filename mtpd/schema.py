@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import re
-from collections.abc import Iterable
 from typing import Any
+
+from .errors import unknown
 
 NONE = type(None)
 NUMBER = (int, float)
@@ -129,16 +129,6 @@ def parse_overrides(text: str) -> dict[str, Any]:
         ):  # of deep nesting, too
             found[key] = value
     return found
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f'Did you mean {close[0]!r}?' if close else f'There are: {", ".join(known)}.'
-
-
-def unknown(what: str, word: str, known: Iterable[str]) -> str:
-    return f'unknown {what} {word!r}. {nearest(str(word), known)}'
 
 
 def keys(node: Any, known: dict = RECIPE, place: str = '') -> list[str]:

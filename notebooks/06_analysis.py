@@ -21,7 +21,7 @@ compare: list[str] = []  # run folders of other seeds; empty, those beside this 
 from mtpd import feature_views, gap, generalisation, load_recipe, load_run, looks, nearness, plots
 from mtpd.answer import answer
 from mtpd.data import view
-from mtpd.features import feature_rows, stage_checkpoints
+from mtpd.feature_views import feature_rows, stage_checkpoints
 from mtpd.findings import conclude, table_rows
 from mtpd.seeds import gather
 from mtpd.tables import say, table

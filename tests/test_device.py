@@ -28,7 +28,7 @@ from mmdet.utils import build_dp
 from tiny import SMALL
 from torch import nn
 
-from mtpd import ddp, features, generalisation, predict, trial
+from mtpd import ddp, feature_views, generalisation, predict, trial
 from mtpd.evaluate import evaluate, load_detector
 from mtpd.files import read_json, read_log
 from mtpd.loop import fit, parallel
@@ -148,7 +148,7 @@ def test_a_run_keeps_to_the_cpu(gpu_beside, recipe, tmp_path):
     costs = adaptation_costs(recipe, tmp_path / 'run')
     assert np.isfinite(np.array(costs['cost'], float)).all()
     labels = {'student': ('student', student)}
-    (rows, *_) = features.feature_rows(recipe, labels, 2, 0)
+    (rows, *_) = feature_views.feature_rows(recipe, labels, 2, 0)
     assert rows[0][1].device.type == 'cpu'
     model = load_detector(recipe, student)
     assert generalisation.loss(model, generalisation.batches(recipe, 'train', 2)) > 0

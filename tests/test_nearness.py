@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from mtpd import load_recipe, nearness
-from mtpd.features import load_all, stage_checkpoints
+from mtpd.feature_views import stage_checkpoints
+from mtpd.features import load_all
 from mtpd.order import image_features
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'

@@ -17,7 +17,7 @@ from mmdet.models import build_detector
 from nbclient import NotebookClient
 from pycocotools.mask import encode
 
-from mtpd import checkpoints, features, looks
+from mtpd import checkpoints, feature_views, looks
 from mtpd.data import view
 from mtpd.recipe import load_recipe
 from mtpd.runs import Run
@@ -81,7 +81,7 @@ def test_features_are_looked_at_by_image_level_and_view(plan, tmp_path):
     one = {'before': files['before'], 'later': files['before']}
     look = looks.Features(plan, {'a': files, 'b': one}, 2)
     assert len(look) == 2 and look.levels == range(3)
-    rows = features.feature_rows(plan, files, 2, level=1)
+    rows = feature_views.feature_rows(plan, files, 2, level=1)
     (_, first), (_, second) = rows[1]
     fig = look('a', image=1, level=1)
     wanted = first.abs().mean(0).numpy()

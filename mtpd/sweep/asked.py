@@ -6,8 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import permutations
 
-from ..errors import MtpdError
-from ..schema import unknown
+from ..errors import MtpdError, unknown
 from .plan import CONTROL, Order
 
 

@@ -6,8 +6,7 @@ import shutil
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import MtpdError
-from ..schema import unknown
+from ..errors import MtpdError, unknown
 
 EXECUTORS = ('local', 'slurm')
 YEAR = 365 * 24 * 60  # minutes
