@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtpd import load_recipe, nearness
+from mtpd import feature_views, load_recipe, nearness
 from mtpd.feature_views import stage_checkpoints
 from mtpd.features import load_all
 from mtpd.order import image_features
@@ -56,12 +56,10 @@ def test_costs_of_each_student_by_hand(recipe, tmp_path):
 
 
 def test_the_student_without_a_teacher_stands_beside_the_stages(recipe, tmp_path, monkeypatch):
-    from mtpd import train
-
     def made(recipe, stage, arm, work_dir=None):
         return {'checkpoint': tmp_path / f'{arm}_{stage}'}
 
-    monkeypatch.setattr(train, 'train_stage', made)
+    monkeypatch.setattr(feature_views, 'train_stage', made)
     (tmp_path / 'student.pth').touch()
     assert 'no teacher' not in stage_checkpoints(
         recipe, 'progressive', tmp_path
