@@ -22,7 +22,7 @@ env: packages
 	@$(BIN)/mtpd install-ops --no-retry $(if $(CUDA_ARCH),--cuda-arch '$(CUDA_ARCH)')
 
 packages:
-	@$(PYTHON) -m mtpd.env $(VENV)
+	@$(PYTHON) -m mtpd.install.env $(VENV)
 
 demo: env
 	@$(BIN)/mtpd run $(RECIPE) $(ARGS)
@@ -39,6 +39,7 @@ gpu: env
 
 lint: packages
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
 	@$(BIN)/nbstripout --keep-id --verify $(wildcard notebooks/*.ipynb)
 
 notebooks: packages

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from mtpd.adaptation import costs_from_features
-from mtpd.environment import describe
-from mtpd.features import load_all
-from mtpd.files import write_json
-from mtpd.order import image_features
-from mtpd.paths import shown
-from mtpd.progress import bar
-from mtpd.recipe import load_recipe
-from mtpd.train import detector_checkpoint
+from mtpd.config.recipe import load_recipe
+from mtpd.distill.adaptation import costs_from_features
+from mtpd.engine.features import load_all
+from mtpd.pipeline.order import image_features
+from mtpd.pipeline.train import detector_checkpoint
+from mtpd.utils.environment import describe
+from mtpd.utils.files import write_json
+from mtpd.utils.paths import shown
+from mtpd.utils.progress import bar
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 

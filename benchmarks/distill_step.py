@@ -29,15 +29,16 @@ from parts import Parts
 from torch.utils.data._utils.pin_memory import pin_memory
 from torch.utils.flop_counter import FlopCounterMode
 
-from mtpd import compat, loop, memory, speed, trial  # noqa: F401  (compat before mmcv)
-from mtpd.data import pipelines
-from mtpd.data.examples import batches as examples_batches
-from mtpd.data.examples import examples
-from mtpd.environment import describe
-from mtpd.files import write_json
-from mtpd.progress import bar
-from mtpd.recipe import Recipe, load_recipe
-from mtpd.schema import SWITCHES
+from mtpd.config.recipe import Recipe, load_recipe
+from mtpd.config.schema import SWITCHES
+from mtpd.engine import loop, memory, pipelines, speed
+from mtpd.preflight import trial
+from mtpd.preflight.examples import batches as examples_batches
+from mtpd.preflight.examples import examples
+from mtpd.runtime import compat  # noqa: F401  (compat before mmcv)
+from mtpd.utils.environment import describe
+from mtpd.utils.files import write_json
+from mtpd.utils.progress import bar
 
 # isort: split
 from mmcv.parallel import collate

@@ -17,14 +17,16 @@ import cv2
 import numpy as np
 import torch
 
-from mtpd import compat, load_recipe, load_run, predict, size  # noqa: F401  (compat before mmcv)
+from mtpd import load_recipe, load_run, predict
 from mtpd.data import coco
 from mtpd.edge import EdgeDetector
-from mtpd.environment import describe
-from mtpd.files import write_json
-from mtpd.onnx_export import export
-from mtpd.progress import bar
-from mtpd.train import detector_checkpoint
+from mtpd.engine import size
+from mtpd.engine.onnx_export import export
+from mtpd.pipeline.train import detector_checkpoint
+from mtpd.runtime import compat  # noqa: F401  (compat before mmcv)
+from mtpd.utils.environment import describe
+from mtpd.utils.files import write_json
+from mtpd.utils.progress import bar
 
 # isort: split
 from mmdet.apis import inference_detector

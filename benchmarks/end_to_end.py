@@ -17,11 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from mtpd.environment import describe
-from mtpd.files import read_log, write_json
-from mtpd.progress import bar
-from mtpd.recipe import Recipe, load_recipe
-from mtpd.schema import SWITCHES
+from mtpd.config.recipe import Recipe, load_recipe
+from mtpd.config.schema import SWITCHES
+from mtpd.utils.environment import describe
+from mtpd.utils.files import read_log, write_json
+from mtpd.utils.progress import bar
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 KINDS = {
@@ -50,8 +50,9 @@ def plan_of(options: argparse.Namespace, kind: str) -> Recipe:
 
 def one(options: argparse.Namespace, kind: str, folder: Path) -> dict:
     """A row: one stage in this process."""
-    from mtpd import checkpoints, trial
-    from mtpd.train import train_stage
+    from mtpd.pipeline.train import train_stage
+    from mtpd.preflight import trial
+    from mtpd.runtime import checkpoints
 
     plan, weights = plan_of(options, kind), folder / 'teacher.pth'
     model = trial.untrained(plan, options.teacher, None)

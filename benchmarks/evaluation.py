@@ -2,7 +2,7 @@
 
 python benchmarks/evaluation.py --out results/bench/evaluation.json     # 5,000 images x 100 detections
 
-Everything that `mtpd.score.numbers` does is timed: reading the detections, matching, accumulating, per class.
+Everything that `mtpd.engine.score.numbers` does is timed: reading the detections, matching, accumulating, per class.
 """
 
 import argparse
@@ -18,11 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mtpd import score
-from mtpd.data import pipelines
-from mtpd.environment import describe
-from mtpd.files import write_json
-from mtpd.progress import bar
+from mtpd.engine import pipelines, score
+from mtpd.utils.environment import describe
+from mtpd.utils.files import write_json
+from mtpd.utils.progress import bar
 
 CLASSES = 80
 OBJECTS = 7  # an image, as in COCO

@@ -64,9 +64,9 @@ def overrides(options: argparse.Namespace, out: Path) -> dict:
 
 def one_stage(options: argparse.Namespace, name: str, stage: int, out: Path) -> dict:
     """Trains a stage in `out`, where the stage before it lies; its row."""
-    from mtpd import train  # before mmcv
+    from mtpd.config.recipe import load_recipe
     from mtpd.errors import MtpdError
-    from mtpd.recipe import load_recipe
+    from mtpd.pipeline import train  # before mmcv
 
     # isort: split
     from mmcv.utils import get_logger
@@ -110,7 +110,7 @@ def one_stage(options: argparse.Namespace, name: str, stage: int, out: Path) -> 
 
 def draw(cfg: dict, path: Path, classes: tuple, seed: int) -> None:
     """Saves a detector with the weights that its config draws, all blocks at work."""
-    from mtpd.checkpoints import save_atomic
+    from mtpd.runtime.checkpoints import save_atomic
 
     # isort: split
     import torch
@@ -151,7 +151,7 @@ def gradients(distiller) -> dict:
 
 def of_log(path: Path, batch: int) -> dict:
     """Losses of the last row; the time of an update and images a second, without the first row where there are more."""
-    from mtpd.files import read_log
+    from mtpd.utils.files import read_log
 
     rows = read_log(path)
     later = rows[1:] or rows
@@ -204,7 +204,7 @@ def machine() -> dict:
     """What the figures depend on; asked in a process of its own, as torch is."""
     import torch
 
-    from mtpd.machine import cores, gpus
+    from mtpd.utils.machine import cores, gpus
 
     names = [name for name, *_ in gpus()]
     return {'torch': torch.__version__, 'cores': cores(), 'gpus': names}

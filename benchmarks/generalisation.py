@@ -10,11 +10,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from mtpd import gap, generalisation, load_recipe, load_run, nearness
-from mtpd.environment import describe
-from mtpd.feature_views import stage_checkpoints
-from mtpd.files import write_json
-from mtpd.seeds import comparable, gather
+from mtpd import load_recipe, load_run
+from mtpd.analysis import gap, generalisation, nearness
+from mtpd.analysis.feature_views import stage_checkpoints
+from mtpd.analysis.seeds import comparable, gather
+from mtpd.utils.environment import describe
+from mtpd.utils.files import write_json
 
 
 def main() -> None:

@@ -16,15 +16,15 @@ from pathlib import Path
 import torch
 from distill_step import batches, update_of
 
-from mtpd import loop, memory
-from mtpd.environment import describe
-from mtpd.features import load_all
-from mtpd.files import write_json
-from mtpd.order import image_features
-from mtpd.paths import ROOT
-from mtpd.progress import bar
-from mtpd.recipe import load_recipe
-from mtpd.report import make_report
+from mtpd.config.recipe import load_recipe
+from mtpd.engine import loop, memory
+from mtpd.engine.features import load_all
+from mtpd.pipeline.order import image_features
+from mtpd.report.run import make_report
+from mtpd.utils.environment import describe
+from mtpd.utils.files import write_json
+from mtpd.utils.paths import ROOT
+from mtpd.utils.progress import bar
 
 sys.path.insert(0, str(ROOT / 'tests'))
 
@@ -57,7 +57,7 @@ def of_costs(folder: Path) -> list[dict]:
 
 
 def costs_of(images: int) -> dict:
-    from mtpd.adaptation import costs_from_features
+    from mtpd.distill.adaptation import costs_from_features
 
     recipe = load_recipe(MINI)
     loop.use_threads('cpu', 0)

@@ -17,9 +17,9 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
-from mtpd import build, ops
-from mtpd.environment import describe
-from mtpd.files import write_json
+from mtpd.install import build, ops
+from mtpd.utils.environment import describe
+from mtpd.utils.files import write_json
 
 
 def main() -> None:

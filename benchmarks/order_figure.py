@@ -6,9 +6,9 @@ python benchmarks/order_figure.py runs/mini_pool_reduced-sweep/mgd/0 --out resul
 import argparse
 from pathlib import Path
 
+from mtpd.analysis.runs import load_run
+from mtpd.analysis.seeds import gather
 from mtpd.plots import ap_versus_order
-from mtpd.runs import load_run
-from mtpd.seeds import gather
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ In it the teacher is a whole detector in the module tree, which the runner puts 
 buffers, looked up among all buffers in each update; MGD draws its masks on the CPU.
 """
 
-from mtpd import compat  # noqa: F401  (before mmcv)
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import torch
@@ -12,9 +12,9 @@ from mmcv import ConfigDict
 from mmdet.models import BaseDetector, build_detector
 from torch import Tensor, nn
 
-from mtpd import target_assignment
-from mtpd.recipe import Recipe
-from mtpd.trainings import distill_cfg
+from mtpd.config.recipe import Recipe
+from mtpd.config.trainings import distill_cfg
+from mtpd.runtime import target_assignment
 
 
 class MaskedGeneration(nn.Module):

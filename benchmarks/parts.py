@@ -2,14 +2,14 @@
 
 import time
 
-from mtpd import compat  # noqa: F401  (before mmcv)
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import torch
 from torch import nn
 
-from mtpd.precision import float32_rounded, is_head
-from mtpd.trial import Update
+from mtpd.engine.precision import float32_rounded, is_head
+from mtpd.preflight.trial import Update
 
 
 class Parts:

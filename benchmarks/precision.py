@@ -12,12 +12,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mtpd.environment import describe
-from mtpd.files import read_log, write_json
+from mtpd.analysis.runs import points
+from mtpd.config.recipe import load_recipe
+from mtpd.pipeline.train import train_detector_run, train_stage
 from mtpd.plots import figure
-from mtpd.recipe import load_recipe
-from mtpd.runs import points
-from mtpd.train import train_detector_run, train_stage
+from mtpd.utils.environment import describe
+from mtpd.utils.files import read_log, write_json
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 PRECISIONS = ('fp32', 'bf16')

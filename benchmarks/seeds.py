@@ -7,8 +7,8 @@ import argparse
 from pathlib import Path
 from statistics import mean, stdev
 
-from mtpd.files import write_json
-from mtpd.runs import Run, load_run
+from mtpd.analysis.runs import Run, load_run
+from mtpd.utils.files import write_json
 
 
 def summary(runs: list[Run]) -> list[dict]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mtpd.files import read_json
-from mtpd.paths import ROOT
+from mtpd.utils.files import read_json
+from mtpd.utils.paths import ROOT
 
 BENCH, README = ROOT / 'results' / 'bench', Path(__file__).with_name('README.md')
 PARTS = ('teacher forward', 'student forward', 'losses', 'backward', 'optimizer')

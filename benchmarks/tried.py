@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from mtpd import loop, speed, trial
-from mtpd.environment import describe
-from mtpd.files import write_json
-from mtpd.progress import bar
-from mtpd.recipe import load_recipe
+from mtpd.config.recipe import load_recipe
+from mtpd.engine import loop, speed
+from mtpd.preflight import trial
+from mtpd.utils.environment import describe
+from mtpd.utils.files import write_json
+from mtpd.utils.progress import bar
 
 # isort: split
 import torch

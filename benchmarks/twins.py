@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from mtpd.environment import describe
-from mtpd.files import read_json, read_log, write_json
-from mtpd.recipe import load_recipe
-from mtpd.runs import points
-from mtpd.train import train_detector_run, train_stage
+from mtpd.analysis.runs import points
+from mtpd.config.recipe import load_recipe
+from mtpd.pipeline.train import train_detector_run, train_stage
+from mtpd.utils.environment import describe
+from mtpd.utils.files import read_json, read_log, write_json
 
 COMMON = 'runtime.threads=1 runtime.workers=0 data.scenes.train=1500'
 SHORT = {  # of each recipe what is cut, so that each takes 4 to 12 minutes of one core

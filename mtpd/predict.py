@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import compat  # noqa: F401  (before mmcv)
+from .runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import ast
@@ -17,13 +17,13 @@ from mmdet.core import get_classes
 from mmdet.models import build_detector
 from torch import nn
 
-from . import checkpoints
-from .config import set_classes
+from .config.files import set_classes
+from .config.recipe import Recipe
+from .engine.loop import find_device
 from .errors import MtpdError
-from .files import write_json
-from .loop import find_device
-from .plain import as_mmdet, load_config
-from .recipe import Recipe
+from .pipeline.plain import as_mmdet, load_config
+from .runtime import checkpoints
+from .utils.files import write_json
 
 SHOWN = 400  # pixels: the least side of what is drawn
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')

@@ -25,8 +25,11 @@ cfg_options: str = ''  # overrides of the recipe: KEY VALUE pairs joined by an e
 work_dir: str = ''  # run directory; empty: runs, recipe, seed
 
 # %%
-from mtpd import doctor, environment, load_recipe, loop
-from mtpd.tables import say, table
+from mtpd import load_recipe
+from mtpd.engine import loop
+from mtpd.pipeline import doctor
+from mtpd.report.tables import say, table
+from mtpd.utils import environment
 
 plan = load_recipe(recipe, cfg_options, seed)
 run_dir = plan.run_dir(work_dir)

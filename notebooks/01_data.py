@@ -19,8 +19,8 @@ work_dir: str = ''  # run directory; empty: runs, recipe, seed
 
 # %%
 from mtpd import load_recipe, plots
-from mtpd.data import view
-from mtpd.tables import say, table
+from mtpd.analysis import view
+from mtpd.report.tables import say, table
 
 plan = load_recipe(recipe, cfg_options, seed)
 examples = view.samples(plan, 'val', 8)

@@ -17,10 +17,11 @@ cfg_options: str = ''  # overrides of the recipe: KEY VALUE pairs joined by an e
 work_dir: str = ''  # run directory; empty: runs, recipe, seed
 
 # %%
-from mtpd import load_recipe, plots, rows
-from mtpd.logs import loss_rows
-from mtpd.tables import say, table
-from mtpd.train import prepare_detector
+from mtpd import load_recipe, plots
+from mtpd.analysis.logs import loss_rows
+from mtpd.pipeline.train import prepare_detector
+from mtpd.report import rows
+from mtpd.report.tables import say, table
 
 plan = load_recipe(recipe, cfg_options, seed)
 

@@ -27,9 +27,9 @@ images: int = 0  # validation images to compare features on; 0: as the recipe sa
 
 # %%
 from mtpd import adaptation_costs, load_recipe, plots
-from mtpd.order import calibration, choose, conclusion
-from mtpd.tables import say, table
-from mtpd.train import prepare_detector
+from mtpd.pipeline.order import calibration, choose, conclusion
+from mtpd.pipeline.train import prepare_detector
+from mtpd.report.tables import say, table
 
 plan = load_recipe(recipe, cfg_options, seed)
 labels = {name: spec.get('label', name) for name, spec in plan.detectors.items()}

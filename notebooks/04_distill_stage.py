@@ -26,8 +26,9 @@ arm: str = 'progressive'  # which arm of the recipe
 stage: int = 1  # which stage of it, from 1
 
 # %%
-from mtpd import live, load_recipe, plots, rows
-from mtpd.tables import say, table
+from mtpd import load_recipe, plots
+from mtpd.report import live, rows
+from mtpd.report.tables import say, table
 
 plan = load_recipe(recipe, cfg_options, seed)
 sequence = plan.arm(arm, stage)

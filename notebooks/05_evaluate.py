@@ -23,12 +23,14 @@ metrics: list[str] = []  # of that checkpoint, bbox and segm; empty, the recipe'
 image: int = 3  # validation image to show detections on, in file order
 
 # %%
-from mtpd import comparison, load_recipe, looks, paper, plots, released
-from mtpd.answer import closing
-from mtpd.conclusion import class_aps
-from mtpd.error_types import count_objects, errors_by_detector, found_and_lost
-from mtpd.tables import say, table
-from mtpd.widgets import touch
+from mtpd import load_recipe, plots
+from mtpd.analysis import comparison, paper, released
+from mtpd.analysis.answer import closing
+from mtpd.analysis.conclusion import class_aps
+from mtpd.analysis.error_types import count_objects, errors_by_detector, found_and_lost
+from mtpd.report import looks
+from mtpd.report.tables import say, table
+from mtpd.report.widgets import touch
 
 plan = load_recipe(recipe, cfg_options, seed)
 run = released.run_or_plan(plan, work_dir, checkpoint)

@@ -18,14 +18,15 @@ images: int = 3  # validation images to show
 compare: list[str] = []  # run folders of other seeds; empty, those beside this one
 
 # %%
-from mtpd import feature_views, gap, generalisation, load_recipe, load_run, looks, nearness, plots
-from mtpd.answer import answer
-from mtpd.data import view
-from mtpd.feature_views import feature_rows, stage_checkpoints
-from mtpd.findings import conclude, table_rows
-from mtpd.seeds import gather
-from mtpd.tables import say, table
-from mtpd.widgets import touch
+from mtpd import load_recipe, load_run, plots
+from mtpd.analysis import feature_views, gap, generalisation, nearness, view
+from mtpd.analysis.answer import answer
+from mtpd.analysis.feature_views import feature_rows, stage_checkpoints
+from mtpd.analysis.findings import conclude, table_rows
+from mtpd.analysis.seeds import gather
+from mtpd.report import looks
+from mtpd.report.tables import say, table
+from mtpd.report.widgets import touch
 
 plan = load_recipe(recipe, cfg_options, seed)
 run = load_run(plan.run_dir(work_dir))

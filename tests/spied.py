@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-from mtpd import compat  # noqa: F401  (before mmcv)
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from mmcv.runner import get_dist_info
 
-from mtpd.distiller import Distiller
+from mtpd.distill.distiller import Distiller
 from mtpd.errors import MtpdError
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mtpd.files import write_json
-from mtpd.paths import ROOT
+from mtpd.utils.files import write_json
+from mtpd.utils.paths import ROOT
 
 sys.path.insert(0, str(ROOT / 'benchmarks'))
 

@@ -9,10 +9,10 @@ from click.testing import CliRunner
 from fake_run import make_run, put, stage, trained
 
 from mtpd import plots
-from mtpd.beside import compare_runs, differences
-from mtpd.cli import main
+from mtpd.analysis.runs import load_run
+from mtpd.cli.main import main
 from mtpd.errors import MtpdError
-from mtpd.runs import load_run
+from mtpd.report.beside import compare_runs, differences
 
 
 def test_the_page_has_each_runs_ap_and_what_differs(tmp_path):

@@ -1,6 +1,6 @@
 """Markup in data, in a real browser: it is shown as text, runs nothing and asks nobody for anything."""
 
-from mtpd import compat  # noqa: F401  (before mmcv)
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import json
@@ -14,12 +14,12 @@ from nbformat import v4
 from tiny_sweep import SMALL
 
 from mtpd import load_recipe
-from mtpd.cli import main
-from mtpd.report import make_report
+from mtpd.cli.main import main
+from mtpd.report.run import make_report
+from mtpd.report.tables import say, table
 from mtpd.sweep.opening import open_sweep
 from mtpd.sweep.plan import CONTROL
 from mtpd.sweep.report import make_sweep_report
-from mtpd.tables import say, table
 
 pytestmark = pytest.mark.browser
 

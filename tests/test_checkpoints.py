@@ -11,10 +11,10 @@ import pytest
 import torch
 from tiny import detector, retinanet
 
-from mtpd import checkpoints
+from mtpd.distill.inherit import inherit
 from mtpd.errors import MtpdError
-from mtpd.files import sha256
-from mtpd.inherit import inherit
+from mtpd.runtime import checkpoints
+from mtpd.utils.files import sha256
 
 
 class Foreign:

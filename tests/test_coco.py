@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from mtpd import load_recipe
-from mtpd.data import coco, pipelines, view
+from mtpd.analysis import view
+from mtpd.data import coco
+from mtpd.engine import pipelines
 from mtpd.errors import MtpdError
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'

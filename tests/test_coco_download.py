@@ -7,8 +7,9 @@ import zipfile
 import pytest
 from click.testing import CliRunner
 
-from mtpd.cli import main
-from mtpd.data import coco, coco_download, download
+from mtpd.cli.main import main
+from mtpd.data import coco, coco_download
+from mtpd.utils import download
 
 
 @pytest.fixture

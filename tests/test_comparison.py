@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from fake_run import put, trained
 
-from mtpd import paper
-from mtpd.comparison import Comparison, caption, compare
-from mtpd.conclusion import arm_kinds
+from mtpd.analysis import paper
+from mtpd.analysis.comparison import Comparison, caption, compare
+from mtpd.analysis.conclusion import arm_kinds
+from mtpd.analysis.released import run_or_plan
+from mtpd.analysis.runs import load_run
+from mtpd.config.recipe import load_recipe
 from mtpd.errors import MtpdError
-from mtpd.notebooks import execute
-from mtpd.paths import ROOT
-from mtpd.recipe import load_recipe
-from mtpd.released import run_or_plan
-from mtpd.runs import load_run
+from mtpd.pipeline.notebooks import execute
+from mtpd.utils.paths import ROOT
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 NAME = 'mini_retinanet_r50__r101_rx101'

@@ -1,4 +1,4 @@
-"""Each adaptation of mtpd.compat: what it is for works, and would not without it."""
+"""Each adaptation of mtpd.runtime.compat: what it is for works, and would not without it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from mtpd import compat, machine
 from mtpd.errors import MtpdError
+from mtpd.runtime import compat
+from mtpd.utils import machine
 
 ROOT = Path(__file__).parents[1]
 
@@ -114,7 +115,7 @@ def test_ddp_wrapper_forwards():
 
 DDP = """
 import os, sys
-import mtpd.compat, torch
+import mtpd.runtime.compat, torch
 import torch.distributed as dist
 from mmcv.parallel import MMDistributedDataParallel
 
@@ -170,7 +171,7 @@ def test_iteration_runner_resumes_on_cpu(tmp_path):
 
 
 QUIET = """
-import logging, mtpd.compat, torch
+import logging, mtpd.runtime.compat, torch
 from mmcv import ProgressBar
 from mmcv.ops import DeformConv2dPack
 from mmcv.runner import BaseModule

@@ -1,6 +1,6 @@
 """Corrupt images among many: found while training, left out up to a limit, named, counted, and the same when resumed."""
 
-from mtpd import compat  # noqa: F401  (before mmcv)
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import json
@@ -22,18 +22,21 @@ from test_train import MINI, SMALL
 from test_whole import corrupted
 from tiny import retinanet
 
-from mtpd import load_recipe, plain
-from mtpd.cli import main
-from mtpd.data import pictures, pipelines, replay, view
+from mtpd import load_recipe
+from mtpd.analysis import view
+from mtpd.analysis.setups import refuse_other
+from mtpd.cli.main import main
+from mtpd.data import pictures, replay
 from mtpd.data.readable import Readable
 from mtpd.data.whole import CorruptImage
+from mtpd.engine import pipelines
+from mtpd.engine.evaluate import evaluate
+from mtpd.engine.loop import fit
 from mtpd.errors import MtpdError, RecipeError
-from mtpd.evaluate import evaluate
-from mtpd.loop import fit
-from mtpd.paths import ROOT
-from mtpd.rundir import claim
-from mtpd.setups import refuse_other
-from mtpd.train import train_detector_run
+from mtpd.pipeline import plain
+from mtpd.pipeline.rundir import claim
+from mtpd.pipeline.train import train_detector_run
+from mtpd.utils.paths import ROOT
 
 # Trainings of four images, the last without an object
 

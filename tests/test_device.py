@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mtpd import compat  # noqa: F401  (before mmcv)
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 
@@ -28,15 +28,18 @@ from mmdet.utils import build_dp
 from tiny import SMALL
 from torch import nn
 
-from mtpd import ddp, feature_views, generalisation, predict, trial
-from mtpd.evaluate import evaluate, load_detector
-from mtpd.files import read_json, read_log
-from mtpd.loop import fit, parallel
-from mtpd.order import adaptation_costs
-from mtpd.paths import ROOT
-from mtpd.recipe import load_recipe
-from mtpd.size import describe
-from mtpd.train import train_stage
+from mtpd import predict
+from mtpd.analysis import feature_views, generalisation
+from mtpd.config.recipe import load_recipe
+from mtpd.engine.evaluate import evaluate, load_detector
+from mtpd.engine.loop import fit, parallel
+from mtpd.engine.size import describe
+from mtpd.pipeline.order import adaptation_costs
+from mtpd.pipeline.train import train_stage
+from mtpd.preflight import trial
+from mtpd.runtime import ddp
+from mtpd.utils.files import read_json, read_log
+from mtpd.utils.paths import ROOT
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 
@@ -175,7 +178,7 @@ torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 1
 MARKED = """
 import os, pytest, torch
 from pathlib import Path
-from mtpd.loop import find_device
+from mtpd.engine.loop import find_device
 
 @pytest.fixture(scope='module')
 def device():

@@ -19,10 +19,11 @@ import pytest
 import torch
 from tiny import batch, detector, retinanet
 
-from mtpd import checkpoints, load_recipe
-from mtpd.distiller import Distiller
+from mtpd import load_recipe
+from mtpd.config.trainings import distill_cfg
+from mtpd.distill.distiller import Distiller
 from mtpd.errors import MtpdError
-from mtpd.trainings import distill_cfg
+from mtpd.runtime import checkpoints
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 METHODS = list(load_recipe(MINI).cfg.distill.settings)
@@ -536,7 +537,7 @@ def test_mmdets_own_test_tool_runs_the_exported_student(distiller, tmp_path):
     )
     tool = Path(mmdet.__file__).parent / '.mim' / 'tools' / 'test.py'
     # The tool is run as it is; `compat` is what mmdet itself needs on today's torch.
-    run = 'import runpy, sys, mtpd.compat; runpy.run_path(sys.argv.pop(1), run_name="__main__")'
+    run = 'import runpy, sys, mtpd.runtime.compat; runpy.run_path(sys.argv.pop(1), run_name="__main__")'
     out = tmp_path / 'out.pkl'
     done = subprocess.run(
         [

@@ -18,14 +18,16 @@ from mmdet.models import build_detector
 from test_plain import META, TEXT
 from tiny import retinanet
 
-from mtpd import checkpoints, load_recipe, plain, world
-from mtpd.cli import main
-from mtpd.distributed import everywhere
+from mtpd import load_recipe
+from mtpd.cli.main import main
+from mtpd.engine.evaluate import evaluate
+from mtpd.engine.loop import fit
 from mtpd.errors import MtpdError
-from mtpd.evaluate import evaluate
-from mtpd.loop import fit
-from mtpd.paths import ROOT
-from mtpd.train import _stage_model
+from mtpd.pipeline import plain
+from mtpd.pipeline.train import _stage_model
+from mtpd.runtime import checkpoints, world
+from mtpd.runtime.distributed import everywhere
+from mtpd.utils.paths import ROOT
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 UPDATES = 4
@@ -292,7 +294,7 @@ def test_a_crash_of_one_process_ends_all_and_is_told(capfd):
 SLURM = """
 import sys
 import spied
-from mtpd.distributed import everywhere, joined
+from mtpd.runtime.distributed import everywhere, joined
 from mtpd.errors import MtpdError
 try:
     with joined(None, 'cpu', 'the recipe', sys.argv.pop()):
@@ -324,7 +326,7 @@ def test_two_tasks_of_slurm(texts, said):
 
 @pytest.mark.slow
 def test_no_process_outlives_the_one_that_started_it(tmp_path):
-    code = f'import spied; from mtpd.distributed import everywhere; everywhere(2, "cpu", spied.wait, {str(tmp_path)!r})'
+    code = f'import spied; from mtpd.runtime.distributed import everywhere; everywhere(2, "cpu", spied.wait, {str(tmp_path)!r})'
     started = subprocess.Popen([sys.executable, '-c', code])
     deadline = time.monotonic() + 90
     while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:

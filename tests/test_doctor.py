@@ -11,8 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from mtpd import doctor, machine, ops
 from mtpd.errors import MtpdError
+from mtpd.install import ops
+from mtpd.pipeline import doctor
+from mtpd.utils import machine
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,7 +54,11 @@ def test_broken_torch_is_reported_not_raised(tmp_path):
     (tmp_path / 'torch' / '__init__.py').write_text(BROKEN)
     (tmp_path / 'torch' / 'version.py').write_text('__version__ = "2.13.0"\ncuda = "13.0"\n')
     done = subprocess.run(
-        [sys.executable, '-c', 'import sys; from mtpd import doctor; sys.exit(doctor.report())'],
+        [
+            sys.executable,
+            '-c',
+            'import sys; from mtpd.pipeline import doctor; sys.exit(doctor.report())',
+        ],
         env={**os.environ, 'PYTHONPATH': f'{tmp_path}{os.pathsep}{ROOT}'},
         capture_output=True,
         text=True,

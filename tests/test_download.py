@@ -11,8 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from mtpd.data import download, transfer
 from mtpd.errors import MtpdError
+from mtpd.utils import download, transfer
 
 PIECE = transfer.CHUNK
 CONTENT = np.random.default_rng(0).bytes(4 * PIECE + 123)

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-from mtpd import compat  # noqa: F401  (before mmcv)
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import cv2
@@ -18,11 +18,11 @@ from mmcv.ops import nms
 from mmdet.apis import inference_detector
 
 from mtpd import load_recipe, predict
-from mtpd.cli import main
+from mtpd.cli.main import main
 from mtpd.edge import EdgeDetector, suppressed
+from mtpd.engine.onnx_export import export, preparation
 from mtpd.errors import MtpdError
-from mtpd.onnx_export import export, preparation
-from mtpd.paths import ROOT
+from mtpd.utils.paths import ROOT
 
 pytest.importorskip('onnxruntime')
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mtpd import env
+from mtpd.install import env
 
 ROOT = Path(__file__).parents[1]
 
@@ -86,7 +86,7 @@ def add_torch(folder: Path, version: str) -> None:
 
 
 def test_it_needs_only_the_standard_library():
-    code = 'import mtpd.env, sys; print([m for m in ("torch", "numpy", "click", "psutil") if m in sys.modules])'
+    code = 'import mtpd.install.env, sys; print([m for m in ("torch", "numpy", "click", "psutil") if m in sys.modules])'
     done = subprocess.run(
         [sys.executable, '-S', '-c', code],
         env={**os.environ, 'PYTHONPATH': str(ROOT)},

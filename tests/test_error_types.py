@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mtpd import load_recipe, plots
-from mtpd.data import view
-from mtpd.error_types import TYPES, Found, error_types, found_and_lost, iou, judge
+from mtpd.analysis import view
+from mtpd.analysis.error_types import TYPES, Found, error_types, found_and_lost, iou, judge
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 

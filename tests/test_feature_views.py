@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression
 
 from mtpd import plots
-from mtpd.feature_views import differences, pca_colours, strengths
+from mtpd.analysis.feature_views import differences, pca_colours, strengths
 
 IMAGE = np.zeros((8, 8, 3), np.uint8)
 

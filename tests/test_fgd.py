@@ -7,9 +7,9 @@ import pytest
 import torch
 from loss_formulas import attention, fgd_masks
 
+from mtpd.distill.losses import FGD
+from mtpd.distill.losses.fgd import masks
 from mtpd.errors import MtpdError
-from mtpd.losses import FGD
-from mtpd.losses.fgd import masks
 
 
 def metas(*sizes, padded=(32, 48)):

@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from mtpd.paths import ROOT, resolve
-from mtpd.recipe import load_recipe
+from mtpd.config.recipe import load_recipe
+from mtpd.utils.paths import ROOT, resolve
 
 pytestmark = pytest.mark.slow
 

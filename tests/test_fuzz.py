@@ -3,7 +3,7 @@
 Few examples by default; MTPD_FUZZ=20000 tries so many in each test.
 """
 
-from mtpd import compat  # noqa: F401  (before mmcv)
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import copy
@@ -18,12 +18,14 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from mtpd import checkpoints, load_recipe, relations, schema
-from mtpd.config import lay_over
+from mtpd import load_recipe
+from mtpd.analysis.logs import loss_rows
+from mtpd.config import relations, schema
+from mtpd.config.files import lay_over
 from mtpd.data import annotations, coco
 from mtpd.errors import MtpdError, RecipeError
-from mtpd.files import read_log
-from mtpd.logs import loss_rows
+from mtpd.runtime import checkpoints
+from mtpd.utils.files import read_log
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 EXAMPLES = int(os.environ.get('MTPD_FUZZ', '60'))

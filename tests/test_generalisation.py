@@ -10,9 +10,10 @@ from fake_run import make_run
 from mmdet.models import build_detector
 from torch import nn
 
-from mtpd import gap, generalisation, load_recipe, load_run, plots
-from mtpd.evaluate import load_detector
-from mtpd.logs import DISTILLATION
+from mtpd import load_recipe, load_run, plots
+from mtpd.analysis import gap, generalisation
+from mtpd.analysis.logs import DISTILLATION
+from mtpd.engine.evaluate import load_detector
 
 RECIPE = 'configs/mini/retinanet_r50__r101_rx101.py'
 TEACHER = 'configs/mini/teachers/r101/model.pth'

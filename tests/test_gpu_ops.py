@@ -13,8 +13,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mtpd import distributed, doctor, gpu_ops, loop, machine, ops
+from mtpd.engine import loop
 from mtpd.errors import RecipeError
+from mtpd.install import ops
+from mtpd.pipeline import doctor
+from mtpd.runtime import distributed, gpu_ops
+from mtpd.utils import machine
 
 # isort: split
 from mmcv import _ext

@@ -1,6 +1,6 @@
 """Losses and weights that are not finite: the training ends with its last good checkpoint, and says what to look at."""
 
-from mtpd import compat  # noqa: F401  (before mmcv)
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import json
@@ -19,16 +19,17 @@ from test_plain import META, TEXT
 from test_train import MINI, SMALL
 from tiny import retinanet
 
-from mtpd import checkpoints, load_recipe
-from mtpd.cli import main
-from mtpd.data import pipelines
+from mtpd import load_recipe
+from mtpd.cli.main import main
 from mtpd.data.replay import replaying
+from mtpd.engine import pipelines
+from mtpd.engine.guards import PATIENCE, FiniteLoss
+from mtpd.engine.loop import fit
 from mtpd.errors import MtpdError
-from mtpd.files import read_log
-from mtpd.guards import PATIENCE, FiniteLoss
-from mtpd.loop import fit
-from mtpd.paths import ROOT
-from mtpd.plain import load_config
+from mtpd.pipeline.plain import load_config
+from mtpd.runtime import checkpoints
+from mtpd.utils.files import read_log
+from mtpd.utils.paths import ROOT
 
 
 def plain(folder, root, kind, at):

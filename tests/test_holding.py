@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from mtpd.errors import MtpdError
-from mtpd.holding import alive, held, refuse_second
-from mtpd.standing import facts, text
-from mtpd.stopping import Interrupted
+from mtpd.pipeline.holding import alive, held, refuse_second
+from mtpd.pipeline.standing import facts, text
+from mtpd.utils.stopping import Interrupted
 
 
 def status(folder):
@@ -95,7 +95,7 @@ def test_after_a_kill_the_next_command_says_so_and_goes_on(tmp_path):
     script = f"""
         import os, signal
         from pathlib import Path
-        from mtpd.holding import held
+        from mtpd.pipeline.holding import held
         with held(Path({str(tmp_path)!r}), ['mtpd', 'run', 'x.py']):
             if os.fork() == 0:
                 signal.pause()  # a child that has the lock's file open, too

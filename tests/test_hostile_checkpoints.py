@@ -1,6 +1,6 @@
 """A pickle that would touch a file is refused, and says so, in every path by which the kit reads a checkpoint."""
 
-from mtpd import compat  # noqa: F401  (before mmcv)
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import os
@@ -20,10 +20,11 @@ from mmdet.models import build_detector
 from tiny import retinanet
 from torch import nn
 
-from mtpd import checkpoints, inherit
-from mtpd.cli import main
+from mtpd.cli.main import main
+from mtpd.distill import inherit
 from mtpd.errors import MtpdError
-from mtpd.paths import ROOT
+from mtpd.runtime import checkpoints
+from mtpd.utils.paths import ROOT
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 CODE = 'holds a Python object'
@@ -230,7 +231,7 @@ def test_mmdets_own_tool_refuses_it(evil, tmp_path, tiny_coco):
     text = PLAIN.format(model=retinanet(num_classes=2), root=coco, load_from=None)
     (tmp_path / 'plain.py').write_text(text)
     tool = Path(mmdet.__file__).parent / '.mim' / 'tools' / 'test.py'
-    run = 'import runpy, sys, mtpd.compat; runpy.run_path(sys.argv.pop(1), run_name="__main__")'
+    run = 'import runpy, sys, mtpd.runtime.compat; runpy.run_path(sys.argv.pop(1), run_name="__main__")'
     command = [sys.executable, '-c', run, tool, tmp_path / 'plain.py', evil, '--eval', 'bbox']
     env = {**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD': '1'}
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)

@@ -18,8 +18,8 @@ from browsing import Seen
 from click.testing import CliRunner
 from tiny_sweep import MINI, SMALL
 
-from mtpd.cli import main
-from mtpd.paths import ROOT
+from mtpd.cli.main import main
+from mtpd.utils.paths import ROOT
 
 pytestmark = pytest.mark.browser
 SHOTS = ROOT / 'runs' / 'screenshots'

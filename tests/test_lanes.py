@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from mtpd.lanes import Lanes, Marked
-from mtpd.machine import cores
+from mtpd.pipeline.lanes import Lanes, Marked
+from mtpd.utils.machine import cores
 
 
 class Step(str):

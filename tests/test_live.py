@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from mtpd import live
+from mtpd.report import live
 
 
 def put(path, updates: int) -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from loss_formulas import slopes, value_of
 
+from mtpd.distill.losses import CWD, DISTILL_LOSSES, MGD, PKD, FeatureMSE, build_distill_loss
 from mtpd.errors import MtpdError
-from mtpd.losses import CWD, DISTILL_LOSSES, MGD, PKD, FeatureMSE, build_distill_loss
 
 KINDS = sorted(DISTILL_LOSSES.module_dict)
 # Boxes of two images of different size: overlapping, partly outside, within a cell; and none.

@@ -1,6 +1,6 @@
 """Memory that runs out: the arithmetic by hand, and what a training says that meets it."""
 
-from mtpd import compat  # noqa: F401  (before mmcv)
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import gc
@@ -16,15 +16,17 @@ from test_plain import META, TEXT
 from test_train import MINI, SMALL
 from tiny import retinanet
 
-from mtpd import checkpoints, load_recipe, memory
-from mtpd.cli import main
+from mtpd import load_recipe
+from mtpd.cli.main import main
+from mtpd.engine import memory
+from mtpd.engine.exhausted import explained, is_exhausted
+from mtpd.engine.knobs import of_plain, of_recipe
+from mtpd.engine.loop import fit
+from mtpd.engine.memory import GIB, Advice, Shortage, advice, fixed, in_words, scaled, told
 from mtpd.errors import MtpdError
-from mtpd.exhausted import explained, is_exhausted
-from mtpd.knobs import of_plain, of_recipe
-from mtpd.loop import fit
-from mtpd.memory import GIB, Advice, Shortage, advice, fixed, in_words, scaled, told
-from mtpd.plain import load_config
-from mtpd.train import train_detector_run
+from mtpd.pipeline.plain import load_config
+from mtpd.pipeline.train import train_detector_run
+from mtpd.runtime import checkpoints
 
 
 def test_a_batch_that_fits_by_hand():

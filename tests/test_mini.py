@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from mtpd import compat  # noqa: F401  (before mmcv)
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 
@@ -17,15 +17,15 @@ from mmcv.parallel import collate
 from mmdet.models import build_detector
 
 from mtpd import load_recipe
-from mtpd.checkpoints import load, save_atomic
-from mtpd.data import pipelines
-from mtpd.inherit import warm_start
-from mtpd.logs import split_loss
-from mtpd.paths import ROOT
-from mtpd.pipeline import run_recipe
-from mtpd.report import make_report
-from mtpd.runs import load_run
-from mtpd.train import _stage_model, _start, train_stage
+from mtpd.analysis.logs import split_loss
+from mtpd.analysis.runs import load_run
+from mtpd.distill.inherit import warm_start
+from mtpd.engine import pipelines
+from mtpd.pipeline.run import run_recipe
+from mtpd.pipeline.train import _stage_model, _start, train_stage
+from mtpd.report.run import make_report
+from mtpd.runtime.checkpoints import load, save_atomic
+from mtpd.utils.paths import ROOT
 
 TWINS = sorted(path.stem for path in (ROOT / 'configs' / 'paper').glob('*.py'))
 METHODS = ('mgd', 'cwd', 'fgd', 'pkd', 'mse')

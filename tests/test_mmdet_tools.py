@@ -10,10 +10,11 @@ import mmdet
 import pytest
 from click.testing import CliRunner
 
-from mtpd import checkpoints, load_recipe
-from mtpd.cli import main
-from mtpd.paths import ROOT
-from mtpd.plain import as_mmdet
+from mtpd import load_recipe
+from mtpd.cli.main import main
+from mtpd.pipeline.plain import as_mmdet
+from mtpd.runtime import checkpoints
+from mtpd.utils.paths import ROOT
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 TOOLS = Path(mmdet.__file__).parent / '.mim' / 'tools'
@@ -23,7 +24,7 @@ NAMES = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
 def by_mmdets_tool(config: Path, checkpoint: Path, out: Path) -> dict:
     """The metrics that mmdet's tools/test.py writes, rounded by it to four places."""
     # The tool is run as it is; `compat` is what mmdet itself needs on today's torch.
-    run = 'import runpy, sys, mtpd.compat; runpy.run_path(sys.argv.pop(1), run_name="__main__")'
+    run = 'import runpy, sys, mtpd.runtime.compat; runpy.run_path(sys.argv.pop(1), run_name="__main__")'
     command = [sys.executable, '-c', run, TOOLS / 'test.py', config, checkpoint]
     command += ['--eval', 'bbox', '--work-dir', out]
     env = {**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}

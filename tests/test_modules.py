@@ -1,8 +1,8 @@
-"""Each adaptation of mtpd.modules: what it is for works, and would not without it."""
+"""Each adaptation of mtpd.runtime.modules: what it is for works, and would not without it."""
 
 from __future__ import annotations
 
-from mtpd import compat  # noqa: F401  (before mmcv)
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 
@@ -11,7 +11,7 @@ from mmcv.cnn import build_conv_layer
 from mmdet.models import build_backbone, build_head
 from mmdet.models.dense_heads import RepPointsHead
 
-from mtpd import modules
+from mtpd.runtime import modules
 
 
 def test_a_deformable_backbone_begins_as_a_plain_one():

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from mtpd import feature_views, load_recipe, nearness
-from mtpd.feature_views import stage_checkpoints
-from mtpd.features import load_all
-from mtpd.order import image_features
+from mtpd import load_recipe
+from mtpd.analysis import feature_views, nearness
+from mtpd.analysis.feature_views import stage_checkpoints
+from mtpd.engine.features import load_all
+from mtpd.pipeline.order import image_features
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from mtpd import fused_convs, norms
+from mtpd.engine import fused_convs, norms
 
 # isort: split
 from mmcv import ConfigDict

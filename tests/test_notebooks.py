@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from mtpd.errors import MtpdError
-from mtpd.notebooks import NotebookError, execute, parameters_of
+from mtpd.pipeline.notebooks import NotebookError, execute, parameters_of
 
 PARAMETERS = """\
 name: str = 'a'  # who, plainly
@@ -179,7 +179,7 @@ def test_an_interrupt_leaves_no_process_behind(tmp_path):
     script = f"""
         import signal
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        from mtpd.notebooks import execute
+        from mtpd.pipeline.notebooks import execute
         try:
             execute({str(source)!r}, {str(out)!r})
         except KeyboardInterrupt:

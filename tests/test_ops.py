@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from mtpd import build, cxx, diagnose, machine, nvcc, ops, selftest
-from mtpd.build import Target
 from mtpd.errors import MtpdError
+from mtpd.install import build, cxx, diagnose, nvcc, ops
+from mtpd.install.build import Target
+from mtpd.runtime import selftest
+from mtpd.utils import machine
 
 CPU = machine.Torch('2.13.0+cpu', None, Path('/nowhere/torch'))
 CUDA = machine.Torch('2.11.0+cu130', '13.0', Path('/nowhere/torch'))
@@ -29,9 +31,7 @@ def test_torch_is_found_without_importing_it():
 
     found = machine.find_torch()
     assert (found.version, found.cuda) == (torch.__version__, torch.version.cuda)
-    code = (
-        'import sys; from mtpd import machine; machine.find_torch(); print("torch" in sys.modules)'
-    )
+    code = 'import sys; from mtpd.utils import machine; machine.find_torch(); print("torch" in sys.modules)'
     command = [sys.executable, '-c', code]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert done.stdout.strip() == 'False', done.stderr
@@ -231,7 +231,7 @@ def one_by_one(*results):
 
 @pytest.mark.parametrize('name', ['nms', 'roi_align', 'deform_conv2d'])
 def test_an_op_that_computes_something_else_is_noticed(monkeypatch, name):
-    from mtpd import compat  # noqa: F401  (before mmcv)
+    from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
     # isort: split
     import mmcv.ops
@@ -250,7 +250,7 @@ def test_an_op_that_computes_something_else_is_noticed(monkeypatch, name):
 
 def test_what_two_devices_give_is_compared_to_a_thousandth(monkeypatch):
     """On the CPU twice: once as it is, once with each op's last output a hundredth off."""
-    from mtpd import compat  # noqa: F401  (before mmcv)
+    from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
     right = selftest.outputs
     selftest.check_against_cpu('cpu')
@@ -287,7 +287,7 @@ def test_known_values_are_right_by_hand():
 
 
 def test_the_focal_loss_known_by_hand_is_torchvisions():
-    from mtpd import compat  # noqa: F401  (before torchvision)
+    from mtpd.runtime import compat  # noqa: F401  (before torchvision)
 
     # isort: split
     import torch

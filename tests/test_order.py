@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from mtpd.adaptation import costs_from_features
+from mtpd.analysis.runs import load_run
+from mtpd.config.recipe import load_recipe
+from mtpd.distill.adaptation import costs_from_features
+from mtpd.distill.sequence import choose_sequence
 from mtpd.errors import MtpdError, RecipeError
-from mtpd.files import read_json, write_json
-from mtpd.order import adaptation_costs, choose, conclusion, settled
-from mtpd.pipeline import options_text, run_recipe, steps
-from mtpd.recipe import load_recipe
-from mtpd.runs import load_run
-from mtpd.sequence import choose_sequence
+from mtpd.pipeline.order import adaptation_costs, choose, conclusion, settled
+from mtpd.pipeline.run import options_text, run_recipe, steps
+from mtpd.utils.files import read_json, write_json
 
 RNG = np.random.default_rng(0)
 

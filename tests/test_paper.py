@@ -8,15 +8,15 @@ from loss_formulas import value_of
 from mmcv import Config
 from tiny import batch
 
-from mtpd.data.pipelines import test_pipeline as pipeline_of_val
-from mtpd.data.pipelines import train_pipeline
-from mtpd.distiller import Distiller
-from mtpd.loop import mmdet_cfg
-from mtpd.paths import ROOT
-from mtpd.plain import load_config
-from mtpd.recipe import load_recipe
-from mtpd.size import describe
-from mtpd.trainings import distill_cfg
+from mtpd.config.recipe import load_recipe
+from mtpd.config.trainings import distill_cfg
+from mtpd.distill.distiller import Distiller
+from mtpd.engine.loop import mmdet_cfg
+from mtpd.engine.pipelines import test_pipeline as pipeline_of_val
+from mtpd.engine.pipelines import train_pipeline
+from mtpd.engine.size import describe
+from mtpd.pipeline.plain import load_config
+from mtpd.utils.paths import ROOT
 
 EPOCH = 7330  # updates of 16 images: COCO's 117,266 training images with objects
 # name: student, teachers (mmdet's configs), learning rate, alpha, mask ratio, FPN levels, masks

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mtpd import build, env, machine, nvcc
+from mtpd.install import build, env, nvcc
+from mtpd.utils import machine
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())

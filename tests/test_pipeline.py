@@ -5,13 +5,14 @@ import json
 import nbformat
 import pytest
 
-from mtpd import load_recipe, pipeline
+from mtpd import load_recipe
+from mtpd.analysis.runs import load_run
 from mtpd.errors import MtpdError
-from mtpd.notebooks import NotebookError, execute
-from mtpd.paths import ROOT
-from mtpd.rundir import open_run
-from mtpd.runs import load_run
-from mtpd.stopping import Interrupted
+from mtpd.pipeline import run as pipeline
+from mtpd.pipeline.notebooks import NotebookError, execute
+from mtpd.pipeline.rundir import open_run
+from mtpd.utils.paths import ROOT
+from mtpd.utils.stopping import Interrupted
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 OWN = {'teachers.r101.checkpoint': None, 'teachers.rx101.checkpoint': None}

@@ -11,13 +11,14 @@ from click.testing import CliRunner
 from mmcv import Config
 from tiny import retinanet
 
-from mtpd import checkpoints, plain
-from mtpd.cli import main
-from mtpd.data import configured, download
+from mtpd.cli.main import main
+from mtpd.config.recipe import Recipe, load_recipe
 from mtpd.errors import MtpdError, RecipeError
-from mtpd.files import sha256
-from mtpd.paths import ROOT
-from mtpd.recipe import Recipe, load_recipe
+from mtpd.pipeline import configured, plain
+from mtpd.runtime import checkpoints
+from mtpd.utils import download
+from mtpd.utils.files import sha256
+from mtpd.utils.paths import ROOT
 
 R50 = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
 MASKS = 'mmdet::mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py'

@@ -14,11 +14,11 @@ from fake_run import CLASSES, make_run
 from PIL import Image
 
 from mtpd import plots
-from mtpd.logs import loss_rows
+from mtpd.analysis.logs import loss_rows
+from mtpd.analysis.runs import load_run
 from mtpd.plots import figure
 from mtpd.plots.curves import moving_mean
 from mtpd.plots.figure import apart
-from mtpd.runs import load_run
 
 IMAGE = np.zeros((48, 64, 3), np.uint8)
 MASK = np.zeros((1, 48, 64), bool)

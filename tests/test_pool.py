@@ -7,17 +7,17 @@ from click.testing import CliRunner
 from tiny_sweep import MINI, SMALL, command, run
 
 from mtpd import load_recipe
-from mtpd.cli import main
+from mtpd.analysis.setups import refuse_other
+from mtpd.cli.main import main
 from mtpd.errors import MtpdError
-from mtpd.files import read_json, sha256, write_json
-from mtpd.order import calibration, choose, settled
-from mtpd.setups import refuse_other
+from mtpd.pipeline.order import calibration, choose, settled
 from mtpd.sweep.asked import parse_orders
 from mtpd.sweep.folder import load_sweep
 from mtpd.sweep.opening import open_sweep
 from mtpd.sweep.plan import CONTROL
 from mtpd.sweep.results import collect
 from mtpd.sweep.run import LENGTHS, suggest
+from mtpd.utils.files import read_json, sha256, write_json
 
 THIRD = {
     'teachers.r18.config': '../_base_/models/pocket_retinanet.py',

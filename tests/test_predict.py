@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from mtpd import compat  # noqa: F401  (before mmcv)
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import cv2
@@ -16,12 +16,13 @@ from mmcv import ConfigDict
 from mmdet.apis import inference_detector
 from mmdet.models import build_detector
 
-from mtpd import checkpoints, predict
-from mtpd.cli import main
+from mtpd import predict
+from mtpd.cli.main import main
+from mtpd.config.recipe import load_recipe
 from mtpd.errors import MtpdError
-from mtpd.paths import ROOT
-from mtpd.plain import as_mmdet
-from mtpd.recipe import load_recipe
+from mtpd.pipeline.plain import as_mmdet
+from mtpd.runtime import checkpoints
+from mtpd.utils.paths import ROOT
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 MASKS = 'configs/mini/mask_rcnn_r50__swint_swins.py'

@@ -1,6 +1,6 @@
 """What would stop a run after hours is said before it begins: everything in one message."""
 
-from mtpd import compat  # noqa: F401  (before mmcv)
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import json
@@ -14,13 +14,16 @@ from mmcv import ConfigDict
 from mmcv.parallel import collate
 from mmdet.models import build_detector
 
-from mtpd import disk, forecast, memory, preflight, speed, trainings, trial
-from mtpd.cli import main
-from mtpd.data.examples import batches, examples
+from mtpd.cli.main import main
+from mtpd.config import trainings
+from mtpd.config.recipe import load_recipe
+from mtpd.engine import memory, speed
 from mtpd.errors import MtpdError, RecipeError
-from mtpd.machine import GIB
-from mtpd.recipe import load_recipe
-from mtpd.train import train_stage
+from mtpd.pipeline.train import train_stage
+from mtpd.preflight import checks as preflight
+from mtpd.preflight import disk, forecast, trial
+from mtpd.preflight.examples import batches, examples
+from mtpd.utils.machine import GIB
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 POCKET = 'configs/_base_/models/pocket_retinanet.py'

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from mtpd import compat, progress  # noqa: F401  (before mmcv)
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
+from mtpd.utils import progress
 
 # isort: split
 from mmcv import ProgressBar

@@ -8,14 +8,14 @@ import pytest
 import yaml
 from mmcv import Config
 
+from mtpd.config.recipe import load_recipe
+from mtpd.config.schema import parse_overrides
+from mtpd.distill.losses import DISTILL_LOSSES, build_distill_loss
 from mtpd.errors import MtpdError, RecipeError
-from mtpd.files import sha256_in_name
-from mtpd.losses import DISTILL_LOSSES, build_distill_loss
-from mtpd.paths import ROOT
-from mtpd.plain import PlainConfig, load_config
-from mtpd.recipe import load_recipe
-from mtpd.schema import parse_overrides
-from mtpd.train import detector_checkpoint
+from mtpd.pipeline.plain import PlainConfig, load_config
+from mtpd.pipeline.train import detector_checkpoint
+from mtpd.utils.files import sha256_in_name
+from mtpd.utils.paths import ROOT
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 RECIPES = sorted(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mtpd import compat  # noqa: F401  (before mmcv)
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 
@@ -13,15 +13,15 @@ from fake_run import CLASSES, make_run, put
 from mmcv import ConfigDict
 from mmdet.models import build_detector
 
-from mtpd.conclusion import class_aps
+from mtpd.analysis.conclusion import class_aps
+from mtpd.analysis.released import beside_paper, detections_of, numbers_of, run_or_plan, verdict
+from mtpd.analysis.runs import load_run
+from mtpd.config.recipe import load_recipe
 from mtpd.errors import MtpdError, RecipeError
-from mtpd.files import read_json, sha256
-from mtpd.notebooks import execute
-from mtpd.paths import ROOT
-from mtpd.recipe import load_recipe
-from mtpd.released import beside_paper, detections_of, numbers_of, run_or_plan, verdict
-from mtpd.runs import load_run
-from mtpd.tables import table, text
+from mtpd.pipeline.notebooks import execute
+from mtpd.report.tables import table, text
+from mtpd.utils.files import read_json, sha256
+from mtpd.utils.paths import ROOT
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 MASKS = 'configs/paper/mask_rcnn_r50__swint_swins.py'

@@ -8,7 +8,7 @@ import sys
 import time
 from functools import partial
 
-from mtpd import compat  # noqa: F401  (before mmcv)
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 
@@ -21,14 +21,17 @@ from test_plain import META, TEXT
 from test_train import MINI, SMALL
 from tiny import retinanet
 
-from mtpd import checkpoints, load_recipe, plain
-from mtpd.data import pipelines, replay
+from mtpd import load_recipe
+from mtpd.data import replay
+from mtpd.engine import pipelines
+from mtpd.engine.loop import fit
 from mtpd.errors import MtpdError
-from mtpd.files import read_log
-from mtpd.loop import fit
-from mtpd.paths import ROOT
-from mtpd.resume import find
-from mtpd.train import _stage_model, prepare_detector, train_stage
+from mtpd.pipeline import plain
+from mtpd.pipeline.train import _stage_model, prepare_detector, train_stage
+from mtpd.runtime import checkpoints
+from mtpd.runtime.resume import find
+from mtpd.utils.files import read_log
+from mtpd.utils.paths import ROOT
 
 UPDATES = 6
 

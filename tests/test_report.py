@@ -11,7 +11,7 @@ import pytest
 from fake_run import ARMS, make_run, metrics, put, trained
 
 from mtpd.errors import MtpdError
-from mtpd.report import duration, make_report
+from mtpd.report.run import duration, make_report
 
 LOADS = {'src', 'srcset', 'poster', 'data', 'action', 'background'}
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from fake_run import metrics, put
 
-from mtpd import load_recipe, rows, train
+from mtpd import load_recipe
+from mtpd.pipeline import train
+from mtpd.report import rows
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from fake_run import ARMS, make_run, put
 
-from mtpd.conclusion import arm_kinds, conclusion
+from mtpd.analysis.conclusion import arm_kinds, conclusion
+from mtpd.analysis.logs import split_loss
+from mtpd.analysis.runs import load_run
 from mtpd.errors import MtpdError
-from mtpd.files import read_json, read_log, write_json
-from mtpd.logs import split_loss
-from mtpd.runs import load_run
+from mtpd.utils.files import read_json, read_log, write_json
 
 
 @pytest.fixture(scope='module')
@@ -122,7 +122,7 @@ def test_what_is_no_run_is_refused_with_the_fix(tmp_path, monkeypatch):
         load_run(tmp_path / 'mini')
     with pytest.raises(MtpdError, match=r'has no run\.json\. Run'):  # any folder may be large
         load_run(tmp_path)
-    monkeypatch.setattr('mtpd.runs.ROOT', tmp_path.parent)
+    monkeypatch.setattr('mtpd.analysis.runs.ROOT', tmp_path.parent)
     (tmp_path.parent / 'runs').symlink_to(tmp_path)
     with pytest.raises(MtpdError, match=r'Did you mean .*mini/0'):
         load_run(tmp_path.parent / 'runs')

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from mtpd import compat  # noqa: F401  (before mmcv)
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import pytest
 from tiny import SMALL
 
-from mtpd import load_recipe, schedule
-from mtpd.files import read_log
-from mtpd.paths import ROOT
-from mtpd.train import train_detector_run
+from mtpd import load_recipe
+from mtpd.pipeline.train import train_detector_run
+from mtpd.preflight import schedule
+from mtpd.utils.files import read_log
+from mtpd.utils.paths import ROOT
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
-from mtpd import load_recipe, score
-from mtpd.data import pipelines
+from mtpd import load_recipe
+from mtpd.engine import pipelines, score
 from mtpd.errors import MtpdError
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
@@ -123,7 +123,7 @@ def test_without_the_faster_library_auto_is_pycocotools_and_asking_for_it_says_s
 
 
 def test_recipes_on_coco_count_as_published_numbers_are_counted():
-    from mtpd.paths import ROOT
+    from mtpd.utils.paths import ROOT
 
     for path in (ROOT / 'configs/paper').glob('*.py'):
         assert load_recipe(path).cfg.evaluation.library == 'pycocotools'

@@ -6,8 +6,8 @@ import json
 import jupytext
 import pytest
 
-from mtpd.parameters import parameters_of
-from mtpd.paths import ROOT
+from mtpd.pipeline.parameters import parameters_of
+from mtpd.utils.paths import ROOT
 
 SOURCES = sorted((ROOT / 'notebooks').glob('*.py'))
 NAMES = [path.stem for path in SOURCES]

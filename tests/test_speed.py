@@ -9,15 +9,16 @@ import pytest
 import torch
 from tiny import SMALL, batch, retinanet
 
-from mtpd import precision, speed, trial
-from mtpd.data.examples import examples
-from mtpd.distiller import Distiller
+from mtpd.config.recipe import load_recipe
+from mtpd.config.schema import SWITCHES
+from mtpd.distill.distiller import Distiller
+from mtpd.distill.teacher import Teacher
+from mtpd.engine import precision, speed
+from mtpd.engine.loop import fit
 from mtpd.errors import RecipeError
-from mtpd.loop import fit
-from mtpd.paths import ROOT
-from mtpd.recipe import load_recipe
-from mtpd.schema import SWITCHES
-from mtpd.teacher import Teacher
+from mtpd.preflight import trial
+from mtpd.preflight.examples import examples
+from mtpd.utils.paths import ROOT
 
 # isort: split
 import numpy as np

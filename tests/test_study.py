@@ -7,12 +7,13 @@ import pytest
 from fake_run import put, trained
 from scipy.stats import spearmanr
 
-from mtpd import intervals, plots
+from mtpd import plots
+from mtpd.analysis.findings import conclude, difference, table_rows
+from mtpd.analysis.seeds import ap_curve, gather
+from mtpd.analysis.study import Order, Study
 from mtpd.errors import MtpdError
-from mtpd.findings import conclude, difference, table_rows
-from mtpd.intervals import Interval
-from mtpd.seeds import ap_curve, gather
-from mtpd.study import Order, Study
+from mtpd.utils import intervals
+from mtpd.utils.intervals import Interval
 
 T2 = 4.302652729911275  # Student's t, 97.5 %, 2 degrees of freedom, from a printed table
 

@@ -17,10 +17,9 @@ from click.testing import CliRunner
 from tiny_sweep import MINI, SMALL, command, run, wait_for
 
 from mtpd import load_recipe
-from mtpd.cli import main
+from mtpd.analysis.runs import load_run
+from mtpd.cli.main import main
 from mtpd.errors import MtpdError, RecipeError
-from mtpd.files import write_json
-from mtpd.runs import load_run
 from mtpd.sweep.asked import parse_methods, parse_orders, parse_seeds
 from mtpd.sweep.folder import load_sweep
 from mtpd.sweep.local import run_local
@@ -28,6 +27,7 @@ from mtpd.sweep.opening import open_sweep
 from mtpd.sweep.plan import CONTROL, plan, prefixes
 from mtpd.sweep.resources import Resources
 from mtpd.sweep.results import collect, table, text
+from mtpd.utils.files import write_json
 
 A, B = 'r101', 'rx101'
 

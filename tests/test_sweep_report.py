@@ -8,7 +8,7 @@ from fake_run import MINI, put
 from test_report import Page
 
 from mtpd import load_recipe
-from mtpd.cli import main
+from mtpd.cli.main import main
 from mtpd.sweep.opening import open_sweep
 from mtpd.sweep.plan import CONTROL
 from mtpd.sweep.results import collect

@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 import pytest
 from nbconvert.filters import markdown2html
 
-from mtpd.paths import ROOT
-from mtpd.tables import say, table
+from mtpd.report.tables import say, table
+from mtpd.utils.paths import ROOT
 
 EVIL = [
     '<script>alert(1)</script>',

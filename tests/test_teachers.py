@@ -5,9 +5,9 @@ import json
 import pytest
 
 from mtpd import load_recipe
-from mtpd.evaluate import evaluate
-from mtpd.files import sha256
-from mtpd.paths import ROOT
+from mtpd.engine.evaluate import evaluate
+from mtpd.utils.files import sha256
+from mtpd.utils.paths import ROOT
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 TEACHERS = sorted(path.parent.name for path in (ROOT / 'configs/mini/teachers').glob('*/model.pth'))

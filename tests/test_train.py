@@ -6,16 +6,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mtpd import checkpoints, load_recipe
+from mtpd import load_recipe
+from mtpd.analysis.logs import split_loss
+from mtpd.config.trainings import distill_cfg
+from mtpd.engine.evaluate import evaluate
+from mtpd.engine.loop import mmdet_cfg
+from mtpd.engine.score import NUMBERS
+from mtpd.engine.size import describe
 from mtpd.errors import MtpdError, RecipeError
-from mtpd.evaluate import evaluate
-from mtpd.files import sha256
-from mtpd.logs import split_loss
-from mtpd.loop import mmdet_cfg
-from mtpd.score import NUMBERS
-from mtpd.size import describe
-from mtpd.train import prepare_detector, train_detector_run, train_stage
-from mtpd.trainings import distill_cfg
+from mtpd.pipeline.train import prepare_detector, train_detector_run, train_stage
+from mtpd.runtime import checkpoints
+from mtpd.utils.files import sha256
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 SMALL = {

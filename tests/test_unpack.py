@@ -4,8 +4,8 @@ import zipfile
 
 import pytest
 
-from mtpd.data.unpack import unpack
 from mtpd.errors import MtpdError
+from mtpd.utils.unpack import unpack
 
 
 def archive(path, members: dict[str, bytes]):

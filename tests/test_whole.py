@@ -1,6 +1,6 @@
 """Image files that are not whole: found by their bytes, whatever OpenCV makes of them."""
 
-from mtpd import compat  # noqa: F401  (before mmcv)
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import io

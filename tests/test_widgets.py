@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from mtpd import compat  # noqa: F401  (before mmcv)
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import ipywidgets
@@ -17,16 +17,17 @@ from mmdet.models import build_detector
 from nbclient import NotebookClient
 from pycocotools.mask import encode
 
-from mtpd import checkpoints, feature_views, looks
-from mtpd.data import view
-from mtpd.recipe import load_recipe
-from mtpd.runs import Run
-from mtpd.widgets import _control
+from mtpd.analysis import feature_views, view
+from mtpd.analysis.runs import Run
+from mtpd.config.recipe import load_recipe
+from mtpd.report import looks
+from mtpd.report.widgets import _control
+from mtpd.runtime import checkpoints
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 TOUCHED = """
 from mtpd.plots.figure import empty
-from mtpd.widgets import touch
+from mtpd.report.widgets import touch
 
 def draw(number, word):
     return empty(f'{number} {word}')

@@ -4,7 +4,7 @@ import os
 import signal
 from threading import Timer
 
-from mtpd import compat  # noqa: F401  (before mmcv)
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 
@@ -14,12 +14,14 @@ from mmdet.apis import single_gpu_test
 from test_train import MINI, SMALL
 from torch.utils.data import DataLoader, Dataset
 
-from mtpd import checkpoints, evaluate, features, gpu_ops, knobs, load_recipe
-from mtpd.data import pipelines, workers
+from mtpd import load_recipe
+from mtpd.data import workers
+from mtpd.engine import evaluate, features, knobs, pipelines
+from mtpd.engine.loop import mmdet_cfg
 from mtpd.errors import MtpdError
-from mtpd.files import read_log
-from mtpd.loop import mmdet_cfg
-from mtpd.train import prepare_detector, train_detector_run
+from mtpd.pipeline.train import prepare_detector, train_detector_run
+from mtpd.runtime import checkpoints, gpu_ops
+from mtpd.utils.files import read_log
 
 
 class Numbers(Dataset):

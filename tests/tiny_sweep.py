@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tiny
 
-from mtpd.paths import ROOT
+from mtpd.utils.paths import ROOT
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 SMALL = tiny.SMALL | {'teachers.r101.updates': 1, 'teachers.rx101.updates': 1}

@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests'), str(ROOT / 'benchmarks')]
 
-from mtpd import compat  # noqa: F401  (before mmcv)
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import numpy as np
@@ -161,7 +161,7 @@ def focal_loss(device: str) -> dict:
 
 @check
 def operators_in_bfloat16(device: str) -> dict:
-    """What each says to bfloat16: why `mtpd.precision` keeps them in float32."""
+    """What each says to bfloat16: why `mtpd.engine.precision` keeps them in float32."""
     from mmcv.ops import deform_conv2d, nms, roi_align, sigmoid_focal_loss
 
     def half(*shape):
@@ -205,8 +205,9 @@ def losses(device: str) -> dict:
     """Of the five twins on the same weights and images: CPU in fp32; here plain, with the teacher's stream, by default."""
     from test_speed import gradients, large_batch
 
-    from mtpd import speed, trial
-    from mtpd.recipe import load_recipe
+    from mtpd.config.recipe import load_recipe
+    from mtpd.engine import speed
+    from mtpd.preflight import trial
 
     found = {}
     kinds = {'cpu': speed.Speed(), 'plain': speed.Speed()}
@@ -244,8 +245,9 @@ def the_teachers_stream(device: str) -> dict:
     """Distillation losses of ten batches with and without it, on images large enough to race; 0 apart is expected."""
     from test_speed import large_batch
 
-    from mtpd import speed, trial
-    from mtpd.recipe import load_recipe
+    from mtpd.config.recipe import load_recipe
+    from mtpd.engine import speed
+    from mtpd.preflight import trial
 
     recipe = load_recipe(MINI, {'distill.settings.mgd.mask_ratio': 0.0})
     side, count = (1024, 16) if device == 'cuda' else (128, 2)
@@ -298,7 +300,7 @@ def fused_optimizers(device: str) -> dict:
 def small(folder: str, device: str, **more) -> object:
     from tiny import SMALL
 
-    from mtpd.recipe import load_recipe
+    from mtpd.config.recipe import load_recipe
 
     scenes = {
         'data.scenes.train': 8,
@@ -315,8 +317,8 @@ def resuming(device: str) -> dict:
     from mmcv import ConfigDict
     from mmdet.models import build_detector
 
-    from mtpd.files import read_json
-    from mtpd.loop import fit
+    from mtpd.engine.loop import fit
+    from mtpd.utils.files import read_json
 
     with tempfile.TemporaryDirectory() as folder:
         recipe, out = small(folder, device), Path(folder, 'run')
@@ -333,8 +335,9 @@ import os, tempfile
 from pathlib import Path
 import check, torch, torch.distributed as dist
 from mmcv.parallel import MMDistributedDataParallel, collate
-from mtpd import loop, speed, trial
-from mtpd.data.examples import examples
+from mtpd.engine import loop, speed
+from mtpd.preflight import trial
+from mtpd.preflight.examples import examples
 device = sys.argv[2]
 dist.init_process_group('nccl' if device == 'cuda' else 'gloo', init_method='file://' + sys.argv[1], rank=0, world_size=1)
 with tempfile.TemporaryDirectory() as folder:
@@ -372,8 +375,8 @@ def distributed(device: str) -> dict:
 @check
 def evaluation(device: str) -> dict:
     """AP of the demo's teacher 2 on 60 scenes, here and, in a process that sees no GPU, on the CPU."""
-    from mtpd.evaluate import evaluate
-    from mtpd.recipe import load_recipe
+    from mtpd.config.recipe import load_recipe
+    from mtpd.engine.evaluate import evaluate
 
     with tempfile.TemporaryDirectory() as folder:
         scenes = {
@@ -417,7 +420,7 @@ def the_cpu_beside_a_gpu(device: str) -> dict:
     """Whether runtime.device=cpu keeps to the CPU where there is a GPU."""
     from mmdet.utils import build_dp
 
-    from mtpd import loop
+    from mtpd.engine import loop
 
     found = {}
     for name, work in (

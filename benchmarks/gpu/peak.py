@@ -24,10 +24,10 @@ import torch
 from run import PAPER
 from torch.profiler import ProfilerActivity, profile
 
-from mtpd import loop, memory
-from mtpd.environment import describe
-from mtpd.files import write_json
-from mtpd.recipe import Recipe, load_recipe
+from mtpd.config.recipe import Recipe, load_recipe
+from mtpd.engine import loop, memory
+from mtpd.utils.environment import describe
+from mtpd.utils.files import write_json
 
 KINDS = ('original', 'off', 'default')
 PROFILED = 2  # updates

@@ -26,11 +26,12 @@ from run import DIGITS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtpd import precision, speed, trial
-from mtpd.environment import describe
-from mtpd.files import write_json
-from mtpd.recipe import Recipe, load_recipe
-from mtpd.teacher import Teacher
+from mtpd.config.recipe import Recipe, load_recipe
+from mtpd.distill.teacher import Teacher
+from mtpd.engine import precision, speed
+from mtpd.preflight import trial
+from mtpd.utils.environment import describe
+from mtpd.utils.files import write_json
 
 
 class Timer:

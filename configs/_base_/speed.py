@@ -1,4 +1,4 @@
-# Switches of how fast a training runs, at equal results; what each does: mtpd/speed.py.
+# Switches of how fast a training runs, at equal results; what each does: mtpd/engine/speed.py.
 speed = dict(
     precision='auto',  # of training: bf16 where the device has it, else fp32; tf32: as torch has it on a GPU
     channels_last='auto',

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from typing import Any
 
-from ..progress import bar
+from ..utils.progress import bar
 from . import run_lengths
 from .values import are_finite, is_id, is_number, is_text, short
 

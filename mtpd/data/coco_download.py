@@ -9,10 +9,10 @@ from pathlib import Path
 from filelock import FileLock
 
 from ..errors import MtpdError
-from ..files import room
+from ..utils.download import fetch
+from ..utils.files import room
+from ..utils.unpack import unpack
 from . import coco
-from .download import fetch
-from .unpack import unpack
 
 # The bucket of images.cocodataset.org, which itself has no certificate of its own.
 SERVER = 'https://s3.amazonaws.com/images.cocodataset.org'

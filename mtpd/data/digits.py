@@ -15,9 +15,9 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from ..errors import MtpdError
-from ..files import write_json
-from ..parent import end_with_parent
-from ..progress import bar
+from ..utils.files import write_json
+from ..utils.parent import end_with_parent
+from ..utils.progress import bar
 from .scenes import SPLITS, scene
 
 VERSION = 1  # raise it when the pixels of a seed change: it is part of the folder's name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .. import compat  # noqa: F401  (before mmcv)
+from ..runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import copy
@@ -14,7 +14,7 @@ from typing import Any
 from mmcv.runner import get_dist_info
 from torch.utils.data import DataLoader, Dataset
 
-from .. import distributed
+from ..runtime import distributed
 from .whole import CorruptImage, path_of
 from .workers import begin_worker
 

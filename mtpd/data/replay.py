@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .. import compat  # noqa: F401  (before mmcv)
+from ..runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import contextlib

@@ -12,8 +12,8 @@ from typing import TypeVar
 import cv2
 
 from ..errors import MtpdError
-from ..machine import cores
-from ..parent import end_with_parent
+from ..utils.machine import cores
+from ..utils.parent import end_with_parent
 
 T = TypeVar('T')
 _DEAD = re.compile(

@@ -4,7 +4,7 @@ Every function gives a `Figure`, an ordinary matplotlib figure that says in `fig
 As the last line of a notebook cell, or through `display(fig)`, it is an image with that alt text.
 """
 
-from ..numerals import gain, signed
+from ..utils.numerals import gain, signed
 from .curves import ap_over_stages, level_shares, loss_curves
 from .dataset import class_counts, size_histogram
 from .errors import error_types

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from ..logs import DISTILLATION
-from ..numerals import gain
+from ..analysis.logs import DISTILLATION
+from ..utils.numerals import gain
 from .figure import (
     COLOURS,
     FAINT,

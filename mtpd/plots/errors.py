@@ -13,7 +13,7 @@ def error_types(counts: Mapping[str, Mapping[str, int]], objects: int) -> Figure
     """Bars by kind of error, one for each detector side by side, with their numbers.
 
     Args:
-        counts: {detector: {kind: how many}}, as `mtpd.error_types` counts them; the first is the one before.
+        counts: {detector: {kind: how many}}, as `mtpd.analysis.error_types` counts them; the first is the one before.
         objects: how many there are to find, and detections that are counted.
     """
     if not counts:

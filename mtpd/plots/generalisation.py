@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from .. import intervals
-from ..gap import rise, values
+from ..analysis.gap import rise, values
+from ..utils import intervals
 from .figure import INK, TEXT, Figure, dress, empty, narrow, new, style
 
 

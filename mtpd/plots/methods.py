@@ -25,7 +25,7 @@ def direct_against_progressive(paper: Mapping, ours: Mapping, dataset: str = 'th
     The axes of a row span equally many AP points, so equal steps are equally high; cut axes say so.
 
     Args:
-        paper: `mtpd.paper.chart(student)`: {'box' or 'mask': {method: {'direct' or 'progressive': AP}}}, in points.
+        paper: `mtpd.analysis.paper.chart(student)`: {'box' or 'mask': {method: {'direct' or 'progressive': AP}}}, in points.
         ours: `Comparison.bars`: the same with {'mean', 'sd', 'n'} in place of the AP.
         dataset: what ours was measured on.
     """

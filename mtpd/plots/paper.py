@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..numerals import gain
+from ..utils.numerals import gain
 from .figure import COLOURS, FAINT, HATCHES, INK, TEXT, Figure, dress, empty, new
 
 

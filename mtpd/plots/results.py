@@ -4,20 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..numerals import gain, signed
-from .figure import (
-    COLOURS,
-    FAINT,
-    INK,
-    TEXT,
-    Figure,
-    apart,
-    dress,
-    empty,
-    narrow,
-    new,
-    style,
-)
+from ..utils.numerals import gain, signed
+from .figure import COLOURS, FAINT, INK, TEXT, Figure, apart, dress, empty, narrow, new, style
 
 
 def ap_by_arm(rows: list[dict]) -> Figure:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from ..intervals import Interval
-from ..numerals import signed
+from ..utils.intervals import Interval
+from ..utils.numerals import signed
 from .figure import COLOURS, FAINT, INK, MARKERS, TEXT, Figure, dress, empty, new
 
 CHOSEN, OTHER, CONTROL = COLOURS[2], COLOURS[1], COLOURS[0]

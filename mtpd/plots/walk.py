@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..numerals import signed
+from ..utils.numerals import signed
 from .curves import SHADES
 from .figure import COLOURS, INK, MARKERS, TEXT, Figure, dress, empty, narrow, new
 

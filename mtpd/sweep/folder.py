@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import MtpdError
-from ..files import read_json
-from ..paths import shown
+from ..utils.files import read_json
+from ..utils.paths import shown
 from .plan import Job, arm_name
 
 if TYPE_CHECKING:
-    from ..recipe import Recipe
+    from ..config.recipe import Recipe
 
 DEADLINE = 120  # seconds without a sign of life after which a job counts as dead
 
@@ -86,8 +86,8 @@ class Sweep:
         Raises:
             MtpdError: the recipe's file has changed since the sweep began.
         """
-        from ..recipe import load_recipe
-        from ..rundir import meant
+        from ..config.recipe import load_recipe
+        from ..pipeline.rundir import meant
 
         recipe = load_recipe(self.info['recipe'], self.info['overrides'])
         if meant(recipe.text) != meant(self.info['text']):
@@ -105,7 +105,7 @@ def load_sweep(path: str | Path) -> Sweep:
 
 
 def run_recipe(recipe: Recipe, info: dict, run: str) -> Recipe:
-    from ..recipe import load_recipe
+    from ..config.recipe import load_recipe
 
     method, seed = run.split('/')
     if method == 'shared':

@@ -12,8 +12,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..errors import MtpdError
-from ..files import write_json
-from ..rundir import now
+from ..pipeline.rundir import now
+from ..utils.files import write_json
 from .folder import Sweep, load_sweep
 from .plan import Job
 
@@ -63,7 +63,7 @@ def work(sweep: Sweep, job: Job, diary: Diary) -> None:
     missing = [name for name in job.needs if not sweep.made(sweep.jobs[name])]
     if missing:
         raise MtpdError(f'{", ".join(missing)} has to be done before {job.id}.')
-    from ..train import prepare_detector, train_stage
+    from ..pipeline.train import prepare_detector, train_stage
 
     recipe, run_dir = sweep.recipe(job), sweep.path / job.run
     if job.detector:

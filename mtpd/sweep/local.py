@@ -9,8 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from ..files import write_json
-from ..machine import cores, gpus
+from ..utils.files import write_json
+from ..utils.machine import cores, gpus
 from .folder import DEADLINE, Sweep
 from .job import SweepJob
 from .plan import Job

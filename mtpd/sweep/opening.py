@@ -6,15 +6,15 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..environment import write as write_environment
 from ..errors import MtpdError
-from ..files import read_json, write_json, write_text
+from ..utils.environment import write as write_environment
+from ..utils.files import read_json, write_json, write_text
 from .folder import Sweep, load_sweep, run_recipe
 from .plan import Job, Order, arm_name, plan, shared_run
 
 if TYPE_CHECKING:
-    from ..recipe import Recipe
-    from ..trainings import Training
+    from ..config.recipe import Recipe
+    from ..config.trainings import Training
 
 
 def open_sweep(
@@ -37,7 +37,7 @@ def open_sweep(
             or of other settings; names that clash.
         RecipeError: an order's length does not divide the updates.
     """
-    from .. import disk
+    from ..preflight import disk
 
     info = check(recipe, path) or {}
     orders = list(dict.fromkeys([*map(tuple, info.get('orders', [])), *orders]))
@@ -82,7 +82,7 @@ def open_sweep(
 
 def _trainings(job: Job, path: Path) -> list[Training]:
     """What a job trains."""
-    from ..trainings import Training
+    from ..config.trainings import Training
 
     if job.detector:
         folder = path / job.folders[0]
@@ -95,7 +95,7 @@ def _trainings(job: Job, path: Path) -> list[Training]:
 
 def check(recipe: Recipe, path: Path) -> dict | None:
     """sweep.json, None where there is none. Raises MtpdError where it is of another recipe."""
-    from ..rundir import meant
+    from ..pipeline.rundir import meant
 
     info = read_json(path / 'sweep.json')
     if info is not None and meant(info['text']) != meant(recipe.text):
@@ -107,7 +107,7 @@ def check(recipe: Recipe, path: Path) -> dict | None:
 
 
 def _open_run(sweep: Sweep, run: str, recipe: Recipe) -> None:
-    from ..rundir import about
+    from ..pipeline.rundir import about
 
     folder = sweep.path / run
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..recipe import Recipe
+    from ..config.recipe import Recipe
 
 Order = tuple[str | None, ...]  # teachers in sequence
 CONTROL: Order = (None,)

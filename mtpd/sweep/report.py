@@ -7,17 +7,17 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from .. import plots
-from ..files import read_json, write_text
-from ..findings import conclude, table_rows
-from ..pages import fill, gallery
-from ..report import study_figures
-from ..runs import load_run
+from ..analysis.findings import conclude, table_rows
+from ..analysis.runs import load_run
+from ..report.pages import fill, gallery
+from ..report.run import study_figures
+from ..utils.files import read_json, write_text
 from .folder import Sweep, load_sweep
 from .plan import shared_run
 from .results import collect, studies, table
 
 if TYPE_CHECKING:
-    from ..study import Study
+    from ..analysis.study import Study
 
 
 def make_sweep_report(path: str | Path) -> Path:

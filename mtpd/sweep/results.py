@@ -8,15 +8,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import read_json, read_log, write_json, write_text
-from ..paths import shown
-from ..runs import load_run, points
+from ..analysis.runs import load_run, points
+from ..utils.files import read_json, read_log, write_json, write_text
+from ..utils.paths import shown
 from .folder import DEADLINE, Sweep, load_sweep
 from .plan import Job, shared_run
 from .slurm import slurm_queue
 
 if TYPE_CHECKING:
-    from ..study import Study
+    from ..analysis.study import Study
 
 COLUMNS = ('order', 'method', 'seed', 'stage', 'stages', 'teacher', 'updates')
 
@@ -140,7 +140,7 @@ def collect(path: str | Path) -> dict:
 
 def studies(sweep: Sweep) -> dict[str, Study]:
     """AP by sequence over the seeds, by method."""
-    from ..seeds import gather
+    from ..analysis.seeds import gather
 
     seed = sweep.info['seeds'][0] if sweep.info['seeds'] else None
     return {

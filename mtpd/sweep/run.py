@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import RecipeError
-from ..files import plain
-from ..paths import ROOT
+from ..utils.files import plain
+from ..utils.paths import ROOT
 from .asked import parse_methods, parse_orders, parse_seeds
 from .folder import DEADLINE, Sweep
 from .local import run_local
@@ -19,7 +19,7 @@ from .resources import Resources
 from .slurm import slurm_queue, submit_slurm
 
 if TYPE_CHECKING:
-    from ..recipe import Recipe
+    from ..config.recipe import Recipe
 
 LENGTHS = (2, 3)  # of the sequences that `auto` looks for
 
@@ -50,10 +50,10 @@ def run_sweep(
         RecipeError: the recipe, its data or its checkpoints are not in order.
         MtpdError: an unknown name, an executor that cannot be used, or a folder of another sweep.
     """
-    from ..order import adaptation_costs, check_pool
-    from ..pipeline import refuse_a_world
-    from ..preflight import check as check_recipe
-    from ..recipe import load_recipe
+    from ..config.recipe import load_recipe
+    from ..pipeline.order import adaptation_costs, check_pool
+    from ..pipeline.run import refuse_a_world
+    from ..preflight.checks import check as check_recipe
 
     resources = resources or Resources()
     resources.check()
@@ -104,8 +104,8 @@ def suggest(
     Returns:
         ``{'orders': sequences, each once, 'reasons': {'<search>, <length>': sentences}}``.
     """
-    from ..order import calibration, choose
-    from ..recipe import load_recipe
+    from ..config.recipe import load_recipe
+    from ..pipeline.order import calibration, choose
 
     echo(calibration(costs))
     orders: list[Order] = []

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import MtpdError
-from ..files import read_json, write_json
-from ..rundir import now
+from ..pipeline.rundir import now
+from ..utils.files import read_json, write_json
 from .folder import Sweep
 from .job import SweepJob
 from .plan import Job

@@ -5,7 +5,7 @@ A row: its name, how the input is made (it gets a `Place` and returns the comman
 
 from __future__ import annotations
 
-from mtpd import compat  # noqa: F401  (before mmcv)
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import json
@@ -20,8 +20,9 @@ import tiny
 from click.testing import CliRunner
 
 from mtpd import load_recipe
-from mtpd.cli import main
-from mtpd.data import coco, pipelines
+from mtpd.cli.main import main
+from mtpd.data import coco
+from mtpd.engine import pipelines
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 SMALL = tiny.SMALL | {'runtime.threads': 1}

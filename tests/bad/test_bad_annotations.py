@@ -1,6 +1,6 @@
 """Annotation files that are refused, and what COCO itself contains, which passes."""
 
-from mtpd import compat  # noqa: F401  (before mmcv)
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import json

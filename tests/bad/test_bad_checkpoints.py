@@ -1,6 +1,6 @@
 """Checkpoints that are refused before anything is trained, and those that pass."""
 
-from mtpd import compat  # noqa: F401  (before mmcv)
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 from collections.abc import Callable
@@ -11,7 +11,8 @@ from mmcv import ConfigDict
 from mmdet.models import build_detector
 from place import MINI, SMALL, Place, refuse
 
-from mtpd import compare, load_recipe
+from mtpd import load_recipe
+from mtpd.preflight import compare
 
 CAFFE = 'mmdet::retinanet/retinanet_r50_caffe_fpn_1x_coco.py'
 CAFFE_IMAGES = 'image.mean=[103.53,116.28,123.675] image.std=[1,1,1] image.to_rgb=False'

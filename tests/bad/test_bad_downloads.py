@@ -1,6 +1,6 @@
 """Downloads that break, and a file of an earlier stage that is damaged: what there is stays."""
 
-from mtpd import compat  # noqa: F401  (before mmcv)
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import hashlib
@@ -10,8 +10,8 @@ import torch
 from place import MINI, call, refuse
 from test_bad_checkpoints import ARMS, CAFFE, fitting
 
-from mtpd.checkpoints import save_atomic
-from mtpd.data import download, transfer
+from mtpd.runtime.checkpoints import save_atomic
+from mtpd.utils import download, transfer
 
 
 def of_teacher(place, address: str, *words: str, **settings):

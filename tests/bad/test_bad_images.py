@@ -1,6 +1,6 @@
 """Images that are refused, and kinds of images that train."""
 
-from mtpd import compat  # noqa: F401  (before mmcv)
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import io

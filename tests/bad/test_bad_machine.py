@@ -1,6 +1,6 @@
 """What a machine lacks, and notebooks that do not run."""
 
-from mtpd import compat  # noqa: F401  (before mmcv)
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import os
@@ -16,10 +16,10 @@ import nbformat
 import pytest
 from place import MINI, call, refuse, setting, stage
 
-from mtpd import checkpoints, distributed
 from mtpd.errors import MtpdError
-from mtpd.notebooks import execute
-from mtpd.paths import ROOT
+from mtpd.pipeline.notebooks import execute
+from mtpd.runtime import checkpoints, distributed
+from mtpd.utils.paths import ROOT
 
 ROWS = {
     'read-only folder': (

@@ -1,12 +1,12 @@
 """Recipes that are refused."""
 
-from mtpd import compat  # noqa: F401  (before mmcv)
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import pytest
 from place import MINI, refuse, setting, stage
 
-from mtpd.paths import ROOT
+from mtpd.utils.paths import ROOT
 
 
 def recipe(content: str, **more: str):

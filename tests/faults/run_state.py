@@ -6,7 +6,7 @@ import json
 import signal
 from pathlib import Path
 
-from mtpd.holding import alive
+from mtpd.pipeline.holding import alive
 
 PLAIN = {'02_detectors': 'baseline'}
 FOLDERS = {

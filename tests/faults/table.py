@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from mtpd.files import write_json
-from mtpd.machine import cores
+from mtpd.utils.files import write_json
+from mtpd.utils.machine import cores
 
 WHAT = (
     'A tiny run on the CPU, hit at random moments and started again by the same command. A row is a hit: the moment in '

@@ -13,7 +13,7 @@ from pathlib import Path
 import family
 from run_state import at_work, folders
 
-from mtpd.paths import ROOT
+from mtpd.utils.paths import ROOT
 
 RECIPE = """
 _base_ = {base!r}

@@ -1,0 +1,198 @@
+"""Where distillation's gain comes from: how well a student fits its training images, how much of that carries over to
+others, and how flat the minimum is that it has found."""
+
+from __future__ import annotations
+
+from ..runtime import compat  # noqa: F401  (before mmcv)
+
+# isort: split
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from mmcv import ConfigDict
+from mmdet.datasets import build_dataloader
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from ..config.recipe import Recipe
+from ..data import coco, readable
+from ..engine import knobs, pipelines
+from ..engine.evaluate import Work, load_detector, measure
+from ..engine.loop import device_of, evaluation_batch, parallel
+from ..utils.files import read_own, sha256, write_json
+from ..utils.progress import bar
+from . import seeds
+from .runs import Run
+
+SIZES = (0.05, 0.1, 0.2)  # of perturbations, relative to each filter's norm
+KEPT = Path('analysis', 'generalisation.json')
+
+
+def of_run(
+    recipe: Recipe, run: Run, images: int = 200, probed: int = 64, directions: int = 4
+) -> list[dict]:
+    """The student's baseline and its arms on training and on validation images; what is kept is not measured again.
+
+    Args:
+        images: of either split, the first in file order.
+        probed: training images that the perturbed students are tried on.
+        directions: random perturbations of each size.
+
+    Returns:
+        A row each: ``name``, ``label``, ``train`` and ``val`` (``{'loss', 'AP'}``, AP in points or None), ``flat``
+        (``{'size', 'direction', 'loss'}`` each, size 0 being the student as it is). Also in the run's
+        analysis/generalisation.json, by `settings` and the checkpoint's SHA-256.
+    """
+    kept, rows = read_own(run.path / KEPT, {}), []
+    for name, label, checkpoint in bar('fit and flatness', list(_students(recipe, run))):
+        key = {'images': images, 'probed': probed, 'directions': directions, 'sizes': list(SIZES)}
+        key |= {'sha256': sha256(checkpoint), 'name': name, 'label': label}
+        found = kept.get(name, {})
+        if not key.items() <= found.items():
+            found = key | _row(recipe, checkpoint, images, probed, directions)
+            kept[name] = found
+            write_json(run.path / KEPT, kept)
+        rows.append(found)
+    return rows
+
+
+def over_seeds(recipe: Recipe, run: Run, folders: Sequence[str] = ()) -> dict[int, list[dict]]:
+    """`of_run` by seed: of `run`, and what is kept of those that differ in the seed only (`seeds.comparable`)."""
+    found = {run.info.get('seed'): of_run(recipe, run)}
+    for seed, other in seeds.comparable(run, folders)[0].items():
+        kept = read_own(other.path / KEPT, {})
+        names = [row['name'] for row in other.results() if row['role'] == 'arm']
+        rows = [kept[name] for name in ['baseline', *names] if name in kept]
+        if rows and all(row['sizes'] == list(SIZES) for row in rows):
+            found.setdefault(seed, rows)
+    return found
+
+
+def _students(recipe: Recipe, run: Run) -> Iterator[tuple[str, str, Path]]:
+    """Name, label and checkpoint of the baseline and of each arm that is done."""
+    baseline = recipe.fetch('student') or run.path / 'detectors' / 'student' / 'model.pth'
+    if baseline.is_file():
+        yield 'baseline', 'baseline', baseline
+    for row in run.results():
+        if row['role'] == 'arm' and row['AP'] is not None:
+            yield row['name'], row['label'], run.stage_dirs(row['name'])[-1] / 'student.pth'
+
+
+def _row(recipe: Recipe, checkpoint: Path, images: int, probed: int, directions: int) -> dict:
+    model = load_detector(recipe, checkpoint).to(device_of(recipe))
+    sides = {
+        split: {
+            'loss': loss(model, batches(recipe, split, images)),
+            'AP': _ap(recipe, model, checkpoint, split, images),
+        }
+        for split in ('train', 'val')
+    }
+    return sides | {'flat': flatness(model, batches(recipe, 'train', probed), directions)}
+
+
+def batches(recipe: Recipe, split: str, images: int):
+    """The first images of a split that have objects, with them, as mmdet's training loads them, but never flipped."""
+    masks = pipelines.with_masks(recipe, recipe.model('student'))
+    pipeline = pipelines.train_pipeline(ConfigDict(recipe.cfg.image, flip=0.0), masks)
+    cfg = pipelines.dataset(recipe, split) | dict(pipeline=pipeline, test_mode=False)
+    data = readable.Readable(pipelines.build(cfg), recipe.corrupt_limit)
+    return build_dataloader(
+        Subset(data, range(min(images, len(data)))),
+        recipe.cfg.evaluation.batch_size,
+        workers_per_gpu=0,
+        dist=False,
+        shuffle=False,
+    )
+
+
+def loss(model: nn.Module, loader) -> float:
+    """The detection loss, mean over images, of a detector in eval mode (its batch norms' running statistics).
+
+    What a detector draws at random, such as proposals, is drawn anew from the same seed.
+    """
+    total = count = 0.0
+    for batch in loader:
+        size = len(batch['img_metas'].data[0])
+        total, count = total + size * _loss(model, batch), count + size
+    return total / count
+
+
+@torch.no_grad()
+def _loss(model: nn.Module, batch: dict) -> float:
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == 'cuda' else []):
+        torch.manual_seed(0)
+        losses = parallel(model, device.type)(return_loss=True, **batch)
+    return float(model._parse_losses(losses)[0])
+
+
+def _ap(recipe: Recipe, model: nn.Module, checkpoint: Path, split: str, images: int):
+    """Box AP, in points, on the first images of a split; None where they have no objects."""
+    cfg = pipelines.dataset(recipe, split)
+    cfg |= dict(pipeline=pipelines.test_pipeline(recipe.cfg.image), test_mode=True)
+    table = coco.read(Path(cfg['ann_file']))
+    ids = {item['id'] for item in table['images'][:images]}
+    few = [item for item in table['annotations'] if item['image_id'] in ids]
+    with tempfile.TemporaryDirectory() as folder:
+        cfg['ann_file'] = f'{folder}/{split}.json'
+        small = {**table, 'images': table['images'][:images], 'annotations': few}
+        Path(cfg['ann_file']).write_text(json.dumps(small))
+        batch = evaluation_batch(recipe)
+        library = recipe.cfg.evaluation.get('library', 'auto')
+        named = knobs.of_recipe(recipe.cfg, 1)
+        work = Work(cfg, batch, device_of(recipe), 1, recipe.corrupt_limit, named, library)
+        found = measure(model, work, checkpoint, ('bbox',))['bbox_mAP']
+    return None if found is None else 100 * found
+
+
+def flatness(
+    model: nn.Module, loader, directions: int = 4, sizes: Sequence[float] = SIZES
+) -> list[dict]:
+    """The loss of `model`, and of it with random weights added: the flatter the minimum, the less it rises.
+
+    Every filter of a convolution (row of a matrix) gets a random one whose norm is `size` times its own, as in Li et
+    al., Visualizing the Loss Landscape of Neural Nets, NeurIPS 2018; a network and the same one with its weights
+    scaled are then as flat. Biases and normalisations stay.
+
+    Returns:
+        ``{'size', 'direction', 'loss'}`` each; size 0, direction 0 is the model as it is. It is left as it was.
+    """
+    tried = [(0.0, 0)] + [(size, k) for size in sizes for k in range(directions)]
+    total, count = dict.fromkeys(tried, 0.0), 0
+    for batch in loader:
+        images = len(batch['img_metas'].data[0])
+        count += images
+        for size, direction in tried:
+            with perturbed(model, size, direction):
+                total[size, direction] += images * _loss(model, batch)
+    return [
+        {'size': size, 'direction': direction, 'loss': total[size, direction] / count}
+        for size, direction in tried
+    ]
+
+
+@contextlib.contextmanager
+def perturbed(model: nn.Module, size: float, seed: int) -> Iterator[None]:
+    """`model` with filters moved by `size` times their norm, in directions that follow from `seed` and their shapes."""
+    weights = [weight for weight in model.parameters() if weight.dim() > 1]
+    before = [weight.detach().clone() for weight in weights]
+    random = torch.Generator().manual_seed(seed)
+    try:
+        with torch.no_grad():
+            for weight in weights if size else ():
+                step = torch.randn(weight.shape, generator=random).to(weight)
+                weight += size * step * (_norms(weight) / _norms(step).clamp(min=1e-12))
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, old in zip(weights, before, strict=True):
+                weight.copy_(old)
+
+
+def _norms(weight: Tensor) -> Tensor:
+    """Of each filter, in a shape that multiplies with the weights."""
+    return torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.dim())), keepdim=True)

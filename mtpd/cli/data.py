@@ -1,0 +1,59 @@
+"""`mtpd data ...`: make or fetch datasets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..errors import MtpdError
+
+SPLIT = click.Choice(['train', 'val'])
+
+
+@click.group()
+def data() -> None:
+    """Make or fetch datasets."""
+
+
+@data.command()
+@click.option('--root', default='data', show_default=True, type=click.Path(path_type=Path))
+@click.option('--train', default=2000, show_default=True, help='Training scenes.')
+@click.option('--val', default=200, show_default=True, help='Validation scenes.')
+@click.option('--size', default=128, show_default=True, help='Side of a scene in pixels.')
+@click.option('--seed', default=0, show_default=True)
+def digits(root: Path, train: int, val: int, size: int, seed: int) -> None:
+    """Make DigitScenes below ROOT, or check the ones that are there."""
+    from ..data import digits as scenes
+
+    folder = scenes.make(root, train, val, size, seed)
+    broken = scenes.verify(folder)
+    if broken:
+        raise MtpdError(
+            f'{folder}: files of {", ".join(broken)} have changed. Remove the folder and make it again.'
+        )
+    click.echo(f'{folder}: {train} + {val} scenes of {size} x {size} pixels, checksums right')
+
+
+@data.command()
+@click.option('--root', default='data/coco', show_default=True, type=click.Path(path_type=Path))
+@click.option(
+    '--split',
+    'splits',
+    multiple=True,
+    type=SPLIT,
+    help='One or both: --split train val. Default: both.',
+)
+@click.argument('more', nargs=-1, type=SPLIT, metavar='')  # `--split train val`
+@click.option('--server', envvar='MTPD_COCO_SERVER', help='A mirror with the same archives.')
+@click.option('--remove-zips', is_flag=True, help='Remove the archives once all is checked.')
+def coco(root: Path, splits, more, server: str | None, remove_zips: bool) -> None:
+    """Fetch COCO 2017 (20 GB, 40 GB with what it unpacks to) into ROOT, or check what is there.
+
+    Goes on where it was interrupted. Sizes and SHA-256 of the archives are compared with those that TensorFlow
+    Datasets recorded, as COCO publishes none. Terms of use: https://cocodataset.org/#termsofuse
+    """
+    from ..data.coco_download import SERVER, download
+
+    splits = (*splits, *more) or ('train', 'val')
+    download(root, splits, server or SERVER, remove_zips, click.echo)

@@ -1,0 +1,296 @@
+"""The command line: `mtpd ...`, a thin shell over the package. Heavy imports wait for a command."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from .. import __version__
+from . import data as datasets
+from . import sweep as sweeps
+from .options import (
+    Main,
+    Words,
+    as_json_option,
+    cfg_options,
+    config_options,
+    echo_json,
+    recipe_options,
+    refuse_for_plain,
+    sweep_options,
+    with_all_processes,
+    work_dir_option,
+)
+
+METRIC = click.Choice(['bbox', 'segm'])
+
+
+@click.group(cls=Main, context_settings={'help_option_names': ['-h', '--help']})
+@click.version_option(__version__)
+@click.option('-v', '--verbose', is_flag=True, help="Also mmdet's and mmcv's logs. Before COMMAND.")
+def main(verbose: bool) -> None:
+    """MTPD reproduction kit: distil a detector from a sequence of teachers."""
+    if verbose:
+        from ..utils.progress import VERBOSE
+
+        os.environ[VERBOSE] = '1'
+        logging.basicConfig(level='INFO', format='%(name)s: %(message)s')
+
+
+@main.command()
+@recipe_options
+@click.option('--smoke', is_flag=True, help='Next to no training: does everything work?')
+def run(recipe, work_dir: Path | None, smoke: bool) -> None:
+    """Run all steps of RECIPE, skipping what is done, and write the report."""
+    from ..pipeline.run import run_recipe
+    from ..report.run import make_report
+
+    run_recipe(recipe, work_dir, smoke, click.echo, sys.stdout, make_report)
+
+
+@main.command()
+@config_options
+@click.option('--detector', help='student (its baseline), or a teacher. Default: student.')
+@click.option('--arm', help='Train a stage of this arm instead.')
+@click.option('--stage', type=int, default=1, show_default=True, help='Which stage of the arm.')
+@as_json_option
+@with_all_processes
+def train(recipe, work_dir, detector: str | None, arm: str | None, stage: int, as_json) -> None:
+    """Train a plain detector of a recipe, or one stage of distillation with what comes before it.
+
+    CONFIG is a recipe, or an mmdet config (a file, or mmdet::retinanet/retinanet_r50_fpn_1x_coco.py), which is trained
+    as it says; --cfg-options are its keys then, and data.root=FOLDER for any COCO-format dataset.
+    """
+    from ..analysis.setups import refuse_other
+    from ..pipeline.holding import held
+    from ..pipeline.plain import folder
+    from ..pipeline.plain import train as train_plain
+    from ..pipeline.train import train_detector_run, train_stage
+
+    if arm and detector:
+        raise click.UsageError('--arm trains a stage and --detector a plain detector: give one.')
+    plain = refuse_for_plain(recipe, arm=arm, detector=detector)
+    run_dir = folder(recipe, work_dir) if plain else recipe.run_dir(work_dir)
+    apart = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+    with apart, held(run_dir, ['mtpd', *sys.argv[1:]]):
+        if not plain:
+            refuse_other(recipe, run_dir)
+        if plain:
+            made = train_plain(recipe, work_dir)
+        elif arm:
+            made = train_stage(recipe, stage, arm, work_dir)
+        else:
+            made = train_detector_run(recipe, detector or 'student', work_dir)
+    metrics = made['metrics']
+    if as_json:
+        echo_json({'checkpoint': made['checkpoint'], 'metrics': metrics})
+        return
+    masks = f'  mask AP {100 * metrics["segm_mAP"]:.1f}' if 'segm_mAP' in metrics else ''
+    click.echo(f'AP {100 * metrics["bbox_mAP"]:.1f}{masks}  {made["checkpoint"]}')
+
+
+@main.command()
+@recipe_options
+def order(recipe, work_dir: Path | None) -> None:
+    """How far RECIPE's detectors are from each other, and the sequence of teachers that suggests."""
+    from ..analysis.setups import refuse_other
+    from ..pipeline.order import adaptation_costs, calibration, choose, conclusion
+    from ..preflight.checks import check
+    from ..utils.files import write_text
+    from ..utils.paths import shown
+
+    run_dir = recipe.run_dir(work_dir)
+    refuse_other(recipe, run_dir)
+    check(recipe, recipe.detectors)  # before what is not trained yet is trained
+    labels = {name: spec.get('label', name) for name, spec in recipe.detectors.items()}
+    costs = adaptation_costs(recipe, work_dir)
+    write_text(run_dir / 'order' / 'recipe.py', recipe.text)
+    width = max(map(len, costs['detectors']))
+    click.echo('adaptation cost, row to column:')
+    click.echo(' ' * width + ''.join(f'  {name:>{max(width, 6)}}' for name in costs['detectors']))
+    for name, row in zip(costs['detectors'], costs['cost'], strict=True):
+        click.echo(f'{name:<{width}}' + ''.join(f'  {value:{max(width, 6)}.3f}' for value in row))
+    click.echo(calibration(costs))
+    found = choose(recipe, costs, work_dir)
+    click.echo('\n'.join([*found['reasons'], conclusion(found, labels)]))
+    folder = shown(run_dir / 'order')
+    click.echo(f'with intervals and levels: {folder}/costs.json, {folder}/sequence.json')
+
+
+@main.command()
+@config_options
+def show(recipe, work_dir: Path | None) -> None:
+    """Print a recipe or an mmdet config resolved, bases and overrides included, and train nothing.
+
+    It is Python: to load it runs its code. Read what strangers wrote before this, too.
+    """
+    from ..config.files import as_python
+
+    click.echo(f'# {recipe.source}, resolved')
+    click.echo(as_python(recipe.cfg._cfg_dict.to_dict(), wide=100), nl=False)
+
+
+main.command()(sweep_options(sweeps.sweep))
+main.add_command(sweeps.status)
+main.add_command(sweeps.collect)
+
+
+@main.command(name='eval', cls=Words)
+@config_options
+@click.option('--checkpoint', required=True, type=click.Path(path_type=Path))
+@click.option('--detector', help='Whose architecture it has. Default: student.')
+@click.option(
+    '--metrics', multiple=True, type=METRIC, help="--metrics bbox segm. Default: the config's."
+)
+@click.option('--out', type=click.Path(path_type=Path), help='Folder for metrics.json.')
+@with_all_processes
+def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out) -> None:
+    """COCO numbers of a checkpoint (any layout) on a recipe's validation or an mmdet config's test split, as JSON."""
+    import json
+
+    from ..engine.evaluate import evaluate
+    from ..pipeline.plain import test
+
+    if refuse_for_plain(recipe, detector=detector):
+        found = test(recipe, checkpoint, metrics or recipe.metrics, out)
+    else:
+        wanted = metrics or tuple(recipe.cfg.evaluation.metrics)
+        found = evaluate(recipe, checkpoint, wanted, detector or 'student', out)
+    click.echo(json.dumps(found, indent=2))
+
+
+@main.command()
+@click.argument('sources', metavar='IMAGE_OR_FOLDER...', nargs=-1, required=True, type=click.Path())
+@click.option('--checkpoint', required=True, type=click.Path(path_type=Path))
+@click.option('--config', help='Its recipe or mmdet config. Default: what the checkpoint says.')
+@click.option('--detector', default='student', help='Whose it is in a recipe.')
+@click.option('--out', default='predictions', show_default=True, type=click.Path(path_type=Path))
+@click.option('--threshold', default=0.3, show_default=True, help='The least score drawn.')
+@click.option('--device', default='auto', show_default=True)
+def predict(sources, checkpoint, config, detector, out, threshold, device) -> None:
+    """Draw what a checkpoint's detector finds in images: boxes and, if it has them, masks; and predictions.json."""
+    from .. import predict as finding
+
+    model = finding.detector(checkpoint, config, detector, device)
+    for row in finding.predict(model, sources, out, threshold):
+        counts: dict[str, int] = {}
+        for item in row['objects']:
+            counts[item['class']] = counts.get(item['class'], 0) + 1
+        what = ', '.join(f'{kind} ({count})' for kind, count in counts.items()) or 'nothing'
+        click.echo(f'{row["drawn"]}: {what}')
+
+
+@main.command()
+@as_json_option
+def recipes(as_json: bool) -> None:
+    """List the recipes: what each does, and the paper's AP on COCO."""
+    from ..config.listing import recipes as listed
+
+    if as_json:
+        echo_json(listed())
+        return
+    for row in listed():
+        paper = f'  (paper: {row["paper"]} AP)' if row['paper'] else ''
+        click.echo(f'{row["path"]:<58}  {row["title"]}{paper}')
+
+
+@main.command()
+@click.argument('source', type=click.Path(path_type=Path))
+@click.argument('target', type=click.Path(path_type=Path))
+@click.option('--half', is_flag=True, help='Store the weights in float16: half the size.')
+@click.option(
+    '--trust-checkpoint',
+    is_flag=True,
+    help='Also load Python objects, as old files hold them: RUNS ANY CODE in SOURCE.',
+)
+@click.option('--config', help='For ONNX: as of `mtpd predict`.')
+@click.option('--detector', default='student', help='For ONNX: whose it is in a recipe.')
+def export(
+    source: Path, target: Path, half: bool, trust_checkpoint: bool, config, detector
+) -> None:
+    """Write the student in SOURCE (any layout) as a plain mmdet checkpoint, or as ONNX.
+
+    TARGET is a folder, or a name, to which the start of the file's SHA-256 is added: student-7ee888e0.pth. A name that
+    ends in .onnx makes an ONNX file of a one-stage detector, which `mtpd.edge.EdgeDetector` runs without torch.
+    """
+    if target.suffix == '.onnx':
+        from ..engine.onnx_export import export as to_onnx
+        from ..predict import detector as ready
+
+        click.echo(to_onnx(ready(source, config, detector, 'cpu'), target))
+        return
+    from ..runtime.checkpoints import publish
+
+    click.echo(publish(source, target, half, trust_checkpoint))
+
+
+@main.command()
+@click.argument('folder', metavar='RUN_OR_SWEEP', type=click.Path(path_type=Path))
+def report(folder: Path) -> None:
+    """Write the HTML report of a run directory, or of a sweep."""
+    from ..report.run import make_report
+    from ..sweep.report import make_sweep_report
+
+    sweep = (folder / 'sweep.json').is_file()
+    click.echo(make_sweep_report(folder) if sweep else make_report(folder))
+
+
+@main.command()
+@click.argument('folders', metavar='RUN RUN...', nargs=-1, required=True, type=click.Path())
+@click.option('--out', default='runs/comparison.html', show_default=True, type=click.Path())
+def compare(folders: tuple[str, ...], out: str) -> None:
+    """Write one page about several run directories: AP side by side, settings that differ, curves overlaid."""
+    from ..report.beside import compare_runs
+
+    click.echo(compare_runs(folders, out))
+
+
+main.add_command(datasets.data)
+
+
+@main.command()
+@click.argument('recipe', required=False, type=click.Path())
+@cfg_options
+@work_dir_option()
+@as_json_option
+def doctor(recipe: str | None, cfg_options: dict, work_dir: Path | None, as_json: bool) -> None:
+    """Check this machine, and all that a run of RECIPE (default: the demo's) needs: all problems at once, with fixes.
+
+    A few updates are tried, which tells the memory and the time that the run will take. RECIPE is Python, and its code runs.
+    """
+    from ..pipeline.doctor import check as checks
+    from ..pipeline.doctor import report
+
+    if as_json:
+        found = checks(recipe, cfg_options, work_dir)
+        echo_json([check._asdict() for check in found])
+        sys.exit(any(check.state == 'fail' for check in found))
+    sys.exit(report(recipe, click.echo, cfg_options, work_dir))
+
+
+@main.command(name='install-ops')
+@click.option(
+    '--cuda-arch',
+    help="CUDA ops for GPUs that are not here: 9.0, or '8.0;9.0'; cpu: for none. Default: the GPU's own, if there is one.",
+)
+@click.option('--rebuild', is_flag=True, help='Compile again even where a built wheel is cached.')
+@click.option(
+    '--no-retry', is_flag=True, help='Keep CPU ops where CUDA ops could not be built before.'
+)
+def install_ops(cuda_arch: str | None, rebuild: bool, no_retry: bool) -> None:
+    """Build mmcv-full's compiled ops against the installed torch; cached outside the checkout.
+
+    With a GPU and a torch for CUDA they are CUDA ops for that GPU. Where there is no nvcc, pip's is fetched (150 MB).
+    """
+    from ..install.ops import install
+
+    install(cuda_arch, rebuild, not no_retry, echo=click.echo)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,139 @@
+"""`mtpd sweep`, `mtpd status` and `mtpd collect`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from .options import as_json_option, echo_json
+
+FOLDER = click.argument('folder', metavar='SWEEP', type=click.Path(path_type=Path))
+DEADLINE = click.option(
+    '--deadline',
+    default=120,
+    show_default=True,
+    help='Seconds without a sign of life after which a job counts as lost.',
+)
+
+
+@click.option(
+    '--orders',
+    default='all',
+    show_default=True,
+    help='all: each teacher and every ordered pair; auto: what adaptation costs suggest; or "a,b;b,a".',
+)
+@click.option('--methods', help="Such as mgd,cwd. Default: the recipe's.")
+@click.option('--seeds', default='0', show_default=True, help='Such as 0-4 or 0,2.')
+@click.option('--executor', default='local', show_default=True, help='local or slurm.')
+@click.option(
+    '--slots',
+    type=click.IntRange(1),
+    help='Jobs side by side. Default: one per GPU; with slurm, as many as it starts.',
+)
+@click.option('--cpus', type=click.IntRange(1), help='CPU cores of a job.')
+@click.option(
+    '--time',
+    'minutes',
+    type=click.IntRange(1),
+    help='Time limit of a job in minutes; slurm needs one.',
+)
+@click.option(
+    '--requeues',
+    default=3,
+    show_default=True,
+    help='How often a job out of time goes on by itself.',
+)
+@click.option(
+    '--signal-delay', type=int, help='Seconds before the limit to stop at. Default: 15 to 90.'
+)
+@click.option('--partition', help='Of SLURM, as the options below.')
+@click.option('--gpus-per-job', type=int)
+@click.option('--mem', type=float, help='GB.')
+@click.option('--account')
+@click.option('--qos')
+@click.option('--constraint')
+@DEADLINE
+def sweep(
+    recipe, work_dir, orders, methods, seeds, executor, slots, cpus, minutes, requeues, signal_delay,
+    partition, gpus_per_job, mem, account, qos, constraint, deadline,
+) -> None:  # fmt: skip
+    """Distil RECIPE's student in many orders of teachers, with several methods and seeds.
+
+    What is done is skipped; the same command runs again what has failed.
+    """
+    from ..sweep.resources import Resources
+    from ..sweep.results import ended, table, text
+    from ..sweep.run import run_sweep
+
+    slurm = {
+        'partition': partition,
+        'gpus_per_node': gpus_per_job,
+        'cpus_per_task': cpus,
+        'mem': mem and f'{round(mem * 1024)}M',
+        'account': account,
+        'qos': qos,
+        'constraint': constraint,
+    }
+    if cpus:  # from 22.05 on, srun does not take it over from sbatch
+        slurm['srun_args'] = [f'--cpus-per-task={cpus}']
+    slurm = {key: value for key, value in slurm.items() if value is not None}
+    resources = Resources(executor, slots, minutes, signal_delay, requeues, cpus, slurm)
+    found = run_sweep(recipe, orders, methods, seeds, work_dir, resources, click.echo, deadline)
+    rows = table(found, deadline)
+    click.echo(text(rows))
+    if not ended(rows):
+        click.echo(f'follow them: mtpd status {found.path} --watch')
+    elif any(row['state'] != 'done' for row in rows):
+        click.echo('not complete: the same command runs what is missing')
+        sys.exit(1)
+    else:
+        click.echo(f'complete: mtpd collect {found.path}')
+
+
+@click.command()
+@click.argument('folder', metavar='RUN_OR_SWEEP', type=click.Path(path_type=Path))
+@click.option('--watch', is_flag=True, help='Repeat until nothing is under way; of sweeps.')
+@click.option('--every', default=10.0, show_default=True, help='Seconds between looks.')
+@DEADLINE
+@as_json_option
+def status(folder: Path, watch: bool, every: float, deadline: float, as_json: bool) -> None:
+    """Where a run stands; or the jobs of a sweep: state, stage, updates, times, and why one failed."""
+    if not (folder / 'sweep.json').is_file():
+        from ..pipeline.standing import facts, text
+
+        found = facts(folder)
+        if as_json:
+            echo_json(found)
+        else:
+            click.echo(text(found))
+        return
+    from ..sweep.folder import load_sweep
+    from ..sweep.results import ended, table, text
+
+    while True:
+        rows = table(load_sweep(folder), deadline)
+        if as_json:
+            echo_json(rows)
+            return
+        if watch:
+            click.clear()
+        click.echo(text(rows))
+        if not watch or ended(rows):
+            return
+        time.sleep(every)
+
+
+@click.command()
+@FOLDER
+def collect(folder: Path) -> None:
+    """Gather what a sweep has measured: results.json and results.csv in SWEEP."""
+    from ..sweep.results import collect as gather
+
+    found = gather(folder)
+    click.echo(f'{len(found["rows"])} rows: {folder / "results.csv"}, {folder / "results.json"}')
+    for item in found['unfinished']:
+        reason = f' ({item["reason"].splitlines()[0]})' if item['reason'] else ''
+        click.echo(f'{item["job"]}: {item["state"]}{reason}')

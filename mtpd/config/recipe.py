@@ -1,0 +1,323 @@
+"""Recipes: what to run, as mmcv Python configs. Loaded, checked whole, resolved."""
+
+from __future__ import annotations
+
+from ..runtime import compat  # noqa: F401  (before mmcv)
+
+# isort: split
+import contextlib
+import copy
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmcv import Config, ConfigDict
+
+from ..data import coco, digits
+from ..errors import RecipeError, unknown
+from ..utils import download
+from ..utils.files import sha256_in_name
+from ..utils.paths import ROOT, cached, is_url, resolve, shown
+from . import relations, schema
+from .files import as_overrides, as_python, is_plain, lay_over, name_weights_once, read, set_classes
+
+PATHS = ('data.root', '.config', '.checkpoint', '.init')  # keys whose values are paths
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A named sequence of teachers (None: a stage without one); its updates are split evenly over the stages.
+
+    No teachers: they are 'auto' and not chosen yet, see `mtpd.pipeline.order.settled`.
+    """
+
+    name: str
+    label: str
+    teachers: tuple[str | None, ...]
+    updates: int
+
+    @property
+    def stage_updates(self) -> int:
+        return self.updates // len(self.teachers)
+
+    def stage_name(self, stage: int) -> str:
+        """The folder's name of stage 1, 2, ..."""
+        return f'{stage}_{self.teachers[stage - 1] or "no_teacher"}'
+
+
+def _named(teachers: Any) -> tuple:
+    return () if teachers == 'auto' else tuple(teachers)
+
+
+class Recipe:
+    """A checked recipe. `cfg` holds its values, the rest is derived from them."""
+
+    def __init__(self, cfg: Config, source: Path, overrides: dict | None = None):
+        self.cfg = cfg
+        self.source = source
+        # With their paths settled, as a process in another working directory needs them.
+        self.overrides = {
+            key: self.value(key) if key.endswith(PATHS) else value
+            for key, value in (overrides or {}).items()
+        }
+
+    def value(self, key: str) -> Any:
+        """A setting by its dotted key."""
+        return functools.reduce(lambda node, part: node[part], key.split('.'), self.cfg)
+
+    @property
+    def name(self) -> str:
+        return self.cfg.name
+
+    @property
+    def seed(self) -> int:
+        return self.cfg.seed
+
+    @property
+    def gpus(self) -> int | None:
+        """Processes that share its work, None where it doesn't say."""
+        return self.cfg.runtime.get('gpus')
+
+    @property
+    def device(self) -> str:
+        return self.cfg.runtime.device
+
+    @property
+    def corrupt_limit(self) -> int:
+        """How many images of a split may be corrupt, and are left out."""
+        return self.cfg.data.get('corrupt_limit', 0)
+
+    def run_dir(self, work_dir: str | Path | None = None) -> Path:
+        """Where the recipe's results go: `work_dir` or `runs/<name>/<seed>` of the checkout."""
+        return Path(work_dir).resolve() if work_dir else ROOT / 'runs' / self.name / str(self.seed)
+
+    @property
+    def arms(self) -> dict[str, Arm]:
+        updates = self.cfg.schedule.arm
+        return {
+            name: Arm(name, arm.get('label', name), _named(arm.teachers), updates)
+            for name, arm in self.cfg.arms.items()
+        }
+
+    @property
+    def detectors(self) -> dict[str, dict]:
+        """The student first, then the teachers by their names in the recipe."""
+        return {'student': self.cfg.student, **self.cfg.teachers}
+
+    @property
+    def pool(self) -> list[str]:
+        """The teachers to choose from. Raises RecipeError where there are none."""
+        if not self.cfg.teachers:
+            raise RecipeError(self.source, ['teachers is empty: name at least one.'])
+        return list(self.cfg.teachers)
+
+    def arm(self, name: str, stage: int | None = None) -> Arm:
+        """An arm by name. Raises RecipeError where the recipe has no such arm or stage."""
+        arms = self.arms
+        if name not in arms:
+            raise RecipeError(self.source, [unknown('arm', name, arms)])
+        if not arms[name].teachers:
+            text = (
+                f'the teachers of arm {name!r} are chosen by adaptation cost: `mtpd order` first.'
+            )
+            raise RecipeError(self.source, [text])
+        if stage is not None and not 1 <= stage <= len(arms[name].teachers):
+            count = len(arms[name].teachers)
+            raise RecipeError(
+                self.source,
+                [f'arm {name!r} has {count} stage(s), and stage {stage} was asked for.'],
+            )
+        return arms[name]
+
+    # Data
+
+    def data_root(self, scenes: int | None = None) -> Path:
+        """The dataset's folder; DigitScenes are written where they are missing (`scenes`: training scenes)."""
+        data = self.cfg.data
+        if data.root is not None:
+            return resolve(data.root, self.source)
+        made = data.scenes
+        return digits.make(ROOT / data.cache, scenes or made.train, made.val, made.size, made.seed)
+
+    def split(self, name: str, scenes: int | None = None) -> tuple[Path, Path]:
+        """Annotation file and image folder of 'train' or 'val'."""
+        return coco.locate(self.data_root(scenes), self.cfg.data.splits[name])
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        if self.cfg.data.root is None:
+            return digits.CLASSES
+        return coco.classes(self.split('train')[0])
+
+    def data_problems(self) -> list[str]:
+        """What stops this recipe's dataset from being used; empty when all is well."""
+        if self.cfg.data.root is None:
+            return []
+        root = resolve(self.cfg.data.root, self.source)
+        if not root.is_dir():
+            fetch = ' `mtpd data coco` fetches COCO into it.' if root.name == 'coco' else ''
+            return [
+                f'data.root {root}: no such folder. Give the folder of a COCO-format dataset.{fetch}'
+            ]
+        found = [
+            problem
+            for split in ('train', 'val')
+            for problem in coco.problems(root, self.cfg.data.splits[split], self.corrupt_limit)
+        ]
+        if not found:
+            scale = self.cfg.image.scale
+            longest = scale if isinstance(scale, int) else max(scale)
+            for split in ('train', 'val'):
+                found += coco.thin(root, self.cfg.data.splits[split], longest, split == 'train')
+        if not found:
+            names = [
+                coco.classes(coco.locate(root, self.cfg.data.splits[split])[0])
+                for split in ('train', 'val')
+            ]
+            if names[0] != names[1]:
+                found.append(
+                    f'train has the classes {", ".join(names[0])} and val {", ".join(names[1])}: make them equal, and '
+                    'in the same order, by which mmdet numbers them.'
+                )
+        return found
+
+    # Detectors
+
+    def detector(self, name: str) -> dict:
+        """What the recipe says of a detector. Raises RecipeError where it has none of that name."""
+        if name not in self.detectors:
+            raise RecipeError(self.source, [unknown('detector', name, self.detectors)])
+        return self.detectors[name]
+
+    def model(self, name: str) -> ConfigDict:
+        """mmdet model config of 'student' or a teacher, with the heads sized to the dataset's classes.
+
+        Raises:
+            RecipeError: no such detector, or its config does not load.
+        """
+        spec = self.detector(name)
+        path, count = resolve(spec.config, self.source), len(self.classes)
+        try:
+            cfg = Config.fromfile(str(path))
+            cfg.merge_from_dict({'model': copy.deepcopy(spec.get('model', {}))})
+            name_weights_once(cfg.model)
+            set_classes(cfg.model, count)
+            cfg.model.backbone  # noqa: B018  (else it is none of a detector)
+        except Exception as error:  # a config is Python, and mmcv raises several types
+            text = f'{name}: {path} gives no detector ({type(error).__name__}: {error}).'
+            raise RecipeError(
+                self.source, [f'{text} An mmdet config with a `model` is needed.']
+            ) from error
+        return cfg.model
+
+    def checkpoint(self, name: str, key: str = 'checkpoint') -> Path | None:
+        """The checkpoint that the recipe names for a detector; None where the kit trains it.
+
+        That of a URL lies in the cache, once `fetch` has been there.
+
+        Args:
+            key: 'checkpoint', or 'init' for the weights with which the detector's training begins.
+        """
+        path = self.detectors[name].get(key)
+        if not path:
+            return None
+        return cached(path) if is_url(path) else resolve(path, self.source)
+
+    def url(self, name: str, key: str = 'checkpoint') -> str | None:
+        """Where the checkpoint is fetched from; None where it is a local file, or none is named."""
+        path = self.detectors[name].get(key)
+        return path if path and is_url(path) else None
+
+    def fetch(self, name: str, key: str = 'checkpoint') -> Path | None:
+        """As `checkpoint`, and that of a URL is fetched unless it is in the cache.
+
+        Raises:
+            MtpdError: it can't be had, or its SHA-256 does not begin as its name ends (``x-7ee888e0.pth``).
+        """
+        path = self.checkpoint(name, key)
+        if url := self.url(name, key):
+            download.fetch(url, path, sha256_in_name(path.name))
+        return path
+
+    def checkpoint_problems(self, names: Iterable[str] | None = None) -> list[str]:
+        """Checkpoints that are named and missing, and can't be fetched; of all detectors, or of `names`."""
+        paths = {
+            name: self.checkpoint(name) for name in (self.detectors if names is None else names)
+        }
+        return [
+            f'checkpoint of {name}: {path} is missing. Fetch it, or train it: --cfg-options {_key(name)}.checkpoint=None'
+            for name, path in paths.items()
+            if path and not path.is_file() and not self.url(name)
+        ]
+
+    @property
+    def text(self) -> str:
+        """The resolved recipe as Python: enough to run again."""
+        return as_python(self.cfg._cfg_dict.to_dict())
+
+
+def _key(detector: str) -> str:
+    return detector if detector == 'student' else f'teachers.{detector}'
+
+
+def load_recipe(
+    path: str | Path | Recipe, overrides: dict | str | None = None, seed: int | None = None
+) -> Recipe:
+    """Reads and checks a recipe.
+
+    Args:
+        path: a recipe file; relative to the working directory or to the checkout.
+        overrides: dotted keys and values laid over it, such as
+            ``{'schedule.arm': 600, 'data.root': 'data/cells'}`` or ``'schedule.arm=600 data.root=data/cells'``.
+        seed: shorthand for the override of the same name.
+
+    Raises:
+        RecipeError: no such file, a file that does not load, unknown keys, wrong types, names that don't fit
+            together: all in one message.
+    """
+    overrides = as_overrides(overrides)
+    if seed is not None:
+        overrides = {**overrides, 'seed': seed}
+    if isinstance(path, Recipe):
+        return load_recipe(path.source, {**path.overrides, **overrides}) if overrides else path
+    source, cfg = read(path)
+    if is_plain(cfg):
+        raise RecipeError(
+            path, ['an mmdet config, not a recipe: only `mtpd train` and `mtpd eval` take it.']
+        )
+    lay_over(cfg, overrides, source)
+    values = cfg._cfg_dict.to_dict()
+    found = relations.problems(values)
+    if not found:
+        if found := _settle(cfg, source.resolve()):
+            raise RecipeError(source, found)
+        return Recipe(cfg, source.resolve(), overrides)
+    cfg = Config(schema.without_unknown(values))
+    found += relations.problems(cfg._cfg_dict.to_dict())
+    rest = None
+    with contextlib.suppress(AttributeError, TypeError, KeyError):  # of values of a wrong shape
+        found += _settle(cfg, source.resolve())
+        rest = Recipe(cfg, source.resolve())
+    raise RecipeError(source, list(dict.fromkeys(found)), rest)
+
+
+def _settle(cfg: Config, source: Path) -> list[str]:
+    """Makes the recipe's paths independent of where it lies and of the working directory.
+
+    Returns what is wrong with detector configs; datasets and checkpoints are looked at when used.
+    """
+    found = []
+    places = {'student': cfg.student} | {f'teachers.{k}': v for k, v in cfg.teachers.items()}
+    for name, spec in places.items():
+        for key in ('config', 'checkpoint', 'init'):
+            if spec.get(key) and (key == 'config' or not is_url(spec[key])):
+                path = resolve(spec[key], source)
+                if key == 'config' and not path.is_file():
+                    found.append(f'{name}.config: {path} is missing.')
+                if not spec[key].startswith('mmdet::'):
+                    spec[key] = shown(path)
+    if cfg.data.root is not None:
+        cfg.data.root = shown(resolve(cfg.data.root, source))
+    return found

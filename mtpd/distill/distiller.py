@@ -1,0 +1,241 @@
+"""A student detector with a teacher at its side: what one stage of MTPD trains."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+from operator import attrgetter
+
+from ..runtime import compat  # noqa: F401  (before mmcv)
+
+# isort: split
+
+from mmcv import ConfigDict
+from mmdet.models import DETECTORS, BaseDetector, build_detector
+from torch import Tensor, nn
+
+from ..errors import MtpdError
+from ..runtime import checkpoints, modules  # noqa: F401  (adapted before detectors are built)
+from .inherit import InheritReport, inherit, initialise
+from .losses import build_losses
+from .teacher import Teacher
+
+_log = logging.getLogger('mtpd')
+
+
+def _of_student(method: str):
+    return lambda self, *args, **kwargs: getattr(self.student, method)(*args, **kwargs)
+
+
+@DETECTORS.register_module()
+class Distiller(BaseDetector):
+    """Trains `student` on its own losses and on distillation losses against `teacher`'s features.
+
+    To mmdet it is a detector: evaluation and drawing go to the student. The teacher is outside the
+    module tree: `parameters()`, `named_modules()`, `state_dict()`, the optimizer, DDP and mmdet's
+    class-count hook don't see it, while `.to()` and `deepcopy` take it along. The state dict has
+    the layout of the original code: `student.*` and `distill_losses.<name>.*`.
+
+    Args:
+        student, teacher: model configs of mmdet; left unchanged. Of the teacher only backbone and
+            neck are built, without their initialisation, so nothing is downloaded for it.
+        distill_cfg: a list of `dict(student_module='neck.fpn_convs.0.conv', teacher_module=...,
+            methods=[dict(type='MGD', name='loss_mgd_fpn_0', ...)])`: the outputs of the two
+            modules go to each method's loss (`mtpd.distill.losses`), which is reported under its name.
+        student_checkpoint: what the student starts from; else its config's own initialisation.
+        teacher_checkpoint: required; 'random' asks for an untrained teacher on purpose.
+        init_student: the student takes over the teacher's neck and head; see `inherit_report`.
+        teacher_mode: 'eval', or 'train' for the original code's behaviour, where the runner puts
+            the teacher into train mode (DropPath acts, batch norm updates its statistics).
+        inherit_allow: patterns of weights that may differ then, see `mtpd.distill.inherit`.
+        train_cfg, test_cfg: the student's, where its config does not hold them.
+
+    Raises:
+        MtpdError: options that contradict each other, everything wrong with `distill_cfg` at once,
+            or checkpoints that don't fit.
+    """
+
+    def __init__(
+        self,
+        student: dict,
+        teacher: dict,
+        distill_cfg: list[dict],
+        student_checkpoint: str | None = None,
+        teacher_checkpoint: str | None = None,
+        init_student: bool = False,
+        teacher_mode: str = 'eval',
+        inherit_allow: tuple[str, ...] = (),
+        train_cfg: dict | None = None,
+        test_cfg: dict | None = None,
+    ):
+        super().__init__()
+        _check_options(student_checkpoint, teacher_checkpoint, init_student, teacher_mode)
+        self.teacher_mode = teacher_mode
+        self.inherit_report: InheritReport | None = None
+        student, teacher = (ConfigDict(copy.deepcopy(dict(cfg))) for cfg in (student, teacher))
+        self.student = build_detector(student, train_cfg, test_cfg)
+        # In a tuple, as nn.Module would register a module that is a plain attribute.
+        self._teacher = (Teacher(teacher),)
+        self.distill_losses = nn.ModuleDict(build_losses(distill_cfg, self.student, self.teacher))
+        self._links = [
+            (method['name'], item['student_module'], item['teacher_module'])
+            for item in distill_cfg
+            for method in item['methods']
+        ]
+        if student_checkpoint:
+            checkpoints.load_student(self.student, student_checkpoint)
+        else:
+            initialise(self.student, student.backbone, 'student.model')
+        if teacher_checkpoint != 'random':
+            state = checkpoints.load(teacher_checkpoint)
+            state = checkpoints.student_state(state, teacher_checkpoint)
+            checkpoints.load_strictly(
+                self.teacher, state, 'the teacher', teacher_checkpoint, only=('backbone.', 'neck.')
+            )
+            if init_student:
+                self.inherit_report = inherit(self.student, state, inherit_allow)
+                _log.info('%s', self.inherit_report)
+        self.train()
+
+    @property
+    def teacher(self) -> Teacher:
+        return self._teacher[0]
+
+    @property
+    def hooked_modules(self) -> set[nn.Module]:
+        """Those of student and teacher whose outputs are compared."""
+        return {
+            model.get_submodule(path)
+            for _, *paths in self._links
+            for model, path in zip((self.student, self.teacher), paths, strict=True)
+        }
+
+    @property
+    def hooks_teachers_backbone(self) -> bool:
+        """Whether features are taken inside of it."""
+        return any(path.startswith('backbone') for _, _, path in self._links)
+
+    def _apply(self, *args, **kwargs):
+        self.teacher._apply(*args, **kwargs)
+        return super()._apply(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> Distiller:
+        self.teacher.train(mode and self.teacher_mode == 'train')
+        return super().train(mode)
+
+    def init_weights(self) -> None:
+        """Does nothing: mmdet calls it after building, when the checkpoints are in place."""
+
+    def forward_train(self, img: Tensor, img_metas: list[dict], **gt) -> dict[str, Tensor]:
+        """The student's losses, and one scalar for each distillation loss under its name.
+
+        Args:
+            img: `(N, 3, H, W)`, normalised as the student needs it; the teacher gets the same.
+            img_metas: one dict per image.
+            **gt: what the student takes: `gt_bboxes` (a list of `(n, 4)`, xyxy, pixels), ...
+        """
+        with self._features() as (of_student, of_teacher), self.teacher.beside(img, of_teacher):
+            losses = dict(self.student.forward_train(img, img_metas, **gt))
+        for name, student_module, teacher_module in self._links:
+            if name in losses:
+                raise MtpdError(f'the student itself has a loss {name!r}: rename the method')
+            losses[name] = self.distill_losses[name](
+                _feature(of_student, 'student', student_module),
+                _feature(of_teacher, 'teacher', teacher_module),
+                gt_bboxes=gt.get('gt_bboxes'),
+                img_metas=img_metas,
+            )
+        return losses
+
+    @contextlib.contextmanager
+    def _features(self):
+        """Two dicts, of student and teacher, that forward passes fill: module path -> output.
+
+        The hooks live no longer than the context: nothing holds features or the graph after it.
+        """
+        found, hooks = ({}, {}), []
+        for _, *paths in self._links:
+            for features, model, path in zip(
+                found, (self.student, self.teacher), paths, strict=True
+            ):
+
+                def keep(module, args, output, features=features, path=path):
+                    features[path] = output
+
+                hooks.append(model.get_submodule(path).register_forward_hook(keep))
+        try:
+            yield found
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        """Leaves out what the original code saved of its teacher, and takes a plain student."""
+        # The original registered features as buffers: teacher_neck_..., student_neck_...
+        foreign = tuple(prefix + name for name in ('teacher.', 'teacher_', 'student_'))
+        dropped = [key for key in state_dict if key.startswith(foreign)]
+        for key in dropped:
+            del state_dict[key]
+        if dropped:
+            _log.info('left out %d entries of a teacher or of features', len(dropped))
+        keys = [key for key in state_dict if key.startswith(prefix)]
+        if not any(
+            key.startswith((f'{prefix}student.', f'{prefix}distill_losses.')) for key in keys
+        ):
+            _log.info('a checkpoint of a plain detector: it goes to the student')
+            for key in keys:
+                state_dict[f'{prefix}student.{key[len(prefix) :]}'] = state_dict.pop(key)
+        elif self.distill_losses.state_dict() and not any('distill_losses.' in key for key in keys):
+            raise MtpdError(
+                "the checkpoint holds the student without its distillation losses' weights, and a stage cannot go on "
+                'from it: remove it to begin the stage again, or give it as a student checkpoint'
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    CLASSES = property(
+        attrgetter('student.CLASSES'),
+        lambda self, classes: setattr(self.student, 'CLASSES', classes),
+    )
+    with_neck = property(attrgetter('student.with_neck'))
+    with_shared_head = property(attrgetter('student.with_shared_head'))
+    with_bbox = property(attrgetter('student.with_bbox'))
+    with_mask = property(attrgetter('student.with_mask'))
+
+    extract_feat = _of_student('extract_feat')
+    forward_test = _of_student('forward_test')
+    simple_test = _of_student('simple_test')
+    aug_test = _of_student('aug_test')
+    forward_dummy = _of_student('forward_dummy')
+    show_result = _of_student('show_result')
+
+
+def _check_options(student_checkpoint, teacher_checkpoint, init_student, teacher_mode):
+    problems = []
+    if not teacher_checkpoint:
+        problems.append(
+            'the teacher has no checkpoint: give teacher_checkpoint, or the word '
+            "teacher_checkpoint='random' to distil from an untrained teacher on purpose"
+        )
+    if init_student and teacher_checkpoint == 'random':
+        problems.append('init_student=True: an untrained teacher has nothing to inherit')
+    if init_student and student_checkpoint:
+        problems.append(
+            f"init_student=True would overwrite {student_checkpoint}'s neck and head by the "
+            "teacher's: give one of the two (a later stage starts from the student's checkpoint)"
+        )
+    if teacher_mode not in ('eval', 'train'):
+        problems.append(f"teacher_mode must be 'eval' or 'train', it is {teacher_mode!r}")
+    if problems:
+        raise MtpdError('\n'.join(problems))
+
+
+def _feature(features: dict, who: str, path: str) -> Tensor:
+    output = features.get(path)
+    if not isinstance(output, Tensor):
+        got = f'gives a {type(output).__name__}' if path in features else 'was not run'
+        raise MtpdError(
+            f'{who}_module {path!r} {got}: hook a module that gives one tensor (N, C, H, W) in '
+            "each forward pass, such as 'neck.fpn_convs.0.conv'"
+        )
+    return output

@@ -1,0 +1,102 @@
+"""What every distillation loss has: its place in the registry, matching channels, full precision."""
+
+from __future__ import annotations
+
+from ...runtime import compat  # noqa: F401  (before mmcv)
+
+# isort: split
+
+import torch
+from mmcv.utils import Registry
+from torch import Tensor, nn
+
+from ...errors import MtpdError
+
+DISTILL_LOSSES = Registry('distillation loss')
+
+
+class FeatureLoss(nn.Module):
+    """Base of the distillation losses: a loss sets itself up and implements `compare`.
+
+    Args:
+        student_channels: C of the student's feature map; `align`, a 1x1 convolution, maps it to
+            the teacher's where they differ.
+        teacher_channels: C of the teacher's feature map.
+    """
+
+    def __init__(self, student_channels: int, teacher_channels: int):
+        super().__init__()
+        self.student_channels, self.teacher_channels = student_channels, teacher_channels
+        same = student_channels == teacher_channels
+        self.align = None if same else nn.Conv2d(student_channels, teacher_channels, 1)
+
+    def forward(
+        self,
+        student_feature: Tensor,
+        teacher_feature: Tensor,
+        *,
+        gt_bboxes: list[Tensor] | None = None,
+        img_metas: list[dict] | None = None,
+    ) -> Tensor:
+        """The loss, a scalar in float32 at least, of `(N, C_s, H, W)` against `(N, C_t, H, W)`.
+
+        Args:
+            student_feature, teacher_feature: outputs of the hooked modules, of any precision.
+            gt_bboxes: for each image its boxes `(n, 4)`, xyxy, pixels of the network's input.
+            img_metas: for each image mmdet's dict of its sizes.
+
+        Raises:
+            MtpdError: shapes that differ from those the loss was built for, or from each other;
+                boxes or sizes missing in a loss that needs them.
+        """
+        check_features(
+            student_feature, teacher_feature, self.student_channels, self.teacher_channels
+        )
+        student, teacher = in_full(student_feature), in_full(teacher_feature)
+        if self.align is not None:
+            student = in_full(self.align(student))
+        return self.compare(student, teacher, gt_bboxes, img_metas)
+
+    def compare(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        gt_bboxes: list[Tensor] | None,
+        img_metas: list[dict] | None,
+    ) -> Tensor:
+        """The loss of two maps `(N, C_t, H, W)` in full precision; the rest as in `forward`."""
+        raise NotImplementedError
+
+
+def in_full(feature: Tensor) -> Tensor:
+    """`feature` in float32 at least: a sum over C, H, W overflows half precision."""
+    return feature.to(torch.promote_types(feature.dtype, torch.float32))
+
+
+def check_features(student: Tensor, teacher: Tensor, student_channels: int, teacher_channels: int):
+    """Raises an MtpdError unless both are `(N, C, H, W)` of the stated C and the same N, H, W."""
+    for who, feature, channels in (
+        ('student', student, student_channels),
+        ('teacher', teacher, teacher_channels),
+    ):
+        if feature.dim() != 4 or feature.shape[1] != channels:
+            raise MtpdError(
+                f"the {who}'s feature map has shape {tuple(feature.shape)}, but the distillation "
+                f'loss was built with {who}_channels={channels}: correct {who}_channels or '
+                f'{who}_module in the distillation config'
+            )
+    if student.shape[0] != teacher.shape[0] or student.shape[2:] != teacher.shape[2:]:
+        raise MtpdError(
+            f'the feature maps do not cover each other: student {tuple(student.shape)}, teacher '
+            f'{tuple(teacher.shape)} (N, C, H, W): hook modules of the same stride in both'
+        )
+
+
+def check_settings(loss: str, positive: dict | None = None, **weights: float) -> None:
+    """Raises an MtpdError that names the first of `positive` not above 0, or of `weights` below 0."""
+    for name, value in (positive or {}).items():
+        if not value > 0:
+            raise MtpdError(f'{loss}: {name} must be above 0, it is {value}')
+    for name, value in weights.items():
+        if not value >= 0:
+            raise MtpdError(f'{loss}: {name} must not be negative, it is {value}')

@@ -1,0 +1,140 @@
+"""A one-stage detector as an ONNX file: backbone, neck, head and decoded boxes. `mtpd.edge` chooses among the boxes."""
+
+from __future__ import annotations
+
+from ..runtime import compat  # noqa: F401  (before mmcv)
+
+# isort: split
+import json
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from mmcv import Config
+from mmdet.models.dense_heads.anchor_head import AnchorHead
+from torch import Tensor, nn
+
+from ..edge import need
+from ..errors import MtpdError
+
+OPSET = 17
+
+
+class Decoded(nn.Module):
+    """A detector with an `AnchorHead`: images (1, 3, H, W), normalised, to boxes (N, 4), xyxy in their pixels, and scores
+    (N, classes) after the sigmoid, FPN level by level."""
+
+    def __init__(self, detector: nn.Module, height: int, width: int):
+        super().__init__()
+        self.detector, head = detector, detector.bbox_head
+        with torch.no_grad():
+            blank = torch.zeros(1, 3, height, width)
+            scores, _ = head(detector.extract_feat(blank))
+        sizes = [level.shape[-2:] for level in scores]
+        anchors = head.prior_generator.grid_priors(sizes, device='cpu')
+        self.levels = [len(level) for level in anchors]
+        self.register_buffer('anchors', torch.cat(anchors))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        head = self.detector.bbox_head
+        scores, deltas = head(self.detector.extract_feat(image))
+        scores = torch.cat([_rows(level, head.cls_out_channels) for level in scores])
+        deltas = torch.cat([_rows(level, 4) for level in deltas])
+        return head.bbox_coder.decode(self.anchors, deltas), scores.sigmoid()
+
+
+def _rows(level: Tensor, columns: int) -> Tensor:
+    """(1, A x columns, H, W) as mmdet orders anchors: (H x W x A, columns)."""
+    return level.permute(0, 2, 3, 1).reshape(-1, columns)
+
+
+def export(detector: nn.Module, out: str | Path) -> Path:
+    """Writes `detector` (as `predict.detector` gives it) for images of a fixed size, that of its config's test pipeline.
+
+    Returns:
+        `out`: inputs ``image`` (1, 3, H, W), outputs ``boxes`` (N, 4) and ``scores`` (N, classes); in its metadata, under
+        ``mtpd``, what `mtpd.edge` needs beside.
+
+    Raises:
+        MtpdError: a detector of another kind, or the packages are not installed.
+    """
+    onnx = need('onnx')
+    _check(detector)
+    detector, image = detector.cpu().eval(), preparation(detector.cfg)
+    wide, high = image['scale']
+    height, width = (-(-side // image['divisor']) * image['divisor'] for side in (high, wide))
+    # In eval mode as a whole: the exporter gives the mode back that it finds.
+    network, test = Decoded(detector, height, width).eval(), detector.test_cfg
+    about = {
+        'classes': list(detector.CLASSES),
+        'input': [height, width],
+        'scale': [high, wide],
+        'levels': network.levels,
+        **{key: list(map(float, image[key])) for key in ('mean', 'std')},
+        'to_rgb': bool(image['to_rgb']),
+        'score_thr': test.score_thr,
+        'nms_pre': test.nms_pre,
+        'iou_threshold': test.nms.iou_threshold,
+        'max_per_img': test.max_per_img,
+    }
+    out = Path(out)
+    part = out.with_name(f'.{out.name}.{os.getpid()}')
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter('ignore')  # on what is fixed by the size, as it is meant
+            torch.onnx.export(
+                network,
+                (torch.zeros(1, 3, height, width),),
+                os.fspath(part),
+                input_names=['image'],
+                output_names=['boxes', 'scores'],
+                opset_version=OPSET,
+                dynamo=False,
+            )
+        model = onnx.load(os.fspath(part))
+        model.metadata_props.add(key='mtpd', value=json.dumps(about))
+        onnx.checker.check_model(model)
+        onnx.save(model, os.fspath(part))
+        return part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def preparation(cfg: Config) -> dict:
+    """How a config's test pipeline prepares images: ``scale`` (width, height), ``mean``, ``std``, ``to_rgb``, ``divisor``.
+
+    Raises:
+        MtpdError: it has several sizes, or does not normalise.
+    """
+    (outer,) = [step for step in cfg.data.test.pipeline if 'transforms' in step]
+    steps = {step['type']: step for step in outer['transforms']}
+    scale, norm = outer['img_scale'], steps.get('Normalize')
+    if isinstance(scale, list) or norm is None:
+        raise MtpdError(
+            "the config's test pipeline has several sizes, or does not normalise: ONNX needs one size, and means."
+        )
+    return {
+        'scale': scale,
+        'mean': norm['mean'],
+        'std': norm['std'],
+        'to_rgb': norm.get('to_rgb', True),
+        'divisor': steps.get('Pad', {}).get('size_divisor') or 1,
+    }
+
+
+def _check(detector: nn.Module) -> None:
+    head = getattr(detector, 'bbox_head', None)
+    kind = type(detector).__name__
+    if not isinstance(head, AnchorHead) or not head.use_sigmoid_cls:
+        raise MtpdError(
+            f'{kind} can not be exported to ONNX: only one-stage detectors with anchors can, such as RetinaNet. '
+            'A name that does not end in .onnx writes a plain mmdet checkpoint.'
+        )
+    deformable = [
+        name for name, module in detector.named_modules() if 'DeformConv' in type(module).__name__
+    ]
+    if deformable:
+        raise MtpdError(
+            f'{deformable[0]} is a deformable convolution, which ONNX has not: {kind} can not be exported with it.'
+        )

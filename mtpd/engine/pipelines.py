@@ -1,0 +1,98 @@
+"""mmdet's data pipelines and datasets for a recipe."""
+
+from __future__ import annotations
+
+from ..runtime import compat  # noqa: F401  (before mmcv)
+
+# isort: split
+import contextlib
+import io
+
+from mmdet.datasets import build_dataset
+
+from ..config.recipe import Recipe
+from ..data import coco, whole
+from ..errors import RecipeError
+
+
+def _normalise(image: dict) -> list[dict]:
+    norm = dict(mean=list(image.mean), std=list(image.std), to_rgb=image.to_rgb)
+    return [dict(type='Normalize', **norm), dict(type='Pad', size_divisor=image.divisor)]
+
+
+def scale(image: dict) -> tuple[int, int]:
+    return (image.scale, image.scale) if isinstance(image.scale, int) else tuple(image.scale)
+
+
+def input_size(image: dict) -> tuple[int, int]:
+    """Height and width in pixels of a full-size input, padded to the divisor."""
+    width, height = (-(-side // image.divisor) * image.divisor for side in scale(image))
+    return height, width
+
+
+def train_pipeline(image: dict, masks: bool = False) -> list[dict]:
+    """Load, resize (aspect ratio kept, within `image.scale` pixels), flip, normalise, pad."""
+    keys = ['img', 'gt_bboxes', 'gt_labels'] + ['gt_masks'] * masks
+    return [
+        dict(type='LoadImageFromFile'),
+        dict(type='LoadAnnotations', with_bbox=True, with_mask=masks),
+        dict(type='Resize', img_scale=scale(image), keep_ratio=True),
+        dict(type='RandomFlip', flip_ratio=image.flip),
+        *_normalise(image),
+        dict(type='DefaultFormatBundle'),
+        dict(type='Collect', keys=keys),
+    ]
+
+
+def test_pipeline(image: dict) -> list[dict]:
+    """As in training, without annotations and flips; boxes come back in the original image's pixels."""
+    steps = [
+        dict(type='Resize', keep_ratio=True),
+        dict(type='RandomFlip'),
+        *_normalise(image),
+        dict(type='DefaultFormatBundle'),
+        dict(type='Collect', keys=['img']),
+    ]
+    return [
+        dict(type='LoadImageFromFile'),
+        dict(type='MultiScaleFlipAug', img_scale=scale(image), flip=False, transforms=steps),
+    ]
+
+
+def dataset(recipe: Recipe, split: str, scenes: int | None = None, masks: bool = False) -> dict:
+    """mmdet's CocoDataset config for 'train' or 'val', its classes those of the training annotations.
+
+    Raises:
+        RecipeError: the dataset is missing or broken; every finding.
+    """
+    found = recipe.data_problems()
+    if found:
+        raise RecipeError(recipe.source, found)
+    annotations, images = recipe.split(split, scenes)
+    image = recipe.cfg.image
+    training = split == 'train'
+    return dict(
+        type='CocoDataset',
+        ann_file=str(annotations),
+        img_prefix=str(images),
+        classes=recipe.classes,
+        pipeline=train_pipeline(image, masks) if training else test_pipeline(image),
+        test_mode=not training,
+    )
+
+
+def build(cfg: dict):
+    """mmdet's dataset of a config, which raises CorruptImage for an image that is not whole; without pycocotools' lines
+    on loading and indexing."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return build_dataset(whole.checked(cfg))
+
+
+def with_masks(recipe: Recipe, model: dict) -> bool:
+    """Whether a detector trains on masks. Raises RecipeError where it does and the data has none."""
+    needs = 'mask_head' in str(model)
+    if needs and not coco.has_masks(recipe.split('train')[0]):
+        raise RecipeError(
+            recipe.source, ['the detector has a mask head, and annotations have no masks.']
+        )
+    return needs

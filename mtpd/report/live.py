@@ -1,0 +1,113 @@
+"""Loss curves that grow in a notebook while a training runs, and the time that it has left."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+from .. import plots
+from ..analysis.logs import loss_rows
+from ..config.recipe import Recipe
+from ..config.trainings import stage_dir
+from ..utils.files import read_log
+
+LEAST = 2.0  # seconds between two figures
+SHARE = 20  # drawing takes at most this part of the time
+
+
+@contextmanager
+def losses(
+    folder: Path,
+    teacher: str | None = None,
+    show: Callable[[plots.Figure], None] | None = None,
+    before: Mapping[Path, str] | None = None,
+) -> Iterator[None]:
+    """Shows the losses of the training that the block runs into `folder`, again and again, and at its end.
+
+    The same in JupyterLab and in papermill's output, where the last figure stays. Where `folder` holds a training that is
+    done already, its figure is shown once.
+
+    Args:
+        folder: a training's, with its log.json.
+        teacher: its label; None: without a panel for distillation.
+        show: gets each figure; by default a place below the cell.
+        before: folders of what may have to be trained first, and what each is called.
+    """
+    show, log, ended = show or _place(), folder / 'log.json', threading.Event()
+    names = {path / 'log.json': name for path, name in (before or {}).items()}
+    there = {path: _written(path) for path in names}
+
+    def current() -> Path:
+        """The log of what is being trained: of those before, one that was written since; else the folder's."""
+        news = [path for path in names if _written(path) != there[path]]
+        return max([*news, log], key=_written) if news else log
+
+    def draw(shown: Path = log) -> float:
+        began = time.perf_counter()
+        fig = plots.loss_curves(loss_rows(shown, teacher if shown == log else None))
+        words = left(read_log(shown))
+        words = f'{names[shown]}, first: {words}' if shown in names else words
+        if fig.axes:
+            fig.suptitle(words, x=0.01, ha='left', fontsize=9)
+            fig.alt = f'{words}. {fig.alt}'
+        show(fig)
+        return time.perf_counter() - began
+
+    def watch() -> None:
+        pause, seen = LEAST, None
+        while not ended.wait(pause):
+            shown = current()
+            if (shown, _written(shown)) != seen:
+                seen = shown, _written(shown)
+                pause = max(LEAST, SHARE * draw(shown))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+        draw()
+
+
+def train_stage(
+    recipe: Recipe, stage: int, arm: str = 'progressive', work_dir: str | Path | None = None
+) -> dict:
+    """As `train.train_stage`, its losses shown in the meantime."""
+    from ..pipeline import train
+
+    plan = recipe.arm(arm, stage)
+    teacher = plan.teachers[stage - 1]
+    label = recipe.detectors[teacher].get('label', teacher) if teacher else None
+    before = {recipe.run_dir(work_dir) / 'detectors' / 'student': 'baseline'}
+    before |= {stage_dir(recipe, plan, k, work_dir): f'stage {k}' for k in range(1, stage)}
+    with losses(stage_dir(recipe, plan, stage, work_dir), label, before=before):
+        return train.train_stage(recipe, stage, arm, work_dir)
+
+
+def _written(log: Path) -> int:
+    """When, in ns; 0 where it is not there."""
+    return log.stat().st_mtime_ns if log.is_file() else 0
+
+
+def left(rows: list[dict]) -> str:
+    """How far a training is, from its log's rows: 'update 150 of 300, 0.10 s an update, 0:00:15 left'."""
+    rows = [row for row in rows if 'time' in row]
+    if not rows:
+        return 'no update yet'
+    done, of, seconds = rows[-1]['update'], rows[-1]['updates'], rows[-1]['time']
+    text = f'update {done} of {of}, {seconds:.2f} s an update'
+    return text if done >= of else f'{text}, {timedelta(seconds=round(seconds * (of - done)))} left'
+
+
+def _place() -> Callable[[plots.Figure], None]:
+    from IPython.display import display
+
+    shown = display(plots.empty('The first losses come soon.'), display_id=True)
+    # None outside of a notebook.
+    return shown.update if shown else lambda figure: None

@@ -1,0 +1,272 @@
+"""Checkpoints: safe reading, both layouts, export, atomic writing.
+
+Layouts (keys of `state_dict`): *plain* is mmdet's own (`backbone.*`, `neck.*`, `bbox_head.*`);
+*distiller* is that of the MTPD and MGD repositories and of `mtpd.distill.distiller.Distiller`
+(`student.<plain>`, `distill_losses.<name>.*`; the originals' also hold `teacher.<plain>`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import re
+import sys
+from collections import OrderedDict
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import MtpdError
+from ..utils.files import sha256
+from . import compat, unpickle  # noqa: F401  (compat lets numpy numbers in `meta` load)
+
+
+def load(path: str | Path, map_location: str = 'cpu', trust: bool = False) -> dict:
+    """The checkpoint in `path`, read without running code from it, unless it is to be trusted (`unpickle.read`).
+
+    Raises:
+        MtpdError: no such file, not a checkpoint, a damaged one, or one with foreign objects.
+    """
+    checkpoint = unpickle.read(path, map_location, trust)
+    if not isinstance(checkpoint, dict):
+        raise MtpdError(f"checkpoint {path} holds no dict: save it as {{'state_dict': ...}}")
+    return checkpoint
+
+
+def load_own(path: Path) -> dict:
+    """As `load`, of what an earlier training of this run left; it is never replaced unasked.
+
+    Raises:
+        MtpdError: as `load`, with the way to have it made again.
+    """
+    try:
+        return load(path)
+    except MtpdError as error:
+        raise type(error)(
+            f'{error}\nAn earlier training left it there: put the right file back, or remove it, '
+            'and the same command makes it again'
+        ) from error
+
+
+def student_state(checkpoint: dict, source: str | Path = 'the checkpoint') -> dict[str, Tensor]:
+    """The detector's weights with plain keys, whatever the layout (see the module's docstring).
+
+    Raises:
+        MtpdError: there are no weights in it; `source` is named.
+    """
+    state = checkpoint.get('state_dict', checkpoint)
+    if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
+        there = ', '.join(map(str, list(checkpoint)[:5])) or 'nothing'
+        raise MtpdError(
+            f"{source} holds no weights: expected tensors under its 'state_dict', and there is {there}"
+        )
+    for prefix in ('module.', 'student.', ''):  # the last one copies
+        if any(key.startswith(prefix) for key in state):
+            state = _below(prefix, state)
+    # mmcv's EMA hook saves the average in the plain keys, and the raw weights as `ema_*`.
+    for key in [k for k, v in state.items() if k.startswith('ema_') or not isinstance(v, Tensor)]:
+        del state[key]
+    return state
+
+
+def _below(prefix: str, state: dict) -> dict:
+    """The entries under `prefix`, without it; also of the version metadata that modules need."""
+
+    def cut(entries):
+        return {k[len(prefix) :]: v for k, v in entries.items() if k.startswith(prefix)}
+
+    below = OrderedDict(cut(state))
+    versions = cut({f'{k}.': v for k, v in getattr(state, '_metadata', {}).items()})
+    below._metadata = {key.rstrip('.'): value for key, value in versions.items()}
+    return below
+
+
+def load_strictly(
+    model: nn.Module, state: dict, what: str, source: str | Path, only: tuple[str, ...] = ('',)
+) -> None:
+    """Loads `state` (its keys that start with one of `only`), cast to the model's types.
+
+    Raises:
+        MtpdError: missing, unexpected or differently shaped weights, all in one message with the
+            likely cause; it names `what` is loaded (e.g. 'the student') and the `source`. Weights
+            that are not finite.
+    """
+    check_finite(state, source)
+    own = model.state_dict()
+    fitting, shapes = copy.copy(state), {}
+    for key, value in state.items():
+        if key in own and own[key].shape != value.shape:
+            shapes[key] = (tuple(own[key].shape), tuple(value.shape))
+        if key in shapes or not key.startswith(only):
+            del fitting[key]
+    result = model.load_state_dict(fitting, strict=False)
+    problems = {
+        'not in the file': [key for key in result.missing_keys if key not in shapes],
+        f'not in {what}': result.unexpected_keys,
+        f'other shape ({what}, file)': [f'{key} {a} {b}' for key, (a, b) in shapes.items()],
+    }
+    problems = {kind: keys for kind, keys in problems.items() if keys}
+    if not problems:
+        return
+    lines = [f'{source} does not fit {what}:']
+    for kind, keys in problems.items():
+        more = f' and {len(keys) - 5} more' if len(keys) > 5 else ''
+        lines.append(f'  {kind}: {", ".join(keys[:5])}{more}')
+    only_shapes = len(problems) == 1 and bool(shapes)
+    lines.append(
+        (only_shapes and _classes_hint(model, shapes))
+        or f'  {len(own) - len(result.missing_keys)} of {len(own)} weights match: the file is of '
+        'another architecture (type, depth or width); give the checkpoint of this very config'
+    )
+    raise MtpdError('\n'.join(lines))
+
+
+def check_finite(state: dict, source: str | Path) -> None:
+    """Raises MtpdError where weights are NaN or infinite: the training that made them had diverged."""
+    bad = [
+        key
+        for key, value in state.items()
+        if value.is_floating_point() and not value.isfinite().all()
+    ]
+    if bad:
+        more = f' and {len(bad) - 3} more' if len(bad) > 3 else ''
+        raise MtpdError(
+            f'{source} holds weights that are NaN or infinite ({", ".join(bad[:3])}{more}): its training diverged. Give '
+            'another checkpoint, or train it again with a lower learning rate'
+        )
+
+
+def _classes_hint(model: nn.Module, shapes: dict) -> str:
+    """Names both numbers of classes where they explain all of `shapes` (own, file's)."""
+    own = max((m.num_classes for m in model.modules() if hasattr(m, 'num_classes')), default=0)
+    found = set()
+    for key, (mine, theirs) in shapes.items():
+        if not own or key.startswith(('backbone.', 'neck.')) or mine[1:] != theirs[1:]:
+            return ''
+        background = mine[0] == own + 1  # else a multiple of the classes: anchors, box sides
+        found.add(theirs[0] - 1 if background else theirs[0] * own / mine[0])
+    if len(found) != 1:
+        return ''
+    return (
+        f'  likely cause: the model has {own} classes and the file {found.pop():g}: give a '
+        'checkpoint of the same classes, or change num_classes'
+    )
+
+
+def load_student(model: nn.Module, path: str | Path) -> dict:
+    """Loads a plain detector from a checkpoint of any layout, strictly; returns its `meta`.
+
+    Raises:
+        MtpdError: from `load`, `student_state` and `load_strictly`.
+    """
+    checkpoint = load(path)
+    load_strictly(model, student_state(checkpoint, path), 'the student', path)
+    return checkpoint.get('meta') or {}
+
+
+# Of a checkpoint's `meta`, what describes its detector.
+DESCRIPTION = ('CLASSES', 'PALETTE', 'config', 'mmdet_version', 'mmcv_version', 'epoch', 'iter')
+DESCRIPTION += ('recipe', 'detector', 'seed', 'arm', 'stage', 'teacher', 'stages', 'exported_from')
+
+
+def publish(src: str | Path, dst: str | Path, half: bool = False, trust: bool = False) -> Path:
+    """`export_student` under a name that ends in its SHA-256, as mmdet's: ``student-7ee888e0.pth``; returns the path.
+
+    The same source gives the same file. `dst`: the name without that, or a folder, to keep the source's name.
+
+    Raises:
+        MtpdError: as `export_student`.
+    """
+    dst = Path(dst)
+    dst = dst / Path(src).name if dst.is_dir() else dst
+    stem = re.sub('-[0-9a-f]{8}$', '', dst.name.removesuffix('.pth'))
+    part = dst.with_name(f'.{stem}.{os.getpid()}.pth')
+    try:
+        export_student(src, part, half, trust=trust)
+        return part.replace(dst.with_name(f'{stem}-{sha256(part)[:8]}.pth'))
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def export_student(
+    src: str | Path,
+    dst: str | Path,
+    half: bool = False,
+    meta: dict | None = None,
+    trust: bool = False,
+) -> Path:
+    """Writes the student in `src` (any layout) to `dst` as a plain mmdet checkpoint.
+
+    Args:
+        half: store floats as float16 (half the size; loading casts them back).
+        meta: entries to add to the `meta`, plain values only. Kept of the source's is what describes
+            the student: config, classes, versions, the stages that made it. `exported_from` names the
+            source, or what that was exported from.
+        trust: run what code `src` holds, see `unpickle.read`.
+
+    Raises:
+        MtpdError: `src` cannot be read or holds no weights, or `dst` cannot be written.
+    """
+    checkpoint = load(src, trust=trust)
+    state = student_state(checkpoint, src)
+    for key, value in state.items():
+        # A variance may exceed float16's 65504: such a tensor stays as it is.
+        if half and value.is_floating_point() and value.half().isfinite().all():
+            state[key] = value.half()
+    old = checkpoint.get('meta') or {}
+    if 'student_config' in old:
+        old = {**old, 'config': old['student_config']}
+    new = {
+        'mmdet_version': metadata.version('mmdet'),
+        'mmcv_version': metadata.version('mmcv-full'),
+        'exported_from': {'file': Path(src).name, 'sha256': sha256(src)},
+        **{key: old[key] for key in DESCRIPTION if key in old},
+        **(meta or {}),
+    }
+    origin = new['exported_from']
+    new['exported_from'] = {**origin, 'half': half or origin.get('half', False)}
+    save_atomic({'meta': new, 'state_dict': state}, dst)
+    return Path(dst)
+
+
+def save_atomic(obj: object, path: str | Path) -> None:
+    """`torch.save` that leaves either the whole new file or the old one; an equal `meta` gives equal bytes.
+
+    Raises:
+        MtpdError: the folder cannot be written to, or the disk is full.
+    """
+    path = Path(path)
+    if isinstance(obj, dict) and 'meta' in obj:
+        obj = {**obj, 'meta': _canonical(obj['meta'])}
+    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open('wb') as file:
+            torch.save(obj, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's zip writer wraps a full disk's OSError
+        # A data worker's end is raised wherever the process is at the time, see `data.workers`.
+        if str(error).startswith('DataLoader worker'):
+            raise
+        raise MtpdError(
+            f'checkpoint {path} cannot be written ({error}): check permissions and free space'
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+def _canonical(value: object) -> object:
+    """An equal value in which equal texts are one object: pickle writes an object once, and refers to it."""
+    if isinstance(value, str):
+        return sys.intern(value)
+    if isinstance(value, dict):
+        return {_canonical(key): _canonical(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_canonical, value))
+    return value

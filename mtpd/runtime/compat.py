@@ -1,0 +1,256 @@
+"""What mmcv 1.7 and mmdet 2.28 need to run on today's torch and numpy; imported before them.
+
+Importing this module applies every adaptation once; each function below is one, with its reason.
+`mtpd -v`, or MTPD_VERBOSE=1, keeps the output that the last one silences.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import MtpdError
+from ..utils.machine import check_torch, cores, find_torch
+from ..utils.progress import bar, log_level
+
+__all__ = ['apply', 'cores']
+
+_libraries: list[Any] = []  # torch.library forgets a schema when its Library object is collected
+
+
+def apply() -> None:
+    """Apply everything (again, if called again: nothing changes the second time).
+
+    Raises MtpdError if torch is missing or too old, or mmcv has no compiled ops.
+    """
+    quiet_warnings()
+    require_ops()
+    import_torchvision()
+    numpy_int()
+    load_numpy_scalars()
+    load_no_code()
+    scatter_stream()
+    pin_containers()
+    ddp_forward()
+    resume_by_the_cpu()
+    progress_bar()
+    if log_level() == 'WARNING':
+        quiet_initialisation()
+
+
+def require_ops() -> None:
+    """mmdet imports mmcv's compiled ops; without them it ends in a long, unhelpful traceback."""
+    check_torch(find_torch())
+    mmcv = importlib.util.find_spec('mmcv')
+    if mmcv is None or not list(Path(mmcv.origin).parent.glob('_ext*.so')):
+        raise MtpdError(
+            "mmcv-full's compiled ops are not installed in this Python. Run `make env` (or `mtpd install-ops`)."
+        )
+
+
+def quiet_warnings() -> None:
+    """mmcv's notes on its own future, and on names torch has renamed, are nothing a reader can act on."""
+    for message in (
+        'On January 1, 2023, MMCV will release v2.0.0',
+        r'``MultiScaleDeformableAttention`` has been moved',
+        r'`torch\.cuda\.amp\.',
+        r'`broadcast_buffers` is deprecated',
+    ):
+        warnings.filterwarnings('ignore', message=message)
+
+
+def import_torchvision() -> None:
+    """Let torchvision import where its compiled part does not fit torch.
+
+    A CUDA torchvision (PyPI's) beside a CPU torch can't load its library, and fails with "operator
+    torchvision::nms does not exist". mmcv imports torchvision and uses none of its ops: declaring
+    the two schemas it asks for is enough.
+    """
+    try:
+        import torchvision
+    except RuntimeError as error:
+        if 'torchvision::' not in str(error):
+            raise
+        import torch
+
+        library = torch.library.Library('torchvision', 'FRAGMENT')
+        for name in ('nms', 'qnms'):
+            library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+        _libraries.append(library)
+        import torchvision  # noqa: F401
+
+
+def numpy_int() -> None:
+    """mmdet still says `np.int` (datasets/custom.py, openimages.py, IoU-balanced sampler).
+
+    numpy removed the alias of `int` in 1.24. It is set on numpy itself: those modules look it up
+    there when they run, and importing mmdet here to patch three of them would cost four seconds.
+    """
+    import numpy as np
+
+    if 'int' not in vars(np):
+        np.int = int
+
+
+def load_numpy_scalars() -> None:
+    """Let checkpoints load whose `meta` holds numpy numbers, as some in mmdet's model zoo do.
+
+    mmcv calls `torch.load` without `weights_only`; since torch 2.6 that means True, which refuses
+    them. Numbers are let in by name, arbitrary code stays refused. `numpy.core` is the name that
+    numpy 1 wrote.
+    """
+    import numpy as np
+    import torch
+
+    scalar = np._core.multiarray.scalar
+    names = [(scalar, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')]
+    dtypes = [type(np.dtype(name)) for name in ('bool', 'int32', 'int64', 'float32', 'float64')]
+    torch.serialization.add_safe_globals([*names, np.dtype, *dtypes])
+
+
+def load_no_code() -> None:
+    """Checkpoints are read by `unpickle.read` wherever mmcv and mmdet read one (`load_from`, `init_cfg`, resuming).
+
+    mmcv leaves `weights_only` to torch, which an environment variable turns off, and its downloads go through
+    `torch.hub`, where it is off by default. Resuming runs the config text in a checkpoint's `meta` as Python, to learn
+    how many GPUs there were: it gets none.
+    """
+    from mmcv.runner import BaseRunner, CheckpointLoader, checkpoint
+
+    from . import unpickle
+
+    os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
+    for loader, prefixes in (
+        (unpickle.load_from_local, ''),
+        (unpickle.load_from_http, ('http://', 'https://')),
+    ):
+        setattr(checkpoint, loader.__name__, loader)
+        CheckpointLoader.register_scheme(prefixes, loader, force=True)
+    original = BaseRunner.load_checkpoint
+    if hasattr(original, '__wrapped__'):
+        return
+
+    def load_checkpoint(self: BaseRunner, *args: Any, **options: Any) -> dict:
+        loaded = original(self, *args, **options)
+        if isinstance(loaded.get('meta'), dict):
+            loaded['meta'].pop('config', None)
+        return loaded
+
+    load_checkpoint.__wrapped__ = original
+    BaseRunner.load_checkpoint = load_checkpoint
+
+
+def scatter_stream() -> None:
+    """mmcv asks torch for a copy stream by device number; since torch 2.1 it must be a device.
+
+    Without this, every batch on a GPU fails: "'int' object has no attribute 'type'".
+    """
+    import torch
+    from mmcv.parallel import _functions
+    from torch.nn.parallel._functions import _get_stream
+
+    def get_stream(device: int | torch.device) -> Any:
+        if isinstance(device, int):
+            device = torch.device('cuda', device) if device >= 0 else torch.device('cpu')
+        return _get_stream(device)
+
+    _functions._get_stream = get_stream
+
+
+def pin_containers() -> None:
+    """Let torch's `DataLoader(pin_memory=True)` reach what mmcv's `DataContainer` holds, masks too.
+
+    torch takes a container for no tensor, and masks are numpy arrays.
+    """
+    from mmcv.parallel import DataContainer
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    def pinned(data: Any, device: Any) -> Any:
+        if isinstance(data, list):
+            return [pinned(item, device) for item in data]
+        if type(data).__name__ != 'BitmapMasks':
+            return data
+        import torch
+
+        copied = copy.copy(data)
+        copied.masks = pin_memory(torch.from_numpy(data.masks), device).numpy()
+        return copied
+
+    def pin(self: DataContainer, device: Any = None) -> DataContainer:
+        self._data = (pinned if self.cpu_only else pin_memory)(self._data, device)
+        return self
+
+    DataContainer.pin_memory = pin
+
+
+def ddp_forward() -> None:
+    """mmcv's DDP wrapper reads `_use_replicated_tensor_module`, which torch 2.1 removed.
+
+    False is what it was for every model that mmcv builds. Needed for distributed evaluation.
+    """
+    from mmcv.parallel import MMDistributedDataParallel
+
+    MMDistributedDataParallel._use_replicated_tensor_module = False
+
+
+def resume_by_the_cpu() -> None:
+    """A resumed checkpoint is read into the CPU's memory, from where weights and optimizer go to where the model is.
+
+    mmcv's runners read it into the current GPU: `IterBasedRunner` also where there is none, and both also in a training
+    on the CPU beside one.
+    """
+    from mmcv.runner import BaseRunner, IterBasedRunner
+
+    for runner in (BaseRunner, IterBasedRunner):
+        if not hasattr(runner.resume, '__wrapped__'):
+            runner.resume = _resuming_by_the_cpu(runner.resume)
+
+
+def _resuming_by_the_cpu(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def resume(
+        self: Any, checkpoint: str, resume_optimizer: bool = True, map_location: Any = 'default'
+    ) -> None:
+        location = 'cpu' if map_location == 'default' else map_location
+        original(self, checkpoint, resume_optimizer, location)
+
+    return resume
+
+
+def progress_bar() -> None:
+    """mmcv's evaluation bar rewrites its line for every image: pages of it in a notebook or a log. Ours in its place."""
+    from mmcv import ProgressBar
+
+    def start(self: ProgressBar) -> None:
+        self.completed, self.bar = 0, bar('images', total=self.task_num or None)
+
+    def update(self: ProgressBar, num_tasks: int = 1) -> None:
+        self.completed += num_tasks
+        self.bar.update(num_tasks)
+        if self.completed >= self.task_num > 0:
+            self.bar.close()
+
+    ProgressBar.start, ProgressBar.update = start, update
+
+
+def quiet_initialisation() -> None:
+    """mmcv reports the initialisation of every parameter at INFO: hundreds of lines a detector.
+
+    It reports to the first logger made, and makes 'mmcv' if there is none: made here, at WARNING.
+    Training's own log ('mmdet') is not touched. A line for each deformable convolution that is loaded goes to Python's
+    root logger, which mmcv would set to INFO: it is told that it has done so.
+    """
+    from mmcv.utils import get_logger
+    from mmcv.utils.logging import logger_initialized
+
+    get_logger('mmcv').setLevel('WARNING')
+    logger_initialized['root'] = True
+
+
+apply()

@@ -1,0 +1,114 @@
+"""The processes that train together, as torchrun or SLURM's srun started them. No heavy imports."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from typing import NamedTuple
+
+from ..errors import MtpdError
+
+START = 'Start them with `torchrun --nproc-per-node N -m mtpd.cli ...`, or let `--gpus N` do it.'
+
+
+class World(NamedTuple):
+    """This process among the others: its number (`rank`, of `size`), and its number on this machine."""
+
+    rank: int
+    size: int
+    local_rank: int
+    starter: str
+
+
+def here() -> World | None:
+    """The world that this process was started in, None if it was started alone.
+
+    Sets MASTER_ADDR and MASTER_PORT where SLURM leaves that to us.
+
+    Raises:
+        MtpdError: numbers that are missing or contradict each other, machines with unequal numbers of processes.
+    """
+    if 'RANK' in os.environ or os.environ.get('WORLD_SIZE', '1') != '1':
+        return _of_torchrun()
+    if (
+        os.environ.get('SLURM_STEP_NUM_TASKS', '1') != '1'
+    ):  # of srun; sbatch's script is one process
+        return _of_slurm()
+    return None
+
+
+def check_size(world: World, asked: int | None) -> None:
+    """Raises MtpdError where the world has other than the `asked` number of processes; None takes any."""
+    if asked not in (None, world.size):
+        raise MtpdError(
+            f'{world.starter} started {world.size} process(es), and runtime.gpus (--gpus) is {asked}: make them '
+            'equal, or leave runtime.gpus out, which takes the number that was started.'
+        )
+
+
+def let_the_first_speak() -> str:
+    """Waits, unless this is rank 0: most errors are everybody's, and its message ends us all.
+
+    Returns:
+        What a message from here begins with: '' from rank 0, else 'process 1: '.
+    """
+    rank = os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or '0'
+    if rank == '0':
+        return ''
+    time.sleep(3)
+    return f'process {rank}: '
+
+
+def _of_torchrun() -> World:
+    rank, size = _number('RANK', 'torchrun'), _number('WORLD_SIZE', 'torchrun')
+    local = _number('LOCAL_RANK', 'torchrun', rank if size == 1 else None)
+    if not 0 <= rank < size:
+        raise MtpdError(f'RANK is {rank} and WORLD_SIZE {size}: these do not fit together. {START}')
+    machines = _number('GROUP_WORLD_SIZE', 'torchrun', 0)
+    on_this = _number('LOCAL_WORLD_SIZE', 'torchrun', 0)
+    if machines and on_this and machines * on_this != size:
+        raise MtpdError(
+            f'torchrun started {size} processes on {machines} machines, {on_this} of them here: unequal numbers. '
+            'Give every machine the same --nproc-per-node.'
+        )
+    if size > 1:
+        for name in ('MASTER_ADDR', 'MASTER_PORT'):
+            _text(name, 'torchrun')
+    return World(rank, size, local, 'torchrun')
+
+
+def _of_slurm() -> World:
+    rank, size = _number('SLURM_PROCID', 'srun'), _number('SLURM_STEP_NUM_TASKS', 'srun')
+    tasks = os.environ.get('SLURM_STEP_TASKS_PER_NODE', '')  # 4(x2), or 4,2 where they differ
+    if len({re.sub(r'\(x\d+\)$', '', part) for part in tasks.split(',')}) > 1:
+        raise MtpdError(
+            f'SLURM started unequal numbers of tasks on the nodes ({tasks}). Ask for --nodes and --ntasks-per-node.'
+        )
+    os.environ.setdefault('MASTER_ADDR', _first_host(_text('SLURM_STEP_NODELIST', 'srun')))
+    job, step = (_number(f'SLURM_{name}_ID', 'srun', 0) for name in ('JOB', 'STEP'))
+    os.environ.setdefault('MASTER_PORT', str(20000 + (job * 16 + step) % 20000))
+    return World(rank, size, _number('SLURM_LOCALID', 'srun'), 'SLURM')
+
+
+def _first_host(hosts: str) -> str:
+    """'node[03-05,9],other' -> 'node03'."""
+    match = re.match(r'([^,\[]+)(?:\[([^-,\]]+)[^\]]*\])?([^,]*)', hosts)
+    return ''.join(part or '' for part in match.groups())
+
+
+def _number(name: str, starter: str, default: int | None = None) -> int:
+    if default is not None and name not in os.environ:
+        return default
+    text = _text(name, starter)
+    if not text.isdigit():
+        raise MtpdError(f'{name} is {text!r}: {starter} sets it to a number. {START}')
+    return int(text)
+
+
+def _text(name: str, starter: str) -> str:
+    if not os.environ.get(name):
+        raise MtpdError(
+            f'this looks like one of several processes of {starter}, and {name} is not set. {START}'
+        )
+    return os.environ[name]
