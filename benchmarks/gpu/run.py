@@ -12,12 +12,17 @@ Then the JSON is copied to results/bench/gpu_*.json, and a verdict is printed: e
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'benchmarks'), str(ROOT / 'benchmarks/gpu')]
@@ -48,9 +53,18 @@ class Runner:
     def __init__(self, out: Path, seconds: float, environment: dict):
         self.out, self.environment, self.lock = out, environment, threading.Lock()
         self.began, self.seconds = time.monotonic(), seconds
+        self.groups: set[int] = set()  # of processes at work
         out.mkdir(parents=True, exist_ok=True)
         for name in ('log.txt', 'steps.txt'):
             (out / name).write_text('')
+
+    def stop(self, number: int, _: object) -> None:
+        """What a signal calls: ends all steps, and this process."""
+        for group in self.groups:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+        print(f'stopped; {self.out} has what was measured', flush=True)
+        os._exit(128 + number)
 
     def passed(self) -> float:
         return time.monotonic() - self.began
@@ -63,17 +77,24 @@ class Runner:
         limit = min(step.limit, self.seconds - self.passed())
         began, code = self.passed(), None
         if limit > 5:
+            print(f'{began:5.0f} s  {step.name} begins, {limit:.0f} s at most', flush=True)
             process = subprocess.Popen(
                 step.command, cwd=ROOT, env=self.environment, text=True, start_new_session=True,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             )  # fmt: skip
-            timer = threading.Timer(limit, os.killpg, (process.pid, 9))
+            self.groups.add(process.pid)
+            timer = threading.Timer(limit, os.killpg, (process.pid, signal.SIGKILL))
             timer.start()
+            last = ''
             for line in process.stdout:
+                last = line.strip() or last
                 self.write('log.txt', f'{step.name}| {line.rstrip()}')
             code = process.wait()
             timer.cancel()
-        ends = {0: 'done', None: 'no time left', -9: f'cut off at {limit:.0f} s'}
+            self.groups.discard(process.pid)
+            if code not in (0, -signal.SIGKILL):
+                print(f'{"":7}{step.name}: {last[:300]}', flush=True)
+        ends = {0: 'done', None: 'no time left', -signal.SIGKILL: f'cut off at {limit:.0f} s'}
         how = ends.get(code, f'exit code {code}')
         line = f'{self.passed():5.0f} s  {step.name}: {how} after {self.passed() - began:.0f} s'
         self.write('steps.txt', line)
@@ -165,38 +186,59 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument('--data', type=Path, help='a folder laid out as COCO 2017')
-    parser.add_argument('--out', type=Path, default=ROOT / 'runs/gpu')
-    parser.add_argument('--device', default='cuda', choices=['cuda', 'cpu'])
-    parser.add_argument('--seconds', type=float, default=3600, help='for all steps together')
-    parser.add_argument('--only', nargs='+', help='steps, by the names in steps.txt')
+    parser.add_argument('--out', type=Path, help='default: runs/gpu, or runs/gpu-cpu')
+    parser.add_argument(
+        '--device',
+        default='cuda',
+        choices=['cuda', 'cpu'],
+        help='cpu: small sizes that only show that the commands work; default: %(default)s',
+    )
+    parser.add_argument(
+        '--seconds', type=float, default=3600, help='for all steps; default: %(default)s'
+    )
+    parser.add_argument('--only', nargs='+', metavar='STEP', help='these steps alone')
     parser.add_argument('--whole-demo', action='store_true', help='not a shortened one')
-    parser.add_argument('--collect', action='store_true', help='only what is in --out already')
+    parser.add_argument(
+        '--collect', action='store_true', help='measure nothing: copy and judge what is in --out'
+    )
     options = parser.parse_args()
-    options.out = short(options.out)
+    on_gpu = options.device == 'cuda'
+    if on_gpu and not options.collect and not torch.cuda.is_available():
+        parser.error('torch sees no GPU (`mtpd doctor` says why). --device cpu tries the commands.')
+    if options.data and not options.data.is_dir():
+        parser.error(f'--data: there is no folder {options.data}')
+    options.out = short(options.out or ROOT / 'runs' / ('gpu' if on_gpu else 'gpu-cpu'))
     options.data = short(options.data) if options.data else None
     os.chdir(ROOT)
     if not options.collect:
-        small = (
-            ' image.scale=(128,96) schedule.batch_size=2'
-            if options.device == 'cpu'
-            else ' schedule.optimizer.lr=0.00001'
-        )
+        sizes = 'schedule.optimizer.lr=0.00001'
+        if not on_gpu:
+            sizes = 'image.scale=(128,96) schedule.batch_size=2'
         data = f'data.root={options.data}' if options.data else DIGITS
-        data += f' runtime.device={options.device}{small}'
-        environment = {
-            **os.environ,
-            'PYTHONUNBUFFERED': '1',
-            'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]),
-        }
-        runner = Runner(options.out, options.seconds, environment)
+        data += f' runtime.device={options.device} {sizes}'
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
         timed, checks = timed_steps(options, data), checking_steps(options)
+        names = [step.name for step in (*timed, *checks)]
+        if wrong := set(options.only or ()) - set(names):
+            parser.error(f'--only: {", ".join(wrong)} is none of {", ".join(names)}')
+        chosen = options.only or names
+        shutil.rmtree(options.out, ignore_errors=True)  # an earlier run's
+        environment = {**os.environ, 'PYTHONUNBUFFERED': '1', 'PYTHONPATH': path}
+        runner = Runner(options.out, options.seconds, environment)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, runner.stop)
         for step in timed:
-            if not options.only or step.name in options.only:
+            if step.name in chosen:
                 runner(step)
-        runner.beside([step for step in checks if not options.only or step.name in options.only])
-    if options.device == 'cuda' or options.collect:
-        verdict.collect(options.out, ROOT / 'results')
+        runner.beside([step for step in checks if step.name in chosen])
+    if not on_gpu:
+        print(f'On a CPU nothing is judged. Output: {options.out}/log.txt')
+        return
+    for path in verdict.collect(options.out, ROOT / 'results'):
+        print(f'results: {short(path)}')
     print(verdict.table(options.out))
+    print(f'Output of all steps: {options.out}/log.txt')
+    sys.exit(any(line.cells()[3] == 'NOT MET' for line in verdict.targets(options.out)))
 
 
 if __name__ == '__main__':

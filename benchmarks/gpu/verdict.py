@@ -33,8 +33,9 @@ def read(folder: Path, name: str) -> dict:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def collect(folder: Path, results: Path) -> None:
-    """Copies what there is, with peak memory put beside the times of the same updates."""
+def collect(folder: Path, results: Path) -> list[Path]:
+    """Copies what there is, with peak memory put beside the times of the same updates; where to."""
+    copies = []
     peaks = read(folder, 'gpu_peak.json').get('rows', {})
     for path in sorted(folder.glob('gpu_distill_step_*.json')):
         table = json.loads(path.read_text())
@@ -45,9 +46,13 @@ def collect(folder: Path, results: Path) -> None:
     parts = [json.loads(path.read_text()) for path in sorted((folder / 'full_size').glob('*.json'))]
     if parts:
         merged = parts[0] | {'rows': [row for part in parts for row in part['rows']]}
-        (results / 'full_size_gpu.json').write_text(json.dumps(merged, indent=2) + '\n')
-    for path in folder.glob('gpu_*'):
-        shutil.copyfile(path, results / 'bench' / path.name)
+        copies.append(results / 'full_size_gpu.json')
+        copies[-1].write_text(json.dumps(merged, indent=2) + '\n')
+    for path in sorted(folder.glob('gpu_*')):
+        if path.stat().st_size:
+            copies.append(results / 'bench' / path.name)
+            shutil.copyfile(path, copies[-1])
+    return copies
 
 
 def targets(folder: Path) -> list[Target]:
