@@ -50,21 +50,21 @@ def machine(device: str) -> dict:
     import mmdet
     from mmcv.ops import get_compiler_version, get_compiling_cuda_version
 
-    found = {'python': sys.version.split()[0], 'torch': torch.__version__, 'numpy': np.__version__}
-    found |= {'opencv': cv2.__version__, 'mmdet': mmdet.__version__, 'cores': os.cpu_count()}
-    found |= {'mmcv_cuda': get_compiling_cuda_version(), 'mmcv_compiler': get_compiler_version()}
+    report = {'python': sys.version.split()[0], 'torch': torch.__version__, 'numpy': np.__version__}
+    report |= {'opencv': cv2.__version__, 'mmdet': mmdet.__version__, 'cores': os.cpu_count()}
+    report |= {'mmcv_cuda': get_compiling_cuda_version(), 'mmcv_compiler': get_compiler_version()}
     if device == 'cuda':
         smi = [
             'nvidia-smi',
             '--query-gpu=name,memory.total,driver_version',
             '--format=csv,noheader',
         ]
-        found['gpu'] = subprocess.run(smi, capture_output=True, text=True).stdout.strip()
-        found['capability'] = list(torch.cuda.get_device_capability())
-        found['cudnn'] = torch.backends.cudnn.version()
-        found['bf16'] = torch.cuda.is_bf16_supported(including_emulation=False)
-        found['free_of_bytes'] = list(torch.cuda.mem_get_info())
-    return found
+        report['gpu'] = subprocess.run(smi, capture_output=True, text=True).stdout.strip()
+        report['capability'] = list(torch.cuda.get_device_capability())
+        report['cudnn'] = torch.backends.cudnn.version()
+        report['bf16'] = torch.cuda.is_bf16_supported(including_emulation=False)
+        report['free_of_bytes'] = list(torch.cuda.mem_get_info())
+    return report
 
 
 def boxes(count: int) -> tuple[Tensor, Tensor]:
@@ -79,14 +79,14 @@ def nms(device: str) -> dict:
     some, scores = boxes(3000)
     kind = torch.randint(0, 5, (3000,))
     settings = dict(type='nms', iou_threshold=0.5)
-    wanted, found = (nms(some.to(d), scores.to(d), 0.5)[1].cpu() for d in ('cpu', device))
+    wanted, report = (nms(some.to(d), scores.to(d), 0.5)[1].cpu() for d in ('cpu', device))
     by_kind = [
         batched_nms(some.to(d), scores.to(d), kind.to(d), settings)[1].cpu()
         for d in ('cpu', device)
     ]
     return {
         'kept': len(wanted),
-        'same': torch.equal(wanted, found),
+        'same': torch.equal(wanted, report),
         'batched_same': torch.equal(*by_kind),
     }
 
@@ -101,8 +101,8 @@ def gradients_of(work, *tensors: Tensor) -> list[Tensor]:
 def compared(work, device: str, *tensors: Tensor) -> dict:
     """Distances of output and gradients from the CPU's, in the usual layout and, of the gradient that comes in, the other."""
     wanted = gradients_of(work, *tensors)
-    found = gradients_of(work, *(t.to(device) for t in tensors))
-    return {'apart': [apart(a, b) for a, b in zip(found, wanted, strict=True)]}
+    report = gradients_of(work, *(t.to(device) for t in tensors))
+    return {'apart': [apart(a, b) for a, b in zip(report, wanted, strict=True)]}
 
 
 @check
@@ -177,27 +177,27 @@ def operators_in_bfloat16(device: str) -> dict:
             half(4, 3), torch.zeros(4, dtype=torch.long, device=device)
         ),
     }
-    found = {}
+    report = {}
     for name, work in works.items():
         try:
             work()
-            found[name] = 'runs'
+            report[name] = 'runs'
         except Exception as error:
-            found[name] = f'{type(error).__name__}: {error}'.splitlines()[0][:120]
-    return found
+            report[name] = f'{type(error).__name__}: {error}'.splitlines()[0][:120]
+    return report
 
 
 def moved(batch: dict, device: str) -> dict:
-    def there(item):
+    def move(item):
         if isinstance(item, Tensor):
             return item.to(device)
         return (
-            [there(part) for part in item]
+            [move(part) for part in item]
             if isinstance(item, list) and isinstance(item[0], Tensor)
             else item
         )
 
-    return {key: there(item) for key, item in batch.items()}
+    return {key: move(item) for key, item in batch.items()}
 
 
 @check
@@ -209,7 +209,7 @@ def losses(device: str) -> dict:
     from mtpd.engine import speed
     from mtpd.preflight import trial
 
-    found = {}
+    report = {}
     kinds = {'cpu': speed.Speed(), 'plain': speed.Speed()}
     kinds |= {
         'stream': speed.Speed(teacher_stream=device == 'cuda'),
@@ -236,8 +236,8 @@ def losses(device: str) -> dict:
             )
             for kind, some in values.items()
         }
-        found[path.stem] = {'worst': worst, 'gradient_norms': norms, 'losses': values}
-    return found
+        report[path.stem] = {'worst': worst, 'gradient_norms': norms, 'losses': values}
+    return report
 
 
 @check
@@ -264,11 +264,11 @@ def the_teachers_stream(device: str) -> dict:
             torch.manual_seed(number)
             data = {key: item[:1] * count for key, item in small.items() if key != 'img'}
             data['img'] = torch.randn(count, 3, side, side, device=device)
-            told = model.forward_train(**data)
-            flat = [sum(v) if isinstance(v, list) else v for k, v in told.items() if 'loss' in k]
+            results = model.forward_train(**data)
+            flat = [sum(v) if isinstance(v, list) else v for k, v in results.items() if 'loss' in k]
             sum(flat).backward()
             model.zero_grad()
-            series[stream].append([float(v.detach()) for k, v in told.items() if 'mgd' in k])
+            series[stream].append([float(v.detach()) for k, v in results.items() if 'mgd' in k])
     a, b = (np.array(series[stream]) for stream in (False, True))
     return {'apart': float(np.max(np.abs(a - b) / np.abs(a))), 'losses': a[0].tolist()}
 
@@ -276,7 +276,7 @@ def the_teachers_stream(device: str) -> dict:
 @check
 def fused_optimizers(device: str) -> dict:
     """Weights after five updates, fused against not."""
-    found = {}
+    report = {}
     for kind, more in ((torch.optim.SGD, {'momentum': 0.9}), (torch.optim.AdamW, {})):
         ends = []
         for fused in (False, True):
@@ -293,8 +293,8 @@ def fused_optimizers(device: str) -> dict:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
                 optimizer.step()
             ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
-        found[kind.__name__] = apart(ends[1], ends[0])
-    return found
+        report[kind.__name__] = apart(ends[1], ends[0])
+    return report
 
 
 def small(folder: str, device: str, **more) -> object:
@@ -341,7 +341,7 @@ from mtpd.preflight.examples import examples
 device = sys.argv[2]
 dist.init_process_group('nccl' if device == 'cuda' else 'gloo', init_method='file://' + sys.argv[1], rank=0, world_size=1)
 with tempfile.TemporaryDirectory() as folder:
-    recipe, told = check.small(folder, device, **{'distill.settings.mgd.mask_ratio': 0.0}), []
+    recipe, results = check.small(folder, device, **{'distill.settings.mgd.mask_ratio': 0.0}), []
     data = examples(recipe, Path(folder), 2, 0, False)
     items = [data[0], data[1]]
     for distributed in (False, True):
@@ -355,8 +355,8 @@ with tempfile.TemporaryDirectory() as folder:
             wrapped = loop.parallel(model, device)
         loss = wrapped.train_step(collate(items, 2), None)['loss']
         loss.backward()
-        told.append(float(loss.detach()))
-print(told, flush=True)
+        results.append(float(loss.detach()))
+print(results, flush=True)
 os._exit(0)
 """
 
@@ -386,7 +386,7 @@ def evaluation(device: str) -> dict:
             'runtime.device': device,
         }
         recipe = load_recipe(MINI, scenes)
-        found = {
+        report = {
             device: evaluate(recipe, 'configs/mini/teachers/rx101/model.pth', detector='rx101')[
                 'bbox_mAP'
             ]
@@ -411,8 +411,8 @@ def evaluation(device: str) -> dict:
             capture_output=True,
             timeout=120,
         )
-        found['cpu'] = json.loads(Path(file).read_text())['evaluation'].get('cpu')
-    return found
+        report['cpu'] = json.loads(Path(file).read_text())['evaluation'].get('cpu')
+    return report
 
 
 @check
@@ -422,16 +422,16 @@ def the_cpu_beside_a_gpu(device: str) -> dict:
 
     from mtpd.engine import loop
 
-    found = {}
+    report = {}
     for name, work in (
         ('evaluation', lambda m: loop.parallel(m, 'cpu')),
         ('training', lambda m: build_dp(m, 'cpu', device_ids=[0])),
     ):
         try:
-            found[name] = str(next(work(torch.nn.Linear(2, 1)).parameters()).device)
+            report[name] = str(next(work(torch.nn.Linear(2, 1)).parameters()).device)
         except Exception as error:
-            found[name] = f'{type(error).__name__}: {error}'
-    return found
+            report[name] = f'{type(error).__name__}: {error}'
+    return report
 
 
 def main() -> None:
@@ -442,25 +442,25 @@ def main() -> None:
     parser.add_argument('--device', default='cuda', choices=['cuda', 'cpu'])
     parser.add_argument('--only', nargs='+', choices=list(CHECKS), default=list(CHECKS))
     options = parser.parse_args()
-    told = {}
+    results = {}
     for name in options.only:
         began = time.perf_counter()
         plain_matrices()
         torch.manual_seed(0)
         try:
-            told[name] = CHECKS[name](options.device)
+            results[name] = CHECKS[name](options.device)
         except Exception as error:
-            told[name] = {
+            results[name] = {
                 'error': f'{type(error).__name__}: {error}'[:2000],
                 'at': traceback.format_exc()[-1500:],
             }
         plain_matrices(True)
-        told[name]['seconds'] = round(time.perf_counter() - began, 1)
-        short = {k: v for k, v in told[name].items() if k != 'at'}
+        results[name]['seconds'] = round(time.perf_counter() - began, 1)
+        short = {k: v for k, v in results[name].items() if k != 'at'}
         if name == 'losses':
-            short = {k: v.get('worst', v) for k, v in told[name].items() if isinstance(v, dict)}
+            short = {k: v.get('worst', v) for k, v in results[name].items() if isinstance(v, dict)}
         print(name, json.dumps(short)[:900], flush=True)
-        options.out.write_text(json.dumps(told, indent=1) + '\n')
+        options.out.write_text(json.dumps(results, indent=1) + '\n')
     os._exit(0)  # nothing that is still open keeps the machine
 
 

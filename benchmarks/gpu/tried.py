@@ -114,10 +114,10 @@ def student(timer: Timer, recipe: Recipe, kind: str, images: Tensor) -> dict:
 
 
 def to_the_device(timer: Timer, images: Tensor) -> dict:
-    there = images.cpu()
-    ways = {'pageable': there}
+    on_the_cpu = images.cpu()
+    ways = {'pageable': on_the_cpu}
     if timer.device == 'cuda':
-        ways['pinned'] = there.pin_memory()
+        ways['pinned'] = on_the_cpu.pin_memory()
     return {way: timer(lambda x=x: x.to(images.device, non_blocking=True)) for way, x in ways.items()}  # fmt: skip
 
 
