@@ -10,7 +10,7 @@ from mtpd.analysis.runs import load_run
 from mtpd.errors import MtpdError
 from mtpd.pipeline import run as pipeline
 from mtpd.pipeline.notebooks import NotebookError, execute
-from mtpd.pipeline.rundir import open_run
+from mtpd.pipeline.rundir import claim, open_run
 from mtpd.utils.paths import ROOT
 from mtpd.utils.stopping import Interrupted
 
@@ -161,3 +161,19 @@ def test_every_notebook_runs_in_a_smoke_run(tmp_path):
     for path in (run_dir / 'notebooks').glob('*.ipynb'):
         for cell in nbformat.read(path, as_version=4).cells:
             assert not [o for o in cell.get('outputs', []) if o.output_type == 'error']
+
+
+def test_a_run_that_an_earlier_version_began_goes_on(tmp_path):
+    """It knew fewer speed switches, and said how many processes load images."""
+    recipe = load_recipe(MINI)
+    values = recipe.cfg._cfg_dict.to_dict()
+    new = ('fold_student', 'fused_convs', 'target_stream', 'pin_memory')
+    assert all(values['speed'].pop(switch) == 'auto' for switch in new)
+    values['runtime']['workers'] = 1
+    kept = tmp_path / 'recipe.py'
+    kept.write_text('\n'.join(f'{key} = {value!r}' for key, value in values.items()))
+    (tmp_path / 'detectors').mkdir()
+    claim(kept, recipe.text)
+    assert kept.read_text() == recipe.text
+    with pytest.raises(MtpdError, match=r'holds a run with other settings \(speed\.fold_student'):
+        claim(kept, load_recipe(recipe, {'speed.fold_student': True}).text)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..config.schema import SWITCHES
 from ..errors import MtpdError
 from ..utils.files import leaves, read_own, writable, write_json, write_text
 from ..utils.paths import ROOT, shown
@@ -126,11 +127,17 @@ def foreign(kept: Path, text: str) -> str | None:
 
 
 def meant(text: str) -> str | dict:
-    """A config's values, without what says how far to go on with corrupt images: a run may be told so in between."""
+    """A config's values, by which two runs are the same.
+
+    Without how far to go on with corrupt images and how many processes load them: a run may be told so in between. A
+    speed switch that an earlier version did not have is 'auto'.
+    """
     try:
         lines = ast.parse(text).body
         values = {line.targets[0].id: ast.literal_eval(line.value) for line in lines}
         values.get('data', {}).pop('corrupt_limit', None)
+        values.get('runtime', {}).pop('workers', None)
+        values['speed'] = dict.fromkeys(SWITCHES, 'auto') | values.get('speed', {})
     except (SyntaxError, ValueError, AttributeError):
         return text
     return values
