@@ -110,10 +110,10 @@ def test_fused_convolutions_change_nothing_on_the_cpu(name):
 
 @pytest.fixture
 def full_float32():
-    kept = torch.backends.cudnn.allow_tf32
+    usual = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     yield
-    torch.backends.cudnn.allow_tf32 = kept
+    torch.backends.cudnn.allow_tf32 = usual
 
 
 @pytest.mark.gpu

@@ -114,6 +114,7 @@ def main() -> None:
             results['rows'][name][kind] = row
             print(name, kind, row, f'{time.perf_counter() - began:.1f} s', flush=True)
             write_json(options.out, results)
+    sys.exit(any('error' in row for rows in results['rows'].values() for row in rows.values()))
 
 
 if __name__ == '__main__':

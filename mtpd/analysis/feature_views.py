@@ -95,19 +95,19 @@ def stage_checkpoints(
     trained, then the teachers; for `load_all`."""
     recipe = settled(recipe, work_dir)
     plan = recipe.arm(arm)
-    found = {'student before': ('student', detector_checkpoint(recipe, 'student', work_dir))}
+    checkpoints = {'student before': ('student', detector_checkpoint(recipe, 'student', work_dir))}
     for stage in range(1, len(plan.teachers) + 1):
-        found[f'after stage {stage}'] = (
+        checkpoints[f'after stage {stage}'] = (
             'student',
             train_stage(recipe, stage, arm, work_dir)['checkpoint'],
         )
     for other in recipe.arms.values():
         trained = stage_dir(recipe, other, 1, work_dir) / 'student.pth'
         if other.name != arm and other.teachers == (None,) and trained.is_file():
-            found[other.label] = ('student', trained)
+            checkpoints[other.label] = ('student', trained)
     for name, spec in recipe.cfg.teachers.items():
-        found[spec.get('label', name)] = (name, detector_checkpoint(recipe, name, work_dir))
-    return found
+        checkpoints[spec.get('label', name)] = (name, detector_checkpoint(recipe, name, work_dir))
+    return checkpoints
 
 
 def feature_rows(

@@ -53,13 +53,13 @@ class Teacher(nn.Module):
                 self(img)
             yield
             return
-        current, own = torch.cuda.current_stream(), stream('teacher')
-        own.wait_stream(current)
-        img.record_stream(own)
+        current, beside = torch.cuda.current_stream(), stream('teacher')
+        beside.wait_stream(current)
+        img.record_stream(beside)
         # Not inference_mode: its tensors cannot be saved for the loss's backward pass.
-        with torch.no_grad(), torch.cuda.stream(own):
+        with torch.no_grad(), torch.cuda.stream(beside):
             self(img)
         yield
-        current.wait_stream(own)
+        current.wait_stream(beside)
         for feature in features.values():
             feature.record_stream(current)

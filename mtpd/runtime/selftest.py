@@ -39,8 +39,8 @@ def check_library() -> str | None:
     """The compiled library alone. Returns the CUDA release it was built with, or None."""
     from mmcv import _ext
 
-    kept = _ext.nms(torch.tensor(BOXES), torch.tensor(SCORES), iou_threshold=0.5, offset=0)
-    expect('nms', kept.tolist(), KEPT)
+    places = _ext.nms(torch.tensor(BOXES), torch.tensor(SCORES), iou_threshold=0.5, offset=0)
+    expect('nms', places.tolist(), KEPT)
     cuda = _ext.get_compiling_cuda_version()
     return None if cuda == 'not available' else cuda
 
@@ -49,8 +49,8 @@ def check_ops(device: str) -> list[str]:
     """The ops as mmdet calls them, on values known by hand. Returns their names."""
     from mmcv.ops import deform_conv2d, nms, roi_align, sigmoid_focal_loss
 
-    kept = nms(torch.tensor(BOXES, device=device), torch.tensor(SCORES, device=device), 0.5)[1]
-    expect(f'nms ({device})', kept.tolist(), KEPT)
+    places = nms(torch.tensor(BOXES, device=device), torch.tensor(SCORES, device=device), 0.5)[1]
+    expect(f'nms ({device})', places.tolist(), KEPT)
     image = torch.arange(16.0, device=device).view(1, 1, 4, 4)
     pooled = roi_align(image, torch.tensor(ROI, device=device), 2, 1.0, 2, 'avg', True)[0, 0]
     expect(f'roi_align ({device})', pooled.tolist(), POOLED)
@@ -102,9 +102,9 @@ def outputs(device: str) -> dict[str, list[torch.Tensor]]:
             return python_focal_loss(logits, one_hot, 0.25, 2.0)
         return sigmoid_focal_loss(logits, target, 2.0, 0.25, None, 'none')
 
-    kept = nms(boxes, random(500), 0.5)[1].float()
+    places = nms(boxes, random(500), 0.5)[1].float()
     return {
-        'nms': [kept],
+        'nms': [places],
         'roi_align': differentiated(
             lambda x: roi_align(x, rois, 7, 1.0, 2, 'avg', True), random(1, 8, 32, 32)
         ),
