@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from mmcv.runner import get_dist_info
 
 from mtpd.distill.distiller import Distiller
 from mtpd.errors import MtpdError
+from mtpd.runtime import distributed
 
 
 class Spied(Distiller):
@@ -84,6 +87,14 @@ def wait(folder: str) -> None:
 
 
 def place(text: str) -> list:
-    told = [None, None]
-    dist.all_gather_object(told, f'{text} {os.environ["LOCAL_RANK"]}')
-    return told
+    places = [None, None]
+    dist.all_gather_object(places, f'{text} {os.environ["LOCAL_RANK"]}')
+    return places
+
+
+def speak() -> list:
+    """Writes in each way there is; gives what the kit's own `gather` brings from each rank."""
+    print('from print')
+    sys.stderr.write(f'error of rank {dist.get_rank()}\n')
+    subprocess.run(['echo', f'from a child of rank {dist.get_rank()}'], check=True)
+    return distributed.gather((dist.get_rank(), os.environ['OMP_NUM_THREADS']))

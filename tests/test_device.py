@@ -37,7 +37,7 @@ from mtpd.engine.size import describe
 from mtpd.pipeline.order import adaptation_costs
 from mtpd.pipeline.train import train_stage
 from mtpd.preflight import trial
-from mtpd.runtime import ddp
+from mtpd.runtime import distributed
 from mtpd.utils.files import read_json, read_log
 from mtpd.utils.paths import ROOT
 
@@ -115,7 +115,7 @@ def test_samplers_of_several_processes_share_their_seed(gpu_beside, monkeypatch)
     monkeypatch.setattr(dist_utils, 'get_dist_info', lambda: (0, 2))
     sent = []
     monkeypatch.setattr(dist_utils.dist, 'broadcast', lambda number, src: sent.append(number))
-    ddp.adapt('cpu')
+    distributed.patch_train_detector('cpu')
     DistributedSampler(range(8), 2, 0, seed=5)
     InfiniteBatchSampler(range(8), 2, 2, 0, seed=6)
     class_aware_sampler.sync_random_seed(7)

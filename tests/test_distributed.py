@@ -1,5 +1,6 @@
 """Several processes: what each update computes, what is left on disk, evaluation, and how mistakes end."""
 
+import io
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 from functools import partial
 
+import nbformat
 import psutil
 import pytest
 import spied
@@ -24,9 +26,11 @@ from mtpd.engine.evaluate import evaluate
 from mtpd.engine.loop import fit
 from mtpd.errors import MtpdError
 from mtpd.pipeline import plain
+from mtpd.pipeline.notebooks import execute
 from mtpd.pipeline.train import _stage_model
 from mtpd.runtime import checkpoints, world
-from mtpd.runtime.distributed import everywhere
+from mtpd.runtime.distributed import ProcessKilled, run_on_all_ranks
+from mtpd.utils.machine import cores
 from mtpd.utils.paths import ROOT
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
@@ -279,26 +283,86 @@ def test_a_plain_config_is_trained_by_two_processes(tmp_path, tiny_coco):
 @pytest.mark.slow
 def test_a_mistake_that_one_process_finds_is_the_callers():
     with pytest.raises(MtpdError, match=r'^this disk is full$'):
-        everywhere(2, 'cpu', spied.refuse, 1)
+        run_on_all_ranks(2, 'cpu', spied.refuse, 1)
+
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 @pytest.mark.slow
 def test_a_crash_of_one_process_ends_all_and_is_told(capfd):
+    handlers = [signal.getsignal(number) for number in NUMBERS]
     with pytest.raises(RuntimeError, match='ZeroDivisionError: a bug'):
-        everywhere(2, 'cpu', spied.crash, 1)
-    with pytest.raises(RuntimeError, match='exitcode  : -9'):
-        everywhere(2, 'cpu', spied.die, 1)
-    assert 'torch/distributed' not in capfd.readouterr().err
+        run_on_all_ranks(2, 'cpu', spied.crash, 1)
+    killed = r'^process 1 of 2 was ended by signal SIGKILL \(often: out of memory\)\.$'
+    with pytest.raises(ProcessKilled, match=killed):
+        run_on_all_ranks(2, 'cpu', spied.die, 1)
+    output = capfd.readouterr()
+    assert 'torch/distributed' not in output.err and 'elastic' not in output.err + output.out
+    assert handlers == [signal.getsignal(number) for number in NUMBERS]
+
+
+@pytest.mark.slow
+def test_a_notebook_shows_once_what_the_processes_write(tmp_path, monkeypatch):
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    code = 'import spied; from mtpd.runtime.distributed import run_on_all_ranks'
+    cells = [code, "print(run_on_all_ranks(2, 'cpu', spied.speak))", 'print("the next cell")']
+    notebook = nbformat.v4.new_notebook(cells=[*map(nbformat.v4.new_code_cell, cells)])
+    nbformat.write(notebook, tmp_path / 'in.ipynb')
+    echo = io.StringIO()
+    execute(tmp_path / 'in.ipynb', tmp_path / 'out.ipynb', echo=echo)
+    outputs = nbformat.read(tmp_path / 'out.ipynb', 4).cells[1].outputs
+    shown = {
+        name: sorted(''.join(output.text for output in outputs if output.name == name).split('\n'))
+        for name in ('stdout', 'stderr')
+    }
+    threads = str(max(1, cores() // 2))
+    children = ['from a child of rank 0', 'from a child of rank 1']
+    result = str([(0, threads), (1, threads)])
+    assert shown['stdout'] == ['', result, *children, 'from print']  # rank 1's print is not
+    assert shown['stderr'] == ['', 'error of rank 0', 'error of rank 1']
+    assert echo.getvalue().count('from print') == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM'])
+def test_a_signal_ends_all_processes_after_a_checkpoint(name, recipe, tmp_path):
+    """SIGINT as a terminal sends it, to the whole process group."""
+    command = [sys.executable, '-m', 'mtpd.cli', 'train', str(recipe.source), '--arm', 'direct']
+    command += ['--gpus', '2', '--work-dir', str(tmp_path)]
+    endless = {'schedule.arm': 100_000, 'schedule.checkpoint_interval': 100_000}
+    for key, value in (recipe.overrides | endless).items():
+        command += ['--cfg-options', f'{key}={value}']
+    started = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        while not started.stdout.readline().startswith(f'update {2 * UPDATES}/'):
+            assert started.poll() is None
+        processes = psutil.Process(started.pid).children(recursive=True)
+        assert len(processes) == 2
+        if name == 'SIGINT':
+            os.killpg(started.pid, signal.SIGINT)
+        else:
+            started.terminate()
+        _, errors = started.communicate(timeout=60)
+    finally:
+        started.kill()
+    number = signal.Signals[name]
+    assert started.returncode == 128 + number and 'Traceback' not in errors, errors
+    assert not [process for process in processes if process.is_running()]
+    (latest,) = tmp_path.rglob('latest.pth')
+    assert torch.load(latest, weights_only=True)['meta']['iter'] >= 2 * UPDATES
 
 
 SLURM = """
 import sys
 import spied
-from mtpd.runtime.distributed import everywhere, joined
+from mtpd.runtime.distributed import process_group, run_on_all_ranks
 from mtpd.errors import MtpdError
 try:
-    with joined(None, 'cpu', 'the recipe', sys.argv.pop()):
-        print(everywhere(2, 'cpu', spied.place, 'at'))
+    with process_group(None, 'cpu', 'the recipe', sys.argv.pop()):
+        print(run_on_all_ranks(2, 'cpu', spied.place, 'at'))
 except MtpdError as error:
     print(error)
 """
@@ -326,7 +390,7 @@ def test_two_tasks_of_slurm(texts, said):
 
 @pytest.mark.slow
 def test_no_process_outlives_the_one_that_started_it(tmp_path):
-    code = f'import spied; from mtpd.runtime.distributed import everywhere; everywhere(2, "cpu", spied.wait, {str(tmp_path)!r})'
+    code = f'import spied; from mtpd.runtime.distributed import run_on_all_ranks; run_on_all_ranks(2, "cpu", spied.wait, {str(tmp_path)!r})'
     started = subprocess.Popen([sys.executable, '-c', code])
     deadline = time.monotonic() + 90
     while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:

@@ -91,14 +91,14 @@ def test_cuda_is_refused_where_the_ops_are_for_the_cpu_only(gpu):
 @cpu_ops
 def test_several_gpus_are_refused_where_the_ops_are_for_the_cpu_only(gpu):
     with pytest.raises(RecipeError, match='mtpd install-ops'):
-        distributed.count(2, 'auto', SOURCE)
-    assert distributed.count(2, 'cpu', SOURCE) == 2
+        distributed.process_count(2, 'auto', SOURCE)
+    assert distributed.process_count(2, 'cpu', SOURCE) == 2
 
 
 def test_the_gpu_is_taken_where_the_ops_are_built_for_it(gpu, cuda_ops, capsys):
     cuda_ops('8.0;9.0')
     assert loop.find_device('auto', SOURCE) == loop.find_device('cuda', SOURCE) == 'cuda'
-    assert distributed.count(2, 'auto', SOURCE) == 2
+    assert distributed.process_count(2, 'auto', SOURCE) == 2
     assert capsys.readouterr().err == ''
 
 

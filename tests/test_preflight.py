@@ -312,7 +312,7 @@ def test_a_process_that_dies_is_a_problem(tmp_path, found, monkeypatch):
     monkeypatch.setattr(trial, 'measure', _die)
     monkeypatch.setenv('PYTHONPATH', str(Path(__file__).parent))
     _, (text,) = forecast.forecast(recipe, trainings.of_recipe(recipe, tmp_path), tmp_path)
-    assert 'a few updates were tried, and failed' in text and 'signal 9' in text
+    assert 'a few updates were tried, and failed' in text and 'signal SIGKILL' in text
 
 
 def _die(*_):

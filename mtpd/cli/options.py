@@ -142,9 +142,9 @@ def with_all_processes(command):
 
     @functools.wraps(command)
     def call(recipe, **rest):
-        from ..runtime.distributed import joined
+        from ..runtime.distributed import process_group
 
-        with joined(recipe.gpus, recipe.device, recipe.source, recipe.text):
+        with process_group(recipe.gpus, recipe.device, recipe.source, recipe.text):
             return command(recipe=recipe, **rest)
 
     return call

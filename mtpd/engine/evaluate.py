@@ -131,7 +131,7 @@ def measure(
     data = pipelines.build(work.split)
     with tempfile.TemporaryDirectory() as folder:
         task = (_detections, model, data, work, folder)
-        results, corrupt = distributed.everywhere(work.processes, work.device, *task)
+        results, corrupt = distributed.run_on_all_ranks(work.processes, work.device, *task)
     data, results = readable.without(data, results, corrupt)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         files, _ = data.format_results(results, jsonfile_prefix=str(Path(folder) / 'results'))

@@ -90,8 +90,8 @@ def data_workers(recipe: Recipe, training: bool = True) -> int:
 
 
 def processes(recipe: Recipe) -> int:
-    """How many processes share the work, see `distributed.count`."""
-    return distributed.count(recipe.gpus, recipe.device, recipe.source)
+    """How many processes share the work, see `distributed.process_count`."""
+    return distributed.process_count(recipe.gpus, recipe.device, recipe.source)
 
 
 def fit(
@@ -117,7 +117,7 @@ def fit(
         RecipeError: the dataset, the devices or the detector do not fit the recipe.
         MtpdError: `out` cannot be written to.
     """
-    distributed.share(recipe.cfg.schedule.batch_size, processes(recipe), recipe.source)
+    distributed.images_per_process(recipe.cfg.schedule.batch_size, processes(recipe), recipe.source)
     writable(out)
     masks = pipelines.with_masks(recipe, model_cfg)
     train, val = (pipelines.dataset(recipe, split, scenes, masks) for split in ('train', 'val'))
@@ -158,7 +158,7 @@ def run(
     """
     point = resume.find(Path(cfg.work_dir))
     task = (_run, cfg, build, source, named, validate, threads, meta, point)
-    return distributed.everywhere(len(cfg.gpu_ids), cfg.device, *task)
+    return distributed.run_on_all_ranks(len(cfg.gpu_ids), cfg.device, *task)
 
 
 def _run(cfg, build, source, named, validate, threads, meta, point) -> InheritReport | None:
@@ -216,7 +216,7 @@ def mmdet_cfg(
 ) -> Config:
     """The config that mmdet's `train_detector` reads."""
     schedule, size, loading = recipe.cfg.schedule, processes(recipe), data_workers(recipe)
-    images = distributed.share(schedule.batch_size, size, recipe.source)
+    images = distributed.images_per_process(schedule.batch_size, size, recipe.source)
     switches = speed.settled(recipe.cfg.get('speed'), device)
     loader = dict(
         samples_per_gpu=images,

@@ -56,7 +56,7 @@ class PlainConfig:
 
     @property
     def processes(self) -> int:
-        return distributed.count(self.gpus, self.device, self.source)
+        return distributed.process_count(self.gpus, self.device, self.source)
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from ..config.trainings import Training
 from ..config.trainings import of_recipe as trainings_of
 from ..engine.loop import device_of, processes
 from ..errors import MtpdError, RecipeError
-from ..runtime.distributed import share
+from ..runtime.distributed import images_per_process
 from ..utils.download import fits
 from ..utils.files import sha256_in_name
 from ..utils.progress import bar
@@ -123,7 +123,7 @@ def problems(
 
 
 def _machine(recipe: Recipe) -> Iterator[str]:
-    for look in (lambda: share(recipe.cfg.schedule.batch_size, processes(recipe), recipe.source),
+    for look in (lambda: images_per_process(recipe.cfg.schedule.batch_size, processes(recipe), recipe.source),
                  lambda: device_of(recipe)):  # fmt: skip
         try:
             look()

@@ -12,7 +12,7 @@ from ..data import coco
 from ..engine.loop import data_workers, device_of, processes
 from ..engine.memory import Advice, advice, scaled
 from ..errors import MtpdError
-from ..runtime.launch import launch
+from ..runtime.distributed import ProcessKilled, launch
 from ..utils.files import read_own, write_json
 from ..utils.machine import GIB
 from . import trial
@@ -44,13 +44,13 @@ def forecast(
     task = (str(recipe.source), recipe.overrides, batch, kinds, detectors)
     try:
         found = launch(1, device_of(recipe), trial.measure, task)
-    except MtpdError as error:
-        return None, [str(error)]
-    except RuntimeError as error:
-        said = [
+    except (ProcessKilled, RuntimeError) as error:
+        lines = [
             line for line in str(error).splitlines() if re.match(r'[\w.]*(Error|Exception)\b', line)
         ]
-        return None, [f'a few updates were tried, and failed: {said[-1] if said else error}']
+        return None, [f'a few updates were tried, and failed: {lines[-1] if lines else error}']
+    except MtpdError as error:
+        return None, [str(error)]
     return {'recipe': recipe.text, **found}, memory_problems(recipe, found['trainings'])
 
 
