@@ -82,7 +82,16 @@ def crash(rank: int) -> None:
 
 
 def wait(folder: str) -> None:
-    Path(folder, f'{dist.get_rank()}').write_text(str(os.getpid()))
+    """Waits for SIGTERM, after which it takes its time, as a training does that writes a checkpoint."""
+    file = Path(folder, f'{dist.get_rank()}')
+
+    def end(*_) -> None:
+        time.sleep(1)
+        file.with_suffix('.ended').touch()
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, end)
+    file.with_suffix('.pid').write_text(str(os.getpid()))
     time.sleep(120)
 
 

@@ -389,18 +389,23 @@ def test_two_tasks_of_slurm(texts, said):
 
 
 @pytest.mark.slow
-def test_no_process_outlives_the_one_that_started_it(tmp_path):
-    code = f'import spied; from mtpd.runtime.distributed import run_on_all_ranks; run_on_all_ranks(2, "cpu", spied.wait, {str(tmp_path)!r})'
+@pytest.mark.parametrize('name, ended', [('SIGKILL', []), ('SIGTERM', ['0.ended', '1.ended'])])
+def test_no_process_outlives_the_one_that_started_it(name, ended, tmp_path):
+    """A notebook's kernel or a script, which do nothing themselves about SIGTERM."""
+    code = 'import spied; from mtpd.runtime.distributed import run_on_all_ranks; '
+    code += f'run_on_all_ranks(2, "cpu", spied.wait, {str(tmp_path)!r})'
     started = subprocess.Popen([sys.executable, '-c', code])
     deadline = time.monotonic() + 90
-    while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+    while len(files := list(tmp_path.glob('*.pid'))) < 2 and time.monotonic() < deadline:
         time.sleep(0.5)
-    processes = [psutil.Process(int(path.read_text())) for path in tmp_path.iterdir()]
+    processes = [psutil.Process(int(file.read_text())) for file in files]
     assert len(processes) == 2
-    started.send_signal(signal.SIGKILL)
-    started.wait()
+    number = signal.Signals[name]
+    started.send_signal(number)
+    assert started.wait(60) == -number
     _, alive = psutil.wait_procs(processes, timeout=20)
     assert alive == []
+    assert sorted(file.name for file in tmp_path.glob('*.ended')) == ended
 
 
 def refused(*arguments) -> str:

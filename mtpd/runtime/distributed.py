@@ -308,7 +308,9 @@ def _command(size: int, folder: str) -> list[str]:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
     variables = {name: value for name, value in defaults.items() if name not in os.environ}
     variables |= {'PYTHONPATH': path, 'PYTHONUNBUFFERED': 1}
-    code = f'from {__name__} import _work; _work()'
+    # Imports of seconds come after `end_with_parent`.
+    code = f'from {end_with_parent.__module__} import end_with_parent; end_with_parent(); '
+    code += f'from {__name__} import _work; _work()'
     settings = [f'{name}={value}' for name, value in variables.items()]
     return [*settings, sys.executable, '-c', code, folder, str(os.getpid())]
 
@@ -354,8 +356,7 @@ def _failure(error: ChildFailedError, size: int, folder: Path) -> Exception:
 def _work() -> None:
     """What a process of `launch` does."""
     folder, parent, code = Path(sys.argv[1]), int(sys.argv[2]), 0
-    end_with_parent()
-    if os.getppid() != parent:  # it ended before
+    if os.getppid() != parent:  # it ended before `end_with_parent`
         os._exit(1)
     try:
         size, device, function, args = pickle.loads((folder / 'task').read_bytes())
