@@ -152,13 +152,13 @@ def process_group(
         yield
         return
     _connect(process, device, source)
-    _compare(text)
+    _check_same_task(text)
     if process.rank:
-        _help()
+        _help_rank_0()
         raise SystemExit(0)
     yield
     dist.broadcast_object_list([None], group=_control)
-    _leave()
+    _disconnect()
 
 
 def _connect(process: world.World, device: str, source: str | Path) -> None:
@@ -175,7 +175,7 @@ def _connect(process: world.World, device: str, source: str | Path) -> None:
     numbers = {'RANK': process.rank, 'WORLD_SIZE': process.size, 'LOCAL_RANK': index}
     os.environ.update({name: str(number) for name, number in numbers.items()})
     try:
-        store = _store()
+        store = _open_store()
         backend = 'cpu:gloo,cuda:nccl' if cuda else 'gloo'
         dist.init_process_group(backend, store=store, rank=process.rank, world_size=process.size)
         _control = dist.new_group(backend='gloo', timeout=PATIENCE)
@@ -186,7 +186,7 @@ def _connect(process: world.World, device: str, source: str | Path) -> None:
         sys.stdout = open(os.devnull, 'w')  # noqa: PTH123, SIM115
 
 
-def _store() -> dist.Store:
+def _open_store() -> dist.Store:
     """Where the processes find each other. In a thread: torch waits for ever on a program that is none of them."""
     answers: list = []
 
@@ -221,7 +221,7 @@ def _no_connection(process: world.World, error: str) -> str:
     )
 
 
-def _compare(text: str) -> None:
+def _check_same_task(text: str) -> None:
     """Processes that were started with different things to do would train one of them, in silence."""
     tasks: list = [None] * dist.get_world_size()
     dist.all_gather_object(tasks, (sys.argv[1:], text), group=_control)
@@ -232,11 +232,11 @@ def _compare(text: str) -> None:
         )
 
 
-def _help() -> None:
+def _help_rank_0() -> None:
     while task := _next_task():
         function, args = task
         function(*args)
-    _leave()
+    _disconnect()
 
 
 def _next_task() -> tuple | None:
@@ -248,7 +248,7 @@ def _next_task() -> tuple | None:
     return task[0]
 
 
-def _leave() -> None:
+def _disconnect() -> None:
     global _control
     with contextlib.suppress(RuntimeError):  # one that has left already
         dist.barrier(_control)
@@ -310,7 +310,7 @@ def _command(size: int, folder: str) -> list[str]:
     variables |= {'PYTHONPATH': path, 'PYTHONUNBUFFERED': 1}
     # Imports of seconds come after `end_with_parent`.
     code = f'from {end_with_parent.__module__} import end_with_parent; end_with_parent(); '
-    code += f'from {__name__} import _work; _work()'
+    code += f'from {__name__} import _process_main; _process_main()'
     settings = [f'{name}={value}' for name, value in variables.items()]
     return [*settings, sys.executable, '-c', code, folder, str(os.getpid())]
 
@@ -327,14 +327,14 @@ def _supervise(start: Callable, command: list[str], folder: str) -> None:
         except KeyboardInterrupt:
             Path(folder, 'task').unlink()  # for processes that have yet to start
             try:
-                _send(signal.SIGTERM, folder)
+                _signal_processes(signal.SIGTERM, folder)
                 future.exception()  # torch kills them after 30 seconds
             finally:  # a second Ctrl-C
-                _send(signal.SIGKILL, folder)
+                _signal_processes(signal.SIGKILL, folder)
             raise
 
 
-def _send(number: int, folder: str) -> None:
+def _signal_processes(number: int, folder: str) -> None:
     for process in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
             if folder in process.cmdline():
@@ -353,7 +353,7 @@ def _failure(error: ChildFailedError, size: int, folder: Path) -> Exception:
     return RuntimeError(f'{process} ended unexpectedly (exit code {failure.exitcode}).')
 
 
-def _work() -> None:
+def _process_main() -> None:
     """What a process of `launch` does."""
     folder, parent, code = Path(sys.argv[1]), int(sys.argv[2]), 0
     if os.getppid() != parent:  # it ended before `end_with_parent`
@@ -371,9 +371,8 @@ def _work() -> None:
             failure = MtpdError(str(error))
         else:
             failure = RuntimeError(f'process {rank} failed:\n{traceback.format_exc()}')
-            time.sleep(
-                1
-            )  # where another process ended and this one lost it, torch sees the other first
+            # This may fail because another process ended, which torch sees first if this one waits.
+            time.sleep(1)
         (folder / f'failure-{rank}').write_bytes(pickle.dumps(failure))
     sys.stdout.flush()
     sys.stderr.flush()

@@ -85,7 +85,7 @@ def test_gpus_that_are_not_there(name, place):
 
 @pytest.mark.slow
 def test_a_port_that_is_taken_is_none_of_those_that_the_kit_chooses(place):
-    """`--gpus 2` starts torchrun itself, with a port that is free."""
+    """`--gpus 2` starts its processes with a port that is free."""
     port_taken(0)(place)
     for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE'):
         place.patch.delenv(name)
