@@ -22,7 +22,7 @@ env: packages
 	@$(BIN)/mtpd install-ops --no-retry $(if $(CUDA_ARCH),--cuda-arch '$(CUDA_ARCH)')
 
 packages:
-	@$(PYTHON) -m mtpd.install.env $(VENV)
+	@$(PYTHON) -m mtpd.install.venv $(VENV)
 
 demo: env
 	@$(BIN)/mtpd run $(RECIPE) $(ARGS)

@@ -12,12 +12,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mtpd.analysis.runs import points
+from mtpd.analysis.run import ap_points
 from mtpd.config.recipe import load_recipe
-from mtpd.pipeline.train import train_detector_run, train_stage
+from mtpd.pipeline.stages import train_detector_run, train_stage
 from mtpd.plots import figure
-from mtpd.utils.environment import describe
 from mtpd.utils.files import read_log, write_json
+from mtpd.utils.machine import describe_environment
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 PRECISIONS = ('fp32', 'bf16')
@@ -56,7 +56,7 @@ def collected(options: argparse.Namespace) -> dict:
                 ]
             for step, there in made.items():
                 ap.setdefault(step, {}).setdefault(precision, []).append(
-                    points(there['metrics'])['AP']
+                    ap_points(there['metrics'])['AP']
                 )
     summary = {}
     for step, by in ap.items():
@@ -138,7 +138,7 @@ def main() -> None:
                 'recipe': str(options.recipe),
                 'seeds': options.seeds,
                 **found,
-                'environment': describe(threads=1),
+                'environment': describe_environment(threads=1),
             },
         )
         image = drawn(found['curves'], options.arms[-1]).encoded()[1]

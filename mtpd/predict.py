@@ -19,9 +19,9 @@ from torch import nn
 
 from .config.files import set_classes
 from .config.recipe import Recipe
-from .engine.loop import find_device
+from .engine.loop import choose_device
 from .errors import MtpdError
-from .pipeline.plain import as_mmdet, load_config
+from .pipeline.mmdet_config import load_config, recipe_as_mmdet
 from .runtime import checkpoints
 from .utils.files import write_json
 
@@ -45,20 +45,20 @@ def detector(
         MtpdError: no config is given and the checkpoint has none, or the weights do not fit.
     """
     checkpoint = Path(checkpoint)
-    meta = checkpoints.load(checkpoint).get('meta') or {}
+    meta = checkpoints.load_checkpoint(checkpoint).get('meta') or {}
     if config is None:
         cfg = Config(_literals(meta.get('config') or meta.get('student_config'), checkpoint))
     else:
         asked = load_config(config)
         recipe = isinstance(asked, Recipe)
-        cfg = Config.fromstring(as_mmdet(asked, name), '.py') if recipe else asked.cfg
+        cfg = Config.fromstring(recipe_as_mmdet(asked, name), '.py') if recipe else asked.cfg
     classes = meta.get('CLASSES') or cfg.data.test.get('classes') or get_classes('coco')
     if meta.get('CLASSES'):
         set_classes(cfg.model, len(classes))
     model = build_detector(cfg.model)
     checkpoints.load_student(model, checkpoint)
     model.cfg, model.CLASSES = cfg, classes
-    return model.to(find_device(device, checkpoint, '--device')).eval()
+    return model.to(choose_device(device, checkpoint, '--device')).eval()
 
 
 def predict(

@@ -27,14 +27,14 @@ stage: int = 1  # which stage of it, from 1
 
 # %%
 from mtpd import load_recipe, plots
-from mtpd.report import live, rows
-from mtpd.report.tables import say, table
+from mtpd.report import live, tables
+from mtpd.report.tables import markdown_table, show_sentences
 
 plan = load_recipe(recipe, cfg_options, seed)
 sequence = plan.arm(arm, stage)
 teacher = sequence.teachers[stage - 1]
 teacher_label = plan.detectors[teacher].get('label', teacher) if teacher else 'no teacher'
-say(
+show_sentences(
     f'**Arm "{sequence.label}", stage {stage} of {len(sequence.teachers)}:** {teacher_label},',
     f'{sequence.stage_updates} updates of the student.',
 )
@@ -52,11 +52,11 @@ made = live.train_stage(plan, stage, arm, work_dir)
 # ## Accuracy
 
 # %%
-steps = rows.of_stages(plan, arm, stage, work_dir)
-table(steps)
+steps = tables.stage_rows(plan, arm, stage, work_dir)
+markdown_table(steps)
 
 # %%
-say(
+show_sentences(
     f'**Conclusion.** After stage {stage} the student has {steps[-1]["AP"]:.1f} AP,',
     f'{plots.gain(steps[-1]["AP"], steps[-2]["AP"])} by this stage and',
     f'{plots.gain(steps[-1]["AP"], steps[0]["AP"])} against the baseline, after {stage * sequence.stage_updates} more updates.',

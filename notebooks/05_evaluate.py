@@ -24,16 +24,15 @@ image: int = 3  # validation image to show detections on, in file order
 
 # %%
 from mtpd import load_recipe, plots
-from mtpd.analysis import comparison, paper, released
-from mtpd.analysis.answer import closing
-from mtpd.analysis.conclusion import class_aps
+from mtpd.analysis import methods, paper
 from mtpd.analysis.error_types import count_objects, errors_by_detector, found_and_lost
-from mtpd.report import looks
-from mtpd.report.tables import say, table
-from mtpd.report.widgets import touch
+from mtpd.analysis.verdict import class_aps, closing_sentences
+from mtpd.report import widgets
+from mtpd.report.tables import markdown_table, show_sentences
+from mtpd.report.widgets import show_with_controls
 
 plan = load_recipe(recipe, cfg_options, seed)
-run = released.run_or_plan(plan, work_dir, checkpoint)
+run = paper.run_or_plan(plan, work_dir, checkpoint)
 rows = run.results()
 
 # %%
@@ -42,13 +41,13 @@ sizes = {'AP_s': 'AP small', 'AP_m': 'AP medium', 'AP_l': 'AP large'}
 sizes = {key: text for key, text in sizes.items() if any(row[key] is not None for row in rows)}
 headings |= {'AP75': 'AP75', **sizes}
 headings |= {'mask_AP': 'mask AP'} if 'segm' in plan.cfg.evaluation.metrics else {}
-table(rows, headings)
+markdown_table(rows, headings)
 
 # %%
 plots.ap_by_arm(rows)
 
 # %%
-say(
+show_sentences(
     f'Numbers and figures of this page are of seed {plan.seed}; its conclusion is of all',
     'seeds that were run.',
 )
@@ -78,7 +77,7 @@ plots.error_types({label: found.counts for label, found in kinds.items()}, count
 # Objects that only one of two students finds, counted the same way:
 
 # %%
-table(found_and_lost(kinds))
+markdown_table(found_and_lost(kinds))
 
 # %% [markdown]
 # ## Detections side by side
@@ -90,11 +89,11 @@ table(found_and_lost(kinds))
 # Choose an image and the least score below the figure.
 
 # %%
-numbers = released.numbers_of(plan, checkpoint, metrics, work_dir)
-detections = looks.Detections(plan, run, released.detections_of(numbers))
+numbers = paper.checkpoint_metrics(plan, checkpoint, metrics, work_dir)
+detections = widgets.DetectionsView(plan, run, paper.checkpoint_detections(numbers))
 thresholds = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 image = min(image, len(detections) - 1)
-touch(detections, image=(image, range(len(detections))), threshold=(0.3, thresholds))
+show_with_controls(detections, image=(image, range(len(detections))), threshold=(0.3, thresholds))
 
 # %% [markdown]
 # ## Beside the paper
@@ -106,17 +105,17 @@ touch(detections, image=(image, range(len(detections))), threshold=(0.3, thresho
 # %%
 headings = {'name': '', 'ours': 'this checkpoint', 'paper': 'paper, after both teachers'}
 headings |= {'baseline': 'paper, baseline', 'difference': 'difference from the paper'}
-table(released.beside_paper(numbers, plan), headings)
+markdown_table(paper.beside_paper(numbers, plan), headings)
 
 # %%
-say(released.verdict(numbers, plan))
+show_sentences(paper.paper_verdict(numbers, plan))
 
 # %% [markdown]
 # On another dataset, or with detectors of another size, the absolute numbers can't be compared; the direction
 # of the gains can. The paper's walk-through, its table and its bar chart are different trainings, so their figures differ.
 
 # %%
-plots.paper_next_to_ours(run.info['paper'], run.walkthrough(), paper.dataset(plan))
+plots.paper_next_to_ours(run.info['paper'], run.walkthrough(), paper.dataset_name(plan))
 
 # %% [markdown]
 # ## Direct against progressive, by method
@@ -126,14 +125,14 @@ plots.paper_next_to_ours(run.info['paper'], run.walkthrough(), paper.dataset(pla
 
 # %%
 student = run.info['paper'].get('student')
-chart, ours = paper.chart(student), comparison.compare(plan, run, compare)
-plots.direct_against_progressive(chart, ours.bars, paper.dataset(plan))
+chart, ours = paper.paper_chart(student), methods.compare_methods(plan, run, compare)
+plots.direct_against_progressive(chart, ours.bars, paper.dataset_name(plan))
 
 # %%
-say(comparison.caption(ours, chart, student, paper.dataset(plan)))
+show_sentences(methods.methods_caption(ours, chart, student, paper.dataset_name(plan)))
 
 # %%
-say('**Conclusion.**', closing(run))
+show_sentences('**Conclusion.**', closing_sentences(run))
 
 # %% [markdown]
 # **Try this**

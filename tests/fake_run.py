@@ -7,9 +7,9 @@ from pathlib import Path
 
 import nbformat
 
-from mtpd.analysis.runs import load_run
+from mtpd.analysis.run import load_run
 from mtpd.config.recipe import load_recipe
-from mtpd.pipeline.rundir import open_run
+from mtpd.pipeline.run_dir import open_run
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 CLASSES = ['zero', '<b>one</b>', 'two']

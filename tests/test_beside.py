@@ -9,10 +9,10 @@ from click.testing import CliRunner
 from fake_run import make_run, put, stage, trained
 
 from mtpd import plots
-from mtpd.analysis.runs import load_run
+from mtpd.analysis.run import load_run
 from mtpd.cli.main import main
 from mtpd.errors import MtpdError
-from mtpd.report.beside import compare_runs, differences
+from mtpd.report.comparison import compare_runs, run_differences
 
 
 def test_the_page_has_each_runs_ap_and_what_differs(tmp_path):
@@ -48,8 +48,8 @@ def test_differences_are_those_of_the_recipes(tmp_path):
     a = trained(tmp_path / 'a', none=1.0)
     b = trained(tmp_path / 'b', 'fgd', seed=3, options={'schedule.arm': 800}, none=1.0)
     c = trained(tmp_path / 'c', none=1.0)
-    assert differences([a, c]) == []
-    assert dict(differences([a, b, c])) == {
+    assert run_differences([a, c]) == []
+    assert dict(run_differences([a, b, c])) == {
         'seed': ['0', '3', '0'],
         'distill.method': ["'mgd'", "'fgd'", "'mgd'"],
         'schedule.arm': ['600', '800', '600'],
@@ -60,7 +60,7 @@ def test_a_recipe_that_is_no_recipe_is_not_run(tmp_path):
     a, b = (trained(tmp_path / name, none=1.0) for name in 'ab')
     mark = tmp_path / 'ran'
     (b.path / 'recipe.py').write_text(f'__import__("pathlib").Path({str(mark)!r}).touch()')
-    found = dict(differences([a, b]))
+    found = dict(run_differences([a, b]))
     assert found['recipe.py'] == ['–', "'not as the kit writes it'"] and not mark.exists()
 
 

@@ -16,8 +16,8 @@ from tiny_sweep import SMALL
 from mtpd import load_recipe
 from mtpd.cli.main import main
 from mtpd.report.run import make_report
-from mtpd.report.tables import say, table
-from mtpd.sweep.opening import open_sweep
+from mtpd.report.tables import markdown_table, show_sentences
+from mtpd.sweep.folder import open_sweep
 from mtpd.sweep.plan import CONTROL
 from mtpd.sweep.report import make_sweep_report
 
@@ -47,7 +47,7 @@ def outputs(*data: dict) -> list:
 
 def shown(path) -> None:
     """A notebook with what the kit's own cells show of data, and what they print."""
-    rows = table([{'class': evil, evil: 1.5} for evil in EVIL], {'class': ALL})
+    rows = markdown_table([{'class': evil, evil: 1.5} for evil in EVIL], {'class': ALL})
     image = v4.new_output('display_data', {'image/png': PNG})
     image.metadata = {'image/png': {'alt': ALL, 'width': '1" onload="window.hit = 20'}}
     failed = v4.new_output('error', ename=EVIL[0], evalue=ALL, traceback=[f'\x1b[31m{ALL}\x1b[0m'])
@@ -55,7 +55,9 @@ def shown(path) -> None:
         v4.new_markdown_cell('# Shown'),
         v4.new_code_cell(f'name = {ALL!r}', metadata={'tags': ['injected-parameters']}),
         *outputs(
-            {'text/markdown': rows.data}, {'text/markdown': say(*EVIL).data}, {'text/plain': ALL}
+            {'text/markdown': rows.data},
+            {'text/markdown': show_sentences(*EVIL).data},
+            {'text/plain': ALL},
         ),
         v4.new_code_cell('1', outputs=[image]),
         v4.new_code_cell('1', outputs=[v4.new_output('stream', name='stdout', text=ALL)]),

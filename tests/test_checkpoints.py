@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import detector, retinanet
 
-from mtpd.distill.inherit import inherit
+from mtpd.distill.initialization import inherit_from_teacher
 from mtpd.errors import MtpdError
 from mtpd.runtime import checkpoints
 from mtpd.utils.files import sha256
@@ -92,7 +92,7 @@ def damaged(path, kind):
 def test_what_is_no_checkpoint_is_named_with_its_file(tmp_path, kind, words):
     path = tmp_path / 'teacher.pth'
     damaged(path, kind)
-    text = message(checkpoints.load, path)
+    text = message(checkpoints.load_checkpoint, path)
     assert words in text and str(path) in text
 
 
@@ -105,7 +105,7 @@ def test_checkpoints_of_mmdet_load(tmp_path, legacy):
         path,
         _use_new_zipfile_serialization=not legacy,
     )
-    assert checkpoints.load(path)['meta'] == meta
+    assert checkpoints.load_checkpoint(path)['meta'] == meta
 
 
 # --- layouts ------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ def test_every_layout_gives_the_students_plain_keys(tmp_path, student, prefix):
             f'{outer}distill_losses.loss_x.align.weight': torch.ones(3),
         }
     path = saved(tmp_path / 'a.pth', student, prefix, **more)
-    checkpoint = checkpoints.load(path)
+    checkpoint = checkpoints.load_checkpoint(path)
     assert same(checkpoints.student_state(checkpoint), student.state_dict())
 
     other = detector(retinanet(), seed=2)
@@ -213,7 +213,7 @@ def test_batch_norm_of_old_files_without_a_counter_loads(tmp_path, student):
 def test_neck_and_head_are_inherited_and_the_backbone_is_not():
     model, teacher = detector(retinanet(), 1), detector(retinanet(depth=34), 2)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    report = inherit(model, teacher.state_dict())
+    report = inherit_from_teacher(model, teacher.state_dict())
     theirs = teacher.state_dict()
     for key, value in model.state_dict().items():
         source = before if key.startswith('backbone.') else theirs
@@ -231,11 +231,11 @@ def test_a_mismatch_is_an_error_and_copies_nothing_unless_it_is_allowed():
     laterals = [f'neck.lateral_convs.{i}.conv.weight' for i in range(3)]
     others = ['bbox_head.more.weight', 'bbox_head.retina_reg.bias']
 
-    text = message(inherit, model, teacher, ['neck.lateral_convs.*'])
+    text = message(inherit_from_teacher, model, teacher, ['neck.lateral_convs.*'])
     assert all(key in text for key in others) and 'lateral' not in text
     assert same(before, model.state_dict())
 
-    report = inherit(model, teacher, ['neck.lateral_convs.*', 'bbox_head.*'])
+    report = inherit_from_teacher(model, teacher, ['neck.lateral_convs.*', 'bbox_head.*'])
     assert set(report.skipped) == {*laterals, *others}
     assert 'student (16, 16, 1, 1), teacher (16, 32, 1, 1)' in report.skipped[laterals[0]]
     after = model.state_dict()
@@ -249,7 +249,7 @@ def test_a_batch_norm_counter_need_not_be_there_to_inherit():
     model = torch.nn.ModuleDict({'neck': torch.nn.BatchNorm2d(2)})
     state = {key: value + 1 for key, value in model.state_dict().items()}
     del state['neck.num_batches_tracked']
-    assert len(inherit(model, state).copied) == 4
+    assert len(inherit_from_teacher(model, state).copied) == 4
     assert model['neck'].weight.tolist() == [2, 2]
 
 
@@ -271,7 +271,7 @@ class Roi(torch.nn.Module):
 @pytest.mark.parametrize('classes', [3, 80])
 def test_of_a_cascade_the_first_stage_is_inherited(classes):
     student, teacher = Roi(classes, 4 * classes), Roi(classes, 4, stages=3)
-    report = inherit(student, teacher.state_dict())
+    report = inherit_from_teacher(student, teacher.state_dict())
     first, mine = teacher.roi_head.bbox_head[0], student.roi_head.bbox_head
     assert torch.equal(mine['fc_cls'].weight, first['fc_cls'].weight)
     for k in range(classes):  # the four outputs of class k
@@ -285,20 +285,20 @@ def test_of_a_cascade_the_first_stage_is_inherited(classes):
 def test_a_class_agnostic_student_and_a_cascade_student_take_a_cascade_as_it_is():
     teacher = Roi(3, 4, stages=3)
     student = Roi(3, 4)
-    inherit(student, teacher.state_dict())
+    inherit_from_teacher(student, teacher.state_dict())
     assert same(student.roi_head.bbox_head.state_dict(), teacher.roi_head.bbox_head[0].state_dict())
     student = Roi(3, 4, stages=3)
-    assert inherit(student, teacher.state_dict()).adapted == {}
+    assert inherit_from_teacher(student, teacher.state_dict()).adapted == {}
     assert same(student.state_dict(), teacher.state_dict())
 
 
 def test_a_cascade_of_another_number_of_classes_is_refused():
-    text = message(inherit, Roi(5, 20), Roi(3, 4, stages=3).state_dict())
+    text = message(inherit_from_teacher, Roi(5, 20), Roi(3, 4, stages=3).state_dict())
     assert 'roi_head.bbox_head.fc_cls.weight: other shape (student (6, 2), teacher (4, 2))' in text
 
 
 def test_nothing_to_inherit_is_an_error(student):
-    assert 'nothing agrees' in message(inherit, student, {}, ['*'])
+    assert 'nothing agrees' in message(inherit_from_teacher, student, {}, ['*'])
 
 
 # --- export and writing -------------------------------------------------------------------------
@@ -319,33 +319,38 @@ def test_export_is_a_plain_checkpoint_that_says_where_it_is_from(tmp_path, stude
 
 def test_a_published_name_ends_in_the_files_checksum_and_is_the_same_each_time(tmp_path, student):
     src = saved(tmp_path / 'latest.pth', student, 'student.', **{'distill_losses.x': torch.ones(1)})
-    first = checkpoints.publish(src, tmp_path / 'out' / 'student.pth')
+    first = checkpoints.publish_student(src, tmp_path / 'out' / 'student.pth')
     assert first.parent == tmp_path / 'out' and first.suffix == '.pth'
     assert first.name == f'student-{sha256(first)[:8]}.pth'
-    assert checkpoints.publish(src, tmp_path / 'out' / 'student.pth') == first
+    assert checkpoints.publish_student(src, tmp_path / 'out' / 'student.pth') == first
     assert [path.name for path in first.parent.iterdir()] == [first.name]  # nothing beside it
-    assert same(checkpoints.load(first)['state_dict'], student.state_dict())
+    assert same(checkpoints.load_checkpoint(first)['state_dict'], student.state_dict())
     # Names that mmdet's tool would make, too: no suffix, a checksum that is another file's, a folder.
     for name in ('student', 'student-00000000.pth'):
-        assert checkpoints.publish(src, tmp_path / 'out' / name) == first
-    assert checkpoints.publish(src, tmp_path / 'out').name == first.name.replace(
+        assert checkpoints.publish_student(src, tmp_path / 'out' / name) == first
+    assert checkpoints.publish_student(src, tmp_path / 'out').name == first.name.replace(
         'student', 'latest'
     )
 
 
 def test_publishing_what_is_published_changes_nothing(tmp_path, student):
-    first = checkpoints.publish(saved(tmp_path / 'a.pth', student, 'student.'), tmp_path / 's.pth')
-    again = checkpoints.publish(first, tmp_path / 's.pth')
+    first = checkpoints.publish_student(
+        saved(tmp_path / 'a.pth', student, 'student.'), tmp_path / 's.pth'
+    )
+    again = checkpoints.publish_student(first, tmp_path / 's.pth')
     assert again == first and len(list(tmp_path.glob('s-*.pth'))) == 1
-    halved = checkpoints.publish(first, tmp_path / 's.pth', half=True)
-    assert halved != first and checkpoints.load(halved)['meta']['exported_from']['half'] is True
-    assert checkpoints.publish(halved, tmp_path / 's.pth') == halved
+    halved = checkpoints.publish_student(first, tmp_path / 's.pth', half=True)
+    assert (
+        halved != first
+        and checkpoints.load_checkpoint(halved)['meta']['exported_from']['half'] is True
+    )
+    assert checkpoints.publish_student(halved, tmp_path / 's.pth') == halved
 
 
 def test_a_failed_publication_leaves_nothing(tmp_path):
     torch.save({'meta': {}}, tmp_path / 'a.pth')
     assert 'holds no weights' in message(
-        checkpoints.publish, tmp_path / 'a.pth', tmp_path / 'o' / 'b'
+        checkpoints.publish_student, tmp_path / 'a.pth', tmp_path / 'o' / 'b'
     )
     assert [path.name for path in tmp_path.iterdir()] == ['a.pth']
 
@@ -355,7 +360,9 @@ def test_what_describes_the_student_is_kept_and_the_rest_is_not(tmp_path, studen
     about = {'CLASSES': ('a', 'b', 'c'), 'recipe': 'mini', 'stages': stages, 'seed': 3}
     more = {'student_config': 'x = 1', 'hook_msgs': {'path': '/home/me'}, 'time': 'today'}
     torch.save({'state_dict': student.state_dict(), 'meta': about | more}, tmp_path / 'a.pth')
-    meta = checkpoints.load(checkpoints.publish(tmp_path / 'a.pth', tmp_path / 'b'))['meta']
+    meta = checkpoints.load_checkpoint(
+        checkpoints.publish_student(tmp_path / 'a.pth', tmp_path / 'b')
+    )['meta']
     versions = {'mmdet_version', 'mmcv_version'}
     assert set(meta) == {*about, *versions, 'config', 'exported_from'} and meta['config'] == 'x = 1'
     assert {key: meta[key] for key in about} == about
@@ -364,7 +371,7 @@ def test_what_describes_the_student_is_kept_and_the_rest_is_not(tmp_path, studen
 def test_half_precision_is_storage_only(tmp_path, student):
     src = saved(tmp_path / 'a.pth', student)
     dst = checkpoints.export_student(src, tmp_path / 'b.pth', half=True)
-    state = checkpoints.load(dst)['state_dict']
+    state = checkpoints.load_checkpoint(dst)['state_dict']
     assert state['backbone.conv1.weight'].dtype == torch.float16
     assert state['backbone.bn1.num_batches_tracked'].dtype == torch.int64
     assert dst.stat().st_size < 0.7 * src.stat().st_size
@@ -381,7 +388,7 @@ def test_half_precision_spares_what_it_cannot_hold(tmp_path):
     state = {'bn.running_var': torch.tensor([1e5, 1.0])}
     torch.save({'state_dict': state}, tmp_path / 'a.pth')
     dst = checkpoints.export_student(tmp_path / 'a.pth', tmp_path / 'b.pth', half=True)
-    assert same(checkpoints.load(dst)['state_dict'], state)
+    assert same(checkpoints.load_checkpoint(dst)['state_dict'], state)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -389,7 +396,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     checkpoints.save_atomic({'x': 1}, path)
     with pytest.raises(Exception, match='pickle'):
         checkpoints.save_atomic({'x': torch.zeros(9), 'y': lambda: 0}, path)
-    assert checkpoints.load(path) == {'x': 1}
+    assert checkpoints.load_checkpoint(path) == {'x': 1}
     assert [p.name for p in tmp_path.iterdir()] == ['a.pth']
 
 

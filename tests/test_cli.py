@@ -139,7 +139,7 @@ def test_show_prints_a_recipe_that_loads_again_and_trains_nothing(tmp_path):
 
 def test_status_and_help_import_nothing_heavy():
     code = (
-        'import sys, mtpd.cli, mtpd.pipeline.standing, mtpd.sweep.results, mtpd.sweep.folder\n'
+        'import sys, mtpd.cli, mtpd.pipeline.status, mtpd.sweep.results, mtpd.sweep.folder\n'
         'print([name for name in ("torch", "mmcv", "matplotlib", "pandas", "IPython") if name in sys.modules])'
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtpd import load_recipe
-from mtpd.analysis import view
+from mtpd.analysis import dataset
 from mtpd.data import coco
 from mtpd.engine import pipelines
 from mtpd.errors import MtpdError
@@ -16,17 +16,17 @@ MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 
 def test_usual_layouts_are_found(tmp_path, tiny_coco):
     short = tiny_coco(tmp_path / 'short')
-    assert coco.locate(short, 'train') == (short / 'annotations/train.json', short / 'train')
+    assert coco.locate_split(short, 'train') == (short / 'annotations/train.json', short / 'train')
     long = tmp_path / 'long'
     (long / 'annotations').mkdir(parents=True)
     (long / 'train2017').mkdir()
     (long / 'annotations/instances_train2017.json').write_text('{}')
-    assert coco.locate(long, 'train') == (
+    assert coco.locate_split(long, 'train') == (
         long / 'annotations/instances_train2017.json',
         long / 'train2017',
     )
     own = {'annotations': 'labels.json', 'images': 'jpg'}
-    assert coco.locate(tmp_path, own) == (tmp_path / 'labels.json', tmp_path / 'jpg')
+    assert coco.locate_split(tmp_path, own) == (tmp_path / 'labels.json', tmp_path / 'jpg')
 
 
 @pytest.mark.parametrize(
@@ -42,21 +42,21 @@ def test_annotation_files_that_are_none(tmp_path, text, message):
     path = tmp_path / 'train.json'
     path.write_text(text)
     with pytest.raises(MtpdError, match=message):
-        coco.read(path)
+        coco.read_annotations(path)
 
 
 def test_findings_of_a_split(tmp_path, tiny_coco):
     root = tiny_coco(tmp_path)
-    assert coco.problems(root, 'train') == []
+    assert coco.split_problems(root, 'train') == []
     (root / 'train' / '000001.png').unlink()
-    found = coco.problems(root, 'train')
+    found = coco.split_problems(root, 'train')
     assert len(found) == 1 and '1 of 4 images' in found[0] and '000001.png' in found[0]
     path = root / 'annotations' / 'val.json'
     table = json.loads(path.read_text())
     path.write_text(json.dumps(table | {'categories': table['categories'] * 2}))
-    assert 'a class name appears twice' in coco.problems(root, 'val')[0]
+    assert 'a class name appears twice' in coco.split_problems(root, 'val')[0]
     path.unlink()
-    assert 'val.json: no such file' in coco.problems(root, 'val')[0]
+    assert 'val.json: no such file' in coco.split_problems(root, 'val')[0]
 
 
 def test_train_and_val_must_agree_on_the_classes(tmp_path, tiny_coco):
@@ -81,7 +81,7 @@ def test_real_data_passes_and_shows(shared_data, name, classes, masks):
     recipe = load_recipe(MINI, {'data.root': str(shared_data / name)})
     assert recipe.data_problems() == []
     assert len(recipe.classes) == classes
-    examples = view.samples(recipe, 'val', 6)
+    examples = dataset.sample_images(recipe, 'val', 6)
     for example in examples:
         height, width = example['image'].shape[:2]
         assert example['boxes'].shape == (len(example['labels']), 4)
@@ -90,13 +90,13 @@ def test_real_data_passes_and_shows(shared_data, name, classes, masks):
         assert (example['boxes'][:, 3] <= height + 1).all()
     shown = [example for example in examples if len(example['labels'])]
     assert all((example['masks'] is not None) == masks for example in shown)
-    counted = view.statistics(recipe)['val']
+    counted = dataset.dataset_statistics(recipe)['val']
     assert sum(counted['counts']) == counted['objects'] == len(counted['areas'])
 
 
 def test_samples_have_the_objects_of_the_file(tmp_path, tiny_coco):
     recipe = load_recipe(MINI, {'data.root': str(tiny_coco(tmp_path, classes=('cat', 'dog')))})
-    first = view.samples(recipe, 'train', 1)[0]
+    first = dataset.sample_images(recipe, 'train', 1)[0]
     assert first['image'].shape == (64, 64, 3) and first['masks'] is None
     np.testing.assert_array_equal(first['boxes'], [[4, 6, 24, 36]])  # xyxy of xywh [4, 6, 20, 30]
     np.testing.assert_array_equal(first['labels'], [0])
@@ -110,9 +110,9 @@ def test_classes_are_numbered_as_mmdet_numbers_them(tmp_path, tiny_coco):
         table = json.loads(path.read_text())
         path.write_text(json.dumps(table | {'categories': table['categories'][::-1]}))
     recipe = load_recipe(MINI, {'data.root': str(root)})
-    data = pipelines.build(pipelines.dataset(recipe, 'val'))
+    data = pipelines.quiet_dataset(pipelines.dataset_config(recipe, 'val'))
     assert recipe.classes == data.CLASSES == ('dog', 'cat')
-    first = view.samples(recipe, 'val', 1)[0]  # its one object is a cat
+    first = dataset.sample_images(recipe, 'val', 1)[0]  # its one object is a cat
     assert [recipe.classes[label] for label in first['labels']] == ['cat']
     assert data.get_ann_info(0)['labels'].tolist() == first['labels'].tolist() == [1]
     path.write_text(json.dumps(table))

@@ -53,8 +53,8 @@ def test_both_splits_in_the_layout_of_coco(mirror, tmp_path):
     assert found.exit_code == 0, found.output
     assert 'val2017: 4 images, all that' in found.output and 'train2017: 4 images' in found.output
     for split in ('train', 'val'):
-        assert coco.problems(root, split) == []
-        assert coco.locate(root, split)[0].name == f'instances_{split}2017.json'
+        assert coco.split_problems(root, split) == []
+        assert coco.locate_split(root, split)[0].name == f'instances_{split}2017.json'
     assert not list(root.rglob('captions*'))
     assert len(list(root.glob('*.zip'))) == 3
     asked = len(mirror.asked)
@@ -65,7 +65,7 @@ def test_both_splits_in_the_layout_of_coco(mirror, tmp_path):
 def test_one_split_without_keeping_the_archives(mirror, tmp_path, options):
     root = tmp_path / 'coco'
     assert call(mirror, root, *options, '--remove-zips').exit_code == 0
-    assert coco.problems(root, 'val') == [] and not (root / 'train2017').exists()
+    assert coco.split_problems(root, 'val') == [] and not (root / 'train2017').exists()
     assert not list(root.glob('*.zip'))
     assert call(mirror, root, *options).exit_code == 0  # complete without them
     assert len(mirror.asked) == 2
@@ -88,7 +88,7 @@ def test_broken_off_and_called_again(mirror, tmp_path):
     assert int(mirror.asked[-1]['Range'][6:-1]) > 10000
     (root / 'val2017' / '000002.png').unlink()
     assert call(mirror, root, '--split', 'val').exit_code == 0  # from the archive that is here
-    assert coco.problems(root, 'val') == []
+    assert coco.split_problems(root, 'val') == []
     assert len(mirror.asked) == 7
 
 

@@ -209,7 +209,7 @@ def test_applying_again_changes_nothing():
     from mmcv.runner import IterBasedRunner
 
     before = IterBasedRunner.resume
-    compat.apply()
+    compat.patch_libraries()
     assert IterBasedRunner.resume is before
 
 

@@ -23,19 +23,18 @@ from test_whole import corrupted
 from tiny import retinanet
 
 from mtpd import load_recipe
-from mtpd.analysis import view
-from mtpd.analysis.setups import refuse_other
+from mtpd.analysis import dataset
+from mtpd.analysis.settings import refuse_other
 from mtpd.cli.main import main
-from mtpd.data import pictures, replay
-from mtpd.data.readable import Readable
-from mtpd.data.whole import CorruptImage
+from mtpd.data import seeded_loader, validation
+from mtpd.data.loading import CorruptImage, SkipCorrupt
 from mtpd.engine import pipelines
-from mtpd.engine.evaluate import evaluate
-from mtpd.engine.loop import fit
+from mtpd.engine.evaluation import evaluate
+from mtpd.engine.loop import train_model
 from mtpd.errors import MtpdError, RecipeError
-from mtpd.pipeline import plain
-from mtpd.pipeline.rundir import claim
-from mtpd.pipeline.train import train_detector_run
+from mtpd.pipeline import mmdet_config
+from mtpd.pipeline.run_dir import claim_run_dir
+from mtpd.pipeline.stages import train_detector_run
 from mtpd.utils.paths import ROOT
 
 # Trainings of four images, the last without an object
@@ -117,15 +116,18 @@ def test_an_evaluation_with_too_many(root, tmp_path):
     for limit, found in {0: '1 of 4 images', 1: '2 problems', 2: '2 problems'}.items():
         with pytest.raises(RecipeError, match=found):
             evaluate(load_recipe(recipe, {'data.corrupt_limit': limit}), made['checkpoint'])
-    data = Readable(
-        pipelines.build(pipelines.dataset(recipe_of(root, **{'data.corrupt_limit': 3}), 'val')), 2
+    data = SkipCorrupt(
+        pipelines.quiet_dataset(
+            pipelines.dataset_config(recipe_of(root, **{'data.corrupt_limit': 3}), 'val')
+        ),
+        2,
     )
     with pytest.raises(CorruptImage, match=r'more than may be left out:\n.*\n.*\n.*\n.*limit is 2'):
         data[0]
 
 
 def batches(recipe, begin, workers, count):
-    data = Readable(pipelines.build(pipelines.dataset(recipe, 'train')), 2)
+    data = SkipCorrupt(pipelines.quiet_dataset(pipelines.dataset_config(recipe, 'train')), 2)
     made = build_dataloader(
         data,
         2,
@@ -135,7 +137,7 @@ def batches(recipe, begin, workers, count):
         runner_type='IterBasedRunner',
         persistent_workers=workers > 0,
     )
-    loader, found = iter(replay.replaying(made, 3, begin)), []
+    loader, found = iter(seeded_loader.resume_at(made, 3, begin)), []
     while len(found) < count:
         batch = next(loader)
         metas = batch['img_metas'].data[0]
@@ -165,19 +167,19 @@ def test_what_takes_its_place_depends_on_seed_and_update_alone(root):
 
 
 def test_the_next_one_is_of_the_same_orientation_and_may_lie_behind_the_end(root):
-    data = pipelines.build(pipelines.dataset(recipe_of(root), 'train'))
+    data = pipelines.quiet_dataset(pipelines.dataset_config(recipe_of(root), 'train'))
     corrupted(root / 'train/000002.png', 'missing')
-    names = [Readable(data, 1)[k]['img_metas'].data['ori_filename'] for k in range(3)]
+    names = [SkipCorrupt(data, 1)[k]['img_metas'].data['ori_filename'] for k in range(3)]
     assert names == ['000000.png', '000001.png', '000000.png']
     data.flag = np.array([0, 1, 1])
-    assert Readable(data, 1)[2]['img_metas'].data['ori_filename'] == '000001.png'
+    assert SkipCorrupt(data, 1)[2]['img_metas'].data['ori_filename'] == '000001.png'
     corrupted(root / 'train/000001.png', 'empty')
-    found = Readable(data, 2)[2]['img_metas'].data
+    found = SkipCorrupt(data, 2)[2]['img_metas'].data
     assert found['ori_filename'] == '000000.png'
     assert [Path(path).name for path in found['corrupt']] == ['000002.png', '000001.png']
     corrupted(root / 'train/000000.png', 'empty')
     with pytest.raises(CorruptImage, match=r'000000\.png is empty'):
-        Readable(data, 9)[1]
+        SkipCorrupt(data, 9)[1]
 
 
 def test_a_training_that_is_cut_off_ends_the_same(root, tmp_path):
@@ -185,11 +187,11 @@ def test_a_training_that_is_cut_off_ends_the_same(root, tmp_path):
     recipe = recipe_of(root, **{'image.flip': 0.5})
     cfg = recipe.model('student')
     build = partial(failing.build, cfg)
-    fit(recipe, build, cfg, tmp_path / 'whole', 6, 1)
+    train_model(recipe, build, cfg, tmp_path / 'whole', 6, 1)
     for moment in (0, 3):
         with pytest.raises(Cut):
-            fit(recipe, cut(build, moment, fail), cfg, tmp_path / 'cut', 6, 1)
-    fit(load_recipe(recipe, {'runtime.workers': 2}), build, cfg, tmp_path / 'cut', 6, 1)
+            train_model(recipe, cut(build, moment, fail), cfg, tmp_path / 'cut', 6, 1)
+    train_model(load_recipe(recipe, {'runtime.workers': 2}), build, cfg, tmp_path / 'cut', 6, 1)
     same(tmp_path / 'cut/latest.pth', tmp_path / 'whole/latest.pth')
     told = [(tmp_path / name / 'corrupt.json').read_text() for name in ('cut', 'whole')]
     assert told[0] == told[1] and len(json.loads(told[0])) == 1
@@ -206,7 +208,7 @@ def test_several_processes_count_together(root, tmp_path, monkeypatch):
     recipe = recipe_of(root, **shared)
     cfg = recipe.model('student')
     build = partial(failing.build, cfg)
-    fit(recipe, build, cfg, tmp_path / 'two', 8, 1)
+    train_model(recipe, build, cfg, tmp_path / 'two', 8, 1)
     rows = json.loads((tmp_path / 'two/corrupt.json').read_text())
     assert sorted(Path(row['file']).name for row in rows) == ['000000.png', '000001.png']
     found = evaluate(recipe, tmp_path / 'two/latest.pth')
@@ -221,10 +223,10 @@ def test_what_an_abandoned_training_left_out_counts_no_more(root, tmp_path):
     told = tmp_path / 'corrupt.json'
     row = {'file': 'x.png', 'problem': 'is missing'}
     told.write_text(json.dumps([row | {'update': 1}]))
-    fit(recipe, partial(failing.build, cfg), cfg, tmp_path, 2, 1)
+    train_model(recipe, partial(failing.build, cfg), cfg, tmp_path, 2, 1)
     assert not told.exists()
     told.write_text(json.dumps([row | {'update': 2}, row | {'file': 'y.png', 'update': 3}]))
-    fit(recipe, partial(failing.build, cfg), cfg, tmp_path, 4, 1)
+    train_model(recipe, partial(failing.build, cfg), cfg, tmp_path, 4, 1)
     assert json.loads(told.read_text()) == [row | {'update': 2}]
 
 
@@ -245,8 +247,8 @@ def many(tmp_path_factory, tiny_coco):
             one = {'id': 10 * k + 1, 'image_id': k}
             table['annotations'].append(table['annotations'][0] | one)
         path.write_text(json.dumps(table))
-    step = 129 / (pictures.SAMPLE - 1)
-    looked = {round(k * step) for k in range(pictures.SAMPLE)}
+    step = 129 / (validation.SAMPLE - 1)
+    looked = {round(k * step) for k in range(validation.SAMPLE)}
     return root, [f'{k:06d}.png' for k in range(130) if k not in looked and k > 3]
 
 
@@ -299,9 +301,9 @@ def test_what_the_sample_did_not_see_ends_an_evaluation(many, tmp_path):
     root = copied(many, tmp_path / 'coco', 'val')
     file = tmp_path / 'pets.py'
     file.write_text(TEXT.format(model=retinanet(num_classes=2), root=str(root), meta=META))
-    config = plain.load_config(file)
+    config = mmdet_config.load_config(file)
     path = tmp_path / 'model.pth'
-    torch.save({'state_dict': plain._build(config).state_dict()}, path)
+    torch.save({'state_dict': mmdet_config._build(config).state_dict()}, path)
     done = call('eval', file, '--checkpoint', path)
     assert done.exit_code == 2 and 'Traceback' not in done.output, (done.output, done.exception)
     assert re.match(rf'mtpd: image {root}/val/\d+\.png is cut short', done.output)
@@ -331,13 +333,13 @@ def test_a_plain_config_trains_with_its_limit(root, tmp_path):
     metrics = json.loads((out / 'metrics.json').read_text())
     assert metrics['corrupt_images'] == metrics['corrupt_training_images'] == 1
     text = (out / 'config.py').read_text()
-    assert text == plain.load_config(file).text  # by which a run is known
+    assert text == mmdet_config.load_config(file).text  # by which a run is known
     assert 'corrupt' not in text and 'LoadImageFromFile' in text and 'LoadWhole' not in text
     for value in (-1, 'many', True):
         with pytest.raises(
             RecipeError, match=f'data.corrupt_limit is {value!r}: a number of images'
         ):
-            plain.load_config(file, {'data.corrupt_limit': value})
+            mmdet_config.load_config(file, {'data.corrupt_limit': value})
 
 
 def test_the_key_of_a_recipe(root, tmp_path):
@@ -352,7 +354,7 @@ def test_the_key_of_a_recipe(root, tmp_path):
     assert 'corrupt' not in text
     old.write_text(text)
     assert load_recipe(old).corrupt_limit == 0
-    assert 'LoadWhole' not in plain.as_mmdet(recipe_of(root), 'student')
+    assert 'LoadWhole' not in mmdet_config.recipe_as_mmdet(recipe_of(root), 'student')
 
 
 def test_a_run_may_be_told_of_a_limit_in_between(root, tmp_path):
@@ -361,20 +363,20 @@ def test_a_run_may_be_told_of_a_limit_in_between(root, tmp_path):
     old = recipe.text.replace("'corrupt_limit': 2, ", '').replace(", 'corrupt_limit': 2", '')
     assert 'corrupt' not in old
     (tmp_path / 'model.pth').touch()
-    claim(tmp_path / 'recipe.py', old)
+    claim_run_dir(tmp_path / 'recipe.py', old)
     for limit in (2, 5):
         told = load_recipe(recipe, {'data.corrupt_limit': limit})
         refuse_other(told, tmp_path)
-        claim(tmp_path / 'recipe.py', told.text)
+        claim_run_dir(tmp_path / 'recipe.py', told.text)
     assert (tmp_path / 'recipe.py').read_text() == told.text
     with pytest.raises(MtpdError, match='other settings'):
-        claim(tmp_path / 'recipe.py', load_recipe(recipe, {'image.flip': 0.25}).text)
+        claim_run_dir(tmp_path / 'recipe.py', load_recipe(recipe, {'image.flip': 0.25}).text)
     (tmp_path / 'recipe.py').write_text('import os')
     with pytest.raises(MtpdError, match='other settings'):
-        claim(tmp_path / 'recipe.py', told.text)
+        claim_run_dir(tmp_path / 'recipe.py', told.text)
 
 
 def test_examples_leave_corrupt_images_out(root):
     corrupted(root / 'val/000001.png', 'cut')
-    shown = view.samples(recipe_of(root), 'val', 2)
+    shown = dataset.sample_images(recipe_of(root), 'val', 2)
     assert [item['name'] for item in shown] == ['000000.png', '000002.png']

@@ -29,13 +29,12 @@ from tiny import SMALL
 from torch import nn
 
 from mtpd import predict
-from mtpd.analysis import feature_views, generalisation
+from mtpd.analysis import feature_maps, generalisation
 from mtpd.config.recipe import load_recipe
-from mtpd.engine.evaluate import evaluate, load_detector
-from mtpd.engine.loop import fit, parallel
-from mtpd.engine.size import describe
-from mtpd.pipeline.order import adaptation_costs
-from mtpd.pipeline.train import train_stage
+from mtpd.engine.evaluation import evaluate, load_detector, model_cost
+from mtpd.engine.loop import data_parallel, train_model
+from mtpd.pipeline.stages import train_stage
+from mtpd.pipeline.teacher_order import adaptation_costs
 from mtpd.preflight import trial
 from mtpd.runtime import ddp
 from mtpd.utils.files import read_json, read_log
@@ -67,7 +66,7 @@ class Model(nn.Linear):
 
 
 @pytest.mark.parametrize(
-    'wrap', [parallel, lambda model, device: build_dp(model, device, device_ids=[0])]
+    'wrap', [data_parallel, lambda model, device: build_dp(model, device, device_ids=[0])]
 )
 def test_a_wrapped_model_stays(gpu_beside, wrap):
     wrapped, data = wrap(Model(2, 1), 'cpu'), torch.ones(3, 2)
@@ -151,23 +150,33 @@ def test_a_run_keeps_to_the_cpu(gpu_beside, recipe, tmp_path):
     costs = adaptation_costs(recipe, tmp_path / 'run')
     assert np.isfinite(np.array(costs['cost'], float)).all()
     labels = {'student': ('student', student)}
-    (rows, *_) = feature_views.feature_rows(recipe, labels, 2, 0)
+    (rows, *_) = feature_maps.feature_rows(recipe, labels, 2, 0)
     assert rows[0][1].device.type == 'cpu'
     model = load_detector(recipe, student)
-    assert generalisation.loss(model, generalisation.batches(recipe, 'train', 2)) > 0
-    assert describe(recipe, 'student', 1)['ms_per_image'] > 0
+    assert (
+        generalisation.detection_loss(model, generalisation.training_batches(recipe, 'train', 2))
+        > 0
+    )
+    assert model_cost(recipe, 'student', 1)['ms_per_image'] > 0
     images = recipe.split('val')[1]
     detector = predict.detector(student, device='cpu')
     assert len(list(predict.predict(detector, [images], tmp_path / 'drawn'))) == 4
     settings = (recipe.source, recipe.overrides, 2, [('student', None), ('student', 'r101')])
-    measured = trial.measure(*settings, ['student'])
+    measured = trial.measure_updates(*settings, ['student'])
     assert all(row['seconds'] > 0 for row in measured['trainings'].values())
 
 
 def test_a_training_goes_on(gpu_beside, recipe, tmp_path):
     cfg = recipe.model('student')
     for updates in (1, 3):
-        fit(recipe, lambda: trial.untrained(recipe, 'student', None), cfg, tmp_path, updates, 0)
+        train_model(
+            recipe,
+            lambda: trial.untrained_detector(recipe, 'student', None),
+            cfg,
+            tmp_path,
+            updates,
+            0,
+        )
     assert read_json(tmp_path / 'training.json')['update'] == 3
 
 

@@ -20,7 +20,7 @@ import torch
 from tiny import batch, detector, retinanet
 
 from mtpd import load_recipe
-from mtpd.config.trainings import distill_cfg
+from mtpd.config.plan import distill_cfg
 from mtpd.distill.distiller import Distiller
 from mtpd.errors import MtpdError
 from mtpd.runtime import checkpoints

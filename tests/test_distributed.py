@@ -20,11 +20,11 @@ from tiny import retinanet
 
 from mtpd import load_recipe
 from mtpd.cli.main import main
-from mtpd.engine.evaluate import evaluate
-from mtpd.engine.loop import fit
+from mtpd.engine.evaluation import evaluate
+from mtpd.engine.loop import train_model
 from mtpd.errors import MtpdError
-from mtpd.pipeline import plain
-from mtpd.pipeline.train import _stage_model
+from mtpd.pipeline import mmdet_config
+from mtpd.pipeline.stages import _stage_model
 from mtpd.runtime import checkpoints, world
 from mtpd.runtime.distributed import everywhere
 from mtpd.utils.paths import ROOT
@@ -103,7 +103,9 @@ def stage(recipe, tmp_path_factory):
     watched = partial(spied.spied, str(out), build)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('PYTHONPATH', f'{ROOT}{os.pathsep}{ROOT / "tests"}')
-        report = fit(load_recipe(recipe, {'runtime.gpus': 2}), watched, cfg, out, UPDATES, seed=3)
+        report = train_model(
+            load_recipe(recipe, {'runtime.gpus': 2}), watched, cfg, out, UPDATES, seed=3
+        )
     seen = [
         [
             torch.load(out / f'rank{rank}_update{update + 1}.pt', weights_only=False)
@@ -163,7 +165,7 @@ def test_weights_stay_identical_and_the_teacher_untouched(stage, recipe):
     assert worst == 0
     name = 'student.backbone.conv1.weight'
     assert not torch.equal(seen[0][0]['weights'][name], seen[0][-1]['weights'][name])
-    stored = checkpoints.load(recipe.checkpoint('r101'))['state_dict']
+    stored = checkpoints.load_checkpoint(recipe.checkpoint('r101'))['state_dict']
     for rank in range(2):
         for key, value in seen[rank][-1]['teacher'].items():
             assert torch.equal(value, stored[key]), key
@@ -195,7 +197,7 @@ def test_one_log_and_one_checkpoint_from_which_one_process_goes_on(stage, recipe
     assert {key.split('.')[0] for key in latest['state_dict']} == {'student', 'distill_losses'}
     for name in ('latest.pth', 'log.json'):
         (tmp_path / name).write_bytes((out / name).read_bytes())
-    fit(recipe, build, recipe.model('student'), tmp_path, UPDATES + 1, seed=3)
+    train_model(recipe, build, recipe.model('student'), tmp_path, UPDATES + 1, seed=3)
     rows = [json.loads(line) for line in (tmp_path / 'log.json').read_text().splitlines()]
     assert [row['update'] for row in rows] == [2, 4, 5]
     further = torch.load(tmp_path / 'latest.pth', weights_only=True)
@@ -271,8 +273,8 @@ def test_a_plain_config_is_trained_by_two_processes(tmp_path, tiny_coco):
     assert 'this run has 4' in done.output  # two images of each
     # Three images, seen twice an epoch: two updates of four, for two epochs.
     assert torch.load(out / 'latest.pth', weights_only=True)['meta']['iter'] == 4
-    config = plain.load_config(file, {'device': 'cpu'})
-    numbers = plain.test(config, out / 'model.pth')
+    config = mmdet_config.load_config(file, {'device': 'cpu'})
+    numbers = mmdet_config.test_config(config, out / 'model.pth')
     assert json.loads((out / 'metrics.json').read_text()) == numbers
 
 
@@ -430,11 +432,11 @@ def test_slurm_tells_each_process_its_place(monkeypatch):
     monkeypatch.delenv('MASTER_PORT')
     monkeypatch.setenv('MASTER_ADDR', '')
     monkeypatch.delenv('MASTER_ADDR')
-    assert world.here() == world.World(6, 8, 2, 'SLURM')
+    assert world.current_world() == world.World(6, 8, 2, 'SLURM')
     assert os.environ['MASTER_ADDR'] == 'gpu07'
     assert 20000 <= int(os.environ['MASTER_PORT']) < 40000
     monkeypatch.setenv('SLURM_STEP_NUM_TASKS', '1')  # sbatch's script, or a task by itself
-    assert world.here() is None
+    assert world.current_world() is None
 
 
 @pytest.mark.parametrize(

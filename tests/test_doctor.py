@@ -23,7 +23,7 @@ def test_report_of_this_machine(monkeypatch):
     result = {'cuda': None, 'device': 'cpu', 'gpu': None, 'obstacle': None, 'ops': ['nms']}
     monkeypatch.setattr(ops, 'self_test', lambda: result)  # tests/test_ops.py runs it
     lines = []
-    code = doctor.report('configs/mini/no_such_recipe.py', lines.append)
+    code = doctor.print_checks('configs/mini/no_such_recipe.py', lines.append)
     text = '\n'.join(lines)
     for name in (
         'python',
@@ -107,7 +107,7 @@ def test_folder_that_cannot_be_written():
 
 
 def test_gpu_that_torch_cannot_use(monkeypatch):
-    monkeypatch.setattr(machine, 'gpus', lambda: [('NVIDIA H200', '143771 MiB', '9.0')])
+    monkeypatch.setattr(machine, 'nvidia_gpus', lambda: [('NVIDIA H200', '143771 MiB', '9.0')])
     monkeypatch.setattr(machine, 'find_torch', lambda: machine.Torch('2.13.0+cpu', None, Path()))
     (one,) = doctor.device()
     assert one.state == 'warn'

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from mtpd.errors import MtpdError
-from mtpd.utils import download, transfer
+from mtpd.utils import download
 
-PIECE = transfer.CHUNK
+PIECE = download.CHUNK
 CONTENT = np.random.default_rng(0).bytes(4 * PIECE + 123)
 SUM = hashlib.sha256(CONTENT).hexdigest()
 WAITS = (0, 0, 0)
@@ -27,7 +27,7 @@ def target(site, tmp_path):
 
 
 def fetch(site, target, **more):
-    return download.fetch(f'{site.url}/model.pth', target, waits=WAITS, **more)
+    return download.fetch_file(f'{site.url}/model.pth', target, waits=WAITS, **more)
 
 
 def refused(site, target, **more) -> str:
@@ -79,7 +79,7 @@ def test_the_part_of_another_address_is_not_gone_on_with(site, target):
     site.faults += [{'cut': PIECE}] + [{'cut': 0}] * 4
     refused(site, target)
     site.files['/mirror/model.pth'] = CONTENT
-    download.fetch(f'{site.url}/mirror/model.pth', target, SUM)
+    download.fetch_file(f'{site.url}/mirror/model.pth', target, SUM)
     assert site.asked[-1]['Range'] is None and target.read_bytes() == CONTENT
 
 
@@ -195,7 +195,7 @@ def test_a_disk_that_fills_up(site, kept, monkeypatch):
     def full(*_):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(transfer, '_append', full)
+    monkeypatch.setattr(download, '_append', full)
     assert 'No space left on device' in refused(site, kept, sha256=SUM)
 
 
@@ -231,7 +231,7 @@ def test_a_redirect_away_from_https_is_refused(site, kept, place):
 def test_a_circle_of_redirects_ends(site, kept):
     site.faults += [{'status': 302, 'body': b'', 'headers': {'Location': '/model.pth'}}] * 99
     assert 'leads in circles' in refused(site, kept, sha256=SUM)
-    assert len(site.asked) == transfer.REDIRECTS
+    assert len(site.asked) == download.REDIRECTS
 
 
 @pytest.mark.parametrize(
@@ -247,13 +247,13 @@ def test_a_circle_of_redirects_ends(site, kept):
 )
 def test_what_is_no_address(url, tmp_path):
     with pytest.raises(MtpdError, match='no https address'):
-        download.fetch(url, tmp_path / 'cache' / 'x', waits=WAITS)
+        download.fetch_file(url, tmp_path / 'cache' / 'x', waits=WAITS)
     assert not (tmp_path / 'cache').exists()
 
 
 def test_no_server(tmp_path):
     with pytest.raises(MtpdError, match='4 attempts in a row') as error:
-        download.fetch('http://127.0.0.1:9/x', tmp_path / 'x', waits=WAITS)
+        download.fetch_file('http://127.0.0.1:9/x', tmp_path / 'x', waits=WAITS)
     text = str(error.value)
     assert 'Check the network' in text and 'Connection refused' in text and len(text) < 400
     assert '.part' not in text  # nothing came
@@ -268,7 +268,7 @@ def test_a_folder_that_cannot_be_written(site, target, tmp_path):
 
 
 def _in_another_process(url, target):
-    sys.exit(download.fetch(url, target, SUM, waits=WAITS) != target)
+    sys.exit(download.fetch_file(url, target, SUM, waits=WAITS) != target)
 
 
 def test_two_processes_fetch_once(site, target):

@@ -20,7 +20,7 @@ from mmdet.apis import inference_detector
 from mtpd import load_recipe, predict
 from mtpd.cli.main import main
 from mtpd.edge import EdgeDetector, suppressed
-from mtpd.engine.onnx_export import export, preparation
+from mtpd.engine.onnx_export import export_onnx, image_preparation
 from mtpd.errors import MtpdError
 from mtpd.utils.paths import ROOT
 
@@ -41,7 +41,7 @@ def pictures() -> list[np.ndarray]:
 @pytest.mark.parametrize('name', ['r101', 'rx101'])
 def test_the_boxes_are_pytorchs(tmp_path, name):
     model = predict.detector(TEACHERS / name / 'model.pth', MINI, name, 'cpu')
-    edge = EdgeDetector(export(model, tmp_path / 'teacher.onnx'))
+    edge = EdgeDetector(export_onnx(model, tmp_path / 'teacher.onnx'))
     with pytest.raises(MtpdError, match='no image to look at'):
         edge(cv2.imread(str(tmp_path / 'gone.png')))
     count = 0
@@ -100,7 +100,7 @@ def test_what_can_not_be_exported_says_so(tmp_path):
 
         model = build_detector(load_recipe(recipe).model('student'))
         with pytest.raises(MtpdError, match=words):
-            export(model, tmp_path / 'x.onnx')
+            export_onnx(model, tmp_path / 'x.onnx')
     assert not list(tmp_path.iterdir())
 
 
@@ -112,7 +112,7 @@ def test_a_deformable_teacher_is_named(tmp_path):
 
     model.backbone.conv1 = DeformConv2d(3, 16, 7)
     with pytest.raises(MtpdError, match=r'backbone\.conv1 is a deformable convolution'):
-        export(model, tmp_path / 'x.onnx')
+        export_onnx(model, tmp_path / 'x.onnx')
 
 
 def test_files_that_are_none(tmp_path):
@@ -125,6 +125,6 @@ def test_files_that_are_none(tmp_path):
 
 def test_the_preparation_is_read_from_the_config():
     model = predict.detector(TEACHERS / 'r101/model.pth', MINI, 'r101', 'cpu')
-    found = preparation(model.cfg)
+    found = image_preparation(model.cfg)
     assert tuple(found['scale']) == (128, 128) and found['divisor'] == 32 and found['to_rgb']
     assert found['mean'] == [123.675, 116.28, 103.53]

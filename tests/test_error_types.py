@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mtpd import load_recipe, plots
-from mtpd.analysis import view
+from mtpd.analysis import dataset
 from mtpd.analysis.error_types import TYPES, Found, error_types, found_and_lost, iou, judge
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
@@ -59,8 +59,8 @@ def test_each_kind_by_hand(recipe, tmp_path):
     path = tmp_path / 'found.json'
     items = [dict(image_id=i, category_id=c, bbox=b, score=s) for i, c, b, s in found]
     path.write_text(json.dumps(items))
-    truth = view.objects(plan, 'val')
-    everything = view.detections(path, plan, list(truth))
+    truth = dataset.objects_by_image(plan, 'val')
+    everything = dataset.read_detections(path, plan, list(truth))
     judged = judge(truth[first], everything[first], 0.3)
     kinds = ['correct', 'duplicate', 'classification', 'localisation', 'both', 'background']
     assert judged.kinds == kinds and judged.matched == {0}

@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression
 
 from mtpd import plots
-from mtpd.analysis.feature_views import differences, pca_colours, strengths
+from mtpd.analysis.feature_maps import feature_differences, feature_strengths, pca_colours
 
 IMAGE = np.zeros((8, 8, 3), np.uint8)
 
@@ -21,8 +21,8 @@ def features(seed: int, channels: int = 6) -> torch.Tensor:
 def test_strength_and_difference_by_hand():
     one = torch.tensor([[[1.0, -2.0]], [[3.0, 0.0]]])
     rows = [[('a', one), ('b', -3 * one), ('other size', torch.ones(2, 3, 3))]]
-    assert strengths(rows)[0][0][1].tolist() == [[2, 1]]
-    ((label, values),) = differences(rows)[0]
+    assert feature_strengths(rows)[0][0][1].tolist() == [[2, 1]]
+    ((label, values),) = feature_differences(rows)[0]
     assert label == 'b' and values.tolist() == [[4, 2]]
 
 
@@ -59,7 +59,7 @@ def test_features_that_a_linear_map_makes_equal_have_equal_colours():
 
 def test_figures_state_their_scale_and_basis():
     rows = [[('before', features(1)), ('after', features(2)), ('teacher', features(3))]]
-    fig = plots.feature_differences(differences(rows), [IMAGE], 'before')
+    fig = plots.feature_differences(feature_differences(rows), [IMAGE], 'before')
     scales = {ax.images[0].get_clim() for ax in fig.axes[1:3]}
     assert len(scales) == 1 and sum(scales.pop()) == 0
     assert 'one scale' in fig.axes[-1].get_ylabel() and 'from before' in fig.alt

@@ -8,7 +8,7 @@ import torch
 from loss_formulas import attention, fgd_masks
 
 from mtpd.distill.losses import FGD
-from mtpd.distill.losses.fgd import masks
+from mtpd.distill.losses.fgd import foreground_background_masks
 from mtpd.errors import MtpdError
 
 
@@ -31,7 +31,7 @@ def test_masks_of_many_boxes_follow_the_definition_cell_by_cell():
     rows = np.concatenate([start, start + rng.uniform(0.5, 30, (2, 12, 2))], axis=2)
     sizes = [(64, 96), (57.0, 80.0)]
     feature = torch.zeros(2, 3, 7, 12, dtype=torch.float64)
-    found = masks(feature, list(torch.from_numpy(rows)), sizes)
+    found = foreground_background_masks(feature, list(torch.from_numpy(rows)), sizes)
     for i in range(2):
         wanted = fgd_masks(rows[i], sizes[i], 7, 12)
         assert len(np.unique(wanted[0])) > 5
@@ -41,7 +41,7 @@ def test_masks_of_many_boxes_follow_the_definition_cell_by_cell():
 
 def test_a_box_covers_whole_cells_and_the_smallest_box_wins():
     feature = torch.zeros(1, 2, 4, 6)  # stride 8
-    fg, bg = masks(feature, boxes([8, 8, 23, 15], [0, 0, 48, 32]), [(32, 48)])
+    fg, bg = foreground_background_masks(feature, boxes([8, 8, 23, 15], [0, 0, 48, 32]), [(32, 48)])
     expected = torch.full((4, 6), 1 / (5 * 7))  # the second box ends where the map does: one more
     expected[1:3, 1:4] = 1 / 6
     torch.testing.assert_close(fg[0, 0], expected)
@@ -52,7 +52,7 @@ def test_a_box_along_the_cells_is_not_widened_by_rounding():
     """13 cells of 32 pixels: in float32, 224 / 416 * 13 is above 7."""
     feature = torch.zeros(1, 2, 3, 13)
     for k in range(13):
-        fg, _ = masks(feature, boxes([32 * k, 1, 32 * k, 2]), [(96, 416)])
+        fg, _ = foreground_background_masks(feature, boxes([32 * k, 1, 32 * k, 2]), [(96, 416)])
         assert fg[0, 0, 0].nonzero().flatten().tolist() == [k]
 
 

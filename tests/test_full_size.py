@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mtpd.config.recipe import load_recipe
-from mtpd.utils.paths import ROOT, resolve
+from mtpd.utils.paths import ROOT, resolve_path
 
 pytestmark = pytest.mark.slow
 
@@ -146,7 +146,7 @@ def test_the_student_loads_in_mmdet_alone(both):
     recipe = load_recipe(f'configs/paper/{name}.py')
     path = next(folder.glob('stages/progressive/2_*/student.pth'))
     options = {'model.backbone.init_cfg': None}
-    config = str(resolve(recipe.cfg.student.config, recipe.source))
+    config = str(resolve_path(recipe.cfg.student.config, recipe.source))
     model = init_detector(config, device='cpu', cfg_options=options)
     meta = load_checkpoint(model, str(path), map_location='cpu', strict=True)['meta']
     assert list(meta['CLASSES']) == list(CocoDataset.CLASSES)

@@ -19,10 +19,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from mtpd import load_recipe
-from mtpd.analysis.logs import loss_rows
-from mtpd.config import relations, schema
-from mtpd.config.files import lay_over
-from mtpd.data import annotations, coco
+from mtpd.analysis.run import loss_rows
+from mtpd.config import schema
+from mtpd.config.files import override_values
+from mtpd.data import coco, validation
 from mtpd.errors import MtpdError, RecipeError
 from mtpd.runtime import checkpoints
 from mtpd.utils.files import read_log
@@ -91,7 +91,7 @@ TABLES = st.fixed_dictionaries({kind: listed(keys) for kind, keys in KINDS.items
     }
 )
 def test_annotation_checker(table):
-    texts = annotations.check(table, 'x')
+    texts = validation.annotation_problems(table, 'x')
     assert all(isinstance(text, str) and text.encode() and len(text) < 1000 for text in texts)
 
 
@@ -106,7 +106,7 @@ def test_annotation_checker(table):
 def test_annotation_file(folder, content):
     (folder / 'annotations').mkdir(exist_ok=True)
     (folder / 'annotations' / 'train.json').write_bytes(content)
-    texts = coco.problems(folder, 'train')
+    texts = coco.split_problems(folder, 'train')
     assert texts and all(text.encode() for text in texts)
 
 
@@ -151,10 +151,10 @@ def test_recipe_schema(recipe, overrides):
     """What `load_recipe` does with overrides, but for reading the file again."""
     cfg = copy.deepcopy(recipe.cfg)
     try:
-        lay_over(cfg, overrides, recipe.source)
+        override_values(cfg, overrides, recipe.source)
     except RecipeError:
         return
-    assert all(isinstance(text, str) for text in relations.problems(cfg._cfg_dict.to_dict()))
+    assert all(isinstance(text, str) for text in schema.value_problems(cfg._cfg_dict.to_dict()))
 
 
 # Checkpoints
@@ -189,7 +189,7 @@ def test_checkpoint_recogniser(folder, content):
     path = folder / 'a.pth'
     path.write_bytes(content)
     try:
-        state = checkpoints.student_state(checkpoints.load(path), path)
+        state = checkpoints.student_state(checkpoints.load_checkpoint(path), path)
     except MtpdError as error:
         assert str(path) in str(error)
     else:

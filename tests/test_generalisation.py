@@ -11,9 +11,9 @@ from mmdet.models import build_detector
 from torch import nn
 
 from mtpd import load_recipe, load_run, plots
-from mtpd.analysis import gap, generalisation
-from mtpd.analysis.logs import DISTILLATION
-from mtpd.engine.evaluate import load_detector
+from mtpd.analysis import generalisation, generalisation_gap
+from mtpd.analysis.run import DISTILLATION
+from mtpd.engine.evaluation import load_detector
 
 RECIPE = 'configs/mini/retinanet_r50__r101_rx101.py'
 TEACHER = 'configs/mini/teachers/r101/model.pth'
@@ -57,7 +57,7 @@ def test_weights_come_back_when_what_was_measured_fails():
 
 
 def test_the_loss_is_the_detectors_own_mean_over_images(recipe, teacher):
-    loader = generalisation.batches(recipe, 'train', 6)
+    loader = generalisation.training_batches(recipe, 'train', 6)
     parts = []
     for batch in loader:
         inputs = {key: value.data[0] for key, value in batch.items()}
@@ -67,18 +67,18 @@ def test_the_loss_is_the_detectors_own_mean_over_images(recipe, teacher):
         parts.append((len(inputs['img_metas']), total))
     assert [n for n, _ in parts] == [4, 2]
     wanted = sum(n * value for n, value in parts) / 6
-    assert generalisation.loss(teacher, loader) == pytest.approx(wanted, rel=1e-5)
+    assert generalisation.detection_loss(teacher, loader) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_flatness_rises_with_the_perturbation_and_leaves_the_model(recipe, teacher):
-    loader = generalisation.batches(recipe, 'train', 4)
-    before = generalisation.loss(teacher, loader)
+    loader = generalisation.training_batches(recipe, 'train', 4)
+    before = generalisation.detection_loss(teacher, loader)
     rows = generalisation.flatness(teacher, loader, directions=2, sizes=(0.1, 0.5))
     assert [(row['size'], row['direction']) for row in rows] == [
         (0, 0), (0.1, 0), (0.1, 1), (0.5, 0), (0.5, 1)
     ]  # fmt: skip
     assert rows[0]['loss'] == pytest.approx(before)
-    assert generalisation.loss(teacher, loader) == before
+    assert generalisation.detection_loss(teacher, loader) == before
     assert min(rows[3]['loss'], rows[4]['loss']) > rows[0]['loss']
 
 
@@ -92,33 +92,41 @@ def row(name: str, train: float, val: float, rises: tuple[float, float]) -> dict
 def test_arms_are_compared_seed_by_seed():
     one = [row('none', 0.8, 0.9, (0.1, 0.3)), row('direct', 0.7, 0.9, (0.1, 0.2))]
     two = [row('none', 0.6, 0.8, (0.2, 0.2)), row('direct', 0.5, 0.9, (0.2, 0.3))]
-    assert gap.rise(one[0], 0.1) == pytest.approx(0.2)
+    assert generalisation_gap.loss_rise(one[0], 0.1) == pytest.approx(0.2)
     # Both seeds: 0.1 less in training; in validation 0 and 0.1 more, an interval that includes 0.
-    lines = gap.difference_rows({0: one, 1: two}, 'none')
+    lines = generalisation_gap.gap_difference_rows({0: one, 1: two}, 'none')
     shown = {line['less the arm without a teacher']: line['arm direct'] for line in lines}
-    assert list(shown) == [title for title in gap.MEASURES if not title.startswith('AP')]
+    assert list(shown) == [
+        title for title in generalisation_gap.MEASURES if not title.startswith('AP')
+    ]
     assert shown['training loss'] == '−0.100 [−0.100, −0.100]\N{NO-BREAK SPACE}*'
     assert (
         shown['validation loss'].startswith('+0.050 [−0.') and '*' not in shown['validation loss']
     )
-    said = gap.conclude({0: one, 1: two}, 'none')
+    said = generalisation_gap.gap_verdict({0: one, 1: two}, 'none')
     assert said[0] == 'Better fit than without a teacher: shown for arm direct.'
     assert said[1] == 'Better on other images than without a teacher: not shown.'
     more = [[*rows, row('far', 0.9 + k / 9, 0.9, (0.1, 0.1))] for k, rows in enumerate((one, two))]
-    assert gap.conclude(dict(enumerate(more)), 'none')[0].endswith(': shown for arm direct.')
-    worse = gap.conclude({0: one[::-1], 1: two[::-1]}, 'direct')
+    assert generalisation_gap.gap_verdict(dict(enumerate(more)), 'none')[0].endswith(
+        ': shown for arm direct.'
+    )
+    worse = generalisation_gap.gap_verdict({0: one[::-1], 1: two[::-1]}, 'direct')
     assert worse[0] == 'Better fit than without a teacher: not shown, the contrary for arm none.'
-    assert 'With one seed' in gap.conclude({0: one}, 'none')[0]
-    assert 'nothing to compare' in gap.conclude({0: one}, None)[0]
-    rows = gap.table_rows({0: one, 1: two})
+    assert 'With one seed' in generalisation_gap.gap_verdict({0: one}, 'none')[0]
+    assert 'nothing to compare' in generalisation_gap.gap_verdict({0: one}, None)[0]
+    rows = generalisation_gap.gap_rows({0: one, 1: two})
     found = {line['mean over the seeds']: line for line in rows}
     assert found['training loss']['arm none'] == '0.700'
     assert found['loss, validation less training']['arm direct'] == '0.300'
     assert found['AP, training less validation']['arm none'] is None
     known = dict(one[0], val={'loss': 0.9, 'AP': 18.5})
-    (line,) = [row for row in gap.table_rows({0: [known]}) if 'AP, ' in row['mean over the seeds']]
+    (line,) = [
+        row
+        for row in generalisation_gap.gap_rows({0: [known]})
+        if 'AP, ' in row['mean over the seeds']
+    ]
     assert line['arm none'] == '1.5'
-    assert gap.difference_rows({0: one}, None) == []
+    assert generalisation_gap.gap_difference_rows({0: one}, None) == []
 
 
 def test_figures_say_the_numbers():
@@ -142,7 +150,7 @@ def test_what_is_kept_is_not_measured_again(recipe, tmp_path):
             run.stage_dirs(arm['name'])[-1] / 'student.pth',
         )
     few = {'images': 4, 'probed': 2, 'directions': 1}
-    rows = generalisation.of_run(recipe, run, **few)
+    rows = generalisation.measure_run(recipe, run, **few)
     assert [row['name'] for row in rows] == ['baseline', *(arm['name'] for arm in run.arms)]
     assert rows[0]['train'] == rows[1]['train']  # the same weights
     assert len(rows[0]['flat']) == 1 + len(generalisation.SIZES)
@@ -156,10 +164,10 @@ def test_what_is_kept_is_not_measured_again(recipe, tmp_path):
         {'state_dict': model.state_dict(), 'meta': {}},
         run.stage_dirs('direct')[-1] / 'student.pth',
     )
-    again = {row['name']: row for row in generalisation.of_run(recipe, run, **few)}
+    again = {row['name']: row for row in generalisation.measure_run(recipe, run, **few)}
     assert again['none']['train']['loss'] == 123
     assert again['direct']['train']['loss'] not in (123, rows[0]['train']['loss'])
-    other = generalisation.of_run(recipe, run, **few | {'images': 5})
+    other = generalisation.measure_run(recipe, run, **few | {'images': 5})
     assert all(row['train']['loss'] != 123 for row in other)
 
 

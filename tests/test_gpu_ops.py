@@ -39,9 +39,9 @@ def gpu(monkeypatch):
     for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'SLURM_STEP_NUM_TASKS'):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(gpu_ops.REPORTED, '')
-    gpu_ops.obstacle.cache_clear()
+    gpu_ops.gpu_obstacle.cache_clear()
     yield
-    gpu_ops.obstacle.cache_clear()
+    gpu_ops.gpu_obstacle.cache_clear()
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def cuda_ops(monkeypatch, tmp_path):
     def note(architectures: str) -> None:
         marker = {
             'cuda': ['13.0', architectures],
-            'extension': ops.fingerprint(ops.find_extension()),
+            'extension': ops.file_fingerprint(ops.find_extension()),
         }
         ops.marker_file().write_text(json.dumps(marker))
 
@@ -63,8 +63,8 @@ def cuda_ops(monkeypatch, tmp_path):
 
 @cpu_ops
 def test_auto_is_the_cpu_where_the_ops_are_for_the_cpu_only(gpu, capsys):
-    assert loop.find_device('auto', SOURCE) == 'cpu'
-    assert loop.find_device('auto', SOURCE) == 'cpu'
+    assert loop.choose_device('auto', SOURCE) == 'cpu'
+    assert loop.choose_device('auto', SOURCE) == 'cpu'
     out, err = capsys.readouterr()
     assert out == ''  # numbers and JSON are for standard output
     (line,) = err.splitlines()
@@ -74,18 +74,20 @@ def test_auto_is_the_cpu_where_the_ops_are_for_the_cpu_only(gpu, capsys):
 
 @cpu_ops
 def test_the_line_says_why_there_are_no_cuda_ops(gpu, monkeypatch, capsys):
-    monkeypatch.setattr(ops, 'recorded', lambda: (None, None, 'pip failed. Mend the network'))
-    loop.find_device('auto', SOURCE)
+    monkeypatch.setattr(
+        ops, 'recorded_target', lambda: (None, None, 'pip failed. Mend the network')
+    )
+    loop.choose_device('auto', SOURCE)
     assert capsys.readouterr().err.endswith('The last time it could not: pip failed.\n')
 
 
 @cpu_ops
 def test_cuda_is_refused_where_the_ops_are_for_the_cpu_only(gpu):
     with pytest.raises(RecipeError) as caught:
-        loop.find_device('cuda', SOURCE, 'runtime.device')
+        loop.choose_device('cuda', SOURCE, 'runtime.device')
     message = str(caught.value)
     assert 'runtime.device is cuda' in message and '`mtpd install-ops`' in message
-    assert loop.find_device('cpu', SOURCE) == 'cpu'
+    assert loop.choose_device('cpu', SOURCE) == 'cpu'
 
 
 @cpu_ops
@@ -97,23 +99,23 @@ def test_several_gpus_are_refused_where_the_ops_are_for_the_cpu_only(gpu):
 
 def test_the_gpu_is_taken_where_the_ops_are_built_for_it(gpu, cuda_ops, capsys):
     cuda_ops('8.0;9.0')
-    assert loop.find_device('auto', SOURCE) == loop.find_device('cuda', SOURCE) == 'cuda'
+    assert loop.choose_device('auto', SOURCE) == loop.choose_device('cuda', SOURCE) == 'cuda'
     assert distributed.count(2, 'auto', SOURCE) == 2
     assert capsys.readouterr().err == ''
 
 
 def test_ops_whose_architectures_nobody_noted_are_taken(gpu, cuda_ops):
-    assert loop.find_device('auto', SOURCE) == 'cuda'
+    assert loop.choose_device('auto', SOURCE) == 'cuda'
 
 
 def test_ops_for_another_gpu_are_not_used_on_this_one(gpu, cuda_ops, capsys):
     cuda_ops('9.0')
-    assert loop.find_device('auto', SOURCE) == 'cpu'
+    assert loop.choose_device('auto', SOURCE) == 'cpu'
     line = capsys.readouterr().err
     for words in ('architecture 9.0', 'NVIDIA A100 is of 8.0', '`mtpd install-ops`'):
         assert words in line
     with pytest.raises(RecipeError, match='mtpd install-ops'):
-        loop.find_device('cuda', SOURCE)
+        loop.choose_device('cuda', SOURCE)
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,12 @@ from tiny import retinanet
 
 from mtpd import load_recipe
 from mtpd.cli.main import main
-from mtpd.data.replay import replaying
+from mtpd.data.seeded_loader import resume_at
 from mtpd.engine import pipelines
-from mtpd.engine.guards import PATIENCE, FiniteLoss
-from mtpd.engine.loop import fit
+from mtpd.engine.hooks import LOSS_CHECK_INTERVAL, FiniteLoss
+from mtpd.engine.loop import train_model
 from mtpd.errors import MtpdError
-from mtpd.pipeline.plain import load_config
+from mtpd.pipeline.mmdet_config import load_config
 from mtpd.runtime import checkpoints
 from mtpd.utils.files import read_log
 from mtpd.utils.paths import ROOT
@@ -58,7 +58,8 @@ def refused(path, out) -> str:
 
 def finite(path) -> bool:
     return all(
-        torch.isfinite(value).all() for value in checkpoints.load(path)['state_dict'].values()
+        torch.isfinite(value).all()
+        for value in checkpoints.load_checkpoint(path)['state_dict'].values()
     )
 
 
@@ -79,13 +80,15 @@ def test_a_loss_that_is_not_finite_ends_the_training_before_its_step(root, tmp_p
     assert told['losses']['loss_bbox'] == told['losses']['loss'] == kind
     assert 0 < told['losses']['loss_cls'] < 10
     names = [image['file'] for image in told['images']]
-    data = pipelines.build(load_config(tmp_path / f'{kind}5.py').cfg.data.train)
+    data = pipelines.quiet_dataset(load_config(tmp_path / f'{kind}5.py').cfg.data.train)
     loader = build_dataloader(data, 2, 0, dist=False, seed=0, runner_type='EpochBasedRunner')
-    (fifth,) = (batch['img_metas'].data[0] for batch in [next(iter(replaying(loader, 0, 4)))])
+    (fifth,) = (batch['img_metas'].data[0] for batch in [next(iter(resume_at(loader, 0, 4)))])
     assert names == [meta['ori_filename'] for meta in fifth]
     assert [image['id'] for image in told['images']] == [int(name[:6]) for name in names]
     assert {(image['rank'], image['loss']) for image in told['images']} == {(0, kind)}
-    assert checkpoints.load(out / 'latest.pth')['meta']['iter'] == 3 and finite(out / 'latest.pth')
+    assert checkpoints.load_checkpoint(out / 'latest.pth')['meta']['iter'] == 3 and finite(
+        out / 'latest.pth'
+    )
     assert all(math.isfinite(row['loss']) for row in read_log(out / 'log.json') if 'loss' in row)
 
 
@@ -97,7 +100,9 @@ def test_the_training_goes_on_where_the_cause_is_gone(root, tmp_path):
     assert not (out / 'nonfinite.json').exists()
     whole = tmp_path / 'whole'
     assert train(plain(tmp_path, root, 'nan', 99), whole).exit_code == 0
-    one, other = (checkpoints.load(folder / 'latest.pth')['state_dict'] for folder in (out, whole))
+    one, other = (
+        checkpoints.load_checkpoint(folder / 'latest.pth')['state_dict'] for folder in (out, whole)
+    )
     assert all(torch.equal(one[key], other[key]) for key in other)
 
 
@@ -109,7 +114,9 @@ def test_weights_that_are_not_finite_are_never_written(root, tmp_path):
         'training ended in update 6 of 6: it left ' in said and 'weights not finite (first ' in said
     )
     assert 'latest.pth stays as update 3 left it' in said
-    assert checkpoints.load(out / 'latest.pth')['meta']['iter'] == 3 and finite(out / 'latest.pth')
+    assert checkpoints.load_checkpoint(out / 'latest.pth')['meta']['iter'] == 3 and finite(
+        out / 'latest.pth'
+    )
     assert not (out / 'model.pth').exists() and not (out / 'previous.pth').exists()
     told = json.loads((out / 'nonfinite.json').read_text())
     assert told['update'] == 6 and told['losses']['loss_root'] == 0.0
@@ -125,7 +132,7 @@ def test_a_recipe_whose_first_update_fails(root, tmp_path):
     recipe = load_recipe(MINI, SMALL | model | {'data.root': str(root), 'runtime.workers': 1})
     cfg = recipe.model('student')
     with pytest.raises(MtpdError) as error:
-        fit(recipe, partial(failing.build, cfg), cfg, tmp_path, 4, 0)
+        train_model(recipe, partial(failing.build, cfg), cfg, tmp_path, 4, 0)
     text = str(error.value)
     assert 'in update 1 of 4' in text and 'No checkpoint was written yet: the same command' in text
     assert (
@@ -135,7 +142,7 @@ def test_a_recipe_whose_first_update_fails(root, tmp_path):
     saved = load_recipe(recipe, {'student.model.kind': 'gradients', 'student.model.at': 2})
     cfg = saved.model('student')
     with pytest.raises(MtpdError, match=r'in update 2 of 4: it left .* weights not finite'):
-        fit(saved, partial(failing.build, cfg), cfg, tmp_path / 'b', 4, 0)
+        train_model(saved, partial(failing.build, cfg), cfg, tmp_path / 'b', 4, 0)
     assert not (tmp_path / 'b/latest.pth').exists()
 
 
@@ -151,7 +158,7 @@ def test_all_processes_end_together_and_tell_of_their_images(
     recipe = load_recipe(MINI, SMALL | more)
     cfg = recipe.model('student')
     with pytest.raises(MtpdError, match=f'training ended in update {update} of 4') as error:
-        fit(recipe, partial(failing.build_on_rank_1, cfg), cfg, tmp_path, 4, 0)
+        train_model(recipe, partial(failing.build_on_rank_1, cfg), cfg, tmp_path, 4, 0)
     told = json.loads((tmp_path / 'nonfinite.json').read_text())
     assert [image['rank'] for image in told['images']] == [0, 1]
     own = [image['loss'] for image in told['images']]
@@ -162,7 +169,7 @@ def test_all_processes_end_together_and_tell_of_their_images(
     assert 'of the 2 image(s)' in str(error.value)
     assert (tmp_path / 'latest.pth').exists() == (kind == 'nan')
     if kind == 'nan':
-        assert checkpoints.load(tmp_path / 'latest.pth')['meta']['iter'] == 2
+        assert checkpoints.load_checkpoint(tmp_path / 'latest.pth')['meta']['iter'] == 2
         assert finite(tmp_path / 'latest.pth')
 
 
@@ -185,10 +192,10 @@ def test_a_loss_scaler_may_skip_updates(tmp_path):
     guard = FiniteLoss(str(tmp_path), 'advice')
     guard.after_train_iter(runner(1.0, False))
     for _ in range(2):
-        for _ in range(PATIENCE - 1):
+        for _ in range(LOSS_CHECK_INTERVAL - 1):
             guard.after_train_iter(runner(math.inf, True))
         guard.after_train_iter(runner(1.0, True))
-    for _ in range(PATIENCE - 1):
+    for _ in range(LOSS_CHECK_INTERVAL - 1):
         guard.after_train_iter(runner(math.inf, True))
     with pytest.raises(MtpdError, match=r'update 9 of 9: a loss is not finite \(loss inf\)'):
         guard.after_train_iter(runner(math.inf, True))

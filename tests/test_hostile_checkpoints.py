@@ -21,7 +21,7 @@ from tiny import retinanet
 from torch import nn
 
 from mtpd.cli.main import main
-from mtpd.distill import inherit
+from mtpd.distill import initialization
 from mtpd.errors import MtpdError
 from mtpd.runtime import checkpoints
 from mtpd.utils.paths import ROOT
@@ -95,14 +95,14 @@ def resumed(kind):
 def pretrained(path):
     model = retinanet()
     model['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint=str(path))
-    inherit.initialise(build_detector(ConfigDict(model)), model['backbone'], 'student.model')
+    initialization.initialise(build_detector(ConfigDict(model)), model['backbone'], 'student.model')
 
 
 WAYS = {
-    'checkpoints.load': checkpoints.load,
-    'an earlier training': checkpoints.load_own,
-    'export': lambda path: checkpoints.publish(path, path.parent / 'out'),
-    'init': lambda path: inherit.warm_start(nn.Linear(1, 1), path),
+    'checkpoints.load': checkpoints.load_checkpoint,
+    'an earlier training': checkpoints.load_resumable,
+    'export': lambda path: checkpoints.publish_student(path, path.parent / 'out'),
+    'init': lambda path: initialization.warm_start(nn.Linear(1, 1), path),
     'init_cfg Pretrained': pretrained,
     'mmcv load_checkpoint': lambda path: mmcv.runner.load_checkpoint(nn.Linear(1, 1), str(path)),
     'mmcv loader': lambda path: mmcv.runner.CheckpointLoader.load_checkpoint(str(path)),
@@ -269,7 +269,7 @@ def test_a_trusted_file_becomes_a_plain_one(tmp_path, legacy):
     assert '--trust-checkpoint' in found.output
     found = CliRunner().invoke(main, [*export, '--trust-checkpoint'])
     assert found.exit_code == 0, found.output
-    made = checkpoints.load(found.output.strip())
+    made = checkpoints.load_checkpoint(found.output.strip())
     assert torch.equal(made['state_dict']['backbone.w'], torch.ones(2))
     assert made['meta']['CLASSES'] == ('a',) and 'note' not in made['meta']
 

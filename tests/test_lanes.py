@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from mtpd.pipeline.lanes import Lanes, Marked
-from mtpd.utils.machine import cores
+from mtpd.pipeline.run import ChainRunner, PrefixedStream
+from mtpd.utils.machine import cpu_cores
 
 
 class Step(str):
@@ -27,17 +27,19 @@ def test_chains_overlap_and_their_steps_keep_their_order():
         marks.append(mark)
         shares.add(env['OMP_NUM_THREADS'])
 
-    Lanes(2).run(chains('a1 a2 a3', 'b1 b2'), work)
+    ChainRunner(2).run(chains('a1 a2 a3', 'b1 b2'), work)
     assert [s for s in done if s[0] == 'a'] == ['a1', 'a2', 'a3']
     assert [s for s in done if s[0] == 'b'] == ['b1', 'b2']
     assert marks == [f'{step}: ' for step in done]
-    assert shares == {str(max(1, cores() // 2))}
+    assert shares == {str(max(1, cpu_cores() // 2))}
 
 
 @pytest.mark.parametrize(('jobs', 'given'), [(1, ('a1 a2', 'b1')), (2, ('a1 a2 b1',))])
 def test_one_lane_is_this_thread_with_all_cores(jobs, given):
     seen = []
-    Lanes(jobs).run(chains(*given), lambda *call: seen.append((*call, threading.current_thread())))
+    ChainRunner(jobs).run(
+        chains(*given), lambda *call: seen.append((*call, threading.current_thread()))
+    )
     assert [call[0] for call in seen] == ['a1', 'a2', 'b1']
     assert all(call[1:] == ({}, '', threading.main_thread()) for call in seen)
 
@@ -53,13 +55,13 @@ def test_after_a_failure_what_runs_is_finished_and_nothing_new_begins():
         finished.append(step)
 
     with pytest.raises(ValueError, match='broken'):
-        Lanes(2).run(chains('bad never', 'long never'), work)
+        ChainRunner(2).run(chains('bad never', 'long never'), work)
     assert finished == ['long']
 
 
 def test_marked_lines_are_whole():
     stream = io.StringIO()
-    one, two = Marked(stream, 'a: '), Marked(stream, 'b: ')
+    one, two = PrefixedStream(stream, 'a: '), PrefixedStream(stream, 'b: ')
     one.write('upd')
     two.write('first\nsec')
     one.write('ate 1\n')

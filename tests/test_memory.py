@@ -19,36 +19,47 @@ from tiny import retinanet
 from mtpd import load_recipe
 from mtpd.cli.main import main
 from mtpd.engine import memory
-from mtpd.engine.exhausted import explained, is_exhausted
-from mtpd.engine.knobs import of_plain, of_recipe
-from mtpd.engine.loop import fit
-from mtpd.engine.memory import GIB, Advice, Shortage, advice, fixed, in_words, scaled, told
+from mtpd.engine.loop import train_model
+from mtpd.engine.memory import (
+    GIB,
+    Advice,
+    Shortage,
+    advise,
+    config_setting_names,
+    explain_out_of_memory,
+    fixed_bytes,
+    is_out_of_memory,
+    parse_shortage,
+    recipe_setting_names,
+    scaled_image,
+    shortage_text,
+)
 from mtpd.errors import MtpdError
-from mtpd.pipeline.plain import load_config
-from mtpd.pipeline.train import train_detector_run
+from mtpd.pipeline.mmdet_config import load_config
+from mtpd.pipeline.stages import train_detector_run
 from mtpd.runtime import checkpoints
 
 
 def test_a_batch_that_fits_by_hand():
     # 4 GiB whatever the images, 16 images take 64 GiB, 4 each; 0.9 * 60 - 4 = 50 leave room for 12.
-    found = advice(16, 1, 4, 68, 60)
+    found = advise(16, 1, 4, 68, 60)
     assert found.images == 12 and found.side == pytest.approx(math.sqrt(50 / 64))
     # Four processes with four images each, of a GPU each: 50 leave room for 3 images of 16.
-    assert advice(16, 4, 4, 68, 60).images == 12
-    assert advice(16, 8, 4, 36, 30).images == 8  # (27 - 4) / 16: one each
+    assert advise(16, 4, 4, 68, 60).images == 12
+    assert advise(16, 8, 4, 36, 30).images == 8  # (27 - 4) / 16: one each
 
 
 def test_what_fits_stays():
-    assert advice(16, 2, 4, 20, 40) == Advice(16, 1.0)
-    assert advice(16, 2, 4, 36, 40) == Advice(16, 1.0)  # a tenth to spare, exactly
-    assert advice(16, 2, 4, 37, 40).images == 14
+    assert advise(16, 2, 4, 20, 40) == Advice(16, 1.0)
+    assert advise(16, 2, 4, 36, 40) == Advice(16, 1.0)  # a tenth to spare, exactly
+    assert advise(16, 2, 4, 37, 40).images == 14
 
 
 def test_where_one_image_is_too_much_its_sides_shrink():
     # One image takes 40, and there is room for 0.9 * 30 - 2 = 25: sides by the root of 25 / 40.
-    assert advice(2, 2, 2, 42, 30) == Advice(None, pytest.approx(math.sqrt(25 / 40)))
-    assert advice(8, 2, 2, 162, 30) == Advice(None, pytest.approx(math.sqrt(25 / 40)))
-    assert advice(8, 2, 28, 30, 30) == Advice(None, None)  # the weights alone
+    assert advise(2, 2, 2, 42, 30) == Advice(None, pytest.approx(math.sqrt(25 / 40)))
+    assert advise(8, 2, 2, 162, 30) == Advice(None, pytest.approx(math.sqrt(25 / 40)))
+    assert advise(8, 2, 28, 30, 30) == Advice(None, None)  # the weights alone
 
 
 def test_advice_that_is_taken_fits():
@@ -57,7 +68,7 @@ def test_advice_that_is_taken_fits():
         (64, 8, 10, 3.3, 40),
         (6, 1, 1, 9, 31),
     ]:
-        found = advice(batch, count, own, own + each * batch / count, there)
+        found = advise(batch, count, own, own + each * batch / count, there)
         need = own + each * found.images / count
         assert found.images % count == 0 and need <= 0.9 * there
         assert need + each > 0.9 * there  # one more would not
@@ -66,18 +77,20 @@ def test_advice_that_is_taken_fits():
 
 
 def test_what_stays_whatever_the_images():
-    assert fixed(100, 40) == 100  # evaluation
-    assert fixed(100, 40, 'SGD') == 180 and fixed(100, 40, 'AdamW') == 220
+    assert fixed_bytes(100, 40) == 100  # evaluation
+    assert fixed_bytes(100, 40, 'SGD') == 180 and fixed_bytes(100, 40, 'AdamW') == 220
 
 
 def test_what_torch_and_numpy_say():
-    assert told(OOM) == Shortage(round(6.5 * GIB), 6 * GIB, 2 * GIB)
+    assert parse_shortage(OOM) == Shortage(round(6.5 * GIB), 6 * GIB, 2 * GIB)
     kept = OOM.replace('512.00 MiB is free.', '1.00 GiB is free. 6.25 GiB allowed;')
-    assert told(kept).there == round(6.25 * GIB)
+    assert parse_shortage(kept).there == round(6.25 * GIB)
     ram = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes."
-    assert told(ram) == Shortage(None, None, 4096)
-    assert told('Unable to allocate 1.50 GiB for an array') == Shortage(None, None, 1.5 * GIB)
-    assert told('CUDA error: out of memory') == Shortage(None, None, None)
+    assert parse_shortage(ram) == Shortage(None, None, 4096)
+    assert parse_shortage('Unable to allocate 1.50 GiB for an array') == Shortage(
+        None, None, 1.5 * GIB
+    )
+    assert parse_shortage('CUDA error: out of memory') == Shortage(None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +109,7 @@ def test_what_torch_and_numpy_say():
     ],
 )
 def test_all_words_for_a_shortage_are_known(text):
-    assert is_exhausted(RuntimeError(text)) and not is_exhausted(ValueError(text))
+    assert is_out_of_memory(RuntimeError(text)) and not is_out_of_memory(ValueError(text))
 
 
 @pytest.mark.parametrize(
@@ -110,13 +123,16 @@ def test_all_words_for_a_shortage_are_known(text):
     ],
 )
 def test_other_errors_are_no_shortage(text):
-    assert not is_exhausted(RuntimeError(text))
+    assert not is_out_of_memory(RuntimeError(text))
 
 
 def test_a_shortage_of_the_host_and_a_vague_one_are_named_as_such():
     def said(text):
-        named = of_recipe(load_recipe(MINI, SMALL).cfg, 1)
-        with pytest.raises(MtpdError) as caught, explained(named, torch.nn.Linear(2, 1)):
+        named = recipe_setting_names(load_recipe(MINI, SMALL).cfg, 1)
+        with (
+            pytest.raises(MtpdError) as caught,
+            explain_out_of_memory(named, torch.nn.Linear(2, 1)),
+        ):
             raise RuntimeError(text)
         return str(caught.value)
 
@@ -136,7 +152,7 @@ SIDE = ('image.scale', (1333, 800))
 def test_the_message_with_all_numbers():
     short = Shortage(round(79.1 * GIB), round(75.3 * GIB), 6 * GIB)
     # 81.3 GiB for 16 images and 5 GiB of weights: 76.3 for 0.9 * 79.1 - 5 = 66.19, which is 13.88 images.
-    text = in_words('GPU memory', short, 5 * GIB, ('schedule.batch_size', 16, 4), SIDE, 'rate')
+    text = shortage_text('GPU memory', short, 5 * GIB, ('schedule.batch_size', 16, 4), SIDE, 'rate')
     assert text == (
         'GPU memory ran out (79.1 GiB, 75.3 in use, 6.0 more wanted) with schedule.batch_size 16: lower it to 12 '
         '(rate), or image.scale to (1241, 745).'
@@ -146,40 +162,40 @@ def test_the_message_with_all_numbers():
 
 def test_the_message_without():
     short = Shortage(None, None, 2 * GIB)
-    text = in_words('GPU memory', short, 0, ('b', 6, 2), ('image.scale', 640))
+    text = shortage_text('GPU memory', short, 0, ('b', 6, 2), ('image.scale', 640))
     assert (
         text
         == 'GPU memory ran out (2.0 GiB more wanted) with b 6: lower it to 2, or image.scale to 452.'
     )
     short = Shortage(10 * GIB, 9 * GIB, 2 * GIB)
-    assert in_words('memory', short, GIB, ('b', 2, 2), SIDE).endswith(
+    assert shortage_text('memory', short, GIB, ('b', 2, 2), SIDE).endswith(
         'with b 2: lower image.scale to (1192, 715).'
     )
     short = Shortage(10 * GIB, 9 * GIB, 30 * GIB)  # 39 GiB, 1 of weights: 19 an image, 8 are free
-    assert 'lower b to 1 and image.scale to (864, 519).' in in_words(
+    assert 'lower b to 1 and image.scale to (864, 519).' in shortage_text(
         'm', short, GIB, ('b', 2, 1), SIDE
     )
-    assert 'the weights alone take 9.5 GiB' in in_words(
+    assert 'the weights alone take 9.5 GiB' in shortage_text(
         'm', short, round(9.5 * GIB), ('b', 2, 1), SIDE
     )
     # By the numbers it would fit, and it did not.
     short = Shortage(10 * GIB, GIB, GIB)
-    assert 'lower it to 7, or image.scale to 95.' in in_words(
+    assert 'lower it to 7, or image.scale to 95.' in shortage_text(
         'm', short, 0, ('b', 8, 1), ('image.scale', 100)
     )
-    assert scaled(None, 0.8767) == '0.87 of its sides'
+    assert scaled_image(None, 0.8767) == '0.87 of its sides'
 
 
 def test_settings_by_their_keys(tmp_path, tiny_coco):
-    named = of_recipe(load_recipe(MINI, SMALL).cfg, 1)
+    named = recipe_setting_names(load_recipe(MINI, SMALL).cfg, 1)
     assert (named.batch, named.images, named.scale) == ('schedule.batch_size', 2, 64)
     assert 'schedule.lr_batch_size=2 scales' in named.rate
     assert named.lr == 'schedule.lr.max_lr'
-    other = of_recipe(load_recipe(MINI, SMALL | {'schedule.lr_batch_size': 16}).cfg, 2)
+    other = recipe_setting_names(load_recipe(MINI, SMALL | {'schedule.lr_batch_size': 16}).cfg, 2)
     assert other.rate == 'schedule.lr_batch_size scales the learning rate' and other.sharing == 2
     config = plain(tmp_path, tiny_coco, 'oom')
     found = load_config(config)
-    named = of_plain(found.cfg.data, found.batch, 'val_dataloader')
+    named = config_setting_names(found.cfg.data, found.batch, 'val_dataloader')
     assert (named.batch, named.images, named.workers) == (
         'data.samples_per_gpu', 2, 'data.workers_per_gpu'
     )  # fmt: skip
@@ -189,7 +205,7 @@ def test_settings_by_their_keys(tmp_path, tiny_coco):
         )
     )
     found = load_config(config)
-    named = of_plain(found.cfg.data, found.batch, 'test_dataloader')
+    named = config_setting_names(found.cfg.data, found.batch, 'test_dataloader')
     assert (named.batch, named.images) == ('data.train_dataloader.samples_per_gpu', 3)
     assert (named.evaluation, named.evaluated) == ('data.test_dataloader.samples_per_gpu', 1)
 
@@ -209,7 +225,7 @@ def test_what_nobody_uses_is_given_back_before_peaks_count(monkeypatch):
     try:
         gone = weakref.ref(Circle())
         assert gone() is not None
-        memory.forget('cuda')
+        memory.reset_peak('cuda')
     finally:
         gc.enable()
     assert ends == [True, True]
@@ -217,16 +233,16 @@ def test_what_nobody_uses_is_given_back_before_peaks_count(monkeypatch):
 
 @pytest.mark.gpu
 def test_a_gpu_has_its_memory_back():
-    memory.forget('cuda')
-    before = memory.used('cuda')
+    memory.reset_peak('cuda')
+    before = memory.memory_used('cuda')
     gc.disable()
     try:
         Circle('cuda')
-        assert memory.used('cuda')[0] == before[0] + 4 * 2**20
-        memory.forget('cuda')
+        assert memory.memory_used('cuda')[0] == before[0] + 4 * 2**20
+        memory.reset_peak('cuda')
     finally:
         gc.enable()
-    assert memory.used('cuda')[:2] == before[:2]
+    assert memory.memory_used('cuda')[:2] == before[:2]
 
 
 # In trainings
@@ -256,7 +272,7 @@ def test_a_training_of_a_plain_config(tmp_path, tiny_coco):
         'sides. latest.pth stays as update 3 left it: the same command goes on from there; other settings need another '
         '--work-dir.'
     ) in said
-    assert checkpoints.load(out / 'latest.pth')['meta']['iter'] == 3
+    assert checkpoints.load_checkpoint(out / 'latest.pth')['meta']['iter'] == 3
     # Another process's fifth update: it goes on, to the end.
     done = CliRunner().invoke(main, ['train', str(path), '--work-dir', str(out)])
     assert done.exit_code == 0, done.output
@@ -273,7 +289,7 @@ def test_evaluation_during_and_after_training(tmp_path, tiny_coco):
     path, out = plain(tmp_path, tiny_coco, 'oom_test'), tmp_path / 'run'
     said = refused('train', path, '--work-dir', out)
     assert 'with data.val_dataloader.samples_per_gpu 1: lower img_scale' in said
-    assert checkpoints.load(out / 'latest.pth')['meta']['iter'] == 3
+    assert checkpoints.load_checkpoint(out / 'latest.pth')['meta']['iter'] == 3
     said = refused('eval', path, '--checkpoint', out / 'latest.pth')
     assert 'with data.test_dataloader.samples_per_gpu 1: lower img_scale' in said
 
@@ -306,7 +322,7 @@ def test_a_real_shortage_on_a_gpu(tmp_path, tiny_coco):
             MtpdError, match=r'GPU memory ran out \(.* in use, .* more wanted\) with schedule'
         ) as error:
             cfg = recipe.model('student')
-            fit(recipe, lambda: failing.build(cfg), cfg, tmp_path / 'run', 2, 0)
+            train_model(recipe, lambda: failing.build(cfg), cfg, tmp_path / 'run', 2, 0)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert 'image.scale to ' in str(error.value)

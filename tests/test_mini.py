@@ -17,14 +17,13 @@ from mmcv.parallel import collate
 from mmdet.models import build_detector
 
 from mtpd import load_recipe
-from mtpd.analysis.logs import split_loss
-from mtpd.analysis.runs import load_run
-from mtpd.distill.inherit import warm_start
+from mtpd.analysis.run import load_run, split_loss
+from mtpd.distill.initialization import warm_start
 from mtpd.engine import pipelines
 from mtpd.pipeline.run import run_recipe
-from mtpd.pipeline.train import _stage_model, _start, train_stage
+from mtpd.pipeline.stages import _stage_model, _start, train_stage
 from mtpd.report.run import make_report
-from mtpd.runtime.checkpoints import load, save_atomic
+from mtpd.runtime.checkpoints import load_checkpoint, save_atomic
 from mtpd.utils.paths import ROOT
 
 TWINS = sorted(path.stem for path in (ROOT / 'configs' / 'paper').glob('*.py'))
@@ -73,8 +72,8 @@ def prepared(name, cache, folder):
         save_atomic({'state_dict': built(recipe, name).state_dict()}, path)
         named['student' if name == 'student' else f'teachers.{name}'] = str(path)
     recipe = load_recipe(recipe, {f'{name}.checkpoint': path for name, path in named.items()})
-    masks = pipelines.with_masks(recipe, recipe.model('student'))
-    data = pipelines.build(pipelines.dataset(recipe, 'train', masks=masks))
+    masks = pipelines.needs_masks(recipe, recipe.model('student'))
+    data = pipelines.quiet_dataset(pipelines.dataset_config(recipe, 'train', masks=masks))
     batch = collate([data[0], data[1]], samples_per_gpu=2)
     return recipe, {key: value.data[0] for key, value in batch.items()}
 
@@ -173,7 +172,7 @@ def test_a_student_that_inherits(twin):
         start, origin = _start(recipe, arm, 1, None)
         assert (start, origin) == (None, 'inherit')
         model = _stage_model(recipe, teacher, start, origin, None)[0]()
-        theirs = load(recipe.checkpoint(teacher))['state_dict']
+        theirs = load_checkpoint(recipe.checkpoint(teacher))['state_dict']
         mine = model.student.state_dict()
         for key, value in mine.items():
             if key.startswith('backbone.') or 'lateral_convs' in key:
@@ -196,7 +195,7 @@ def test_teachers_begin_with_the_shipped_weights_that_fit(name):
     recipe = load_recipe(f'configs/mini/{name}.py')
     for teacher, parts in TAKEN[name].items():
         origin = recipe.checkpoint(teacher, 'init')
-        model, shipped = built(recipe, teacher), load(origin)['state_dict']
+        model, shipped = built(recipe, teacher), load_checkpoint(origin)['state_dict']
         count = warm_start(model, origin)
         mine = model.state_dict()
         for part in parts:

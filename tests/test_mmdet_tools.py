@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from mtpd import load_recipe
 from mtpd.cli.main import main
-from mtpd.pipeline.plain import as_mmdet
+from mtpd.pipeline.mmdet_config import recipe_as_mmdet
 from mtpd.runtime import checkpoints
 from mtpd.utils.paths import ROOT
 
@@ -38,9 +38,9 @@ def test_mmdets_own_test_tool_gives_an_exported_student_the_same_ap(tmp_path):
     scenes = {'data.scenes.train': 1, 'data.scenes.val': 60, 'data.cache': str(tmp_path)}
     shipped = ROOT / 'configs/mini/teachers/r101/model.pth'
     recipe = load_recipe(MINI, scenes)
-    released = checkpoints.publish(shipped, tmp_path / 'student.pth')
+    released = checkpoints.publish_student(shipped, tmp_path / 'student.pth')
     config = tmp_path / 'student.py'
-    config.write_text(as_mmdet(recipe, 'r101'))
+    config.write_text(recipe_as_mmdet(recipe, 'r101'))
     theirs = by_mmdets_tool(config, released, tmp_path / 'theirs')
 
     options = ('--cfg-options', ' '.join(f'{key}={value}' for key, value in scenes.items()))

@@ -1,4 +1,4 @@
-"""Each adaptation of mtpd.runtime.modules: what it is for works, and would not without it."""
+"""Each adaptation of mtpd.runtime.detectors: what it is for works, and would not without it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmcv.cnn import build_conv_layer
 from mmdet.models import build_backbone, build_head
 from mmdet.models.dense_heads import RepPointsHead
 
-from mtpd.runtime import modules
+from mtpd.runtime import detectors
 
 
 def test_a_deformable_backbone_begins_as_a_plain_one():
@@ -43,7 +43,7 @@ def test_points_have_flags_on_the_device_that_is_asked_for():
 
 def test_applying_again_changes_nothing():
     before = RepPointsHead.get_points
-    modules.apply()
+    detectors.patch_detectors()
     assert RepPointsHead.get_points is before
     layer = build_conv_layer(dict(type='DCN', deform_groups=1), 4, 4, 3)
     layer.conv_offset.weight.data.fill_(1)

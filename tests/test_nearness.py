@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from mtpd import load_recipe
-from mtpd.analysis import feature_views, nearness
-from mtpd.analysis.feature_views import stage_checkpoints
-from mtpd.engine.features import load_all
-from mtpd.pipeline.order import image_features
+from mtpd.analysis import feature_maps
+from mtpd.analysis.feature_maps import stage_checkpoints
+from mtpd.engine.features import load_detectors
+from mtpd.pipeline.teacher_order import image_features
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 
@@ -33,10 +33,10 @@ def test_costs_of_each_student_by_hand(recipe, tmp_path):
         'after': ('student', tmp_path / 'later.pth'),
         'the teacher': ('r101', recipe.checkpoint('r101')),
     }
-    rows = nearness.table_rows(recipe, checkpoints, images=32)
+    rows = feature_maps.distance_to_teachers(recipe, checkpoints, images=32)
     assert [row['student'] for row in rows] == ['before', 'after']
     assert all(list(row) == ['student', 'to the teacher'] for row in rows)
-    models = load_all(recipe, checkpoints)
+    models = load_detectors(recipe, checkpoints)
     fit, held = (list(image_features(recipe, models, 32, k)) for k in (0, 1))
 
     def cells(half: list, name: str, stride: int) -> np.ndarray:
@@ -60,7 +60,7 @@ def test_the_student_without_a_teacher_stands_beside_the_stages(recipe, tmp_path
     def made(recipe, stage, arm, work_dir=None):
         return {'checkpoint': tmp_path / f'{arm}_{stage}'}
 
-    monkeypatch.setattr(feature_views, 'train_stage', made)
+    monkeypatch.setattr(feature_maps, 'train_stage', made)
     (tmp_path / 'student.pth').touch()
     assert 'no teacher' not in stage_checkpoints(
         recipe, 'progressive', tmp_path

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from mtpd.engine import fused_convs, norms
+from mtpd.engine import folded_norms, fused_convs
 
 # isort: split
 from mmcv import ConfigDict
@@ -67,7 +67,7 @@ def test_norms_in_convolutions_give_the_same_outputs_and_gradients(name):
     plain = backbone(name)
     folded = copy.deepcopy(plain)
     names = list(folded.state_dict())
-    count = norms.fold_norms(folded)
+    count = folded_norms.fold_norms(folded)
     in_order = sum(isinstance(m, nn.BatchNorm2d) for m in plain.modules())
     behind_deformable = 13 if name == 'deformable' else 0
     assert count == in_order - behind_deformable
@@ -80,7 +80,7 @@ def test_norms_in_convolutions_give_the_same_outputs_and_gradients(name):
 
 def test_a_norm_in_its_convolution_passes_on_what_it_gets():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU()).eval()
-    norms.fold_norms(model)
+    folded_norms.fold_norms(model)
     images = torch.randn(1, 3, 5, 5)
     assert torch.equal(
         model[1](images[:, :1].expand(-1, 4, -1, -1)), images[:, :1].expand(-1, 4, -1, -1)
@@ -90,8 +90,8 @@ def test_a_norm_in_its_convolution_passes_on_what_it_gets():
 def test_a_hooked_convolution_keeps_its_output():
     model = backbone('ResNet-50')
     hooked, outputs = model.layer2[0].conv1, []
-    norms.fold_norms(model, {hooked})
-    fused_convs.fuse(model, {hooked})
+    folded_norms.fold_norms(model, {hooked})
+    fused_convs.fuse_convs(model, {hooked})
     assert 'forward' in vars(model.layer2[1]) and 'forward' not in vars(model.layer2[0])
     hooked.register_forward_hook(lambda module, args, output: outputs.append((args[0], output)))
     model(torch.randn(1, 3, 64, 64))
@@ -103,8 +103,8 @@ def test_a_hooked_convolution_keeps_its_output():
 def test_fused_convolutions_change_nothing_on_the_cpu(name):
     plain = backbone(name)
     fused = copy.deepcopy(plain)
-    norms.fold_norms(fused)
-    fused_convs.fuse(fused)
+    folded_norms.fold_norms(fused)
+    fused_convs.fuse_convs(fused)
     assert_equal(plain, copy.deepcopy(fused))
 
 
@@ -124,8 +124,8 @@ def test_fused_convolutions_on_a_gpu_give_the_same_outputs_and_gradients(
 ):
     plain = backbone(name).cuda()
     fused = copy.deepcopy(plain)
-    norms.fold_norms(fused)
-    fused_convs.fuse(fused)
+    folded_norms.fold_norms(fused)
+    fused_convs.fuse_convs(fused)
     if 'deformable' not in name:
         fused.to(memory_format=layout)
     # Norms that take statistics of 2 x 3 cells multiply what the layouts' kernels round differently.
@@ -164,5 +164,5 @@ def test_a_convolution_without_norm_is_fused_and_one_with_another_activation_is_
     model = nn.Sequential(
         ConvModule(3, 4, 3), ConvModule(4, 4, 3, act_cfg=None), ConvModule(4, 4, 3, act_cfg=dict(type='GELU'))
     )  # fmt: skip
-    fused_convs.fuse(model)
+    fused_convs.fuse_convs(model)
     assert ['forward' in vars(module) for module in model] == [True, False, False]

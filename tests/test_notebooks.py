@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from mtpd.errors import MtpdError
-from mtpd.pipeline.notebooks import NotebookError, execute, parameters_of
+from mtpd.pipeline.notebooks import NotebookError, execute_notebook, parameters_of
 
 PARAMETERS = """\
 name: str = 'a'  # who, plainly
@@ -78,7 +78,7 @@ def test_every_wrong_parameter_is_named_at_once_before_anything_runs(tmp_path):
         'limit': 1.5,
     }
     with pytest.raises(MtpdError) as caught:
-        execute(source, out, wrong)
+        execute_notebook(source, out, wrong)
     lines = str(caught.value).splitlines()
     assert len(lines) == len(wrong) and not out.exists()
     assert "unknown parameter 'stge'. Did you mean 'stage'?" in lines[0]
@@ -107,7 +107,7 @@ def test_values_arrive_as_plain_python_and_prints_are_echoed(tmp_path, monkeypat
     }
     echo, cells = io.StringIO(), []
     before = source.read_bytes()
-    execute(source, 'out.ipynb', given, on_cell=lambda *at: cells.append(at), echo=echo)
+    execute_notebook(source, 'out.ipynb', given, on_cell=lambda *at: cells.append(at), echo=echo)
     out = tmp_path / 'out.ipynb'
     values, *streams = printed(out)
     assert values == "('x/y', 2, 1.0, True, [3, 4], 7)\n"
@@ -130,7 +130,7 @@ def test_a_failing_cell_is_an_error_and_its_output_is_kept(tmp_path, code, mista
     source = notebook(tmp_path / 'a.ipynb', "print('before')", code, "print('never')")
     out = tmp_path / 'out.ipynb'
     with pytest.raises(NotebookError) as caught:
-        execute(source, out, {'stage': 3})
+        execute_notebook(source, out, {'stage': 3})
     error = caught.value
     assert error.mistake is mistake and error.exit_code == (2 if mistake else 1)
     assert error.cell_index == 3  # parameters, injected, before, this one
@@ -148,7 +148,7 @@ def test_a_killed_kernel_is_an_error_whatever_papermill_wrote(tmp_path):
     source = notebook(tmp_path / 'a.ipynb', code, "print('never')")
     out = tmp_path / 'out.ipynb'
     with pytest.raises(NotebookError, match='SIGKILL') as caught:
-        execute(source, out)
+        execute_notebook(source, out)
     assert caught.value.exit_code == 1 and caught.value.cell_index == 1
     cells = nbformat.read(out, 4).cells
     assert cells[1].outputs[0].text == 'so far\n'
@@ -162,10 +162,10 @@ def test_a_cell_that_takes_too_long_and_an_unknown_kernel(tmp_path):
         tmp_path / 'o.ipynb',
     )
     with pytest.raises(NotebookError, match='took longer than 1 s'):
-        execute(source, out, timeout=1)
+        execute_notebook(source, out, timeout=1)
     assert nbformat.read(out, 4).cells[1].outputs[-1].ename == 'Timeout'
     with pytest.raises(MtpdError, match="no Jupyter kernel 'cobol'"):
-        execute(source, out, kernel='cobol')
+        execute_notebook(source, out, kernel='cobol')
 
 
 def test_an_interrupt_leaves_no_process_behind(tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mtpd.errors import MtpdError
-from mtpd.install import build, cxx, diagnose, nvcc, ops
+from mtpd.install import build, cxx, nvcc, ops
 from mtpd.install.build import Target
 from mtpd.runtime import selftest
 from mtpd.utils import machine
@@ -150,10 +150,10 @@ def test_nvcc_of_torchs_own_release_comes_first(tools, tmp_path):
     tools('13.1')
     program(tmp_path / 'cuda-13.0' / 'bin' / 'nvcc', nvcc_says('13.0'))
     program(tmp_path / 'cuda' / 'bin' / 'nvcc', nvcc_says('12.8'))
-    assert nvcc.find('13.0')[0] == (tmp_path / 'cuda-13.0' / 'bin' / 'nvcc', '13.0')
-    assert nvcc.find('13.2')[0] == (tmp_path / 'bin' / 'nvcc', '13.1')
-    assert nvcc.find('12.8')[0].home == tmp_path / 'cuda'
-    assert nvcc.find('11.8')[0] is None
+    assert nvcc.find_compiler('13.0')[0] == (tmp_path / 'cuda-13.0' / 'bin' / 'nvcc', '13.0')
+    assert nvcc.find_compiler('13.2')[0] == (tmp_path / 'bin' / 'nvcc', '13.1')
+    assert nvcc.find_compiler('12.8')[0].home == tmp_path / 'cuda'
+    assert nvcc.find_compiler('11.8')[0] is None
 
 
 def test_cuda_ops_for_the_gpus_that_are_here(tools):
@@ -186,14 +186,14 @@ def test_cuda_ops_asked_for_in_vain(tools, torch, release, arch, message):
 
 def test_key_tells_everything_apart_that_a_wheel_depends_on(monkeypatch):
     keys = {
-        ops.key(CPU, Target('')),
-        ops.key(CPU._replace(version='2.12.0+cpu'), Target('')),
-        ops.key(CUDA, Target('')),
-        ops.key(CUDA, Target('', '13.0', '9.0')),
-        ops.key(CUDA, Target('', '13.0', '8.0;9.0')),
+        ops.wheel_key(CPU, Target('')),
+        ops.wheel_key(CPU._replace(version='2.12.0+cpu'), Target('')),
+        ops.wheel_key(CUDA, Target('')),
+        ops.wheel_key(CUDA, Target('', '13.0', '9.0')),
+        ops.wheel_key(CUDA, Target('', '13.0', '8.0;9.0')),
     }
     monkeypatch.setattr(ops.sysconfig, 'get_platform', lambda: 'linux-aarch64')
-    keys.add(ops.key(CPU, Target('')))
+    keys.add(ops.wheel_key(CPU, Target('')))
     assert len(keys) == 6
     assert not any(set(key) & set('/;: ') for key in keys)
 
@@ -316,29 +316,29 @@ def marked(monkeypatch, tmp_path):
 
 def test_what_works_is_kept(marked):
     ops.write_marker(CPU, Target(''))
-    assert ops.installed(CPU, Target(''), True) == {'action': 'kept', 'ops': 'CPU'}
+    assert ops.check_installed(CPU, Target(''), True) == {'action': 'kept', 'ops': 'CPU'}
     assert marked == [False]
 
 
 def test_ops_for_another_torch_are_not_kept(marked):
     ops.write_marker(CPU._replace(version='2.12.0+cpu'), Target(''))
-    assert ops.installed(CPU, Target(''), True) == {}
+    assert ops.check_installed(CPU, Target(''), True) == {}
 
 
 def test_cpu_ops_are_not_kept_where_cuda_ops_can_be(marked):
     ops.write_marker(CUDA, Target(''))
-    assert ops.installed(CUDA, Target('', '13.0', '9.0'), True) == {}
+    assert ops.check_installed(CUDA, Target('', '13.0', '9.0'), True) == {}
 
 
 def test_cuda_ops_stay_on_a_machine_without_gpu_unless_cpu_ops_are_asked_for(marked):
     ops.write_marker(CUDA, Target('', '13.0', '9.0'))
-    assert ops.installed(CUDA, Target('no GPU'), keep_cuda=True)['ops'] == 'CUDA 13.0 (9.0)'
-    assert ops.installed(CUDA, Target('asked for'), keep_cuda=False) == {}
+    assert ops.check_installed(CUDA, Target('no GPU'), keep_cuda=True)['ops'] == 'CUDA 13.0 (9.0)'
+    assert ops.check_installed(CUDA, Target('asked for'), keep_cuda=False) == {}
 
 
 def test_ops_of_unknown_origin_are_tried_once(marked):
     for _ in range(2):
-        assert ops.installed(CPU, Target(''), True)['action'] == 'kept'
+        assert ops.check_installed(CPU, Target(''), True)['action'] == 'kept'
     assert marked == [True, False, False]  # tried in full, then as any other
 
 
@@ -349,7 +349,7 @@ def test_broken_ops_are_not_kept(marked, monkeypatch):
         raise MtpdError('undefined symbol')
 
     monkeypatch.setattr(ops, 'self_test', broken)
-    assert ops.installed(CPU, Target(''), True) == {}
+    assert ops.check_installed(CPU, Target(''), True) == {}
 
 
 # Wheels
@@ -402,7 +402,7 @@ def test_wheel_is_built_once_and_cached(bench, tmp_path):
     assert ops.put_in_place(CPU, Target(''), False, print) == 'installed'
     assert ops.put_in_place(CPU, Target(''), True, print) == 'built'
     assert len({*bench}) == 1
-    assert bench[0].parent == tmp_path / 'cache' / 'wheels' / ops.key(CPU, Target(''))
+    assert bench[0].parent == tmp_path / 'cache' / 'wheels' / ops.wheel_key(CPU, Target(''))
     assert not list((tmp_path / 'cache').glob('build-*'))
 
 
@@ -493,7 +493,7 @@ def test_fetched_nvcc_runs_links_and_is_there_the_next_time(tools, with_headers,
     index('13.2')  # newer, and not torch's
     index('13.0')
     shown = []
-    fetched = nvcc.fetch(with_headers, shown.append)
+    fetched = nvcc.fetch_compiler(with_headers, shown.append)
     assert fetched.release == '13.0'
     assert fetched.home.is_relative_to(nvcc.cache_dir())
     said = subprocess.run([fetched.path, '--version'], capture_output=True, text=True).stdout
@@ -502,7 +502,7 @@ def test_fetched_nvcc_runs_links_and_is_there_the_next_time(tools, with_headers,
         assert (fetched.home / folder / 'libcudart.so').read_text() == 'the library'
     assert {path.stem for path in fetched.home.glob('*.txt')} == {'cccl', 'crt', 'nvvm'}
     assert 'CUDA 13.0' in shown[0] and str(fetched.home.parents[1]) in shown[0]
-    assert nvcc.find('13.0') == (fetched, '')
+    assert nvcc.find_compiler('13.0') == (fetched, '')
     assert ops.choose_target(with_headers, '9.0').nvcc == str(fetched.path)
     assert not list(nvcc.cache_dir().glob('build-*'))
 
@@ -510,7 +510,7 @@ def test_fetched_nvcc_runs_links_and_is_there_the_next_time(tools, with_headers,
 def test_nvcc_that_cannot_be_fetched_is_one_message(tools, with_headers, index):
     tools(None)
     with pytest.raises(MtpdError, match=r'pip config list.*CUDA 13\.0 toolkit') as caught:
-        nvcc.fetch(with_headers, print)
+        nvcc.fetch_compiler(with_headers, print)
     assert 'No matching distribution found for cuda-toolkit' in str(caught.value)
     assert [path for path in nvcc.cache_dir().rglob('*') if path.is_file()] == []
 
@@ -519,8 +519,8 @@ def test_nvcc_that_does_not_run_here_is_refused(tools, with_headers, index):
     tools(None)
     index('13.0', script='echo Illegal instruction >&2; exit 1')
     with pytest.raises(MtpdError, match='does not run on this machine'):
-        nvcc.fetch(with_headers, print)
-    assert nvcc.find('13.0')[0] is None
+        nvcc.fetch_compiler(with_headers, print)
+    assert nvcc.find_compiler('13.0')[0] is None
 
 
 def test_nvcc_is_not_fetched_without_room(tools, with_headers, index, monkeypatch):
@@ -528,7 +528,7 @@ def test_nvcc_is_not_fetched_without_room(tools, with_headers, index, monkeypatc
     index('13.0')
     monkeypatch.setattr(nvcc, 'DISK', 10**18)
     with pytest.raises(MtpdError, match=r'GiB are free.*MTPD_CACHE'):
-        nvcc.fetch(with_headers, print)
+        nvcc.fetch_compiler(with_headers, print)
     assert not nvcc.cached_home('13.0').exists()
 
 
@@ -546,33 +546,33 @@ def gpu_machine(tools, bench, with_headers, index, monkeypatch):
 
 def test_cuda_ops_with_fetched_nvcc_for_the_gpu_that_is_here(gpu_machine, index, monkeypatch):
     index('13.0')
-    result = ops.install(echo=print)
+    result = ops.install_ops(echo=print)
     assert (result['action'], result['ops']) == ('built', 'CUDA 13.0 (9.0)')
     assert result['warning'] is None
-    assert ops.recorded() == ('13.0', '9.0', None)
+    assert ops.recorded_target() == ('13.0', '9.0', None)
 
 
 def test_cpu_ops_take_the_place_of_cuda_ops_that_cannot_be_built(gpu_machine, index):
     lines = []
-    result = ops.install(echo=lines.append)
+    result = ops.install_ops(echo=lines.append)
     assert result['ops'] == 'CPU'
     (warning,) = [line for line in lines if line.startswith('Warning: ')]
     for words in ('`auto` takes the CPU', 'could not fetch nvcc', '`mtpd install-ops` tries again'):
         assert words in warning
-    cuda, _, reason = ops.recorded()
+    cuda, _, reason = ops.recorded_target()
     assert cuda is None and 'could not fetch nvcc' in reason
 
     lines.clear()
-    again = ops.install(retry=False, echo=lines.append)
+    again = ops.install_ops(retry=False, echo=lines.append)
     assert (again['action'], again['warning']) == ('kept', result['warning'])
     assert not [line for line in lines if 'Fetching' in line]
 
     index('13.0')
-    assert ops.install(retry=False, echo=print)['ops'] == 'CPU'
-    mended = ops.install(echo=print)
+    assert ops.install_ops(retry=False, echo=print)['ops'] == 'CPU'
+    mended = ops.install_ops(echo=print)
     assert (mended['action'], mended['ops']) == ('built', 'CUDA 13.0 (9.0)')
-    assert ops.recorded() == ('13.0', '9.0', None)
-    assert ops.install(retry=False, echo=print)['action'] == 'kept'
+    assert ops.recorded_target() == ('13.0', '9.0', None)
+    assert ops.install_ops(retry=False, echo=print)['action'] == 'kept'
 
 
 def test_a_failed_compilation_is_named_with_its_log(gpu_machine, index, monkeypatch):
@@ -582,12 +582,12 @@ def test_a_failed_compilation_is_named_with_its_log(gpu_machine, index, monkeypa
     def compile_ops(target, torch, work, log, echo):
         if target.cuda:
             text = 'x.cpp:1:10: fatal error: cusparse.h: No such file or directory'
-            raise MtpdError(diagnose.explain(text, log, 1))
+            raise MtpdError(build.explain_failure(text, log, 1))
         return build_cpu_ops(target, torch, work, log, echo)
 
     monkeypatch.setattr(build, 'build_wheel', compile_ops)
     lines = []
-    warning = ops.install(echo=lines.append)['warning']
+    warning = ops.install_ops(echo=lines.append)['warning']
     assert 'A CUDA header is missing' in warning and 'cuda13.0-sm9.0' in warning
     assert warning.count('\n') == 0
     assert any('fatal error: cusparse.h' in line for line in lines)
@@ -596,25 +596,25 @@ def test_a_failed_compilation_is_named_with_its_log(gpu_machine, index, monkeypa
 def test_cuda_ops_for_other_gpus_are_not_replaced_by_cpu_ops(gpu_machine, index):
     """They run on the CPU as well, and another machine with this environment may be using them."""
     ops.write_marker(gpu_machine, Target('', '13.0', '8.0'))
-    result = ops.install(echo=print)
+    result = ops.install_ops(echo=print)
     assert (result['action'], result['ops']) == ('kept', 'CUDA 13.0 (8.0)')
     assert '`auto` takes the CPU' in result['warning']
-    assert ops.recorded()[:2] == ('13.0', '8.0')
+    assert ops.recorded_target()[:2] == ('13.0', '8.0')
 
 
 def test_cuda_ops_for_this_gpu_stay_where_they_could_not_be_built(gpu_machine, monkeypatch):
     """As on a compute node without nvcc, after a build on the login node; the torch has no headers of CUDA."""
     monkeypatch.setattr(machine, 'find_torch', lambda: CUDA)
     ops.write_marker(CUDA, Target('', '13.0', '8.0;9.0'))
-    result = ops.install(echo=print)
+    result = ops.install_ops(echo=print)
     assert (result['action'], result['ops']) == ('kept', 'CUDA 13.0 (8.0;9.0)')
     assert result['warning'] is None
-    assert ops.recorded() == ('13.0', '8.0;9.0', None)
+    assert ops.recorded_target() == ('13.0', '8.0;9.0', None)
 
 
 def test_cuda_ops_that_were_asked_for_are_an_error_when_they_fail(gpu_machine, index):
     with pytest.raises(MtpdError, match='could not fetch nvcc'):
-        ops.install('9.0', echo=print)
+        ops.install_ops('9.0', echo=print)
 
 
 # Building
@@ -632,7 +632,7 @@ def test_all_missing_tools_at_once(monkeypatch, tmp_path):
 
 def test_jobs_by_cores_and_memory(monkeypatch):
     monkeypatch.delenv('MAX_JOBS', raising=False)
-    monkeypatch.setattr(machine, 'cores', lambda: 8)
+    monkeypatch.setattr(machine, 'cpu_cores', lambda: 8)
     for memory, jobs in ((64, 8), (7, 3), (1, 1)):
         monkeypatch.setattr(machine, 'free_memory', lambda memory=memory: memory * machine.GIB)
         assert build.job_count() == jobs
@@ -758,7 +758,9 @@ def test_failing_compiler_keeps_its_log_and_names_the_cause(tmp_path):
     log = tmp_path / 'build.log'
     log.write_text('')
     with pytest.raises(MtpdError) as caught:
-        build.run(['g++', '-c', str(tmp_path / 'a.cpp')], log, env={**os.environ, 'LC_ALL': 'C'})
+        build.run_build(
+            ['g++', '-c', str(tmp_path / 'a.cpp')], log, env={**os.environ, 'LC_ALL': 'C'}
+        )
     message = str(caught.value)
     assert 'fatal error: Python.h: No such file' in message
     assert 'python3-dev' in message
@@ -796,7 +798,7 @@ CASES = {
 
 @pytest.mark.parametrize('cause', CASES)
 def test_likely_cause(cause):
-    said = diagnose.likely_cause('[3/73] c++ -O2 ...\n' + CASES[cause] + '\n')
+    said = build.likely_cause('[3/73] c++ -O2 ...\n' + CASES[cause] + '\n')
     assert cause in said
 
 
@@ -812,7 +814,7 @@ ninja: build stopped: subcommand failed.
 subprocess.CalledProcessError: Command '['ninja', '-v']' returned non-zero exit status 1.
 RuntimeError: Error compiling objects for extension
 """
-    assert diagnose.last_errors(log) == [
+    assert build.last_errors(log) == [
         'x.cpp:3:10: fatal error: Python.h: No such file or directory',
         'virtual memory exhausted: Cannot allocate memory',
     ]

@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from mtpd.analysis.runs import load_run
+from mtpd.analysis.run import load_run
 from mtpd.config.recipe import load_recipe
-from mtpd.distill.adaptation import costs_from_features
-from mtpd.distill.sequence import choose_sequence
+from mtpd.distill.adaptation_cost import costs_from_features
+from mtpd.distill.teacher_sequence import choose_sequence
 from mtpd.errors import MtpdError, RecipeError
-from mtpd.pipeline.order import adaptation_costs, choose, conclusion, settled
-from mtpd.pipeline.run import options_text, run_recipe, steps
+from mtpd.pipeline.run import options_text, recipe_steps, run_recipe
+from mtpd.pipeline.teacher_order import (
+    adaptation_costs,
+    order_conclusion,
+    resolve_auto_arms,
+    suggest_sequence,
+)
 from mtpd.utils.files import read_json, write_json
 
 RNG = np.random.default_rng(0)
@@ -177,7 +182,7 @@ def test_no_useful_teacher_between_means_direct_distillation():
         found = choose_sequence(costs, ap, method=method)
         assert found['sequence'] == ['far']
         assert found['reasons'][1:] == [reason, 'So it is direct distillation.']
-        text = conclusion(found | {'check': found}, {})
+        text = order_conclusion(found | {'check': found}, {})
         assert 'suggest direct distillation from far: no teacher helps on the way' in text
 
 
@@ -266,7 +271,7 @@ def test_one_teacher_is_distilled_from_directly():
         found = choose_sequence(costs, {'only': 0.4}, method=method)
         assert found['sequence'] == ['only']
         assert found['reasons'] == ['only is the only teacher of the pool: direct distillation.']
-        text = conclusion(found | {'check': found}, {'only': 'the one'})
+        text = order_conclusion(found | {'check': found}, {'only': 'the one'})
         assert text == 'The pool has one teacher: direct distillation from the one.'
     with pytest.raises(MtpdError, match='the pool of teachers is empty'):
         choose_sequence(table([[0]], ('student',)), {})
@@ -289,12 +294,12 @@ def test_the_conclusion_says_what_was_chosen_and_how_sure():
     costs = table(first) | {'replicates': [first] * 7 + [other] * 3}
     found = choose_sequence(costs, ap)
     check = choose_sequence(costs, ap, method='shortest_path')
-    text = conclusion(found | {'check': check}, {'near': 'N', 'far': 'F'})
+    text = order_conclusion(found | {'check': check}, {'near': 'N', 'far': 'F'})
     assert 'suggest N → F. 70 % of the bootstrap samples lead to it. The other search' in text
     assert '(shortest path) agrees. On these images' in text
     assert 'a tie with F (30 %)' in text
     alone = choose_sequence(table(other), ap)
-    text = conclusion(alone | {'check': check}, {'near': 'N', 'far': 'F'})
+    text = order_conclusion(alone | {'check': check}, {'near': 'N', 'far': 'F'})
     assert 'direct distillation from F' in text and 'prefers N → F' in text
 
 
@@ -306,13 +311,13 @@ def test_an_arm_gets_the_chosen_teachers(tmp_path):
     recipe = load_recipe(MINI, AUTO)
     with pytest.raises(RecipeError, match='chosen by adaptation cost'):
         recipe.arm('auto', 1)
-    assert [step.title for step in steps(recipe, tmp_path)][-1] == '03_teacher_order'
+    assert [step.title for step in recipe_steps(recipe, tmp_path)][-1] == '03_teacher_order'
     write_json(tmp_path / 'order' / 'sequence.json', {'sequence': ['rx101']})
-    found = settled(recipe, tmp_path)
+    found = resolve_auto_arms(recipe, tmp_path)
     arm = found.arm('auto', 1)
     assert (arm.teachers, arm.label, arm.stage_updates) == (('rx101',), 'chosen: rx101', 600)
-    assert '04_distill_stage__auto_1' in [step.title for step in steps(found, tmp_path)]
-    assert settled(found, tmp_path) is found
+    assert '04_distill_stage__auto_1' in [step.title for step in recipe_steps(found, tmp_path)]
+    assert resolve_auto_arms(found, tmp_path) is found
     again = load_recipe(MINI, options_text(found))  # as its notebooks get it
     assert again.arms == found.arms
 
@@ -355,6 +360,6 @@ def test_costs_of_a_recipe(tmp_path):
     off = ~np.eye(3, dtype=bool)
     assert (low <= high).all() and (low[off] < cost[off] + 0.2).all()
     assert sorted(costs['levels']) == ['16', '32', '8']
-    found = choose(recipe, costs, tmp_path)
+    found = suggest_sequence(recipe, costs, tmp_path)
     assert found['sequence'][-1] == 'rx101' and found['ap']['rx101'] > found['ap']['r101']
     assert {p.name for p in (tmp_path / 'order').iterdir()} == {'costs.json', 'sequence.json'}

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from mtpd import load_recipe
-from mtpd.pipeline.train import train_stage
+from mtpd.pipeline.stages import train_stage
 
 SHORT = {
     'schedule.batch_size': 4,

@@ -8,14 +8,14 @@ from loss_formulas import value_of
 from mmcv import Config
 from tiny import batch
 
+from mtpd.config.plan import distill_cfg
 from mtpd.config.recipe import load_recipe
-from mtpd.config.trainings import distill_cfg
 from mtpd.distill.distiller import Distiller
+from mtpd.engine.evaluation import model_cost
 from mtpd.engine.loop import mmdet_cfg
 from mtpd.engine.pipelines import test_pipeline as pipeline_of_val
 from mtpd.engine.pipelines import train_pipeline
-from mtpd.engine.size import describe
-from mtpd.pipeline.plain import load_config
+from mtpd.pipeline.mmdet_config import load_config
 from mtpd.utils.paths import ROOT
 
 EPOCH = 7330  # updates of 16 images: COCO's 117,266 training images with objects
@@ -204,7 +204,7 @@ def test_size_of_a_two_stage_detector(tiny_coco, tmp_path):
     """mmdet's dummy pass draws proposals that RoIAlign refuses on the CPU."""
     options = {'data.root': str(tiny_coco(tmp_path / 'coco')), 'image.scale': 64}
     recipe = load_recipe('configs/paper/mask_rcnn_r50__swint_swins.py', options)
-    found = describe(recipe, 'student', images=1)
+    found = model_cost(recipe, 'student', images=1)
     # A thousand proposals, each 256 x 7 x 7 features to 1024 and these to 1024; a hundred masks from four convolutions
     # and a 2 x 2 one that doubles their size. Backbone, neck and proposals are small at 64 pixels.
     boxes = 1000 * (256 * 7 * 7 * 1024 + 1024 * 1024)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mtpd.install import build, env, nvcc
+from mtpd.install import build, nvcc, venv
 from mtpd.utils import machine
 
 ROOT = Path(__file__).parents[1]
@@ -77,9 +77,9 @@ def test_setuptools_still_has_pkg_resources():
 
 
 def test_supported_versions_agree():
-    assert env.SUPPORTED == machine.PYTHON
-    assert env.OLDEST_TORCH == machine.OLDEST_TORCH
+    assert venv.SUPPORTED == machine.PYTHON
+    assert venv.OLDEST_TORCH == machine.OLDEST_TORCH
     assert PROJECT['project']['requires-python'] == '>=3.11,<3.13'
     torch = pins('torch')
-    assert machine.release(torch['torch']) == machine.TESTED_TORCH['CPU']
-    assert torch['torchvision'].startswith(env.torchvision_for(torch['torch']).removesuffix('*'))
+    assert machine.major_minor(torch['torch']) == machine.TESTED_TORCH['CPU']
+    assert torch['torchvision'].startswith(venv.torchvision_for(torch['torch']).removesuffix('*'))

@@ -6,13 +6,13 @@ import nbformat
 import pytest
 
 from mtpd import load_recipe
-from mtpd.analysis.runs import load_run
+from mtpd.analysis.run import load_run
 from mtpd.errors import MtpdError
 from mtpd.pipeline import run as pipeline
-from mtpd.pipeline.notebooks import NotebookError, execute
-from mtpd.pipeline.rundir import claim, open_run
+from mtpd.pipeline.notebooks import NotebookError, execute_notebook
+from mtpd.pipeline.run_dir import claim_run_dir, open_run
 from mtpd.utils.paths import ROOT
-from mtpd.utils.stopping import Interrupted
+from mtpd.utils.processes import Interrupted
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 OWN = {'teachers.r101.checkpoint': None, 'teachers.rx101.checkpoint': None}
@@ -33,7 +33,7 @@ def status(run_dir):
 
 
 def test_the_steps_are_all_arms_stages_between_preparation_and_evaluation(tmp_path):
-    names = [s.notebook for s in pipeline.steps(load_recipe(MINI), tmp_path)]
+    names = [s.notebook for s in pipeline.recipe_steps(load_recipe(MINI), tmp_path)]
     stages = ('none_1', 'direct_1', 'progressive_1', 'progressive_2', 'reverse_1', 'reverse_2')
     wanted = ['00_environment', '01_data', '02_detectors', '03_teacher_order']
     wanted += [f'04_distill_stage__{stage}' for stage in stages] + ['05_evaluate', '06_analysis']
@@ -45,7 +45,7 @@ def sources(tmp_path, monkeypatch):
     """Small notebooks in place of the kit's, for the real runner."""
     sources = tmp_path / 'sources'
     sources.mkdir()
-    for step in pipeline.steps(load_recipe(MINI), tmp_path):
+    for step in pipeline.recipe_steps(load_recipe(MINI), tmp_path):
         body = 'from pathlib import Path'
         for path in step.makes:
             inside = path.relative_to(tmp_path)
@@ -82,7 +82,7 @@ def test_a_failed_step_is_recorded_and_the_next_call_goes_on_from_it(tmp_path, s
 def test_a_run_is_done_when_its_report_is(tmp_path, sources, monkeypatch):
     run_dir, said = tmp_path / 'run', []
     monkeypatch.setattr(
-        pipeline, 'chains', lambda *_: [[[pipeline.Step(sources / '01_data.ipynb')]]]
+        pipeline, 'step_chains', lambda *_: [[[pipeline.Step(sources / '01_data.ipynb')]]]
     )
 
     def report(folder):
@@ -132,7 +132,7 @@ def test_what_a_run_says_of_itself(tmp_path):
 def test_one_of_the_kits_notebooks_runs_by_itself(tmp_path):
     options = f'data.scenes.train=6 data.scenes.val=8 data.cache={tmp_path}'
     out = tmp_path / 'out.ipynb'
-    execute(
+    execute_notebook(
         ROOT / 'notebooks/01_data.ipynb',
         out,
         {'cfg_options': options, 'work_dir': str(tmp_path / 'run')},
@@ -173,7 +173,7 @@ def test_a_run_that_an_earlier_version_began_goes_on(tmp_path):
     kept = tmp_path / 'recipe.py'
     kept.write_text('\n'.join(f'{key} = {value!r}' for key, value in values.items()))
     (tmp_path / 'detectors').mkdir()
-    claim(kept, recipe.text)
+    claim_run_dir(kept, recipe.text)
     assert kept.read_text() == recipe.text
     with pytest.raises(MtpdError, match=r'holds a run with other settings \(speed\.fold_student'):
-        claim(kept, load_recipe(recipe, {'speed.fold_student': True}).text)
+        claim_run_dir(kept, load_recipe(recipe, {'speed.fold_student': True}).text)

@@ -14,7 +14,7 @@ from tiny import retinanet
 from mtpd.cli.main import main
 from mtpd.config.recipe import Recipe, load_recipe
 from mtpd.errors import MtpdError, RecipeError
-from mtpd.pipeline import configured, plain
+from mtpd.pipeline import mmdet_config
 from mtpd.runtime import checkpoints
 from mtpd.utils import download
 from mtpd.utils.files import sha256
@@ -116,7 +116,7 @@ def rows(folder):
 
 
 def test_a_config_of_mmdet_is_taken_as_it_is():
-    config = plain.load_config(R50, seed=5)
+    config = mmdet_config.load_config(R50, seed=5)
     file = resources.files('mmdet') / '.mim/configs' / R50.removeprefix('mmdet::')
     theirs = Config.fromfile(str(file))
     for key in ('model', 'optimizer', 'optimizer_config', 'lr_config', 'runner', 'evaluation'):
@@ -127,7 +127,7 @@ def test_a_config_of_mmdet_is_taken_as_it_is():
 
 
 def test_a_recipe_stays_a_recipe():
-    assert isinstance(plain.load_config(MINI, 'seed=2'), Recipe)
+    assert isinstance(mmdet_config.load_config(MINI, 'seed=2'), Recipe)
 
 
 @pytest.mark.parametrize(
@@ -140,15 +140,15 @@ def test_a_recipe_stays_a_recipe():
     ],
 )
 def test_a_folder_takes_the_place_of_the_data_and_its_classes_of_the_heads(name, root):
-    cfg = plain.load_config(name, {'data.root': str(root)}).cfg
-    for split in configured.SPLITS:
-        (leaf,) = configured.leaves(cfg.data[split])
+    cfg = mmdet_config.load_config(name, {'data.root': str(root)}).cfg
+    for split in mmdet_config.SPLITS:
+        (leaf,) = mmdet_config.dataset_leaves(cfg.data[split])
         place = 'train' if split == 'train' else 'val'
         assert leaf.ann_file == str(root / f'annotations/{place}.json')
         assert leaf.img_prefix == str(root / place)
         assert tuple(leaf.classes) == ('cat', 'dog') and leaf.type == 'CocoDataset'
     assert cfg.model.bbox_head.num_classes == 2
-    assert configured.problems(cfg, configured.SPLITS) == []
+    assert mmdet_config.dataset_problems(cfg, mmdet_config.SPLITS) == []
 
 
 def test_an_unknown_config_of_mmdet_is_named_with_the_nearest(capsys):
@@ -159,12 +159,14 @@ def test_an_unknown_config_of_mmdet_is_named_with_the_nearest(capsys):
 
 
 def test_unknown_keys_are_refused_and_settings_left_at_their_default_are_not():
-    text = message(plain.load_config, R50, 'optimzer.lr=1 model.backbne.depth=18 data.trian.x=1')
+    text = message(
+        mmdet_config.load_config, R50, 'optimzer.lr=1 model.backbne.depth=18 data.trian.x=1'
+    )
     for right in ('optimizer', 'model.backbone', 'data.train'):
         assert f'Did you mean {right!r}?' in text
     options = 'model.backbone.with_cp=True fp16.loss_scale=512.0 evaluation=None '
     options += 'optimizer.paramwise_cfg.norm_decay_mult=0.0 data.test_dataloader.samples_per_gpu=4'
-    cfg = plain.load_config(R50, options).cfg
+    cfg = mmdet_config.load_config(R50, options).cfg
     assert cfg.model.backbone.with_cp is True and cfg.fp16.loss_scale == 512.0
     assert cfg.data.test_dataloader == {'samples_per_gpu': 4, 'workers_per_gpu': 2}
 
@@ -223,13 +225,13 @@ def test_done_is_not_done_again_and_other_settings_are_refused(trained, path):
 
 
 def test_an_interrupted_training_goes_on_at_its_last_checkpoint(path, tmp_path):
-    plain.train(plain.load_config(path, {'runner.max_epochs': 1}), tmp_path)
+    mmdet_config.train_config(mmdet_config.load_config(path, {'runner.max_epochs': 1}), tmp_path)
     for name in ('model.pth', 'metrics.json', 'config.py'):
         (tmp_path / name).unlink()
     first = torch.load(tmp_path / 'latest.pth', weights_only=True)
     assert (first['meta']['epoch'], first['meta']['iter']) == (1, 3)
-    whole = plain.load_config(path, {'optimizer.lr': 1e-12, 'optimizer.weight_decay': 0.0})
-    plain.train(whole, tmp_path)
+    whole = mmdet_config.load_config(path, {'optimizer.lr': 1e-12, 'optimizer.weight_decay': 0.0})
+    mmdet_config.train_config(whole, tmp_path)
     assert [row['update'] for row in rows(tmp_path) if 'loss' in row] == [2, 3, 4, 6]
     last = torch.load(tmp_path / 'latest.pth', weights_only=True)
     assert (last['meta']['epoch'], last['meta']['iter']) == (2, 6)
@@ -344,10 +346,10 @@ def test_a_config_that_cannot_be_trained_says_so(path, tmp_path):
     cut = TEXT.split('optimizer = ')[0].format(model=retinanet(num_classes=2), root='x', meta=META)
     (tmp_path / 'cut.py').write_text(cut)
     with pytest.raises(RecipeError, match='optimizer is missing: it can be tested only'):
-        plain.train(plain.load_config(tmp_path / 'cut.py'), tmp_path / 'out')
+        mmdet_config.train_config(mmdet_config.load_config(tmp_path / 'cut.py'), tmp_path / 'out')
     (tmp_path / 'model.py').write_text('model = dict(type="RetinaNet")\n')
     with pytest.raises(RecipeError, match=r'data\.test is missing'):
-        plain.load_config(tmp_path / 'model.py')
+        mmdet_config.load_config(tmp_path / 'model.py')
 
 
 def test_a_swin_transformer_does_not_make_mmdets_log_talk(root, tmp_path):

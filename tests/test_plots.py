@@ -14,8 +14,7 @@ from fake_run import CLASSES, make_run
 from PIL import Image
 
 from mtpd import plots
-from mtpd.analysis.logs import loss_rows
-from mtpd.analysis.runs import load_run
+from mtpd.analysis.run import load_run, loss_rows
 from mtpd.plots import figure
 from mtpd.plots.curves import moving_mean
 from mtpd.plots.figure import apart

@@ -7,16 +7,14 @@ from click.testing import CliRunner
 from tiny_sweep import MINI, SMALL, command, run
 
 from mtpd import load_recipe
-from mtpd.analysis.setups import refuse_other
+from mtpd.analysis.settings import refuse_other
 from mtpd.cli.main import main
 from mtpd.errors import MtpdError
-from mtpd.pipeline.order import calibration, choose, settled
-from mtpd.sweep.asked import parse_orders
-from mtpd.sweep.folder import load_sweep
-from mtpd.sweep.opening import open_sweep
-from mtpd.sweep.plan import CONTROL
-from mtpd.sweep.results import collect
-from mtpd.sweep.run import LENGTHS, suggest
+from mtpd.pipeline.teacher_order import calibration, resolve_auto_arms, suggest_sequence
+from mtpd.sweep.folder import load_sweep, open_sweep
+from mtpd.sweep.plan import CONTROL, parse_orders
+from mtpd.sweep.results import collect_results
+from mtpd.sweep.run import LENGTHS, suggested_orders
 from mtpd.utils.files import read_json, sha256, write_json
 
 THIRD = {
@@ -68,9 +66,9 @@ def measured(tmp_path):
 def test_an_arm_gets_as_many_teachers_as_asked_for(measured, method, length, sequence):
     recipe, run_dir, costs = measured
     recipe = load_recipe(recipe, {'order.max_length': length, 'order.method': method})
-    choose(recipe, costs, run_dir)
+    suggest_sequence(recipe, costs, run_dir)
     assert read_json(run_dir / 'order' / 'sequence.json')['sequence'] == sequence
-    arm = settled(recipe, run_dir).arm('auto', length)
+    arm = resolve_auto_arms(recipe, run_dir).arm('auto', length)
     assert arm.teachers == tuple(sequence) and arm.stage_updates == 600 // length
     assert arm.label == 'chosen: ' + ' → '.join(sequence)
 
@@ -78,7 +76,7 @@ def test_an_arm_gets_as_many_teachers_as_asked_for(measured, method, length, seq
 def test_a_sweep_gets_the_sequences_of_two_and_of_three(measured, tmp_path):
     recipe, run_dir, costs = measured
     said = []
-    found = suggest(recipe, costs, run_dir, said.append)
+    found = suggested_orders(recipe, costs, run_dir, said.append)
     assert found['orders'] == [('r101', 'rx101'), ('r18', 'r101', 'rx101')]
     assert list(found['reasons']) == [
         f'{method}, {length}'
@@ -111,7 +109,7 @@ def test_a_teacher_without_ap_is_named(measured):
     path = run_dir / 'detectors' / 'r18' / 'metrics.json'
     write_json(path, read_json(path) | {'bbox_mAP': None})
     with pytest.raises(MtpdError, match=r'r18 has no AP .*mtpd eval RECIPE --detector r18'):
-        choose(recipe, costs, run_dir)
+        suggest_sequence(recipe, costs, run_dir)
     assert not (run_dir / 'order').exists()
 
 
@@ -218,14 +216,14 @@ def test_the_automatic_sequences_of_a_real_pool(tmp_path, tiny_coco):
     best = max(sorted(set(ap) - {'student'}), key=ap.get)
     assert all(order[-1] == best and len(order) <= LENGTHS[-1] for order in suggested)
     assert [tuple(order) for order in sweep.info['orders']] == [CONTROL, *suggested]
-    found = collect(folder)
+    found = collect_results(folder)
     assert found['unfinished'] == [] and found['suggested'] == sweep.info['suggested']
     stages = {row['order']: row['updates'] * row['stages'] for row in found['rows']}
     assert stages == {'baseline': 0, 'none': 6} | {','.join(order): 6 for order in suggested}
 
     options = SMALL | THIRD | AUTO | {'data.root': str(data), 'schedule.arm': 6}
     recipe = load_recipe(MINI, options | {'order.max_length': 3})
-    plan = settled(recipe, folder / 'shared/0')
+    plan = resolve_auto_arms(recipe, folder / 'shared/0')
     assert plan.arm('auto').teachers == tuple(
         read_json(folder / 'shared/0/order/sequence.json')['sequence']
     )

@@ -15,14 +15,14 @@ from mmcv.parallel import collate
 from mmdet.models import build_detector
 
 from mtpd.cli.main import main
-from mtpd.config import trainings
+from mtpd.config.plan import arm_trainings, detector_training, planned_trainings
 from mtpd.config.recipe import load_recipe
 from mtpd.engine import memory, speed
 from mtpd.errors import MtpdError, RecipeError
-from mtpd.pipeline.train import train_stage
+from mtpd.pipeline.stages import train_stage
 from mtpd.preflight import checks as preflight
-from mtpd.preflight import disk, forecast, trial
-from mtpd.preflight.examples import batches, examples
+from mtpd.preflight import forecast, trial
+from mtpd.preflight.trial import example_batches, example_images
 from mtpd.utils.machine import GIB
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
@@ -109,10 +109,10 @@ def test_everything_wrong_is_said_at_once(tmp_path, tiny_coco, command):
 
 def test_the_room_that_checkpoints_take_is_that_of_the_files(tmp_path, tiny_coco):
     recipe = load_recipe(MINI, TINY | OWN | {'data.root': str(tiny_coco(tmp_path / 'coco'))})
-    todo = trainings.of_arm(recipe, recipe.arm('progressive'), [1], tmp_path / 'run')
-    todo += [trainings.of_detector(recipe, name, tmp_path / 'run') for name in ('student', 'r101')]
-    sizes = [disk.checkpoint_sizes(recipe, t.detector, t.teacher) for t in todo]
-    before = disk.to_come(recipe, todo)
+    todo = arm_trainings(recipe, recipe.arm('progressive'), [1], tmp_path / 'run')
+    todo += [detector_training(recipe, name, tmp_path / 'run') for name in ('student', 'r101')]
+    sizes = [forecast.checkpoint_sizes(recipe, t.detector, t.teacher) for t in todo]
+    before = forecast.bytes_to_come(recipe, todo)
     assert before == sum(map(sum, sizes)) + 2 * max(latest for latest, _ in sizes)
     settings = {'teachers.r101.updates': 1}
     train_stage(load_recipe(recipe, settings), 1, 'progressive', tmp_path / 'run')
@@ -122,7 +122,7 @@ def test_the_room_that_checkpoints_take_is_that_of_the_files(tmp_path, tiny_coco
         # A file has names and config texts beside its numbers.
         assert all(one <= both for one, both in zip(size, real, strict=True))
         assert sum(real) - sum(size) < 0.2 * sum(size) + 300_000
-    assert disk.to_come(recipe, todo) == 0
+    assert forecast.bytes_to_come(recipe, todo) == 0
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_the_room_that_checkpoints_take_is_that_of_the_files(tmp_path, tiny_coco
 def test_what_an_optimizer_keeps_is_counted(optimizer, moments):
     settings = {'schedule.optimizer': {'_delete_': True, **optimizer}}
     recipe = load_recipe(MINI, settings)
-    latest, final = disk.checkpoint_sizes(recipe, 'student', None)
+    latest, final = forecast.checkpoint_sizes(recipe, 'student', None)
     model = build_detector(ConfigDict(recipe.model('student')))
     trained = sum(4 * p.numel() for p in model.parameters() if p.requires_grad)
     assert final == sum(t.nbytes for t in model.state_dict().values())
@@ -145,13 +145,15 @@ def test_what_an_optimizer_keeps_is_counted(optimizer, moments):
 
 def test_a_full_disk_is_said_with_the_memory_that_lacks(tmp_path, tiny_coco, monkeypatch):
     recipe = load_recipe(MINI, TINY | OWN | {'data.root': str(tiny_coco(tmp_path / 'coco'))})
-    todo = trainings.of_recipe(recipe, tmp_path / 'run')
-    (text,) = disk.problems(recipe, todo, tmp_path / 'run', lambda path: 1000)
+    todo = planned_trainings(recipe, tmp_path / 'run')
+    (text,) = forecast.disk_problems(recipe, todo, tmp_path / 'run', lambda path: 1000)
     assert 'has 0.0 MB free' in text and '--work-dir' in text
-    needed = disk.to_come(recipe, todo)
-    assert disk.problems(recipe, todo, tmp_path / 'run', lambda path: needed) == []
-    monkeypatch.setattr(disk, 'to_come', lambda *_: 10**18)
-    found = preflight.problems(recipe, [*recipe.detectors], [], todo, tmp_path, lambda: ['memory'])
+    needed = forecast.bytes_to_come(recipe, todo)
+    assert forecast.disk_problems(recipe, todo, tmp_path / 'run', lambda path: needed) == []
+    monkeypatch.setattr(forecast, 'bytes_to_come', lambda *_: 10**18)
+    found = preflight.recipe_problems(
+        recipe, [*recipe.detectors], [], todo, tmp_path, lambda: ['memory']
+    )
     assert len(found) == 2 and found[0].startswith('the checkpoints still to come take 1000000000')
 
 
@@ -179,7 +181,7 @@ def test_the_largest_images_come_first(tmp_path):
         (tmp_path / 'annotations' / f'{split}.json').write_text(json.dumps(table))
     (tmp_path / 'val').symlink_to('train')
     recipe = load_recipe(MINI, {'data.root': str(tmp_path), 'image.scale': (128, 96)})
-    data = examples(recipe, tmp_path, 3, 4, masks=False)
+    data = example_images(recipe, tmp_path, 3, 4, masks=False)
     names = [item['file_name'] for item in data.data_infos]
     # Resized to 107 x 96, 128 x 51, 51 x 96, 115 x 96; 4 is too small, 5 has no object.
     assert names[:3] == ['1.png', '3.png', '0.png'] and names[3:] == ['2.png']
@@ -222,8 +224,8 @@ def test_a_trials_batches_are_of_one_format_each(tmp_path, monkeypatch):
         assert wide == {width > height}
     assert len({shape[2:] for shape, _ in seen[1:]}) == 2  # both formats are tried
     # Of a format with too few images they come again.
-    data = examples(recipe, tmp_path, 8, 8, masks=False)
-    for batch in islice(batches(data, 8), 4):
+    data = example_images(recipe, tmp_path, 8, 8, masks=False)
+    for batch in islice(example_batches(data, 8), 4):
         files = [data.data_infos[place] for place in batch]
         assert len(files) == 8 and len({item['width'] > item['height'] for item in files}) == 1
 
@@ -233,7 +235,7 @@ def found(tmp_path_factory, tiny_coco):
     root = tiny_coco(tmp_path_factory.mktemp('data') / 'coco')
     overrides = TINY | OWN | {'data.root': str(root)}
     kinds = [('student', None), ('student', 'r101')]
-    return overrides, trial.measure(MINI, overrides, 2, kinds, ['student'])
+    return overrides, trial.measure_updates(MINI, overrides, 2, kinds, ['student'])
 
 
 def test_images_that_may_be_corrupt_do_not_stop_the_trial(tmp_path, tiny_coco):
@@ -244,8 +246,8 @@ def test_images_that_may_be_corrupt_do_not_stop_the_trial(tmp_path, tiny_coco):
     overrides = TINY | OWN | {'data.root': str(root)}
     task = 2, [('student', None)], ['student']
     with pytest.raises(MtpdError, match=r'000001\.png is damaged'):
-        trial.measure(MINI, overrides, *task)
-    found = trial.measure(MINI, overrides | {'data.corrupt_limit': 1}, *task)
+        trial.measure_updates(MINI, overrides, *task)
+    found = trial.measure_updates(MINI, overrides | {'data.corrupt_limit': 1}, *task)
     assert found['trainings']['student']['seconds'] > 0 and found['images']['student'] > 0
 
 
@@ -279,7 +281,7 @@ def test_the_time_left_is_the_sum_of_what_is_left(tmp_path, found):
     (done / 'model.pth').touch()
     less = 2 * 1.5 + step + images * 0.25
     assert forecast.seconds_left(recipe, tmp_path, seen) == pytest.approx(wanted - less)
-    assert forecast.told(recipe, tmp_path, seen)['memory'] == '1.0 GiB a training'
+    assert forecast.forecast_text(recipe, tmp_path, seen)['memory'] == '1.0 GiB a training'
 
 
 def test_memory_that_lacks_is_said_of_each_training_and_of_arms_side_by_side():
@@ -297,8 +299,8 @@ def test_memory_that_lacks_is_said_of_each_training_and_of_arms_side_by_side():
 def test_a_forecast_is_kept_for_the_same_recipe(tmp_path, found):
     overrides, measured = found
     recipe = load_recipe(MINI, overrides)
-    todo = trainings.of_recipe(recipe, tmp_path)[:1]
-    forecast.keep({'recipe': recipe.text, **measured}, tmp_path)
+    todo = planned_trainings(recipe, tmp_path)[:1]
+    forecast.keep_forecast({'recipe': recipe.text, **measured}, tmp_path)
     lines: list[str] = []
     again, wrong = forecast.forecast(recipe, todo, tmp_path, lines.append)
     assert again['trainings'] == measured['trainings'] and wrong == lines == []
@@ -309,9 +311,9 @@ def test_a_forecast_is_kept_for_the_same_recipe(tmp_path, found):
 def test_a_process_that_dies_is_a_problem(tmp_path, found, monkeypatch):
     overrides, _ = found
     recipe = load_recipe(MINI, overrides)
-    monkeypatch.setattr(trial, 'measure', _die)
+    monkeypatch.setattr(trial, 'measure_updates', _die)
     monkeypatch.setenv('PYTHONPATH', str(Path(__file__).parent))
-    _, (text,) = forecast.forecast(recipe, trainings.of_recipe(recipe, tmp_path), tmp_path)
+    _, (text,) = forecast.forecast(recipe, planned_trainings(recipe, tmp_path), tmp_path)
     assert 'a few updates were tried, and failed' in text and 'signal 9' in text
 
 
@@ -416,9 +418,11 @@ def test_what_will_stay_is_what_stays(tmp_path, optimizer):
     few = {'data.cache': str(tmp_path), 'data.scenes.train': 2, 'data.scenes.val': 2}
     settings = {'type': optimizer, 'lr': 0.001} | ({'momentum': 0.9} if optimizer == 'SGD' else {})
     recipe = load_recipe(MINI, few | {'schedule.optimizer': {'_delete_': True, **settings}})
-    update = trial.Update(trial.untrained(recipe, 'student', None), recipe, speed.Speed(), 'cpu')
+    update = trial.Update(
+        trial.untrained_detector(recipe, 'student', None), recipe, speed.Speed(), 'cpu'
+    )
     foretold = update.to_stay()
-    data = examples(recipe, tmp_path, 1, 0, masks=False)
+    data = example_images(recipe, tmp_path, 1, 0, masks=False)
     update(collate([data[0]], 1))
     assert foretold == pytest.approx(update.kept(), rel=0.01)  # steps are counted, too
 
@@ -428,7 +432,7 @@ def test_a_real_shortage_in_a_trial(tmp_path):
     scenes = {'data.scenes.train': 8, 'data.scenes.val': 2, 'data.scenes.size': 64}
     more = {'data.cache': str(tmp_path), 'image.scale': 2048, 'runtime.device': 'cuda'}
     recipe = load_recipe(MINI, scenes | more)
-    memory.forget('cuda')
+    memory.reset_peak('cuda')
     torch.cuda.set_per_process_memory_fraction(0.2 * GIB / torch.cuda.mem_get_info()[1])
     try:
         row = trial._try(recipe, 'student', 'r101', 8, 'cuda', tmp_path)

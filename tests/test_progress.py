@@ -13,9 +13,9 @@ from mmcv import ProgressBar
 
 def test_a_bar_appears_when_it_takes_longer_and_says_the_time_left(monkeypatch, capsys):
     monkeypatch.setattr(progress, 'PATIENCE', 0.2)
-    assert list(progress.bar('quick', range(3))) == [0, 1, 2]
+    assert list(progress.progress_bar('quick', range(3))) == [0, 1, 2]
     assert capsys.readouterr().err == ''
-    rows = progress.bar('slow things', range(4))
+    rows = progress.progress_bar('slow things', range(4))
     rows.mininterval = 0
     for _ in rows:
         time.sleep(0.15)

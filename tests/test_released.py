@@ -13,13 +13,19 @@ from fake_run import CLASSES, make_run, put
 from mmcv import ConfigDict
 from mmdet.models import build_detector
 
-from mtpd.analysis.conclusion import class_aps
-from mtpd.analysis.released import beside_paper, detections_of, numbers_of, run_or_plan, verdict
-from mtpd.analysis.runs import load_run
+from mtpd.analysis.paper import (
+    beside_paper,
+    checkpoint_detections,
+    checkpoint_metrics,
+    paper_verdict,
+    run_or_plan,
+)
+from mtpd.analysis.run import load_run
+from mtpd.analysis.verdict import class_aps
 from mtpd.config.recipe import load_recipe
 from mtpd.errors import MtpdError, RecipeError
-from mtpd.pipeline.notebooks import execute
-from mtpd.report.tables import table, text
+from mtpd.pipeline.notebooks import execute_notebook
+from mtpd.report.tables import cell_text, markdown_table
 from mtpd.utils.files import read_json, sha256
 from mtpd.utils.paths import ROOT
 
@@ -57,7 +63,7 @@ def test_numbers_stand_beside_the_papers(tmp_path):
     assert (mask['baseline'], mask['paper']) == (34.7, 38.4)
     assert mask['difference'] == '−0.4'
     assert half['paper'] is half['difference'] is None
-    said = verdict(NUMBERS, load_recipe(MASKS, {'data.root': str(root)}))
+    said = paper_verdict(NUMBERS, load_recipe(MASKS, {'data.root': str(root)}))
     assert said == (
         'student-0.pth on 5,000 images of COCO: box AP 42.3, the paper 42.6; mask AP 38.0, the paper 38.4.'
     )
@@ -67,31 +73,31 @@ def test_other_data_have_no_difference(tmp_path):
     root = coco_like(tmp_path / 'part', 4999, 80)
     recipe = load_recipe(MASKS, {'data.root': str(root)})
     assert {row['difference'] for row in beside_paper(NUMBERS, recipe)} == {None}
-    assert 'images of part. The paper' in verdict(NUMBERS, recipe)
-    assert 'the scales differ' in verdict(NUMBERS, load_recipe(MINI))
-    assert verdict(None, load_recipe(MINI)) == ''
-    assert beside_paper(None, load_recipe(MINI)) == [] and detections_of(None) == {}
+    assert 'images of part. The paper' in paper_verdict(NUMBERS, recipe)
+    assert 'the scales differ' in paper_verdict(NUMBERS, load_recipe(MINI))
+    assert paper_verdict(None, load_recipe(MINI)) == ''
+    assert beside_paper(None, load_recipe(MINI)) == [] and checkpoint_detections(None) == {}
 
 
 def test_a_checkpoint_is_tested_into_the_run_directory(tmp_path):
     recipe = load_recipe(MINI, {**FEW, 'data.cache': str(tmp_path)})
     file = released(tmp_path / 'student-1.pth', recipe)
-    numbers = numbers_of(recipe, str(file), work_dir=tmp_path / 'run')
+    numbers = checkpoint_metrics(recipe, str(file), work_dir=tmp_path / 'run')
     folder = tmp_path / 'run' / 'tested' / 'student-1'
     assert numbers['folder'] == folder and numbers['num_images'] == 8
     kept = read_json(folder / 'metrics.json')
     assert kept['sha256'] == sha256(file) and kept['bbox_mAP'] == numbers['bbox_mAP']
-    assert detections_of(numbers) == {'student-1.pth': folder / 'detections.json'}
+    assert checkpoint_detections(numbers) == {'student-1.pth': folder / 'detections.json'}
     assert (folder / 'detections.json').is_file()
-    assert numbers_of(recipe, '') is None
+    assert checkpoint_metrics(recipe, '') is None
 
 
 def test_mistakes_are_named(tmp_path):
     recipe = load_recipe(MINI)
     with pytest.raises(RecipeError, match=r"unknown metric 'box'"):
-        numbers_of(recipe, 'a.pth', ['box'], tmp_path)
+        checkpoint_metrics(recipe, 'a.pth', ['box'], tmp_path)
     with pytest.raises(MtpdError, match=r'nowhere\.pth: no such file'):
-        numbers_of(recipe, 'nowhere.pth', [], tmp_path)
+        checkpoint_metrics(recipe, 'nowhere.pth', [], tmp_path)
     with pytest.raises(MtpdError, match='is not a run'):
         run_or_plan(recipe, tmp_path / 'none')
     plan = run_or_plan(recipe, tmp_path / 'none', 'a.pth')
@@ -115,13 +121,13 @@ def test_notebook_05_tests_a_checkpoint_without_a_run(tmp_path):
     given = {'recipe': MINI, 'cfg_options': options, 'work_dir': str(tmp_path / 'run')}
     given |= {'checkpoint': str(file), 'metrics': ['bbox']}
     out = tmp_path / 'out.ipynb'
-    execute(ROOT / 'notebooks' / '05_evaluate.ipynb', out, given)
+    execute_notebook(ROOT / 'notebooks' / '05_evaluate.ipynb', out, given)
     outputs = [
         o.data for c in nbformat.read(out, 4).cells for o in c.get('outputs', []) if 'data' in o
     ]
     texts = '\n'.join(data.get('text/markdown', '') for data in outputs)
     ap = 100 * read_json(tmp_path / 'run/tested/student-1/metrics.json')['bbox_mAP']
-    assert f'| box AP | {text(ap)} | 41.7 | 36.5 | – |' in texts
+    assert f'| box AP | {cell_text(ap)} | 41.7 | 36.5 | – |' in texts
     assert 'student-1.pth on 8 images of DigitScenes' in texts
     alts = '\n'.join(data.get('text/plain', '') for data in outputs)
     assert 'No arm has been evaluated yet.' in alts
@@ -130,5 +136,7 @@ def test_notebook_05_tests_a_checkpoint_without_a_run(tmp_path):
 
 
 def test_no_rows_make_no_table():
-    assert table([], {'name': 'Name'}).data == ''
-    assert table([{'name': 'a|b', 'AP': 12.34}]).data.splitlines()[-1] == r'| a\|b | 12.3 |'
+    assert markdown_table([], {'name': 'Name'}).data == ''
+    assert (
+        markdown_table([{'name': 'a|b', 'AP': 12.34}]).data.splitlines()[-1] == r'| a\|b | 12.3 |'
+    )

@@ -22,14 +22,14 @@ from test_train import MINI, SMALL
 from tiny import retinanet
 
 from mtpd import load_recipe
-from mtpd.data import replay
+from mtpd.data import seeded_loader
 from mtpd.engine import pipelines
-from mtpd.engine.loop import fit
+from mtpd.engine.loop import train_model
 from mtpd.errors import MtpdError
-from mtpd.pipeline import plain
-from mtpd.pipeline.train import _stage_model, prepare_detector, train_stage
+from mtpd.pipeline import mmdet_config
+from mtpd.pipeline.stages import _stage_model, prepare_detector, train_stage
 from mtpd.runtime import checkpoints
-from mtpd.runtime.resume import find
+from mtpd.runtime.checkpoints import find_resume_point
 from mtpd.utils.files import read_log
 from mtpd.utils.paths import ROOT
 
@@ -53,13 +53,13 @@ def stage(recipe, tmp_path_factory):
 
 
 def batches(recipe, begin, workers, runner, count, seed=3):
-    data = pipelines.build(pipelines.dataset(recipe, 'train'))
+    data = pipelines.quiet_dataset(pipelines.dataset_config(recipe, 'train'))
     made = build_dataloader(data, 2, workers, dist=False, seed=seed, runner_type=runner)
-    loader, found = replay.replaying(made, seed, begin), []
+    loader, found = seeded_loader.resume_at(made, seed, begin), []
     while len(found) < count:
         for batch in loader:
             # What the last epoch of a training leaves in the generators is nobody's concern.
-            replay.seed_all(random.randrange(2**31))
+            seeded_loader.seed_all(random.randrange(2**31))
             flips = [meta['flip'] for meta in batch['img_metas'].data[0]]
             names = [meta['ori_filename'] for meta in batch['img_metas'].data[0]]
             found.append((names, flips, batch['img'].data[0]))
@@ -81,7 +81,7 @@ def test_batches_depend_on_seed_and_update_alone(recipe, runner):
 
 
 def test_the_order_is_mmdets(recipe):
-    data = pipelines.build(pipelines.dataset(recipe, 'train'))
+    data = pipelines.quiet_dataset(pipelines.dataset_config(recipe, 'train'))
     made = build_dataloader(data, 2, 0, dist=False, seed=3, runner_type='IterBasedRunner')
     order = iter(made.batch_sampler)
     names = [[data.data_infos[index]['file_name'] for index in next(order)] for _ in range(12)]
@@ -90,7 +90,7 @@ def test_the_order_is_mmdets(recipe):
 
 def test_a_seed_is_of_all_its_numbers():
     def drawn(*key):
-        replay.seed_all(*key)
+        seeded_loader.seed_all(*key)
         return random.random(), np.random.rand(), float(torch.rand(1))
 
     keys = [(0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 1, 0), (0, 1, 0, 0), (1, 0, 0, 0), (2**40, 0, 0, 0)]
@@ -128,7 +128,7 @@ def fail():
 
 def same(one, other):
     """Asserts that two resumable checkpoints are equal to the last bit."""
-    one, other = (checkpoints.load(path) for path in (one, other))
+    one, other = (checkpoints.load_checkpoint(path) for path in (one, other))
     assert one['meta'] == other['meta']
     assert one['state_dict'].keys() == other['state_dict'].keys()
     for key, value in one['state_dict'].items():
@@ -141,9 +141,9 @@ def same(one, other):
 
 def trained_on(recipe, stage, out, build=None, **options):
     folder, usual, cfg = stage
-    meta = checkpoints.load(folder / 'latest.pth')['meta']
+    meta = checkpoints.load_checkpoint(folder / 'latest.pth')['meta']
     about = {key: meta[key] for key in meta if key not in ('iter', 'epoch')}
-    fit(load_recipe(recipe, options), build or usual, cfg, out, UPDATES, 1, meta=about)
+    train_model(load_recipe(recipe, options), build or usual, cfg, out, UPDATES, 1, meta=about)
 
 
 @pytest.mark.parametrize('moments', [(0,), (3,), (2, 1, 0)])
@@ -174,10 +174,11 @@ def test_on_a_gpu_a_stage_cut_off_ends_nearly_the_same(recipe, stage, tmp_path, 
     trained_on(recipe, stage, tmp_path / 'whole', **options)
     with pytest.raises(Cut):
         trained_on(recipe, stage, tmp_path / 'cut', cut(build, 3, fail), **options)
-    assert checkpoints.load(tmp_path / 'cut' / 'latest.pth')['meta']['iter'] == 2
+    assert checkpoints.load_checkpoint(tmp_path / 'cut' / 'latest.pth')['meta']['iter'] == 2
     trained_on(recipe, stage, tmp_path / 'cut', **options)
     whole, other = (
-        checkpoints.load(tmp_path / name / 'latest.pth')['state_dict'] for name in ('whole', 'cut')
+        checkpoints.load_checkpoint(tmp_path / name / 'latest.pth')['state_dict']
+        for name in ('whole', 'cut')
     )
     start = build().state_dict()
     weights = [key for key, value in whole.items() if value.is_floating_point()]
@@ -205,7 +206,9 @@ def test_a_signal_ends_a_training_after_its_update_with_a_checkpoint(
         assert seen == [number] and signal.getsignal(number) is noted
     finally:
         signal.signal(number, before)
-    assert checkpoints.load(tmp_path / 'latest.pth')['meta']['iter'] == 3  # the third update
+    assert (
+        checkpoints.load_checkpoint(tmp_path / 'latest.pth')['meta']['iter'] == 3
+    )  # the third update
     assert json.loads((tmp_path / 'training.json').read_text())['update'] == 3
     trained_on(recipe, stage, tmp_path)
     same(tmp_path / 'latest.pth', folder / 'latest.pth')
@@ -217,7 +220,7 @@ def test_a_signal_in_the_last_update_leaves_a_whole_log(recipe, stage, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         wrapped = cut(build, UPDATES - 1, partial(signal.raise_signal, signal.SIGINT))
         trained_on(recipe, stage, tmp_path, wrapped)
-    assert checkpoints.load(tmp_path / 'latest.pth')['meta']['iter'] == UPDATES
+    assert checkpoints.load_checkpoint(tmp_path / 'latest.pth')['meta']['iter'] == UPDATES
     trained_on(recipe, stage, tmp_path)
     rows = [[row['update'] for row in read_log(place / 'log.json')] for place in (tmp_path, folder)]
     assert rows[0] == rows[1] and rows[0][-1] == UPDATES
@@ -229,9 +232,9 @@ def test_an_epoch_goes_on_inside(tmp_path, tiny_coco):
     path = tmp_path / 'plain.py'
     root = tiny_coco(tmp_path / 'coco')
     path.write_text(TEXT.format(model=retinanet(num_classes=2), root=str(root), meta=META))
-    whole = plain.load_config(path)
-    plain.train(whole, tmp_path / 'whole')
-    initialised = plain._initialised
+    whole = mmdet_config.load_config(path)
+    mmdet_config.train_config(whole, tmp_path / 'whole')
+    initialised = mmdet_config._initialised
     for update in (0, 2, 4):
         out = tmp_path / str(update)
 
@@ -240,11 +243,11 @@ def test_an_epoch_goes_on_inside(tmp_path, tiny_coco):
             return cut(partial(initialised, config), update, interrupt)()
 
         with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(plain, '_initialised', interrupted)
-            plain.train(whole, out)
-        at = checkpoints.load(out / 'latest.pth')['meta']
+            patch.setattr(mmdet_config, '_initialised', interrupted)
+            mmdet_config.train_config(whole, out)
+        at = checkpoints.load_checkpoint(out / 'latest.pth')['meta']
         assert (at['iter'], at['epoch']) == (update + 1, (update + 1) // 3)
-        plain.train(whole, out)
+        mmdet_config.train_config(whole, out)
         same(out / 'latest.pth', tmp_path / 'whole' / 'latest.pth')
 
 
@@ -253,10 +256,10 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before(recipe, stage, tmp_p
     with pytest.raises(Cut):
         trained_on(recipe, stage, tmp_path, cut(build, 4, fail))
     latest, previous = tmp_path / 'latest.pth', tmp_path / 'previous.pth'
-    assert checkpoints.load(previous)['meta']['iter'] == 2
+    assert checkpoints.load_checkpoint(previous)['meta']['iter'] == 2
     latest.write_bytes(latest.read_bytes()[:5000])
     (tmp_path / '.latest.part.123.part').write_bytes(b'PK')
-    assert find(tmp_path) == (previous, 2)
+    assert find_resume_point(tmp_path) == (previous, 2)
     said = capsys.readouterr().out
     assert f'{latest} is damaged' in said and 'goes on from previous.pth, update 2' in said
     assert not list(tmp_path.glob('.*.part'))
@@ -264,7 +267,7 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before(recipe, stage, tmp_p
     same(latest, folder / 'latest.pth')
     for path in (latest, previous):
         path.write_bytes(b'')
-    assert find(tmp_path) is None
+    assert find_resume_point(tmp_path) is None
     assert 'previous.pth is empty' in (said := capsys.readouterr().out)
     assert 'starts afresh' in said
     trained_on(recipe, stage, tmp_path)
@@ -274,7 +277,7 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before(recipe, stage, tmp_p
 def test_what_no_training_wrote_is_not_gone_on_from(tmp_path):
     checkpoints.save_atomic({'state_dict': {'w': torch.ones(1)}}, tmp_path / 'latest.pth')
     with pytest.raises(MtpdError, match=r'latest\.pth is not the checkpoint of a training'):
-        find(tmp_path)
+        find_resume_point(tmp_path)
 
 
 def test_a_truncated_student_is_made_again_from_its_training(recipe, stage, capsys):
@@ -295,7 +298,7 @@ def test_data_workers_end_with_their_training(recipe, tmp_path):
     """Killed, the training leaves nobody behind."""
     script = (
         'import os, sys\nfrom pathlib import Path\nsys.path.insert(0, "tests")\n'
-        'import test_replay as t\nfrom mtpd import load_recipe\nimport mtpd.data.replay as r\n'
+        'import test_replay as t\nfrom mtpd import load_recipe\nimport mtpd.data.seeded_loader as r\n'
         'from mmdet.datasets import build_dataloader\n'
         f'recipe = load_recipe(t.MINI, t.SMALL | {{"data.root": {str(recipe.cfg.data.root)!r}}})\n'
         'data = t.pipelines.build(t.pipelines.dataset(recipe, "train"))\n'

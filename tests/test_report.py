@@ -11,7 +11,8 @@ import pytest
 from fake_run import ARMS, make_run, metrics, put, trained
 
 from mtpd.errors import MtpdError
-from mtpd.report.run import duration, make_report
+from mtpd.report.html import format_duration
+from mtpd.report.run import make_report
 
 LOADS = {'src', 'srcset', 'poster', 'data', 'action', 'background'}
 
@@ -241,7 +242,7 @@ def test_a_run_with_nothing_but_its_plan_has_a_report(tmp_path):
     [(None, '–'), (44.6, '45 s'), (59.9, '1 min 0 s'), (812, '13 min 32 s'), (7530, '2 h 5 min')],
 )
 def test_duration(seconds, text):
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_runs_of_other_seeds_are_read_with_it(tmp_path):

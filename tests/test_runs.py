@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from fake_run import ARMS, make_run, put
 
-from mtpd.analysis.conclusion import arm_kinds, conclusion
-from mtpd.analysis.logs import split_loss
-from mtpd.analysis.runs import load_run
+from mtpd.analysis.run import arm_kinds, load_run, split_loss
+from mtpd.analysis.verdict import conclusion
 from mtpd.errors import MtpdError
 from mtpd.utils.files import read_json, read_log, write_json
 
@@ -122,7 +121,7 @@ def test_what_is_no_run_is_refused_with_the_fix(tmp_path, monkeypatch):
         load_run(tmp_path / 'mini')
     with pytest.raises(MtpdError, match=r'has no run\.json\. Run'):  # any folder may be large
         load_run(tmp_path)
-    monkeypatch.setattr('mtpd.analysis.runs.ROOT', tmp_path.parent)
+    monkeypatch.setattr('mtpd.analysis.run.ROOT', tmp_path.parent)
     (tmp_path.parent / 'runs').symlink_to(tmp_path)
     with pytest.raises(MtpdError, match=r'Did you mean .*mini/0'):
         load_run(tmp_path.parent / 'runs')

@@ -9,8 +9,8 @@ import pytest
 from tiny import SMALL
 
 from mtpd import load_recipe
-from mtpd.pipeline.train import train_detector_run
-from mtpd.preflight import schedule
+from mtpd.pipeline.stages import train_detector_run
+from mtpd.preflight import checks
 from mtpd.utils.files import read_log
 from mtpd.utils.paths import ROOT
 
@@ -19,7 +19,7 @@ MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 
 @pytest.mark.parametrize('path', sorted(ROOT.glob('configs/[!_t]*/*.py')), ids=lambda p: p.stem)
 def test_every_recipes_settings_are_accepted(path):
-    assert schedule.problems(load_recipe(path)) == []
+    assert checks.schedule_problems(load_recipe(path)) == []
 
 
 def test_tensorboard_has_what_the_log_has(tiny_coco, tmp_path):
@@ -47,5 +47,5 @@ def test_tensorboard_has_what_the_log_has(tiny_coco, tmp_path):
     ],
 )
 def test_a_logger_that_is_none_or_lacks_its_package_is_told(logger, message):
-    found = schedule.problems(load_recipe(MINI, {'schedule.loggers': [logger]}))
+    found = checks.schedule_problems(load_recipe(MINI, {'schedule.loggers': [logger]}))
     assert len(found) == 1 and message in found[0]

@@ -10,7 +10,7 @@ import pytest
 from pycocotools import mask as rle
 
 from mtpd import load_recipe
-from mtpd.engine import pipelines, score
+from mtpd.engine import evaluation, pipelines
 from mtpd.errors import MtpdError
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
@@ -21,15 +21,19 @@ BOTH = pytest.mark.parametrize('library', ['pycocotools', 'faster_coco_eval'])
 def test_perfect_detections_score_one(library, tiny_coco, tmp_path):
     """The numbers come in pycocotools' order: ground truth as detections gives AP 1."""
     recipe = load_recipe(MINI, {'data.root': str(tiny_coco(tmp_path / 'coco'))})
-    data = pipelines.build(pipelines.dataset(recipe, 'val'))
+    data = pipelines.quiet_dataset(pipelines.dataset_config(recipe, 'val'))
     truth = json.loads(recipe.split('val')[0].read_text())['annotations']
     found = [{k: a[k] for k in ('image_id', 'category_id', 'bbox')} | {'score': 0.9} for a in truth]
     (tmp_path / 'found.json').write_text(json.dumps(found))
-    numbers = score.numbers(data, {'bbox': str(tmp_path / 'found.json')}, ('bbox',), library)
+    numbers = evaluation.coco_metrics(
+        data, {'bbox': str(tmp_path / 'found.json')}, ('bbox',), library
+    )
     assert numbers['bbox_mAP'] == numbers['bbox_mAP_50'] == numbers['bbox_AR_100'] == 1
     assert numbers['per_class']['bbox'] == {'cat': 1, 'dog': 1}
     (tmp_path / 'none.json').write_text('[]')
-    numbers = score.numbers(data, {'bbox': str(tmp_path / 'none.json')}, ('bbox',), library)
+    numbers = evaluation.coco_metrics(
+        data, {'bbox': str(tmp_path / 'none.json')}, ('bbox',), library
+    )
     assert numbers['bbox_mAP'] == 0 and numbers['bbox_mAP_l'] is None
 
 
@@ -38,7 +42,7 @@ def test_mask_numbers_are_mmdets(library, tmp_path):
     """Also by size, where pycocotools would take a detection's box for its mask."""
     scenes = {'data.scenes.train': 1, 'data.scenes.val': 6, 'data.cache': str(tmp_path)}
     recipe = load_recipe(MINI, scenes)
-    data = pipelines.build(pipelines.dataset(recipe, 'val'))
+    data = pipelines.quiet_dataset(pipelines.dataset_config(recipe, 'val'))
     results = []
     for image in range(len(data)):
         boxes, masks = [[] for _ in data.CLASSES], [[] for _ in data.CLASSES]
@@ -53,7 +57,7 @@ def test_mask_numbers_are_mmdets(library, tmp_path):
                 masks[truth['category_id']].append(rle.encode(np.asfortranarray(found)))
         results.append(([np.array(found, np.float32).reshape(-1, 5) for found in boxes], masks))
     files, _ = data.format_results(results, str(tmp_path / 'found'))
-    ours = score.numbers(data, files, ('bbox', 'segm'), library)
+    ours = evaluation.coco_metrics(data, files, ('bbox', 'segm'), library)
     theirs = data.evaluate(results, metric=['bbox', 'segm'])
     names = [key for key in theirs if 'copypaste' not in key]
     assert {'segm_mAP', 'segm_mAP_s', 'segm_mAP_m', 'bbox_mAP_s'} <= set(names)
@@ -88,10 +92,10 @@ def test_both_libraries_give_the_same_numbers(seed, tmp_path):
         pipeline=[],
         test_mode=True,
     )
-    data = pipelines.build(cfg)
+    data = pipelines.quiet_dataset(cfg)
     files = dict.fromkeys(('bbox', 'segm'), str(tmp_path / 'found.json'))
     ours, theirs = (
-        score.numbers(data, files, ('bbox', 'segm'), library)
+        evaluation.coco_metrics(data, files, ('bbox', 'segm'), library)
         for library in ('faster_coco_eval', 'pycocotools')
     )
     per_class = ours.pop('per_class'), theirs.pop('per_class')
@@ -117,9 +121,9 @@ def _item(image: int, kind: int, box, **more) -> dict:
 
 def test_without_the_faster_library_auto_is_pycocotools_and_asking_for_it_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, 'faster_coco_eval', None)
-    assert score.evaluator('auto') is score.COCOeval
+    assert evaluation.coco_evaluator('auto') is evaluation.COCOeval
     with pytest.raises(MtpdError, match='pip install faster-coco-eval'):
-        score.evaluator('faster_coco_eval')
+        evaluation.coco_evaluator('faster_coco_eval')
 
 
 def test_recipes_on_coco_count_as_published_numbers_are_counted():
@@ -128,4 +132,4 @@ def test_recipes_on_coco_count_as_published_numbers_are_counted():
     for path in (ROOT / 'configs/paper').glob('*.py'):
         assert load_recipe(path).cfg.evaluation.library == 'pycocotools'
     assert load_recipe(MINI).cfg.evaluation.library == 'auto'
-    assert score.evaluator('auto') is not score.COCOeval  # it is among the packages
+    assert evaluation.coco_evaluator('auto') is not evaluation.COCOeval  # it is among the packages

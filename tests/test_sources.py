@@ -6,7 +6,7 @@ import json
 import jupytext
 import pytest
 
-from mtpd.pipeline.parameters import parameters_of
+from mtpd.pipeline.notebooks import parameters_of
 from mtpd.utils.paths import ROOT
 
 SOURCES = sorted((ROOT / 'notebooks').glob('*.py'))

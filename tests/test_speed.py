@@ -11,13 +11,12 @@ from tiny import SMALL, batch, retinanet
 
 from mtpd.config.recipe import load_recipe
 from mtpd.config.schema import SWITCHES
-from mtpd.distill.distiller import Distiller
-from mtpd.distill.teacher import Teacher
-from mtpd.engine import precision, speed
-from mtpd.engine.loop import fit
+from mtpd.distill.distiller import Distiller, Teacher
+from mtpd.engine import speed
+from mtpd.engine.loop import train_model
 from mtpd.errors import RecipeError
 from mtpd.preflight import trial
-from mtpd.preflight.examples import examples
+from mtpd.preflight.trial import example_images
 from mtpd.utils.paths import ROOT
 
 # isort: split
@@ -72,7 +71,7 @@ def pair(switches: speed.Speed, **options) -> tuple[nn.Module, nn.Module]:
         args = (retinanet(), retinanet(depth=34), [link])
         model = Distiller(*args, teacher_checkpoint='random', teacher_mode=mode)
         shaken(model.teacher)
-        made.append(speed.prepare(model.train(), chosen, 'cpu'))
+        made.append(speed.apply_speed(model.train(), chosen, 'cpu'))
     return made[0], made[1]
 
 
@@ -106,18 +105,18 @@ def large_batch(masks: bool) -> dict:
 def test_auto_is_what_pays_on_the_device_and_a_choice_stays():
     kind = 'bf16' if speed.has_bfloat16('cpu') else 'fp32'
     everywhere = dict(channels_last=True, fold_teacher=True, fused_optimizer=True)
-    assert speed.settled(None, 'cpu') == OFF._replace(
+    assert speed.resolve_speed(None, 'cpu') == OFF._replace(
         precision=kind, keep_memory=True, **everywhere
     )
     chosen = {'precision': 'bf16', 'channels_last': False, 'fold_teacher': 'auto'}
-    assert speed.settled(chosen, 'cpu') == OFF._replace(
+    assert speed.resolve_speed(chosen, 'cpu') == OFF._replace(
         **everywhere | {'precision': 'bf16', 'channels_last': False, 'keep_memory': True}
     )
-    on_a_gpu = speed.settled({'precision': 'fp32'}, 'cuda')
+    on_a_gpu = speed.resolve_speed({'precision': 'fp32'}, 'cuda')
     assert on_a_gpu == speed.Speed('fp32', *[True] * len(SWITCHES))._replace(keep_memory=False)
     streams = dict.fromkeys(speed.CUDA_ONLY, True)
-    assert not any(speed.settled(streams, 'cpu')._asdict()[name] for name in streams)
-    off = speed.settled({'precision': 'tf32', **dict.fromkeys(SWITCHES, False)}, 'cpu')
+    assert not any(speed.resolve_speed(streams, 'cpu')._asdict()[name] for name in streams)
+    off = speed.resolve_speed({'precision': 'tf32', **dict.fromkeys(SWITCHES, False)}, 'cpu')
     assert off == OFF
 
 
@@ -151,7 +150,7 @@ def test_a_folded_teacher_in_channels_last_gives_the_same_features(name):
             before = sum(isinstance(m, nn.BatchNorm2d) for m in plain.backbone.modules())
             plain.fold()
             plain.to(memory_format=torch.channels_last)
-            precision.keep_operators_plain(plain, device='cpu')
+            speed.keep_operators_plain(plain, device='cpu')
             found = plain(images)
         after = sum(isinstance(m, nn.BatchNorm2d) for m in plain.backbone.modules())
         deformable = sum(
@@ -174,7 +173,7 @@ def test_losses_and_gradients_are_those_of_the_plain_path(switch):
 
 
 def test_what_is_folded_and_laid_out():
-    _, fast = pair(speed.settled(None, 'cpu'))
+    _, fast = pair(speed.resolve_speed(None, 'cpu'))
 
     def batch_norms(module):
         return sum(isinstance(m, nn.BatchNorm2d) for m in module.modules())
@@ -211,7 +210,7 @@ def test_the_fused_optimizer_makes_the_same_updates(kind):
     for fused in (False, True):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
-        options = speed.optimizer(cfg, OFF._replace(fused_optimizer=fused))
+        options = speed.optimizer_config(cfg, OFF._replace(fused_optimizer=fused))
         optimizer = build_optimizer(model, dict(options))
         assert optimizer.defaults['fused'] is (True if fused else None) or not fused
         for _ in range(50):
@@ -225,27 +224,27 @@ def test_the_fused_optimizer_makes_the_same_updates(kind):
 def test_an_optimizer_that_says_how_it_works_or_has_no_such_kernel_is_left_alone():
     on = OFF._replace(fused_optimizer=True)
     for cfg in (dict(type='AdamW', lr=1, foreach=True), dict(type='RMSprop', lr=1)):
-        assert speed.optimizer(cfg, on) == cfg
-    assert speed.optimizer(dict(type='SGD', lr=1), on) == dict(type='SGD', lr=1, fused=True)
+        assert speed.optimizer_config(cfg, on) == cfg
+    assert speed.optimizer_config(dict(type='SGD', lr=1), on) == dict(type='SGD', lr=1, fused=True)
 
 
 @pytest.mark.parametrize('name', RECIPES)
 @pytest.mark.parametrize('kind_of', ['off', 'default', 'as on a GPU'])
 def test_bfloat16_trains_every_kind_of_detector(name, kind_of):
     """Losses near those of float32, and full-precision gradients for the same weights."""
-    switches, whole = speed.settled(None, 'cpu'), kind_of == 'as on a GPU'
+    switches, whole = speed.resolve_speed(None, 'cpu'), kind_of == 'as on a GPU'
     if kind_of == 'off':
         switches = OFF
     recipe, found, dtypes = mini(name), [], {}
     for kind in ('fp32', 'bf16'):
         torch.manual_seed(0)
-        model = trial.untrained(recipe, 'student', recipe.pool[0]).train()
+        model = trial.untrained_detector(recipe, 'student', recipe.pool[0]).train()
         for module in model.modules():
             if getattr(module, 'drop_prob', None):
                 module.drop_prob = 0.0
-        speed.prepare(model, switches._replace(precision='fp32' if whole else kind), 'cpu')
+        speed.apply_speed(model, switches._replace(precision='fp32' if whole else kind), 'cpu')
         if whole and kind == 'bf16':  # the student's backbone too
-            precision.use_bfloat16(model, model.student, 'cpu', backbone=True)
+            speed.use_bfloat16(model, model.student, 'cpu', backbone=True)
         if kind == 'bf16':
             for path, module in model.named_modules():
                 if isinstance(module, nn.Conv2d | nn.Linear):
@@ -280,7 +279,7 @@ def test_autocast_ends_with_the_module_also_where_it_fails():
             raise ValueError('on purpose')
 
     module = Fails()
-    precision.Scope('cpu', True).on(module)
+    speed.AutocastScope('cpu', True).on(module)
     with pytest.raises(ValueError, match='on purpose'):
         module(torch.ones(1))
     assert not torch.is_autocast_enabled('cpu')
@@ -306,8 +305,8 @@ def test_a_scope_of_full_precision_takes_float32_inside_one_of_bfloat16():
             return {'again': (self.conv(kept), [kept])}
 
     module = Outer()
-    precision.Scope('cpu', True, full_output=True).on(module)
-    precision.Scope('cpu', False).on(module.inner)
+    speed.AutocastScope('cpu', True, full_output=True).on(module)
+    speed.AutocastScope('cpu', False).on(module.inner)
     out = module(torch.ones(1, 1, 2, 2))
     assert seen == [False, torch.float32, torch.float32]
     assert out['again'][0].dtype == torch.float32  # of the convolution, which gave bfloat16
@@ -322,7 +321,7 @@ def test_with_everything_off_the_losses_are_the_originals():
     )
     torch.manual_seed(0)
     theirs = Original(recipe, 'r101').train()
-    ours = trial.untrained(recipe, 'student', 'r101')
+    ours = trial.untrained_detector(recipe, 'student', 'r101')
     ours.teacher_mode = 'train'
     ours.student.load_state_dict(theirs.student.state_dict())
     ours.distill_losses.load_state_dict(theirs.distill_losses.state_dict())
@@ -330,7 +329,7 @@ def test_with_everything_off_the_losses_are_the_originals():
     ours.teacher.load_state_dict(
         {k: v for k, v in theirs.teacher.state_dict().items() if k in wanted}
     )
-    ours = speed.prepare(ours.train(), OFF, 'cpu')
+    ours = speed.apply_speed(ours.train(), OFF, 'cpu')
     data = dict(batch(num_classes=10))
     (expected, their_grads), (found, our_grads) = gradients(theirs, **data), gradients(ours, **data)
     assert found == pytest.approx(expected, rel=1e-6)
@@ -343,10 +342,14 @@ def test_with_everything_off_the_losses_are_the_originals():
 @pytest.mark.gpu
 def test_the_teachers_stream_and_bfloat16_on_a_gpu_give_the_plain_losses():
     found = []
-    for switches in (OFF, OFF._replace(teacher_stream=True), speed.settled(None, 'cuda')):
+    for switches in (OFF, OFF._replace(teacher_stream=True), speed.resolve_speed(None, 'cuda')):
         torch.manual_seed(0)
-        model = trial.untrained(mini('retinanet_r50__r101_rx101'), 'student', 'r101').cuda().train()
-        speed.prepare(model, switches, 'cuda')
+        model = (
+            trial.untrained_detector(mini('retinanet_r50__r101_rx101'), 'student', 'r101')
+            .cuda()
+            .train()
+        )
+        speed.apply_speed(model, switches, 'cuda')
         assert model.teacher.own_stream == switches.teacher_stream
         data = large_batch(masks=False)
         data['img'] = data['img'].cuda()
@@ -363,7 +366,7 @@ DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)]
 
 def everything(device: str) -> speed.Speed:
     """What pays on a GPU, without streams on the CPU, where there are none."""
-    switches = speed.settled({'precision': 'bf16'}, 'cuda')
+    switches = speed.resolve_speed({'precision': 'bf16'}, 'cuda')
     on_the_cpu = dict(teacher_stream=False, target_stream=False)
     return switches if device == 'cuda' else switches._replace(**on_the_cpu)
 
@@ -376,8 +379,10 @@ def to_device(data: dict, device: str) -> dict:
 @pytest.mark.parametrize('device', DEVICES)
 def test_a_copy_of_what_is_prepared_trains_by_itself(device):
     torch.manual_seed(0)
-    model = trial.untrained(mini('retinanet_r50__r101_rx101'), 'student', 'rx101').to(device)
-    speed.prepare(model.train(), everything(device), device)
+    model = trial.untrained_detector(mini('retinanet_r50__r101_rx101'), 'student', 'rx101').to(
+        device
+    )
+    speed.apply_speed(model.train(), everything(device), device)
     data = to_device(large_batch(masks=False), device)
     copied = copy.deepcopy(model)
     losses, by_weight = gradients(copied, **data)
@@ -393,8 +398,10 @@ def test_a_copy_of_what_is_prepared_trains_by_itself(device):
 def test_gradients_lie_in_memory_as_their_weights_do(device):
     """Else processes that share a training copy each gradient."""
     torch.manual_seed(0)
-    model = trial.untrained(mini('retinanet_r50__r101_rx101'), 'student', 'rx101').to(device)
-    speed.prepare(model.train(), everything(device), device)
+    model = trial.untrained_detector(mini('retinanet_r50__r101_rx101'), 'student', 'rx101').to(
+        device
+    )
+    speed.apply_speed(model.train(), everything(device), device)
     _, by_weight = gradients(model, **to_device(large_batch(masks=False), device))
     strides = {name: p.stride() for name, p in model.named_parameters() if name in by_weight}
     assert any(len(stride) == 4 and stride[1] == 1 for stride in strides.values())
@@ -409,9 +416,9 @@ def test_a_teacher_kept_in_bfloat16_gives_autocasts_numbers(name):
     torch.manual_seed(0)
     cast = shaken(Teacher(cfg)).eval()
     kept = copy.deepcopy(cast)
-    precision.keep_in_bfloat16(kept)
+    speed.keep_in_bfloat16(kept)
     for teacher in (cast, kept):
-        precision.keep_operators_plain(teacher, device='cpu')
+        speed.keep_operators_plain(teacher, device='cpu')
     images = torch.randn(2, 3, 96, 128)
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
         for a, b in zip(cast(images), kept(images), strict=True):
@@ -427,7 +434,7 @@ def test_a_swin_teacher_kept_in_bfloat16_is_as_near_to_float32_as_under_autocast
     torch.manual_seed(0)
     full = Teacher(cfg).eval()
     kept, images = copy.deepcopy(full), torch.randn(2, 3, 96, 128)
-    precision.keep_in_bfloat16(kept)
+    speed.keep_in_bfloat16(kept)
     between: list[torch.dtype] = []
     kept.backbone.stages[1].blocks[0].register_forward_hook(
         lambda m, a, out: between.append(out.dtype)
@@ -453,7 +460,7 @@ def test_factors_are_rounded_as_asked_in_the_block_only(before, asked):
     try:
         for backend, value in zip(backends, before, strict=True):
             backend.allow_tf32 = value
-        with pytest.raises(KeyboardInterrupt), precision.float32_rounded(asked):
+        with pytest.raises(KeyboardInterrupt), speed.tf32_products(asked):
             assert tf32() == (asked != 'fp32',) * 2
             raise KeyboardInterrupt
         assert tf32() == before
@@ -474,17 +481,17 @@ def test_trainings_and_trials_have_their_precision(tmp_path, tiny_coco, asked, r
         return model
 
     assert tf32() == (True, False)  # torch's own
-    fit(
+    train_model(
         recipe,
-        lambda: watched(trial.untrained(recipe, 'student', None)),
+        lambda: watched(trial.untrained_detector(recipe, 'student', None)),
         recipe.model('student'),
         tmp_path / 'run',
         1,
         0,
     )
-    for switches in (speed.settled(recipe.cfg.speed, 'cpu'), OFF):
-        model = watched(trial.untrained(recipe, 'student', None))
-        images = examples(recipe, tmp_path, 1, 0, masks=False)
+    for switches in (speed.resolve_speed(recipe.cfg.speed, 'cpu'), OFF):
+        model = watched(trial.untrained_detector(recipe, 'student', None))
+        images = example_images(recipe, tmp_path, 1, 0, masks=False)
         trial.Update(model, recipe, switches._replace(keep_memory=False), 'cpu')(
             collate([images[0]], 1)
         )
@@ -499,7 +506,7 @@ def test_full_precision_on_a_gpu(asked):
     torch.manual_seed(0)
     image, weight = torch.randn(2, 256, 32, 32).cuda(), torch.randn(64, 256, 3, 3).cuda()
     exact = torch.conv2d(image.double(), weight.double())
-    with precision.float32_rounded(asked):
+    with speed.tf32_products(asked):
         off = float((torch.conv2d(image, weight) - exact).norm() / exact.norm())
     assert off < 2**-17 if asked == 'fp32' else off > 2**-14
 
@@ -511,17 +518,17 @@ def test_what_ends_a_training_does_not_leave_bfloat16_behind():
             raise KeyboardInterrupt
 
     ended = Ended(2, 2, 1)
-    precision.Scope('cpu', True).on(ended)
+    speed.AutocastScope('cpu', True).on(ended)
     image = torch.ones(1, 2, 3, 3)
-    with pytest.raises(KeyboardInterrupt), precision.contained('cpu'):
+    with pytest.raises(KeyboardInterrupt), speed.restored_autocast('cpu'):
         ended(image)
-    assert not torch.is_autocast_enabled('cpu') and precision._depth() == 0
+    assert not torch.is_autocast_enabled('cpu') and speed._depth() == 0
     plain = nn.Conv2d(2, 2, 1)
     assert plain(image).dtype == torch.float32
-    with torch.autocast('cpu', torch.bfloat16), precision.contained('cpu'):
+    with torch.autocast('cpu', torch.bfloat16), speed.restored_autocast('cpu'):
         assert plain(image).dtype == torch.bfloat16
     with torch.autocast('cpu', torch.bfloat16):
-        with precision.contained('cpu'):
+        with speed.restored_autocast('cpu'):
             pass
         assert plain(image).dtype == torch.bfloat16  # as it was before
     assert plain(image).dtype == torch.float32

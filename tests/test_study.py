@@ -8,46 +8,45 @@ from fake_run import put, trained
 from scipy.stats import spearmanr
 
 from mtpd import plots
-from mtpd.analysis.findings import conclude, difference, table_rows
-from mtpd.analysis.seeds import ap_curve, gather
-from mtpd.analysis.study import Order, Study
+from mtpd.analysis.study import Order, Study, ap_curve, load_study
+from mtpd.analysis.verdict import difference_text, study_rows, study_verdict
 from mtpd.errors import MtpdError
-from mtpd.utils import intervals
-from mtpd.utils.intervals import Interval
+from mtpd.utils import statistics
+from mtpd.utils.statistics import Interval
 
 T2 = 4.302652729911275  # Student's t, 97.5 %, 2 degrees of freedom, from a printed table
 
 
 def test_mean_and_interval_by_hand():
-    found = intervals.mean([1.0, 2.0, 3.0])  # standard deviation 1
+    found = statistics.mean_interval([1.0, 2.0, 3.0])  # standard deviation 1
     reach = T2 / 3**0.5
     assert (found.value, found.n, found.sign) == (2.0, 3, 0)
     assert (found.low, found.high) == (pytest.approx(2 - reach), pytest.approx(2 + reach))
-    assert intervals.mean([5.0]) == Interval(5.0, None, None, 1)
-    assert intervals.mean([]) is None
+    assert statistics.mean_interval([5.0]) == Interval(5.0, None, None, 1)
+    assert statistics.mean_interval([]) is None
 
 
 def test_differences_are_taken_seed_by_seed():
     """Seeds that move both arms alike leave a small interval; unpaired it would be wide."""
     a, b = {0: 11.0, 1: 21.1, 2: 30.9, 7: 50.0}, {2: 30.0, 1: 20.0, 0: 10.0, 9: 0.0}
-    found = intervals.paired(a, b)  # 1.0, 1.1, 0.9
+    found = statistics.paired_difference(a, b)  # 1.0, 1.1, 0.9
     assert (found.value, found.n) == (pytest.approx(1.0), 3)
     assert found.high - found.value == pytest.approx(T2 * 0.1 / 3**0.5)
-    assert found.sign == 1 and intervals.paired(b, a).sign == -1
-    assert intervals.paired({0: 1.0}, {1: 1.0}) is None
+    assert found.sign == 1 and statistics.paired_difference(b, a).sign == -1
+    assert statistics.paired_difference({0: 1.0}, {1: 1.0}) is None
 
 
 def test_rank_correlation_against_scipy_and_its_limits():
     rng = np.random.default_rng(3)
     x = rng.normal(size=30)
     y = -x + rng.normal(size=30)
-    found = intervals.rank_correlation(x, y)
+    found = statistics.rank_correlation(x, y)
     assert found.value == pytest.approx(spearmanr(x, y).statistic)
     assert -1 <= found.low < found.value < found.high < 0 and found.sign == -1
-    assert intervals.rank_correlation([1, 2, 3, 4], [1, 10, 100, 1000]).value == pytest.approx(1)
-    assert intervals.rank_correlation([1, 1, 2, 2], [3, 3, 4, 4]).value == pytest.approx(1)  # ties
-    assert intervals.rank_correlation([1, 2, 3], [1, 2, 3]) is None
-    assert intervals.rank_correlation([1, 2, 3, 4], [5, 5, 5, 5]) is None
+    assert statistics.rank_correlation([1, 2, 3, 4], [1, 10, 100, 1000]).value == pytest.approx(1)
+    assert statistics.rank_correlation([1, 1, 2, 2], [3, 3, 4, 4]).value == pytest.approx(1)  # ties
+    assert statistics.rank_correlation([1, 2, 3], [1, 2, 3]) is None
+    assert statistics.rank_correlation([1, 2, 3, 4], [5, 5, 5, 5]) is None
 
 
 # Costs of student, a, b: paths a 0.25, b 0.81, a-b 0.25 + 0.16, b-a 0.81 + 0.16.
@@ -94,7 +93,7 @@ def test_the_table_has_the_best_first_and_its_differences():
 
 
 def test_words_follow_from_the_intervals():
-    found = conclude(study())
+    found = study_verdict(study())
     compared, _, teacher, sequence, costs = found.values()
     assert compared == (
         'Every arm trained 600 updates after the same baseline, with a learning rate schedule for each stage: warm-up and '
@@ -111,14 +110,14 @@ def test_words_follow_from_the_intervals():
         'Of 4 arms with a teacher 3 did better than training on without one, by 2.0 to 3.0 AP; for 1 no difference is shown.'
     )
     assert list(found)[3] == 'Does a sequence beat the strongest teacher alone?'
-    other = conclude(study(chosen=[('b', 'a')]))[
+    other = study_verdict(study(chosen=[('b', 'a')]))[
         'Did the adaptation costs foretell the best sequence?'
     ]
     assert other.startswith(
         'No: the one that they suggest, b → a, is number 2 of 4 by mean AP, −1.0 ['
     )
     near = AP | {('b', 'a'): [12.9, 15.2, 13.8]}
-    other = conclude(study(near, chosen=[('b', 'a')]))[
+    other = study_verdict(study(near, chosen=[('b', 'a')]))[
         'Did the adaptation costs foretell the best sequence?'
     ]
     assert other.startswith('Not shown: the one that they suggest, b → a, is number 2 of 4')
@@ -126,48 +125,48 @@ def test_words_follow_from_the_intervals():
     assert study().order('a-b').walk == [5, 8, 9]
     same = study(AP | {('a', 'b'): [11.9, 14.4, 12.7]})
     assert 'no difference shown between a → b and direct distillation (b): ±0.0 AP' in ' '.join(
-        conclude(same).values()
+        study_verdict(same).values()
     )
-    worse = ' '.join(conclude(study(AP | {('a', 'b'): [11.0, 13.1, 11.9]})).values())
+    worse = ' '.join(study_verdict(study(AP | {('a', 'b'): [11.0, 13.1, 11.9]})).values())
     assert 'a → b is worse than direct distillation (b) by 1.0 AP [' in worse
 
 
 def test_one_seed_and_unequal_arms_are_said():
-    one = ' '.join(conclude(study({t: v[:1] for t, v in AP.items()})).values())
+    one = ' '.join(study_verdict(study({t: v[:1] for t, v in AP.items()})).values())
     assert 'One seed does not tell: the one that they suggest, a → b, is number 1 of 4' in one
     assert 'one seed.' in one and '+1.0 AP with one seed, which shows nothing' in one
     assert 'better than' not in one
-    fewer = ' '.join(conclude(study(AP | {('a', 'b'): [13.0]})).values())
+    fewer = ' '.join(study_verdict(study(AP | {('a', 'b'): [13.0]})).values())
     assert 'of which some arms have 1 only' in fewer
     found = study()
     found.orders[0] = Order('none', 'no teacher', (), 300, {0: 9.0}, {})
-    assert 'DIFFERENT numbers of updates' in conclude(found)['What is compared?']
-    assert list(conclude(study({})).values()) == ['No arm has been evaluated yet.']
+    assert 'DIFFERENT numbers of updates' in study_verdict(found)['What is compared?']
+    assert list(study_verdict(study({})).values()) == ['No arm has been evaluated yet.']
 
 
 def test_costs_that_foretell_and_that_do_not():
     means = {('a',): 4, ('a', 'b'): 3, ('b',): 2, ('b', 'a'): 1}  # by rising path cost
     right = study({t: [ap, ap + 0.1, ap - 0.1] for t, ap in means.items()})
     assert right.correlation().value == pytest.approx(-1)
-    assert 'cheaper paths made better students' in [*conclude(right).values()][-1]
+    assert 'cheaper paths made better students' in [*study_verdict(right).values()][-1]
     wrong = study({t: [-ap, -ap + 0.1, -ap - 0.1] for t, ap in means.items()})
-    assert 'cheaper paths made worse students' in [*conclude(wrong).values()][-1]
+    assert 'cheaper paths made worse students' in [*study_verdict(wrong).values()][-1]
     assert study(costs=None).correlation() is None
 
 
 def test_a_difference_in_words():
     assert (
-        difference('A', 'B', Interval(1.8, 0.9, 2.7, 5))
+        difference_text('A', 'B', Interval(1.8, 0.9, 2.7, 5))
         == 'A is better than B by 1.8 AP [0.9, 2.7], 5 seeds.'
     )
     assert (
-        difference('A', 'B', Interval(-1.8, -2.7, -0.9, 5))
+        difference_text('A', 'B', Interval(-1.8, -2.7, -0.9, 5))
         == 'A is worse than B by 1.8 AP [0.9, 2.7], 5 seeds.'
     )
-    assert difference('A', 'B', Interval(-0.04, -1.0, 0.9, 2)) == (
+    assert difference_text('A', 'B', Interval(-0.04, -1.0, 0.9, 2)) == (
         'no difference shown between A and B: ±0.0 AP [−1.0, 0.9], 2 seeds.'
     )
-    assert 'no seed in common' in difference('A', 'B', None)
+    assert 'no seed in common' in difference_text('A', 'B', None)
 
 
 def test_the_figures_show_every_seed_and_end(tmp_path):
@@ -193,7 +192,7 @@ def test_the_figures_show_every_seed_and_end(tmp_path):
         plots.walk_through({}),
     ):
         assert not empty.axes and empty.alt
-    assert table_rows(found)[0]['against direct, strongest teacher'].startswith('+1.0 [0.8, 1.2]')
+    assert study_rows(found)[0]['against direct, strongest teacher'].startswith('+1.0 [0.8, 1.2]')
 
 
 # Which runs count
@@ -210,18 +209,18 @@ def test_runs_of_other_seeds_count_and_others_are_named(tmp_path):
     put(run.path / 'detectors' / 'rx101' / 'metrics.json', {'bbox_mAP': 0.5})
     put(run.path / 'detectors' / 'student' / 'metrics.json', {'bbox_mAP': 0.05})
     put(run.path / 'order' / 'sequence.json', {'sequence': ['r101', 'rx101']})
-    found = gather(run)
+    found = load_study(run)
     assert found.direct.ap == {0: 10.0, 1: pytest.approx(12.0), 2: pytest.approx(14.0)}
     assert found.order('progressive').ap == {0: 11.0, 1: 13.0}
     assert found.control is None and found.baseline == {2: 5.0}
     assert found.chosen == [('r101', 'rx101')] and found.seeds == [0, 1, 2]
     (reason,) = found.left_out
     assert 'long differs from' in reason and 'schedule.arm' in reason
-    assert gather(run, [str(runs / '0')]).seeds == [0, 2]
+    assert load_study(run, [str(runs / '0')]).seeds == [0, 2]
     with pytest.raises(MtpdError, match=r'cwd differs from .* in distill'):
-        gather(run, [str(runs / 'cwd')])
+        load_study(run, [str(runs / 'cwd')])
     with pytest.raises(MtpdError, match='is not a run'):
-        gather(run, [str(tmp_path / 'gone')])
+        load_study(run, [str(tmp_path / 'gone')])
 
 
 def test_a_curve_has_the_evaluations_during_training(tmp_path):

@@ -17,16 +17,13 @@ from click.testing import CliRunner
 from tiny_sweep import MINI, SMALL, command, run, wait_for
 
 from mtpd import load_recipe
-from mtpd.analysis.runs import load_run
+from mtpd.analysis.run import load_run
 from mtpd.cli.main import main
 from mtpd.errors import MtpdError, RecipeError
-from mtpd.sweep.asked import parse_methods, parse_orders, parse_seeds
-from mtpd.sweep.folder import load_sweep
-from mtpd.sweep.local import run_local
-from mtpd.sweep.opening import open_sweep
-from mtpd.sweep.plan import CONTROL, plan, prefixes
-from mtpd.sweep.resources import Resources
-from mtpd.sweep.results import collect, table, text
+from mtpd.sweep.executors import Resources, run_local
+from mtpd.sweep.folder import load_sweep, open_sweep
+from mtpd.sweep.plan import CONTROL, parse_methods, parse_orders, parse_seeds, plan_jobs, prefixes
+from mtpd.sweep.results import collect_results, job_table, table_text
 from mtpd.utils.files import write_json
 
 A, B = 'r101', 'rx101'
@@ -70,7 +67,7 @@ def test_prefixes_by_hand():
 
 def test_the_jobs_of_a_sweep_by_hand(recipe):
     three = (A, B, A)
-    jobs = plan(recipe, [CONTROL, (A,), (A, B), (A, A), three], ['mgd', 'cwd'], [0, 3])
+    jobs = plan_jobs(recipe, [CONTROL, (A,), (A, B), (A, A), three], ['mgd', 'cwd'], [0, 3])
     ids = ['teacher-r101', 'teacher-rx101', 'baseline-0', 'baseline-3']
     ids += [f'{method}-{seed}-r101-of-2' for seed in (0, 3) for method in ('mgd', 'cwd')]
     ids += ['control-0', 'control-3']
@@ -96,7 +93,7 @@ def test_the_jobs_of_a_sweep_by_hand(recipe):
 
 def test_teachers_that_are_not_shipped_are_trained_first(recipe):
     own = load_recipe(recipe, {'teachers.r101.checkpoint': None, 'distill.start': 'inherit'})
-    jobs = {job.id: job for job in plan(own, [CONTROL, (B, A)], ['mgd'], [0])}
+    jobs = {job.id: job for job in plan_jobs(own, [CONTROL, (B, A)], ['mgd'], [0])}
     assert jobs['teacher-r101'].updates == 4000 and jobs['teacher-rx101'].updates == 0
     assert jobs['mgd-0-rx101-r101'].needs == ('teacher-r101',)
     assert jobs['control-0'].needs == () and 'baseline-0' not in jobs
@@ -187,9 +184,9 @@ def test_the_table_counts_updates_over_stages_and_the_time_left(sweep, recipe):
     folder.mkdir(parents=True)
     rows = [{'update': n, 'updates': 300, 'time': 0.5} for n in (25, 50)]
     (folder / 'log.json').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    (row,) = (row for row in table(sweep) if row['job'] == name)
+    (row,) = (row for row in job_table(sweep) if row['job'] == name)
     assert (row['stage'], row['updates'], row['left']) == ('2/2 rx101', '50/300', 125.0)
-    lines = text(table(sweep)).splitlines()
+    lines = table_text(job_table(sweep)).splitlines()
     assert lines[0].split() == ['job', 'state', 'stage', 'updates', 'elapsed', 'left', 'reason']
     assert lines[-1] == f'{len(sweep.jobs)} jobs: {len(sweep.jobs) - 1} pending, 1 running'
 
@@ -201,7 +198,7 @@ def test_an_unfinished_sweep_is_collected_and_what_is_missing_listed(sweep):
     write_json(folder / 'metrics.json', {'bbox_mAP': 0.123456789, 'bbox_mAP_50': 0.5})
     write_json(folder / 'stage.json', {'updates': 300, 'seconds': 9.5})
     put(sweep, 'control-0', state='failed', reason='ValueError: no')
-    found = collect(sweep.path)
+    found = collect_results(sweep.path)
     assert [(row['order'], row['method'], row['stage']) for row in found['rows']] == [
         ('r101,rx101', 'mgd', 1),
         ('r101,r101', 'mgd', 1),
@@ -344,7 +341,7 @@ def test_a_sweep_with_a_killed_job_and_the_same_command_again(tmp_path, tiny_coc
     assert attempts == dict.fromkeys(sweep.jobs, 1) | {prefix.id: 2}
     assert {sweep.status(job)['threads'] for job in sweep.jobs.values()} == {'1'}
 
-    found = collect(folder)
+    found = collect_results(folder)
     assert found['unfinished'] == [] and len(found['rows']) == 6
     with (folder / 'results.csv').open() as file:
         rows = list(csv.DictReader(file))

@@ -9,9 +9,9 @@ from test_report import Page
 
 from mtpd import load_recipe
 from mtpd.cli.main import main
-from mtpd.sweep.opening import open_sweep
+from mtpd.sweep.folder import open_sweep
 from mtpd.sweep.plan import CONTROL
-from mtpd.sweep.results import collect
+from mtpd.sweep.results import collect_results
 
 A, B = 'r101', 'rx101'
 AP = {'none': (9.0, 10.0, 11.0), 'rx101': (10.0, 11.1, 11.9), 'r101-rx101': (11.0, 12.1, 13.0)}
@@ -79,7 +79,7 @@ def test_it_is_honest_and_harmless(sweep):
 
 
 def test_results_hold_the_same_numbers(sweep):
-    found = collect(sweep.path)
+    found = collect_results(sweep.path)
     (best, direct, control) = found['studies']['mgd']['orders']
     assert [row['name'] for row in (best, direct, control)] == ['r101-rx101', 'rx101', 'none']
     assert best['above_direct']['value'] == pytest.approx((1.0 + 1.0 + 1.1) / 3)

@@ -9,9 +9,9 @@ import pytest
 import slurm
 from tiny_sweep import command, run, wait_for
 
+from mtpd.sweep.executors import slurm_queue
 from mtpd.sweep.folder import load_sweep
-from mtpd.sweep.results import collect, ended, table, text
-from mtpd.sweep.slurm import slurm_queue
+from mtpd.sweep.results import collect_results, is_ended, job_table, table_text
 
 
 def out_of_time(sweep, name, attempt):
@@ -56,9 +56,9 @@ def test_a_killed_and_a_late_job_and_the_same_command_again(tmp_path, tiny_coco,
         late = out_of_time(sweep, 'teacher-r101', 2)
         assert late['state'] == 'failed' and 'out of time' in late['reason']
 
-        wait_for(lambda: ended(table(sweep)))
-        print(text(table(sweep)))
-        states = {row['job']: row['state'] for row in table(sweep)}
+        wait_for(lambda: is_ended(job_table(sweep)))
+        print(table_text(job_table(sweep)))
+        states = {row['job']: row['state'] for row in job_table(sweep)}
         assert states == {
             'teacher-r101': 'failed',
             'teacher-rx101': 'lost',
@@ -70,7 +70,7 @@ def test_a_killed_and_a_late_job_and_the_same_command_again(tmp_path, tiny_coco,
         }
         ids = [row.split('SLURM job ')[1].split(',')[0] for row in first.stdout.splitlines()[1:8]]
         assert ids[:3] == [f'{ids[0].split("_")[0]}_{k}' for k in range(3)]  # an array
-        unfinished = collect(folder)['unfinished']
+        unfinished = collect_results(folder)['unfinished']
         assert {item['job'] for item in unfinished} == {k for k, v in states.items() if v != 'done'}
         baseline = folder / 'shared/0/detectors/student/model.pth'
         before = baseline.stat().st_mtime_ns
@@ -80,12 +80,12 @@ def test_a_killed_and_a_late_job_and_the_same_command_again(tmp_path, tiny_coco,
         assert 'teacher-rx101: lost before' in second.stdout
         assert 'teacher-r101: failed before (out of time' in second.stdout
         assert 'baseline-0: SLURM' not in second.stdout
-        wait_for(lambda: ended(table(sweep)))
+        wait_for(lambda: is_ended(job_table(sweep)))
         watch = [sys.executable, '-m', 'mtpd.cli', 'status', str(folder), '--watch']
         assert '7 jobs: 7 done' in run(watch).stdout
     assert baseline.stat().st_mtime_ns == before
     assert sweep.status(sweep.jobs['baseline-0'])['attempt'] == 1
-    found = collect(folder)
+    found = collect_results(folder)
     assert found['unfinished'] == []
     assert [row['order'] for row in found['rows']] == ['baseline', 'none'] + ['r101,rx101'] * 2 + [
         'r101,r101'

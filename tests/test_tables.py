@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 from nbconvert.filters import markdown2html
 
-from mtpd.report.tables import say, table
+from mtpd.report.tables import markdown_table, show_sentences
 from mtpd.utils.paths import ROOT
 
 EVIL = [
@@ -39,14 +39,14 @@ class Tags(HTMLParser):
 
 @pytest.mark.parametrize('evil', EVIL)
 def test_markup_from_data_is_text_in_a_table(evil):
-    page = Tags(markdown2html(table([{'class': evil, evil: 1.5}]).data))
+    page = Tags(markdown2html(markdown_table([{'class': evil, evil: 1.5}]).data))
     assert set(page.tags) <= {'table', 'thead', 'tbody', 'tr', 'th', 'td', 'a'}
     assert page.text.count(evil.replace('\n', ' ').split('  ')[0]) == 2
 
 
 @pytest.mark.parametrize('evil', EVIL)
 def test_markup_from_data_is_no_html_in_a_sentence(evil):
-    page = Tags(markdown2html(say('**Conclusion.**', evil).data))
+    page = Tags(markdown2html(show_sentences('**Conclusion.**', evil).data))
     assert set(page.tags) <= {'p', 'strong', 'em', 'code', 'a'} and 'strong' in page.tags
 
 

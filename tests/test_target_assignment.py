@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from mtpd.runtime import modules, target_assignment  # noqa: F401  (modules: points without a GPU)
+from mtpd.runtime import detectors, target_assignment  # noqa: F401  (modules: points without a GPU)
 
 # isort: split
 import numpy as np

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mtpd import load_recipe
-from mtpd.engine.evaluate import evaluate
+from mtpd.engine.evaluation import evaluate
 from mtpd.utils.files import sha256
 from mtpd.utils.paths import ROOT
 

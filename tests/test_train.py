@@ -7,14 +7,12 @@ import pytest
 import torch
 
 from mtpd import load_recipe
-from mtpd.analysis.logs import split_loss
-from mtpd.config.trainings import distill_cfg
-from mtpd.engine.evaluate import evaluate
+from mtpd.analysis.run import split_loss
+from mtpd.config.plan import distill_cfg
+from mtpd.engine.evaluation import NUMBERS, evaluate, model_cost
 from mtpd.engine.loop import mmdet_cfg
-from mtpd.engine.score import NUMBERS
-from mtpd.engine.size import describe
 from mtpd.errors import MtpdError, RecipeError
-from mtpd.pipeline.train import prepare_detector, train_detector_run, train_stage
+from mtpd.pipeline.stages import prepare_detector, train_detector_run, train_stage
 from mtpd.runtime import checkpoints
 from mtpd.utils.files import sha256
 
@@ -100,13 +98,15 @@ def test_a_student_says_by_which_stages_it_was_made(recipe, run_dir, progressive
         common | {'stage': 2, 'start': 'previous stage'},
     ]
     folder = run_dir / 'stages/progressive'
-    meta = checkpoints.load(progressive['checkpoint'])['meta']
+    meta = checkpoints.load_checkpoint(progressive['checkpoint'])['meta']
     assert meta['stages'] == wanted and (meta['arm'], meta['stage']) == ('progressive', 2)
-    first = checkpoints.load(folder / '1_r101/student.pth')['meta']
+    first = checkpoints.load_checkpoint(folder / '1_r101/student.pth')['meta']
     assert first['stages'] == wanted[:1]
-    assert 'stages' not in checkpoints.load(run_dir / 'detectors/student/model.pth')['meta']
-    later = checkpoints.publish(folder / '2_r101/latest.pth', run_dir / 'later.pth')
-    assert checkpoints.load(later)['meta'] == meta
+    assert (
+        'stages' not in checkpoints.load_checkpoint(run_dir / 'detectors/student/model.pth')['meta']
+    )
+    later = checkpoints.publish_student(folder / '2_r101/latest.pth', run_dir / 'later.pth')
+    assert checkpoints.load_checkpoint(later)['meta'] == meta
     later.unlink()
 
 
@@ -115,7 +115,7 @@ def test_a_students_config_is_one_that_mmdet_reads(recipe, progressive, tmp_path
     from mmdet.apis import inference_detector, init_detector
 
     path = tmp_path / 'student.py'
-    path.write_text(checkpoints.load(progressive['checkpoint'])['meta']['config'])
+    path.write_text(checkpoints.load_checkpoint(progressive['checkpoint'])['meta']['config'])
     assert Config.fromfile(str(path)).model == recipe.model('student')
     model = init_detector(str(path), str(progressive['checkpoint']), device='cpu')
     assert tuple(model.CLASSES) == ('cat', 'dog')
@@ -200,7 +200,7 @@ def test_inheriting_is_reported_and_needs_no_baseline(recipe, run_dir, progressi
 
 
 def test_a_warm_start_takes_what_fits(recipe, run_dir, progressive, tmp_path):
-    model = checkpoints.load(run_dir / 'detectors/r101/model.pth')
+    model = checkpoints.load_checkpoint(run_dir / 'detectors/r101/model.pth')
     warm = load_recipe(recipe, {'student.init': str(run_dir / 'detectors/r101/model.pth')})
     frozen = load_recipe(warm, {'schedule.lr.max_lr': 1e-12, 'schedule.baseline': 1})
     made = train_detector_run(frozen, 'student', tmp_path)
@@ -222,7 +222,7 @@ def test_metrics_have_the_twelve_numbers_and_classes(recipe, run_dir, progressiv
 
 
 def test_size_of_a_detector_by_hand(recipe):
-    found = describe(recipe, 'student', images=2)
+    found = model_cost(recipe, 'student', images=2)
     model = recipe.model('student')
     assert found['input'] == [64, 64]
     # The stem alone: 7 x 7 x 3 weights for each of 8 channels at 32 x 32 positions.

@@ -12,7 +12,7 @@ import pytest
 from mmdet.datasets.pipelines import LoadImageFromFile
 from PIL import Image
 
-from mtpd.data.whole import PNG, CorruptImage, LoadWholeImage, fault
+from mtpd.data.loading import PNG, CorruptImage, LoadWholeImage, image_file_fault
 from mtpd.errors import MtpdError
 
 
@@ -42,11 +42,11 @@ WHOLE = {
 @pytest.mark.parametrize('kind', WHOLE)
 def test_an_image_that_is_cut_anywhere_is_found(kind, tmp_path):
     content = WHOLE[kind]
-    assert fault(content) is None
-    assert fault(content + b'\xff\xda\x89PNG, after the end') is None
+    assert image_file_fault(content) is None
+    assert image_file_fault(content + b'\xff\xda\x89PNG, after the end') is None
     for length in [*range(12, len(content) - 4, 7), len(content) - 4, len(content) - 1]:
-        assert 'cut short' in fault(content[:length]), length
-    assert fault(b'') == 'is empty (0 bytes)'
+        assert 'cut short' in image_file_fault(content[:length]), length
+    assert image_file_fault(b'') == 'is empty (0 bytes)'
     if kind == 'JPEG':  # for OpenCV half is whole; from memory, newer versions refuse it
         (tmp_path / 'half.jpg').write_bytes(content[: len(content) * 3 // 4])
         assert cv2.imread(str(tmp_path / 'half.jpg')).shape == (64, 64, 3)
@@ -62,14 +62,18 @@ def test_noise_is_no_trouble(seed):
         place = rng.integers(0, len(content))
         content[place : place + len(noise)] = noise.tobytes()
         for start in (b'', b'\xff\xd8', PNG):
-            assert fault(start + noise.tobytes()) is None or 'is ' in fault(start + noise.tobytes())
-        assert fault(bytes(content)) is None or 'is cut short' in fault(bytes(content))
+            assert image_file_fault(start + noise.tobytes()) is None or 'is ' in image_file_fault(
+                start + noise.tobytes()
+            )
+        assert image_file_fault(bytes(content)) is None or 'is cut short' in image_file_fault(
+            bytes(content)
+        )
 
 
 def test_other_kinds_are_left_to_opencv():
     for kind in ('BMP', 'TIFF', 'WEBP', 'GIF'):
-        assert fault(encoded(kind)) is None
-    assert fault(b'no image') is None
+        assert image_file_fault(encoded(kind)) is None
+    assert image_file_fault(b'no image') is None
 
 
 @pytest.mark.parametrize('settings', [{}, dict(to_float32=True, channel_order='rgb')])

@@ -17,10 +17,10 @@ from mmdet.models import build_detector
 from nbclient import NotebookClient
 from pycocotools.mask import encode
 
-from mtpd.analysis import feature_views, view
-from mtpd.analysis.runs import Run
+from mtpd.analysis import dataset, feature_maps
+from mtpd.analysis.run import Run
 from mtpd.config.recipe import load_recipe
-from mtpd.report import looks
+from mtpd.report import widgets
 from mtpd.report.widgets import _control
 from mtpd.runtime import checkpoints
 
@@ -80,9 +80,9 @@ def test_features_are_looked_at_by_image_level_and_view(plan, tmp_path):
         checkpoints.save_atomic({'state_dict': model.state_dict()}, tmp_path / f'{label}.pth')
         files[label] = ('student', tmp_path / f'{label}.pth')
     one = {'before': files['before'], 'later': files['before']}
-    look = looks.Features(plan, {'a': files, 'b': one}, 2)
+    look = widgets.FeaturesView(plan, {'a': files, 'b': one}, 2)
     assert len(look) == 2 and look.levels == range(3)
-    rows = feature_views.feature_rows(plan, files, 2, level=1)
+    rows = feature_maps.feature_rows(plan, files, 2, level=1)
     (_, first), (_, second) = rows[1]
     fig = look('a', image=1, level=1)
     wanted = first.abs().mean(0).numpy()
@@ -109,7 +109,7 @@ def test_detections_are_looked_at_by_image_and_score(plan, tmp_path):
     rest = [item for item in found if item['image_id'] in seen or seen.add(item['image_id'])]
     wrong = [item | {'bbox': [0, 0, 1, 1]} for item in found if item not in rest]
     poor.write_text(json.dumps(rest + wrong))
-    look = looks.Detections(plan, Run(tmp_path, {}, {}, {}), {'poor': poor, 'perfect': path})
+    look = widgets.DetectionsView(plan, Run(tmp_path, {}, {}, {}), {'poor': poor, 'perfect': path})
     assert len(look) == 3
     ids = sorted({item['image_id'] for item in truth})
     for image in (0, 2):
@@ -119,14 +119,14 @@ def test_detections_are_looked_at_by_image_and_score(plan, tmp_path):
         assert f'poor: {count - 1} found, 1 wrong (' in said
         assert f'perfect: {count} found, 0 wrong, 1 new (' in said
         assert 'perfect: 0 found, 0 wrong.' in look(image=image, threshold=0.6).alt
-    look = looks.Detections(plan, Run(tmp_path, {}, {}, {}), {'perfect': path, 'poor': poor})
+    look = widgets.DetectionsView(plan, Run(tmp_path, {}, {}, {}), {'perfect': path, 'poor': poor})
     assert '1 wrong, 1 lost (' in look().alt
     titles = [ax.get_title() for ax in look().axes]
     assert len(titles) == 3 and titles[2].startswith('poor:')
 
 
 def test_masks_are_shown_where_they_were_found(plan, tmp_path):
-    (example,) = view.samples(plan, 'val', 1)
+    (example,) = dataset.sample_images(plan, 'val', 1)
     ids = [item['id'] for item in json.loads(plan.split('val')[0].read_text())['categories']]
     items = []
     for label, box, mask in zip(
@@ -139,9 +139,9 @@ def test_masks_are_shown_where_they_were_found(plan, tmp_path):
         items.append(item | {'bbox': corner, 'segmentation': shape})
     path = tmp_path / 'found.json'
     path.write_text(json.dumps(items))
-    found = view.detections(path, plan, [example['id']], masks=True)[example['id']]
+    found = dataset.read_detections(path, plan, [example['id']], masks=True)[example['id']]
     assert (found['masks'] == example['masks']).all() and found['masks'].any()
-    assert 'masks' not in view.detections(path, plan, [example['id']])[example['id']]
-    look = looks.Detections(plan, Run(tmp_path, {}, {}, {}), {'perfect': path})
+    assert 'masks' not in dataset.read_detections(path, plan, [example['id']])[example['id']]
+    look = widgets.DetectionsView(plan, Run(tmp_path, {}, {}, {}), {'perfect': path})
     truth, ours = (np.asarray(ax.images[0].get_array()) for ax in look().axes[:2])
     assert (truth == ours).all() and (ours != example['image'] / 255).any()

@@ -15,11 +15,11 @@ from test_train import MINI, SMALL
 from torch.utils.data import DataLoader, Dataset
 
 from mtpd import load_recipe
-from mtpd.data import workers
-from mtpd.engine import evaluate, features, knobs, pipelines
+from mtpd.data import loading
+from mtpd.engine import evaluation, features, memory, pipelines
 from mtpd.engine.loop import mmdet_cfg
 from mtpd.errors import MtpdError
-from mtpd.pipeline.train import prepare_detector, train_detector_run
+from mtpd.pipeline.stages import prepare_detector, train_detector_run
 from mtpd.runtime import checkpoints, gpu_ops
 from mtpd.utils.files import read_log
 
@@ -61,7 +61,7 @@ def test_its_end_is_told(number, words):
         kill(number) if number else os._exit(1)
 
     with pytest.raises(MtpdError) as caught:
-        workers.told(lambda: list(DataLoader(Numbers(deed), num_workers=1)))
+        loading.explain_worker_death(lambda: list(DataLoader(Numbers(deed), num_workers=1)))
     assert words in str(caught.value) and 'runtime.workers' in str(caught.value)
 
 
@@ -76,10 +76,10 @@ def test_its_connection_may_break_first(monkeypatch):
         raise FileNotFoundError('no worker')
 
     with pytest.raises(MtpdError, match='ended by signal SIGKILL'):
-        workers.told(broken_off)
-    monkeypatch.setattr(workers, 'PATIENCE', 0)
+        loading.explain_worker_death(broken_off)
+    monkeypatch.setattr(loading, 'WORKER_PATIENCE', 0)
     with pytest.raises(FileNotFoundError, match='no worker'):
-        workers.told(not_there)
+        loading.explain_worker_death(not_there)
 
 
 def test_other_errors_stay_what_they_are():
@@ -87,10 +87,10 @@ def test_other_errors_stay_what_they_are():
         raise RuntimeError('no worker')
 
     with pytest.raises(RuntimeError, match='a broken image') as caught:
-        workers.told(lambda: list(DataLoader(Numbers(broken), num_workers=1)))
+        loading.explain_worker_death(lambda: list(DataLoader(Numbers(broken), num_workers=1)))
     assert not isinstance(caught.value, MtpdError)
     with pytest.raises(RuntimeError, match='no worker'):
-        workers.told(other)
+        loading.explain_worker_death(other)
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def recipe(tmp_path, tiny_coco):
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM])
 def test_a_training_ends_with_the_message_and_goes_on(recipe, tmp_path, number, monkeypatch):
     """Killed in the fourth update: the checkpoint after the second is there."""
-    build, made = pipelines.build, tmp_path / 'run' / 'detectors' / 'student'
+    build, made = pipelines.quiet_dataset, tmp_path / 'run' / 'detectors' / 'student'
 
     def dying(split):
         data = build(split)
@@ -116,7 +116,7 @@ def test_a_training_ends_with_the_message_and_goes_on(recipe, tmp_path, number, 
         data.prepare_train_img = once
         return data
 
-    monkeypatch.setattr(pipelines, 'build', dying)
+    monkeypatch.setattr(pipelines, 'quiet_dataset', dying)
     with pytest.raises(MtpdError, match=f'a data worker was ended by signal {number.name}'):
         prepare_detector(recipe, 'student', tmp_path / 'run')
     assert (made / 'latest.pth').is_file() and not (made / 'model.pth').is_file()
@@ -130,14 +130,16 @@ def test_a_test_ends_with_the_message(monkeypatch):
     def test(model, loader):
         return list(DataLoader(Numbers(lambda: kill(signal.SIGKILL)), num_workers=1))
 
-    assert evaluate.single_gpu_test is single_gpu_test
-    monkeypatch.setattr(evaluate, 'single_gpu_test', test)
+    assert evaluation.single_gpu_test is single_gpu_test
+    monkeypatch.setattr(evaluation, 'single_gpu_test', test)
     loader = DataLoader(Numbers(lambda: None))
-    monkeypatch.setattr(evaluate, 'build_dataloader', lambda *_, **__: loader)
+    monkeypatch.setattr(evaluation, 'build_dataloader', lambda *_, **__: loader)
     with pytest.raises(MtpdError, match='a data worker was ended by signal SIGKILL'):
         recipe = load_recipe(MINI)
-        work = evaluate.Work({}, {}, 'cpu', 1, 0, knobs.of_recipe(recipe.cfg, 1))
-        evaluate._detections(torch.nn.Identity(), None, work, '')
+        work = evaluation.DetectionTask(
+            {}, {}, 'cpu', 1, 0, memory.recipe_setting_names(recipe.cfg, 1)
+        )
+        evaluation._detections(torch.nn.Identity(), None, work, '')
 
 
 @pytest.mark.parametrize(
@@ -153,12 +155,12 @@ def test_a_test_ends_with_the_message(monkeypatch):
     ],
 )
 def test_how_many_there_are_on_a_gpu(monkeypatch, cores, sharing, training, evaluation):
-    monkeypatch.setattr(workers, 'cores', lambda: cores)
-    assert workers.count('auto', 'cuda', sharing) == training
-    assert workers.count('auto', 'cuda', sharing, training=False) == evaluation
-    assert workers.count(5, 'cuda', sharing) == workers.count(5, 'cpu', sharing) == 5
-    assert workers.count('auto', 'cpu', sharing) == 1
-    assert workers.count('auto', 'cpu', sharing, training=False) == 0
+    monkeypatch.setattr(loading, 'cpu_cores', lambda: cores)
+    assert loading.worker_count('auto', 'cuda', sharing) == training
+    assert loading.worker_count('auto', 'cuda', sharing, training=False) == evaluation
+    assert loading.worker_count(5, 'cuda', sharing) == loading.worker_count(5, 'cpu', sharing) == 5
+    assert loading.worker_count('auto', 'cpu', sharing) == 1
+    assert loading.worker_count('auto', 'cpu', sharing, training=False) == 0
 
 
 @pytest.mark.parametrize(
@@ -170,12 +172,12 @@ def test_how_many_there_are_on_a_gpu(monkeypatch, cores, sharing, training, eval
     ],
 )
 def test_recipes_share_their_cores(monkeypatch, tmp_path, name):
-    monkeypatch.setattr(workers, 'cores', lambda: 16)
+    monkeypatch.setattr(loading, 'cpu_cores', lambda: 16)
     for name_of_size in ('LOCAL_WORLD_SIZE', 'WORLD_SIZE', 'RANK'):
         monkeypatch.delenv(name_of_size, raising=False)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
-    monkeypatch.setattr(gpu_ops, 'obstacle', lambda: None)
+    monkeypatch.setattr(gpu_ops, 'gpu_obstacle', lambda: None)
     # Arms that train side by side and the processes of a training: 16 // 2 - 1, 16 // 4 - 1.
     for more, wanted in (({}, 8), ({'runtime.jobs': 2}, 7), ({'runtime.gpus': 4}, 3)):
         recipe = load_recipe(
@@ -202,10 +204,12 @@ def test_numbers_do_not_depend_on_how_many_there_are(tmp_path, tiny_coco):
             {key: value for key, value in row.items() if 'time' not in key}
             for row in read_log(path.with_name('log.json'))
         ]
-        numbers = evaluate.evaluate(recipe, path, out=tmp_path / f'eval{number}')
+        numbers = evaluation.evaluate(recipe, path, out=tmp_path / f'eval{number}')
         boxes = (tmp_path / f'eval{number}' / 'detections.json').read_text()
-        images = torch.cat([images for images, _ in features.batches(recipe, 4)])
-        weights = torch.cat([v.flatten() for v in checkpoints.load(path)['state_dict'].values()])
+        images = torch.cat([images for images, _ in features.image_batches(recipe, 4)])
+        weights = torch.cat(
+            [v.flatten() for v in checkpoints.load_checkpoint(path)['state_dict'].values()]
+        )
         made.append((rows, numbers | {'sha256': None}, boxes, images, weights))
     assert sum('bbox_mAP' in row for row in made[0][0]) == 3 and len(made[0][2]) > 100
     for other in made[1:]:

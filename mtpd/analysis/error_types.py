@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..config.recipe import Recipe
-from . import view
-from .runs import Run
+from . import dataset
+from .run import Run
 
 HIT, NEAR = 0.5, 0.1  # IoU: a match; overlaps at all
 TYPES = ('correct', 'localisation', 'classification', 'both', 'duplicate', 'background', 'missed')
@@ -33,8 +33,8 @@ def error_types(recipe: Recipe, detections: str | Path) -> Found:
 
     So all detectors are judged by equally many: a score to be reached would favour the one that is surer of itself.
     """
-    truth = view.objects(recipe, 'val')
-    found = view.detections(detections, recipe, list(truth))
+    truth = dataset.objects_by_image(recipe, 'val')
+    found = dataset.read_detections(detections, recipe, list(truth))
     best = sorted((s for items in found.values() for s in items['scores']), reverse=True)
     best = best[: sum(len(there['labels']) for there in truth.values())]
     threshold = best[-1] if best else 0.0
@@ -111,7 +111,7 @@ def errors_by_detector(recipe: Recipe, run: Run) -> dict[str, Found]:
 
 def count_objects(recipe: Recipe) -> int:
     """Of the validation split, without crowds."""
-    return sum(len(there['labels']) for there in view.objects(recipe, 'val').values())
+    return sum(len(there['labels']) for there in dataset.objects_by_image(recipe, 'val').values())
 
 
 def found_and_lost(found: dict[str, Found]) -> list[dict]:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..config.recipe import Recipe
 from ..data import coco
+from ..engine.evaluation import evaluate
+from ..errors import RecipeError, unknown
+from ..pipeline.run_dir import run_info
+from ..utils.paths import resolve_path
+from ..utils.statistics import format_signed
+from .run import Run, load_run
 
 # AP points on COCO: (direct, the last teacher only; progressive), read off the paper's bar chart to about 0.05.
 _CHART = {
@@ -19,7 +26,7 @@ _CHART = {
 VAL2017 = 5000, 80  # images and categories
 
 
-def chart(student: str | None) -> dict:
+def paper_chart(student: str | None) -> dict:
     """The paper's bars of a student ('RetinaNet R50'): {'box' or 'mask': {method: {'direct', 'progressive'}}}.
 
     AP points on COCO; empty for a student that the chart does not have.
@@ -33,11 +40,98 @@ def chart(student: str | None) -> dict:
     }
 
 
-def dataset(recipe: Recipe) -> str:
+def dataset_name(recipe: Recipe) -> str:
     """What a recipe's AP is measured on: 'COCO' (val2017 whole, told by its content), 'DigitScenes', else the folder's name."""
     if recipe.cfg.data.root is None:
         return 'DigitScenes'
-    table = coco.read(recipe.split('val')[0])
+    table = coco.read_annotations(recipe.split('val')[0])
     if (len(table['images']), len(table['categories'])) == VAL2017:
         return 'COCO'
     return Path(recipe.data_root()).name
+
+
+# A student that is at hand as a checkpoint only: tested, and its numbers beside the paper's.
+
+
+METRICS = {'bbox': 'box', 'segm': 'mask'}
+COLUMNS = {'': 'AP', '_50': 'AP50', '_75': 'AP75', '_s': 'AP small', '_m': 'AP medium', '_l': 'AP large'}  # fmt: skip
+# Which of a recipe's `paper` figures belong to a metric.
+FIGURES = {'bbox': ('baseline', 'result'), 'segm': ('mask_baseline', 'mask_result')}
+
+
+def run_or_plan(recipe: Recipe, work_dir: str | Path = '', checkpoint: str = '') -> Run:
+    """The recipe's run; where there is none but a checkpoint is to be tested, one in which nothing is done yet.
+
+    Raises:
+        MtpdError: there is neither a run nor a checkpoint.
+    """
+    path = recipe.run_dir(work_dir)
+    if checkpoint and not (path / 'run.json').is_file():
+        return Run(path, run_info(recipe), {}, {})
+    return load_run(path)
+
+
+def checkpoint_metrics(
+    recipe: Recipe, checkpoint: str, metrics: Sequence[str] = (), work_dir: str | Path = ''
+) -> dict | None:
+    """COCO numbers of a checkpoint, as `evaluate` gives them, with `folder`: metrics.json and detections.json in
+    ``tested/<file>`` of the run directory. None without a checkpoint.
+
+    Args:
+        checkpoint: relative to the working directory, the recipe or the checkout.
+        metrics: 'bbox', 'segm'; the recipe's where none are given.
+
+    Raises:
+        MtpdError: no such file, another architecture or number of classes, a metric that cannot be given.
+    """
+    if not checkpoint:
+        return None
+    metrics = tuple(metrics) or tuple(recipe.cfg.evaluation.metrics)
+    wrong = [unknown('metric', metric, METRICS) for metric in metrics if metric not in METRICS]
+    if wrong:
+        raise RecipeError(recipe.source, wrong)
+    path = resolve_path(checkpoint, recipe.source)
+    folder = recipe.run_dir(work_dir) / 'tested' / path.stem
+    return evaluate(recipe, path, metrics, out=folder) | {'folder': folder}
+
+
+def checkpoint_detections(numbers: dict | None) -> dict[str, Path]:
+    """{label: detections.json} of what `numbers_of` gave, empty for nothing."""
+    return {numbers['checkpoint']: numbers['folder'] / 'detections.json'} if numbers else {}
+
+
+def beside_paper(numbers: dict | None, recipe: Recipe) -> list[dict]:
+    """A row per number in AP points: name, ours, paper (after both teachers), baseline (the paper's), difference ('+0.1').
+
+    The paper gives box AP and mask AP only, and the difference is there where ours is on COCO too; else None.
+    """
+    known, rows = recipe.cfg.get('paper', {}), []
+    comparable = numbers is not None and dataset_name(recipe) == 'COCO'
+    for metric, name in METRICS.items():
+        for end, kind in COLUMNS.items():
+            ours = (numbers or {}).get(f'{metric}_mAP{end}')
+            if ours is None:
+                continue
+            base, result = (known.get(key) if not end else None for key in FIGURES[metric])
+            compared = comparable and result is not None
+            gap = format_signed(round(100 * ours, 1) - result) if compared else None
+            rows.append(
+                {'name': f'{name} {kind}', 'ours': 100 * ours, 'paper': result, 'baseline': base}
+                | {'difference': gap}
+            )
+    return rows
+
+
+def paper_verdict(numbers: dict | None, recipe: Recipe) -> str:
+    """What the rows of `beside_paper` say, in words; nothing without a checkpoint."""
+    if numbers is None:
+        return ''
+    data = dataset_name(recipe)
+    text = f'{numbers["checkpoint"]} on {numbers["num_images"]:,} images of {data}'
+    gaps = [row for row in beside_paper(numbers, recipe) if row['difference'] is not None]
+    if gaps:
+        parts = (f'{row["name"]} {row["ours"]:.1f}, the paper {row["paper"]:.1f}' for row in gaps)
+        return f'{text}: {"; ".join(parts)}.'
+    if data == 'COCO':
+        return f'{text}; the recipe names no figure of the paper for it.'
+    return f"{text}. The paper's figures are on COCO: the scales differ, so no difference is given."

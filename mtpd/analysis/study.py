@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ..utils import intervals
-from ..utils.intervals import Interval
+from ..errors import MtpdError
+from ..utils import statistics
+from ..utils.files import read_json
+from ..utils.paths import ROOT, display_path
+from ..utils.statistics import Interval
+from .run import Run, ap_points, load_run
+from .settings import Settings, named_runs, run_settings, setting_differences, sibling_runs
 
 POWER = 2.0  # of a hop's cost in the cost of a path, as in `choose_sequence`
 
@@ -30,7 +36,7 @@ class Order:
 
     @property
     def mean(self) -> Interval | None:
-        return intervals.mean(list(self.ap.values()))
+        return statistics.mean_interval(list(self.ap.values()))
 
     @property
     def walk(self) -> list[float]:
@@ -65,7 +71,7 @@ class Study:
     @property
     def start(self) -> float | None:
         """Mean AP of the baselines."""
-        found = intervals.mean(list(self.baseline.values()))
+        found = statistics.mean_interval(list(self.baseline.values()))
         return found and found.value
 
     def order(self, name: str) -> Order:
@@ -101,7 +107,7 @@ class Study:
         """Spearman's rank correlation of path cost and mean AP over the sequences; -1 is a perfect forecast."""
         known = [(self.path_cost(order), order.mean.value) for order in self.evaluated]
         known = [(cost, ap) for cost, ap in known if cost is not None]
-        return intervals.rank_correlation(*zip(*known, strict=True)) if known else None
+        return statistics.rank_correlation(*zip(*known, strict=True)) if known else None
 
     def table(self) -> list[dict]:
         """A row per evaluated arm, the best mean first.
@@ -144,4 +150,117 @@ class Study:
 
 
 def _above(order: Order, other: Order | None) -> Interval | None:
-    return None if other is None or other is order else intervals.paired(order.ap, other.ap)
+    return (
+        None
+        if other is None or other is order
+        else statistics.paired_difference(order.ap, other.ap)
+    )
+
+
+# Runs that differ in nothing but the seed, read together.
+
+
+def comparable_runs(run: Run, folders: Sequence[str] = ()) -> tuple[dict[int, Run], list[str]]:
+    """`run` and those of the same recipe and settings, by seed, and what was left out for which reason.
+
+    Args:
+        folders: the other runs, or folders of runs. None given: the neighbours of `run`.
+
+    Raises:
+        MtpdError: a folder that was given is no run, or one with other settings.
+    """
+    source = ROOT / run.info['recipe']
+    paths = named_runs(source, folders) if folders else sibling_runs(run)
+    own, runs, left_out = _readable_settings(run), {run.info.get('seed'): run}, []
+    for path in paths:
+        if path.resolve() == run.path.resolve():
+            continue
+        other = load_run(path)
+        setup = _readable_settings(other)
+        if own and setup and own.method != setup.method and not folders:
+            continue  # of another study
+        keys = ['recipe.py, which cannot be compared']
+        if own and setup:
+            keys = ['distill.method'] * (own.method != setup.method) + setting_differences(
+                own, setup
+            )
+        if keys:
+            left_out.append(
+                f'{display_path(path)} differs from {display_path(run.path)} in {", ".join(keys[:3])}.'
+            )
+        else:
+            runs.setdefault(setup.seed, other)
+    if folders and left_out:
+        raise MtpdError('\n'.join(left_out))
+    return runs, left_out
+
+
+def load_study(run: Run, folders: Sequence[str] = ()) -> Study:
+    """The study of a run and of those of the same recipe and settings with other seeds, see `comparable`."""
+    runs, left_out = comparable_runs(run, folders)
+    teachers = {row['name']: row['AP'] for row in run.results() if row['role'] == 'teacher'}
+    baseline = {
+        seed: row['AP']
+        for seed, item in sorted(runs.items())
+        for row in item.results()
+        if row['role'] == 'baseline' and row['AP'] is not None
+    }
+    return Study(
+        [_order(arm, runs) for arm in run.arms],
+        baseline,
+        {name: ap for name, ap in teachers.items() if ap is not None},
+        *_forecast(run),
+        left_out,
+    )
+
+
+def _readable_settings(run: Run) -> Settings | None:
+    try:
+        return run_settings(run)
+    except MtpdError:
+        return None
+
+
+def _order(arm: dict, runs: dict[int, Run]) -> Order:
+    last = {seed: ap_points(run.metrics('arm', arm['name']))['AP'] for seed, run in runs.items()}
+    ap = {seed: value for seed, value in sorted(last.items()) if value is not None}
+    return Order(
+        arm['name'],
+        arm.get('label') or arm['name'],
+        tuple(t for t in arm['teachers'] if t is not None),
+        arm['updates'],
+        ap,
+        {seed: ap_curve(runs[seed], arm['name']) for seed in ap},
+    )
+
+
+def ap_curve(run: Run, arm: str) -> list[dict]:
+    """AP (points) along an arm: the baseline, evaluations during training, the end of each stage.
+
+    Rows: updates (since the baseline), AP, stage (0: the baseline), teacher (label).
+    """
+    ends = run.stage_aps(arm)
+    known = {row['updates'] for row in ends}
+    inside = [
+        {
+            'updates': row['update'],
+            'AP': 100 * row['bbox_mAP'],
+            'stage': row['stage'],
+            'teacher': row['teacher'],
+        }
+        for row in run.curves(arm)
+        if row.get('bbox_mAP') is not None and row['update'] not in known
+    ]
+    return sorted([*ends, *inside], key=lambda row: row['updates'])
+
+
+def _forecast(run: Run) -> tuple[dict | None, list[tuple[str, ...]]]:
+    """Costs and the sequences that they suggest: the run's own, or those of the sweep that it is part of."""
+    sweep = run.path.resolve().parents[1]
+    info = read_json(sweep / 'sweep.json')
+    if info and info.get('suggested'):
+        costs = read_json(sweep / 'shared' / str(info['seed']) / 'order' / 'costs.json')
+        return costs, [tuple(order) for order in info['suggested']['orders']]
+    folder = run.path / 'order'
+    found = read_json(folder / 'sequence.json')
+    return read_json(folder / 'costs.json'), [tuple(found['sequence'])] if found else []

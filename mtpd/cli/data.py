@@ -24,10 +24,10 @@ def data() -> None:
 @click.option('--seed', default=0, show_default=True)
 def digits(root: Path, train: int, val: int, size: int, seed: int) -> None:
     """Make DigitScenes below ROOT, or check the ones that are there."""
-    from ..data import digits as scenes
+    from ..data import digit_scenes as scenes
 
-    folder = scenes.make(root, train, val, size, seed)
-    broken = scenes.verify(folder)
+    folder = scenes.make_digit_scenes(root, train, val, size, seed)
+    broken = scenes.changed_splits(folder)
     if broken:
         raise MtpdError(
             f'{folder}: files of {", ".join(broken)} have changed. Remove the folder and make it again.'
@@ -53,7 +53,7 @@ def coco(root: Path, splits, more, server: str | None, remove_zips: bool) -> Non
     Goes on where it was interrupted. Sizes and SHA-256 of the archives are compared with those that TensorFlow
     Datasets recorded, as COCO publishes none. Terms of use: https://cocodataset.org/#termsofuse
     """
-    from ..data.coco_download import SERVER, download
+    from ..data.coco_download import SERVER, download_coco
 
     splits = (*splits, *more) or ('train', 'val')
-    download(root, splits, server or SERVER, remove_zips, click.echo)
+    download_coco(root, splits, server or SERVER, remove_zips, click.echo)

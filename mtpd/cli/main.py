@@ -66,18 +66,18 @@ def train(recipe, work_dir, detector: str | None, arm: str | None, stage: int, a
     CONFIG is a recipe, or an mmdet config (a file, or mmdet::retinanet/retinanet_r50_fpn_1x_coco.py), which is trained
     as it says; --cfg-options are its keys then, and data.root=FOLDER for any COCO-format dataset.
     """
-    from ..analysis.setups import refuse_other
-    from ..pipeline.holding import held
-    from ..pipeline.plain import folder
-    from ..pipeline.plain import train as train_plain
-    from ..pipeline.train import train_detector_run, train_stage
+    from ..analysis.settings import refuse_other
+    from ..pipeline.mmdet_config import config_run_dir
+    from ..pipeline.mmdet_config import train_config as train_plain
+    from ..pipeline.stages import train_detector_run, train_stage
+    from ..pipeline.status import run_lock
 
     if arm and detector:
         raise click.UsageError('--arm trains a stage and --detector a plain detector: give one.')
     plain = refuse_for_plain(recipe, arm=arm, detector=detector)
-    run_dir = folder(recipe, work_dir) if plain else recipe.run_dir(work_dir)
+    run_dir = config_run_dir(recipe, work_dir) if plain else recipe.run_dir(work_dir)
     apart = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
-    with apart, held(run_dir, ['mtpd', *sys.argv[1:]]):
+    with apart, run_lock(run_dir, ['mtpd', *sys.argv[1:]]):
         if not plain:
             refuse_other(recipe, run_dir)
         if plain:
@@ -98,15 +98,20 @@ def train(recipe, work_dir, detector: str | None, arm: str | None, stage: int, a
 @recipe_options
 def order(recipe, work_dir: Path | None) -> None:
     """How far RECIPE's detectors are from each other, and the sequence of teachers that suggests."""
-    from ..analysis.setups import refuse_other
-    from ..pipeline.order import adaptation_costs, calibration, choose, conclusion
-    from ..preflight.checks import check
+    from ..analysis.settings import refuse_other
+    from ..pipeline.teacher_order import (
+        adaptation_costs,
+        calibration,
+        order_conclusion,
+        suggest_sequence,
+    )
+    from ..preflight.checks import check_before_training
     from ..utils.files import write_text
-    from ..utils.paths import shown
+    from ..utils.paths import display_path
 
     run_dir = recipe.run_dir(work_dir)
     refuse_other(recipe, run_dir)
-    check(recipe, recipe.detectors)  # before what is not trained yet is trained
+    check_before_training(recipe, recipe.detectors)  # before what is not trained yet is trained
     labels = {name: spec.get('label', name) for name, spec in recipe.detectors.items()}
     costs = adaptation_costs(recipe, work_dir)
     write_text(run_dir / 'order' / 'recipe.py', recipe.text)
@@ -116,9 +121,9 @@ def order(recipe, work_dir: Path | None) -> None:
     for name, row in zip(costs['detectors'], costs['cost'], strict=True):
         click.echo(f'{name:<{width}}' + ''.join(f'  {value:{max(width, 6)}.3f}' for value in row))
     click.echo(calibration(costs))
-    found = choose(recipe, costs, work_dir)
-    click.echo('\n'.join([*found['reasons'], conclusion(found, labels)]))
-    folder = shown(run_dir / 'order')
+    found = suggest_sequence(recipe, costs, work_dir)
+    click.echo('\n'.join([*found['reasons'], order_conclusion(found, labels)]))
+    folder = display_path(run_dir / 'order')
     click.echo(f'with intervals and levels: {folder}/costs.json, {folder}/sequence.json')
 
 
@@ -129,10 +134,10 @@ def show(recipe, work_dir: Path | None) -> None:
 
     It is Python: to load it runs its code. Read what strangers wrote before this, too.
     """
-    from ..config.files import as_python
+    from ..config.files import format_config
 
     click.echo(f'# {recipe.source}, resolved')
-    click.echo(as_python(recipe.cfg._cfg_dict.to_dict(), wide=100), nl=False)
+    click.echo(format_config(recipe.cfg._cfg_dict.to_dict(), wide=100), nl=False)
 
 
 main.command()(sweep_options(sweeps.sweep))
@@ -153,11 +158,11 @@ def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out) -> None:
     """COCO numbers of a checkpoint (any layout) on a recipe's validation or an mmdet config's test split, as JSON."""
     import json
 
-    from ..engine.evaluate import evaluate
-    from ..pipeline.plain import test
+    from ..engine.evaluation import evaluate
+    from ..pipeline.mmdet_config import test_config
 
     if refuse_for_plain(recipe, detector=detector):
-        found = test(recipe, checkpoint, metrics or recipe.metrics, out)
+        found = test_config(recipe, checkpoint, metrics or recipe.metrics, out)
     else:
         wanted = metrics or tuple(recipe.cfg.evaluation.metrics)
         found = evaluate(recipe, checkpoint, wanted, detector or 'student', out)
@@ -189,7 +194,7 @@ def predict(sources, checkpoint, config, detector, out, threshold, device) -> No
 @as_json_option
 def recipes(as_json: bool) -> None:
     """List the recipes: what each does, and the paper's AP on COCO."""
-    from ..config.listing import recipes as listed
+    from ..config.recipe import list_recipes as listed
 
     if as_json:
         echo_json(listed())
@@ -219,14 +224,14 @@ def export(
     ends in .onnx makes an ONNX file of a one-stage detector, which `mtpd.edge.EdgeDetector` runs without torch.
     """
     if target.suffix == '.onnx':
-        from ..engine.onnx_export import export as to_onnx
+        from ..engine.onnx_export import export_onnx as to_onnx
         from ..predict import detector as ready
 
         click.echo(to_onnx(ready(source, config, detector, 'cpu'), target))
         return
-    from ..runtime.checkpoints import publish
+    from ..runtime.checkpoints import publish_student
 
-    click.echo(publish(source, target, half, trust_checkpoint))
+    click.echo(publish_student(source, target, half, trust_checkpoint))
 
 
 @main.command()
@@ -245,7 +250,7 @@ def report(folder: Path) -> None:
 @click.option('--out', default='runs/comparison.html', show_default=True, type=click.Path())
 def compare(folders: tuple[str, ...], out: str) -> None:
     """Write one page about several run directories: AP side by side, settings that differ, curves overlaid."""
-    from ..report.beside import compare_runs
+    from ..report.comparison import compare_runs
 
     click.echo(compare_runs(folders, out))
 
@@ -263,14 +268,14 @@ def doctor(recipe: str | None, cfg_options: dict, work_dir: Path | None, as_json
 
     A few updates are tried, which tells the memory and the time that the run will take. RECIPE is Python, and its code runs.
     """
-    from ..pipeline.doctor import check as checks
-    from ..pipeline.doctor import report
+    from ..pipeline.doctor import print_checks
+    from ..pipeline.doctor import run_checks as checks
 
     if as_json:
         found = checks(recipe, cfg_options, work_dir)
         echo_json([check._asdict() for check in found])
         sys.exit(any(check.state == 'fail' for check in found))
-    sys.exit(report(recipe, click.echo, cfg_options, work_dir))
+    sys.exit(print_checks(recipe, click.echo, cfg_options, work_dir))
 
 
 @main.command(name='install-ops')
@@ -287,9 +292,9 @@ def install_ops(cuda_arch: str | None, rebuild: bool, no_retry: bool) -> None:
 
     With a GPU and a torch for CUDA they are CUDA ops for that GPU. Where there is no nvcc, pip's is fetched (150 MB).
     """
-    from ..install.ops import install
+    from ..install.ops import install_ops
 
-    install(cuda_arch, rebuild, not no_retry, echo=click.echo)
+    install_ops(cuda_arch, rebuild, not no_retry, echo=click.echo)
 
 
 if __name__ == '__main__':

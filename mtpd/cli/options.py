@@ -11,9 +11,9 @@ import click
 
 from ..config.schema import parse_overrides
 from ..errors import MtpdError
-from ..runtime.world import let_the_first_speak
+from ..runtime.world import wait_for_rank_0
 from ..utils.paths import config_file
-from ..utils.stopping import raised
+from ..utils.processes import sigterm_raises
 
 FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -23,10 +23,10 @@ class Main(click.Group):
 
     def invoke(self, ctx: click.Context):
         try:
-            with raised():
+            with sigterm_raises():
                 return super().invoke(ctx)
         except MtpdError as error:
-            click.echo(f'mtpd: {let_the_first_speak()}{error}', err=True)
+            click.echo(f'mtpd: {wait_for_rank_0()}{error}', err=True)
             ctx.exit(error.exit_code)
         except OSError as error:
             if error.errno not in FULL_OR_READ_ONLY:
@@ -90,9 +90,9 @@ as_json_option = click.option('--json', 'as_json', is_flag=True, help='For machi
 def echo_json(found) -> None:
     import json
 
-    from ..utils.files import plain
+    from ..utils.files import json_value
 
-    click.echo(json.dumps(plain(found), indent=2, ensure_ascii=False))
+    click.echo(json.dumps(json_value(found), indent=2, ensure_ascii=False))
 
 
 def work_dir_option(end: str = '/<seed>', plain: bool = False):
@@ -112,7 +112,7 @@ def recipe_options(command, plain: bool = False, several: bool = False):
         if gpus is not None:
             cfg_options = {**cfg_options, 'runtime.gpus': gpus}
         if plain:
-            from ..pipeline.plain import load_config as load
+            from ..pipeline.mmdet_config import load_config as load
         else:
             from ..preflight.checks import load_whole as load
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from ..runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
+import ast
 import copy
 import pprint
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,17 +17,17 @@ from mmcv import Config, ConfigDict
 
 from ..errors import RecipeError
 from ..utils.paths import config_file
-from . import bases, schema
+from . import schema
 
 
-def read(path: str | Path) -> tuple[Path, Config]:
+def read_config(path: str | Path) -> tuple[Path, Config]:
     """A recipe's or an mmdet config's file (see `paths.config_file`) and its values.
 
     Raises:
         RecipeError: no such file, or one that does not load.
     """
     source = config_file(path)
-    if found := bases.problems(source):
+    if found := config_file_problems(source):
         raise RecipeError(source, found)
     try:
         return source, Config.fromfile(str(source.resolve()))
@@ -33,7 +35,7 @@ def read(path: str | Path) -> tuple[Path, Config]:
         raise RecipeError(source, [f'it does not load: {type(error).__name__}: {error}']) from error
 
 
-def is_plain(cfg: Config) -> bool:
+def is_plain_config(cfg: Config) -> bool:
     """Whether it is a plain mmdet config rather than a recipe."""
     return 'model' in cfg and 'student' not in cfg
 
@@ -46,7 +48,7 @@ def as_overrides(overrides: dict | str | None) -> dict:
         raise RecipeError('an override', [str(error)]) from None
 
 
-def lay_over(cfg: Config, overrides: dict, source: Path) -> None:
+def override_values(cfg: Config, overrides: dict, source: Path) -> None:
     """Overrides a config's values by dotted keys. Raises RecipeError where they don't fit in."""
     try:
         cfg.merge_from_dict(copy.deepcopy(overrides))
@@ -54,7 +56,7 @@ def lay_over(cfg: Config, overrides: dict, source: Path) -> None:
         raise RecipeError(source, [f'it does not load: {type(error).__name__}: {error}']) from error
 
 
-def as_python(values: dict, wide: int | None = None) -> str:
+def format_config(values: dict, wide: int | None = None) -> str:
     """A config file's text, without mmcv's long-winded formatting; in lines of `wide` characters, or one per key."""
     shown = partial(pprint.pformat, width=wide, sort_dicts=False) if wide else repr
     return ''.join(f'{key} = {shown(value)}\n' for key, value in values.items())
@@ -77,3 +79,53 @@ def set_classes(node: Any, count: int) -> None:
         set_classes(item, count)
     if isinstance(node, dict) and 'num_classes' in node:
         node['num_classes'] = count
+
+
+# A config's files before mmcv runs them: the `_base_` files they build on, and keys that are given twice.
+
+
+def config_file_problems(source: Path) -> list[str]:
+    """Missing files, circles of files, files that don't parse, and dicts that state a key twice, of which Python would
+    drop the first."""
+    return list(dict.fromkeys(_walk(source.resolve(), ())))
+
+
+def _walk(path: Path, above: tuple[Path, ...]) -> Iterator[str]:
+    if path in above:
+        circle = ' → '.join(str(item) for item in (*above[above.index(path) :], path))
+        yield f'the files named by _base_ go in a circle: {circle}. Remove one of them.'
+        return
+    try:
+        tree = ast.parse(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        yield f'_base_ of {above[-1]}: {path} is missing. Correct the path, which is relative to that file.'
+        return
+    except SyntaxError as error:
+        if path.suffix == '.py':  # mmcv names others
+            yield f'it does not load: SyntaxError: {path}, line {error.lineno}: {error.msg}'
+        return
+    except (OSError, ValueError, RecursionError, MemoryError):
+        return  # left to mmcv, which names them
+    yield from _repeated_keys(path, tree)
+    for base in _bases(tree):
+        yield from _walk((path.parent / base).resolve(), (*above, path))
+
+
+def _bases(tree: ast.Module) -> list[str]:
+    for line in tree.body:
+        named = isinstance(line, ast.Assign) and getattr(line.targets[0], 'id', '') == '_base_'
+        if named:
+            try:
+                value = ast.literal_eval(line.value)
+            except (ValueError, TypeError):
+                return []
+            found = [value] if isinstance(value, str) else value
+            return [base for base in found if isinstance(base, str) and '{{' not in base]
+    return []
+
+
+def _repeated_keys(path: Path, tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        keys = [getattr(key, 'value', None) for key in getattr(node, 'keys', ())]
+        for key in {key for key in keys if isinstance(key, str) and keys.count(key) > 1}:
+            yield f'{path}, line {node.lineno}: {key!r} is given twice in one dict. Remove or rename one.'

@@ -15,13 +15,21 @@ from typing import Any
 
 from mmcv import Config, ConfigDict
 
-from ..data import coco, digits
+from ..data import coco, digit_scenes
 from ..errors import RecipeError, unknown
 from ..utils import download
 from ..utils.files import sha256_in_name
-from ..utils.paths import ROOT, cached, is_url, resolve, shown
-from . import relations, schema
-from .files import as_overrides, as_python, is_plain, lay_over, name_weights_once, read, set_classes
+from ..utils.paths import ROOT, cached_path, display_path, is_url, resolve_path
+from . import schema
+from .files import (
+    as_overrides,
+    format_config,
+    is_plain_config,
+    name_weights_once,
+    override_values,
+    read_config,
+    set_classes,
+)
 
 PATHS = ('data.root', '.config', '.checkpoint', '.init')  # keys whose values are paths
 
@@ -30,7 +38,7 @@ PATHS = ('data.root', '.config', '.checkpoint', '.init')  # keys whose values ar
 class Arm:
     """A named sequence of teachers (None: a stage without one); its updates are split evenly over the stages.
 
-    No teachers: they are 'auto' and not chosen yet, see `mtpd.pipeline.order.settled`.
+    No teachers: they are 'auto' and not chosen yet, see `mtpd.pipeline.teacher_order.resolve_auto_arms`.
     """
 
     name: str
@@ -137,25 +145,27 @@ class Recipe:
         """The dataset's folder; DigitScenes are written where they are missing (`scenes`: training scenes)."""
         data = self.cfg.data
         if data.root is not None:
-            return resolve(data.root, self.source)
+            return resolve_path(data.root, self.source)
         made = data.scenes
-        return digits.make(ROOT / data.cache, scenes or made.train, made.val, made.size, made.seed)
+        return digit_scenes.make_digit_scenes(
+            ROOT / data.cache, scenes or made.train, made.val, made.size, made.seed
+        )
 
     def split(self, name: str, scenes: int | None = None) -> tuple[Path, Path]:
         """Annotation file and image folder of 'train' or 'val'."""
-        return coco.locate(self.data_root(scenes), self.cfg.data.splits[name])
+        return coco.locate_split(self.data_root(scenes), self.cfg.data.splits[name])
 
     @property
     def classes(self) -> tuple[str, ...]:
         if self.cfg.data.root is None:
-            return digits.CLASSES
-        return coco.classes(self.split('train')[0])
+            return digit_scenes.CLASSES
+        return coco.class_names(self.split('train')[0])
 
     def data_problems(self) -> list[str]:
         """What stops this recipe's dataset from being used; empty when all is well."""
         if self.cfg.data.root is None:
             return []
-        root = resolve(self.cfg.data.root, self.source)
+        root = resolve_path(self.cfg.data.root, self.source)
         if not root.is_dir():
             fetch = ' `mtpd data coco` fetches COCO into it.' if root.name == 'coco' else ''
             return [
@@ -164,16 +174,20 @@ class Recipe:
         found = [
             problem
             for split in ('train', 'val')
-            for problem in coco.problems(root, self.cfg.data.splits[split], self.corrupt_limit)
+            for problem in coco.split_problems(
+                root, self.cfg.data.splits[split], self.corrupt_limit
+            )
         ]
         if not found:
             scale = self.cfg.image.scale
             longest = scale if isinstance(scale, int) else max(scale)
             for split in ('train', 'val'):
-                found += coco.thin(root, self.cfg.data.splits[split], longest, split == 'train')
+                found += coco.thin_images(
+                    root, self.cfg.data.splits[split], longest, split == 'train'
+                )
         if not found:
             names = [
-                coco.classes(coco.locate(root, self.cfg.data.splits[split])[0])
+                coco.class_names(coco.locate_split(root, self.cfg.data.splits[split])[0])
                 for split in ('train', 'val')
             ]
             if names[0] != names[1]:
@@ -198,7 +212,7 @@ class Recipe:
             RecipeError: no such detector, or its config does not load.
         """
         spec = self.detector(name)
-        path, count = resolve(spec.config, self.source), len(self.classes)
+        path, count = resolve_path(spec.config, self.source), len(self.classes)
         try:
             cfg = Config.fromfile(str(path))
             cfg.merge_from_dict({'model': copy.deepcopy(spec.get('model', {}))})
@@ -223,7 +237,7 @@ class Recipe:
         path = self.detectors[name].get(key)
         if not path:
             return None
-        return cached(path) if is_url(path) else resolve(path, self.source)
+        return cached_path(path) if is_url(path) else resolve_path(path, self.source)
 
     def url(self, name: str, key: str = 'checkpoint') -> str | None:
         """Where the checkpoint is fetched from; None where it is a local file, or none is named."""
@@ -238,7 +252,7 @@ class Recipe:
         """
         path = self.checkpoint(name, key)
         if url := self.url(name, key):
-            download.fetch(url, path, sha256_in_name(path.name))
+            download.fetch_file(url, path, sha256_in_name(path.name))
         return path
 
     def checkpoint_problems(self, names: Iterable[str] | None = None) -> list[str]:
@@ -255,7 +269,7 @@ class Recipe:
     @property
     def text(self) -> str:
         """The resolved recipe as Python: enough to run again."""
-        return as_python(self.cfg._cfg_dict.to_dict())
+        return format_config(self.cfg._cfg_dict.to_dict())
 
 
 def _key(detector: str) -> str:
@@ -282,20 +296,20 @@ def load_recipe(
         overrides = {**overrides, 'seed': seed}
     if isinstance(path, Recipe):
         return load_recipe(path.source, {**path.overrides, **overrides}) if overrides else path
-    source, cfg = read(path)
-    if is_plain(cfg):
+    source, cfg = read_config(path)
+    if is_plain_config(cfg):
         raise RecipeError(
             path, ['an mmdet config, not a recipe: only `mtpd train` and `mtpd eval` take it.']
         )
-    lay_over(cfg, overrides, source)
+    override_values(cfg, overrides, source)
     values = cfg._cfg_dict.to_dict()
-    found = relations.problems(values)
+    found = schema.value_problems(values)
     if not found:
         if found := _settle(cfg, source.resolve()):
             raise RecipeError(source, found)
         return Recipe(cfg, source.resolve(), overrides)
-    cfg = Config(schema.without_unknown(values))
-    found += relations.problems(cfg._cfg_dict.to_dict())
+    cfg = Config(schema.drop_unknown_keys(values))
+    found += schema.value_problems(cfg._cfg_dict.to_dict())
     rest = None
     with contextlib.suppress(AttributeError, TypeError, KeyError):  # of values of a wrong shape
         found += _settle(cfg, source.resolve())
@@ -313,11 +327,26 @@ def _settle(cfg: Config, source: Path) -> list[str]:
     for name, spec in places.items():
         for key in ('config', 'checkpoint', 'init'):
             if spec.get(key) and (key == 'config' or not is_url(spec[key])):
-                path = resolve(spec[key], source)
+                path = resolve_path(spec[key], source)
                 if key == 'config' and not path.is_file():
                     found.append(f'{name}.config: {path} is missing.')
                 if not spec[key].startswith('mmdet::'):
-                    spec[key] = shown(path)
+                    spec[key] = display_path(path)
     if cfg.data.root is not None:
-        cfg.data.root = shown(resolve(cfg.data.root, source))
+        cfg.data.root = display_path(resolve_path(cfg.data.root, source))
+    return found
+
+
+# The recipes that there are.
+
+
+def list_recipes() -> list[dict]:
+    """For each recipe in configs/ its ``path``, ``title``, and the paper's AP on COCO of the sequence it follows, or None."""
+    found = []
+    for path in sorted((ROOT / 'configs').glob('[!_]*/*.py')):
+        if path.parent.name == 'teachers':  # detectors
+            continue
+        cfg = load_recipe(path).cfg
+        title, paper = cfg.get('title', cfg.name), cfg.get('paper', {})
+        found.append({'path': display_path(path), 'title': title, 'paper': paper.get('result')})
     return found

@@ -7,10 +7,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..errors import MtpdError
-from . import annotations, pictures
+from . import validation
 
 
-def locate(root: Path, split: str | dict) -> tuple[Path, Path]:
+def locate_split(root: Path, split: str | dict) -> tuple[Path, Path]:
     """Annotation file and image folder of a split.
 
     Args:
@@ -50,7 +50,7 @@ def _changed(path: Path) -> tuple[int, int]:
     return told.st_mtime_ns, told.st_size
 
 
-def read(path: Path) -> dict:
+def read_annotations(path: Path) -> dict:
     """The annotation file's content.
 
     Raises:
@@ -82,37 +82,37 @@ def read(path: Path) -> dict:
     return table
 
 
-def classes(path: Path) -> tuple[str, ...]:
+def class_names(path: Path) -> tuple[str, ...]:
     """Class names in the file's order: mmdet numbers the heads' outputs by it, whatever the category ids.
 
     Raises:
         MtpdError: as `read`, and for a category without a name.
     """
     try:
-        return tuple(str(item['name']) for item in read(path)['categories'])
+        return tuple(str(item['name']) for item in read_annotations(path)['categories'])
     except (KeyError, TypeError):
         raise MtpdError(f'annotation file {path}: a category lacks its name.') from None
 
 
 def has_masks(path: Path) -> bool:
-    return not without_masks(path)[0]
+    return not count_without_masks(path)[0]
 
 
-def without_masks(path: Path) -> tuple[int, int]:
+def count_without_masks(path: Path) -> tuple[int, int]:
     """How many objects have no mask, of how many there are."""
-    objects = read(path)['annotations']
+    objects = read_annotations(path)['annotations']
     return sum(not item.get('segmentation') for item in objects), len(objects)
 
 
-def problems(root: Path, split: str | dict, corrupt_limit: int = 0) -> list[str]:
+def split_problems(root: Path, split: str | dict, corrupt_limit: int = 0) -> list[str]:
     """What stops training or testing on a split: every finding with its fix; empty when all is well.
 
     Args:
         corrupt_limit: as many images may be missing or corrupt.
     """
-    path, images = locate(root, split)
+    path, images = locate_split(root, split)
     try:
-        table = read(path)
+        table = read_annotations(path)
     except MtpdError as error:
         return [str(error)]
     found = list(_checked(path, _changed(path)))
@@ -127,17 +127,17 @@ def problems(root: Path, split: str | dict, corrupt_limit: int = 0) -> list[str]
             f'{len(missing)} of {len(names)} images of {path} are not in {images}, for example {next(n for n in names if n in missing)[:200]}.'
         ]
     there = [item for item in table['images'] if item['file_name'] not in missing]
-    return pictures.problems(there, images, corrupt_limit - len(missing))
+    return validation.image_problems(there, images, corrupt_limit - len(missing))
 
 
-def thin(root: Path, split: str | dict, longest: int, training: bool) -> list[str]:
+def thin_images(root: Path, split: str | dict, longest: int, training: bool) -> list[str]:
     """Images of which resizing to `longest` pixels leaves no row or column, at which OpenCV fails.
 
     Args:
         training: mmdet leaves out images with a side under 32 pixels.
     """
-    path, _ = locate(root, split)
-    for item in read(path)['images']:
+    path, _ = locate_split(root, split)
+    for item in read_annotations(path)['images']:
         short, long = sorted((item['width'], item['height']))
         if short / long * longest < 0.5 and not (training and short < 32):
             return [
@@ -156,4 +156,4 @@ def _is_file(path: Path) -> bool:
 
 @lru_cache(maxsize=8)
 def _checked(path: Path, changed: tuple[int, int]) -> tuple[str, ...]:
-    return tuple(annotations.check(_read(path, changed), f'annotation file {path}'))
+    return tuple(validation.annotation_problems(_read(path, changed), f'annotation file {path}'))

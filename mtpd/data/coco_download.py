@@ -9,9 +9,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from ..errors import MtpdError
-from ..utils.download import fetch
-from ..utils.files import room
-from ..utils.unpack import unpack
+from ..utils.download import fetch_file, unpack_zip
+from ..utils.files import check_disk_space
 from . import coco
 
 # The bucket of images.cocodataset.org, which itself has no certificate of its own.
@@ -55,7 +54,7 @@ ARCHIVES = {
 }
 
 
-def download(
+def download_coco(
     root: str | Path,
     splits: Iterable[str] = ('val', 'train'),
     server: str = SERVER,
@@ -113,14 +112,14 @@ def _problems(root: Path, split: str) -> list[str]:
     """What is missing of a split. Raises MtpdError where the annotation file is not COCO 2017's."""
     path = _annotations(root, split)
     if path.is_file():
-        listed, expected = len(coco.read(path)['images']), ARCHIVES[split].images
+        listed, expected = len(coco.read_annotations(path)['images']), ARCHIVES[split].images
         if listed != expected:
             raise MtpdError(
                 f'{path} lists {listed} images and COCO 2017 has {expected}: '
                 'it belongs to another dataset. Choose another folder with --root.'
             )
     places = {'annotations': f'annotations/{path.name}', 'images': f'{split}2017'}
-    return coco.problems(root, places)
+    return coco.split_problems(root, places)
 
 
 def _room(root: Path, splits: list[str]) -> None:
@@ -131,10 +130,10 @@ def _room(root: Path, splits: list[str]) -> None:
         zips = (root / archive.name, root / f'{archive.name}.part')
         here = [path for path in (*zips, *(root / f'{name}2017').glob('*')) if path.is_file()]
         needed += max(0, 2 * archive.size - sum(path.stat().st_size for path in here))
-    room(root, needed, 'COCO 2017, archives and unpacked,')
+    check_disk_space(root, needed, 'COCO 2017, archives and unpacked,')
 
 
 def _get(root: Path, name: str, prefix: str, server: str) -> None:
     archive = ARCHIVES[name]
     url = f'{server.rstrip("/")}/{archive.path}'
-    unpack(fetch(url, root / archive.name, archive.sha256, archive.size), root, prefix)
+    unpack_zip(fetch_file(url, root / archive.name, archive.sha256, archive.size), root, prefix)

@@ -11,15 +11,19 @@ from ..runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 
+from collections.abc import Iterator
+
+import torch
 from mmcv import ConfigDict
-from mmdet.models import DETECTORS, BaseDetector, build_detector
+from mmcv.cnn import fuse_conv_bn
+from mmdet.models import DETECTORS, BaseDetector, build_backbone, build_detector, build_neck
 from torch import Tensor, nn
 
 from ..errors import MtpdError
-from ..runtime import checkpoints, modules  # noqa: F401  (adapted before detectors are built)
-from .inherit import InheritReport, inherit, initialise
+from ..runtime import checkpoints, detectors  # noqa: F401  (adapted before detectors are built)
+from ..runtime.streams import cuda_stream
+from .initialization import InheritReport, inherit_from_teacher, initialise
 from .losses import build_losses
-from .teacher import Teacher
 
 _log = logging.getLogger('mtpd')
 
@@ -48,7 +52,7 @@ class Distiller(BaseDetector):
         init_student: the student takes over the teacher's neck and head; see `inherit_report`.
         teacher_mode: 'eval', or 'train' for the original code's behaviour, where the runner puts
             the teacher into train mode (DropPath acts, batch norm updates its statistics).
-        inherit_allow: patterns of weights that may differ then, see `mtpd.distill.inherit`.
+        inherit_allow: patterns of weights that may differ then, see `mtpd.distill.initialization`.
         train_cfg, test_cfg: the student's, where its config does not hold them.
 
     Raises:
@@ -88,13 +92,13 @@ class Distiller(BaseDetector):
         else:
             initialise(self.student, student.backbone, 'student.model')
         if teacher_checkpoint != 'random':
-            state = checkpoints.load(teacher_checkpoint)
+            state = checkpoints.load_checkpoint(teacher_checkpoint)
             state = checkpoints.student_state(state, teacher_checkpoint)
             checkpoints.load_strictly(
                 self.teacher, state, 'the teacher', teacher_checkpoint, only=('backbone.', 'neck.')
             )
             if init_student:
-                self.inherit_report = inherit(self.student, state, inherit_allow)
+                self.inherit_report = inherit_from_teacher(self.student, state, inherit_allow)
                 _log.info('%s', self.inherit_report)
         self.train()
 
@@ -239,3 +243,55 @@ def _feature(features: dict, who: str, path: str) -> Tensor:
             "each forward pass, such as 'neck.fpn_convs.0.conv'"
         )
     return output
+
+
+# The teacher of a distillation: backbone and neck of a detector, frozen.
+
+
+class Teacher(nn.Module):
+    """Backbone and neck of the detector that `cfg` describes: distillation needs no more of it.
+
+    `own_stream`: whether `beside` uses a CUDA stream of its own.
+    """
+
+    own_stream = False
+
+    def __init__(self, cfg: dict):
+        super().__init__()
+        self.backbone = build_backbone(cfg['backbone'])
+        self.neck = build_neck(cfg['neck']) if cfg.get('neck') else nn.Identity()
+        self.requires_grad_(False)
+
+    def forward(self, img: Tensor) -> tuple[Tensor, ...]:
+        """Features, each `(N, C, H, W)`, of images `(N, 3, H, W)`."""
+        return self.neck(self.backbone(img))
+
+    def fold(self) -> None:
+        """Makes the backbone's batch norms, in eval mode, part of the convolutions before them; for good.
+
+        The neck keeps its own, as what is distilled are its convolutions' outputs.
+        """
+        self.backbone = fuse_conv_bn(self.backbone).requires_grad_(False)
+
+    @contextlib.contextmanager
+    def beside(self, img: Tensor, features: dict[str, Tensor]) -> Iterator[None]:
+        """A forward pass without gradients, before the block's work or, on a stream of its own, at the same time.
+
+        Args:
+            features: what hooks collect in the pass; for use after the block.
+        """
+        if not self.own_stream:
+            with torch.no_grad():
+                self(img)
+            yield
+            return
+        current, beside = torch.cuda.current_stream(), cuda_stream('teacher')
+        beside.wait_stream(current)
+        img.record_stream(beside)
+        # Not inference_mode: its tensors cannot be saved for the loss's backward pass.
+        with torch.no_grad(), torch.cuda.stream(beside):
+            self(img)
+        yield
+        current.wait_stream(beside)
+        for feature in features.values():
+            feature.record_stream(current)

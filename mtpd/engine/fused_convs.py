@@ -20,7 +20,7 @@ from mmdet.models.dense_heads import RPNHead
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .norms import weight_and_bias
+from .folded_norms import weight_and_bias
 
 _refused: set[tuple] = set()  # kinds of convolutions for which cuDNN has no such kernel
 
@@ -88,7 +88,7 @@ def conv_relu(
     return F.relu_(out if residual is None else out.add_(residual))
 
 
-def fuse(model: nn.Module, hooked: Collection[nn.Module] = ()) -> None:
+def fuse_convs(model: nn.Module, hooked: Collection[nn.Module] = ()) -> None:
     """Lets the ReLUs of a model's ResNet blocks and of its convolutions without norms work as this module says.
 
     Weights and their names stay. A block whose norms take statistics, or whose input is on the CPU, works as before.

@@ -6,18 +6,25 @@ from ..runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import json
+import math
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import torch
 from mmcv.runner import HOOKS, Hook, LoggerHook, get_dist_info, master_only, weights_to_cpu
 from mmcv.runner.checkpoint import get_state_dict
 
-from ..data.replay import MODEL, seed_all
-from ..runtime.checkpoints import save_atomic
-from ..utils import stopping
-from ..utils.files import plain, read_log, read_own, write_json, write_text
-from . import guards
+from ..data import loading
+from ..data.loading import batch_metas
+from ..data.seeded_loader import MODEL, seed_all
+from ..errors import MtpdError
+from ..runtime import distributed
+from ..runtime.checkpoints import resume_hint, save_atomic
+from ..utils import processes
+from ..utils.files import json_value, read_json_if_whole, read_log, write_json, write_text
 
 
 @HOOKS.register_module()
@@ -67,7 +74,7 @@ class JsonLog(LoggerHook):
         if 'loss' in values:
             row['lr'] = runner.current_lr()[0]
         with self.path.open('a', encoding='utf-8') as file:
-            file.write(json.dumps(plain({**row, **values})) + '\n')
+            file.write(json.dumps(json_value({**row, **values})) + '\n')
         if 'bbox_mAP' in values:
             print(
                 f'update {done}/{runner.max_iters}  AP {100 * values["bbox_mAP"]:.1f}', flush=True
@@ -98,7 +105,7 @@ class SaveLatest(Hook):
         self.by_epoch = by_epoch
 
     def before_run(self, runner) -> None:
-        past = read_own(self.path.with_name('training.json'), {}) if runner.iter else {}
+        past = read_json_if_whole(self.path.with_name('training.json'), {}) if runner.iter else {}
         self.began = time.time() - past.get('seconds', 0)
 
     def after_train_iter(self, runner) -> None:
@@ -106,21 +113,23 @@ class SaveLatest(Hook):
         # At an epoch's end what happens there comes first. After the last update the training ends by itself, with its
         # last row in the log, which going on from this checkpoint would never write.
         ends = self.is_last_iter(runner) or (self.by_epoch and self.end_of_epoch(runner))
-        stop = stopping.asked() and not ends
+        stop = processes.stop_requested() and not ends
         if stop or (due and not self.by_epoch):
             # A signal is rank 0's alone.
-            guards.of(runner).check_weights(runner, runner.iter + 1, due and not self.by_epoch)
+            finite_loss_hook(runner).check_weights(
+                runner, runner.iter + 1, due and not self.by_epoch
+            )
             self._save(runner, runner.iter + 1, runner.epoch, self.is_last_iter(runner))
         if stop:
-            stopping.stop()
+            processes.stop_now()
 
     def after_train_epoch(self, runner) -> None:
         due = self.every_n_epochs(runner, self.interval) or self.is_last_epoch(runner)
-        if self.by_epoch and (due or stopping.asked()):
-            guards.of(runner).check_weights(runner, runner.iter, due)
+        if self.by_epoch and (due or processes.stop_requested()):
+            finite_loss_hook(runner).check_weights(runner, runner.iter, due)
             self._save(runner, runner.iter, runner.epoch + 1, self.is_last_epoch(runner))
-        if stopping.asked():
-            stopping.stop()
+        if processes.stop_requested():
+            processes.stop_now()
 
     @master_only
     def _save(self, runner, done: int, epochs: int, last: bool) -> None:
@@ -137,3 +146,174 @@ class SaveLatest(Hook):
         part.replace(self.path)
         seconds = round(time.time() - self.began, 1)
         write_json(self.path.with_name('training.json'), {'update': done, 'seconds': seconds})
+
+
+# A training ends before a loss, or weights, that are not finite spoil what it has learned.
+
+
+LOSS_CHECK_INTERVAL = (
+    50  # updates in a row that a loss scaler may skip, until its scale has come down
+)
+
+
+@HOOKS.register_module()
+class FiniteLoss(Hook):
+    """Before an update's optimizer step: raises MtpdError where a loss is NaN or infinite, in all processes.
+
+    nonfinite.json in `folder` then says in which update, with which losses, learning rate and images. The losses are
+    those that mmdet has brought to the CPU, over all processes, for its log. Training in half precision with a loss
+    scaler, which leaves out such steps, goes on until there are 50 in a row.
+
+    Args:
+        advice: which settings may help, in words.
+    """
+
+    def __init__(self, folder: str, advice: str):
+        self.folder, self.advice = Path(folder), advice
+        self.skipped, self.metas = 0, []
+
+    @master_only
+    def before_run(self, runner) -> None:
+        (self.folder / 'nonfinite.json').unlink(missing_ok=True)  # of a start before this one
+
+    def after_train_iter(self, runner) -> None:
+        self.metas = batch_metas(runner.data_batch)
+        bad = {name: value for name, value in _losses(runner).items() if not math.isfinite(value)}
+        self.skipped = self.skipped + 1 if bad else 0
+        if not bad or (self.skipped < LOSS_CHECK_INTERVAL and _has_scaler(runner)):
+            return
+        terms = ', '.join(f'{name} {value}' for name, value in bad.items())
+        told = distributed.gather(self._images(runner))
+        raise self._end(runner, runner.iter + 1, f'a loss is not finite ({terms})', told)
+
+    def check_weights(self, runner, update: int, together: bool) -> None:
+        """Raises MtpdError where weights are not finite, which infinite gradients of a finite loss make them.
+
+        Args:
+            update: the last one that was made.
+            together: all processes call this.
+        """
+        state = get_state_dict(runner.model)
+        bad = [name for name, value in state.items() if not _is_finite(value)]
+        gather = distributed.gather if together else _gather_alone
+        bad = next(filter(None, gather(bad)), [])
+        if bad:
+            what = f'it left {len(bad)} of {len(state)} weights not finite (first {bad[0]})'
+            raise self._end(runner, update, what, gather(self._images(runner)), bad)
+
+    def _images(self, runner) -> list[dict]:
+        """File name and COCO image id of this process's images in the last update, and its own loss."""
+        names = [meta.get('ori_filename', meta.get('filename')) for meta in self.metas]
+        ids = {info['filename']: info.get('id') for info in _infos(runner.data_loader)}
+        own = {
+            'rank': get_dist_info()[0],
+            'loss': _json_number(float(runner.outputs['loss'].detach())),
+        }
+        return [{'file': name, 'id': ids.get(name), **own} for name in names]
+
+    def _end(self, runner, update: int, what: str, told: list, weights=()) -> MtpdError:
+        images = [image for of_rank in told for image in of_rank]
+        path = self.folder / 'nonfinite.json'
+        content = {'update': update, 'updates': runner.max_iters, 'lr': runner.current_lr()[0]}
+        content['losses'] = {name: _json_number(value) for name, value in _losses(runner).items()}
+        content |= {'weights': list(weights)} if weights else {}
+        if get_dist_info()[0] == 0:
+            write_json(path, {**content, 'images': images})
+        return MtpdError(
+            f'training ended in update {update} of {runner.max_iters}: {what}.\n{resume_hint(self.folder)}, and to the same '
+            f'end unless something is changed: look at the boxes of the {len(images)} image(s) that {path} names; '
+            f'{self.advice}. Other settings need another --work-dir.'
+        )
+
+
+def finite_loss_hook(runner) -> FiniteLoss:
+    """The one among a training's hooks."""
+    return next(hook for hook in runner.hooks if isinstance(hook, FiniteLoss))
+
+
+def _losses(runner) -> dict[str, float]:
+    logged = runner.outputs.get('log_vars', {})
+    return {name: value for name, value in logged.items() if 'loss' in name}
+
+
+def _infos(loader: Any) -> Iterator[dict]:
+    """What the annotation files say of a training's images."""
+    inside = [getattr(loader, '_dataloader', loader).dataset]
+    while inside:
+        data = inside.pop()
+        inner = vars(data).get('datasets') or [vars(data).get('dataset')]
+        if inner[0] is None:
+            yield from getattr(data, 'data_infos', ())
+        else:
+            inside += inner
+
+
+def _gather_alone(value: Any) -> list:
+    return [value]
+
+
+def _json_number(value: float) -> float | str:
+    """A number for JSON, which has no NaN."""
+    return value if math.isfinite(value) else str(value)
+
+
+def _is_finite(value: torch.Tensor) -> bool:
+    return not value.is_floating_point() or bool(torch.isfinite(value).all())
+
+
+def _has_scaler(runner) -> bool:
+    scalers = [hook.loss_scaler for hook in runner.hooks if hasattr(hook, 'loss_scaler')]
+    return any(scaler.is_enabled() for scaler in scalers)
+
+
+# Corrupt images that a training left out: named, counted over all processes, recorded in its corrupt.json.
+
+
+@HOOKS.register_module()
+class RecordCorrupt(Hook):
+    """Before each update: the corrupt images that others in its batches stand for are recorded in corrupt.json.
+
+    Rows: ``file``, ``problem``, ``update`` (in which it would have been first). Those beyond the update at which a
+    training goes on are dropped, as it comes to them again.
+
+    Args:
+        limit: more different images end the training with CorruptImage, in all processes.
+    """
+
+    def __init__(self, folder: str, limit: int):
+        self.path, self.limit = Path(folder, 'corrupt.json'), limit
+
+    def before_run(self, runner) -> None:
+        rows = read_json_if_whole(self.path, []) if runner.iter else []
+        self.rows = {row['file']: row for row in rows if row['update'] <= runner.iter}
+        self.rows = distributed.gather(self.rows)[0]
+        self._write()
+
+    def before_train_iter(self, runner) -> None:
+        if not self.limit:  # then the dataset itself has refused
+            return
+        new = {}
+        for found in distributed.gather(loading.corrupt_in_batch(runner.data_batch)):
+            new |= {path: wrong for path, wrong in found.items() if path not in self.rows}
+        if not new:
+            return
+        for path, wrong in sorted(new.items()):
+            self.rows[path] = {'file': path, 'problem': wrong, 'update': runner.iter + 1}
+            print(f'image {path} {wrong}: another takes its place', flush=True)
+        if len(self.rows) > self.limit:
+            found = {path: row['problem'] for path, row in self.rows.items()}
+            raise loading.too_many_corrupt(found, self.limit)
+        self._write()
+
+    def _write(self) -> None:
+        if get_dist_info()[0]:
+            return
+        if self.rows:
+            write_json(self.path, list(self.rows.values()))
+        else:
+            self.path.unlink(missing_ok=True)
+
+
+def count_left_out(folder: Path) -> int:
+    """How many images the training in a folder left out."""
+    return len(read_json_if_whole(folder / 'corrupt.json', []))

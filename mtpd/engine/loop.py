@@ -6,6 +6,7 @@ from ..runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,43 +14,39 @@ from typing import Any
 import torch
 from mmcv import Config
 from mmcv.parallel import MMDataParallel
-from mmcv.runner import get_dist_info
+from mmcv.runner import RUNNERS, EpochBasedRunner, get_dist_info
 from mmdet.apis import set_random_seed, train_detector
 from mmdet.utils import get_root_logger
 from torch import nn
 
 from ..config.recipe import Recipe
-from ..data import readable, replay, whole, workers
-from ..distill.inherit import InheritReport
+from ..data import loading, seeded_loader
+from ..distill.initialization import InheritReport
 from ..errors import RecipeError
-from ..runtime import distributed, gpu_ops, modules, resume
-from ..utils import stopping
-from ..utils.files import writable
-from ..utils.machine import cores
+from ..runtime import checkpoints, detectors, distributed, gpu_ops
+from ..utils import processes
+from ..utils.files import make_writable
+from ..utils.machine import cpu_cores
 from ..utils.progress import log_level
-from . import (  # noqa: F401  (epochs, guards, hooks, skipped: registered with mmcv)
-    epochs,
-    guards,
+from . import (  # noqa: F401  (hooks: registered with mmcv)
     hooks,
-    knobs,
+    memory,
     pipelines,
-    precision,
-    skipped,
     speed,
 )
-from .exhausted import explained
+from .memory import explain_out_of_memory
 
 
-def device_of(recipe: Recipe) -> str:
+def recipe_device(recipe: Recipe) -> str:
     """'cuda' or 'cpu', as `runtime.device` and the machine say.
 
     Raises:
         RecipeError: an unknown device, or a GPU that is not there or that mmcv's ops can't use.
     """
-    return find_device(recipe.device, recipe.source, 'runtime.device')
+    return choose_device(recipe.device, recipe.source, 'runtime.device')
 
 
-def find_device(asked: str, source: Path, key: str = 'device') -> str:
+def choose_device(asked: str, source: Path, key: str = 'device') -> str:
     """As `device_of`, of any config's `key`. 'auto' is 'cuda' where torch sees a GPU that mmcv's ops can use."""
     if asked not in ('auto', 'cpu', 'cuda'):
         raise RecipeError(source, [f'{key} is {asked!r}: auto, cpu or cuda is needed.'])
@@ -57,7 +54,7 @@ def find_device(asked: str, source: Path, key: str = 'device') -> str:
         raise RecipeError(source, [f'{key} is cuda, and torch sees no GPU. Set it to auto or cpu.'])
     if asked == 'cpu' or not torch.cuda.is_available():
         return 'cpu'
-    obstacle = gpu_ops.obstacle()
+    obstacle = gpu_ops.gpu_obstacle()
     if obstacle and asked == 'cuda':
         raise RecipeError(
             source, [f'{key} is cuda, and {obstacle}. Set it to auto or cpu to use the CPU.']
@@ -67,16 +64,16 @@ def find_device(asked: str, source: Path, key: str = 'device') -> str:
     return 'cpu' if obstacle else 'cuda'
 
 
-def parallel(model: nn.Module, device: str) -> MMDataParallel:
+def data_parallel(model: nn.Module, device: str) -> MMDataParallel:
     """mmcv's wrapper of a model on 'cpu' or 'cuda', which takes batches as its loaders give them."""
     if device == 'cpu':
-        return modules.OnCpu(model.to(device))
+        return detectors.OnCpu(model.to(device))
     return MMDataParallel(model.to(device), device_ids=[torch.cuda.current_device()])
 
 
-def switches(recipe: Recipe) -> dict[str, str]:
+def speed_settings(recipe: Recipe) -> dict[str, str]:
     """The recipe's `speed` on this machine: ``precision`` ('fp32', 'tf32' or 'bf16'), and ``speed``, the switches that are on."""
-    settled = speed.settled(recipe.cfg.get('speed'), device_of(recipe))._asdict()
+    settled = speed.resolve_speed(recipe.cfg.get('speed'), recipe_device(recipe))._asdict()
     precision = settled.pop('precision')
     on = ', '.join(name for name, value in settled.items() if value)
     return {'precision': precision, 'speed': on or 'all off'}
@@ -84,17 +81,19 @@ def switches(recipe: Recipe) -> dict[str, str]:
 
 def data_workers(recipe: Recipe, training: bool = True) -> int:
     """How many processes load images for each process of a training or, if not `training`, of an evaluation."""
-    here = int(os.environ.get('LOCAL_WORLD_SIZE', 0)) or processes(recipe)
+    here = int(os.environ.get('LOCAL_WORLD_SIZE', 0)) or process_count(recipe)
     runtime = recipe.cfg.runtime
-    return workers.count(runtime.workers, device_of(recipe), here * runtime.jobs, training)
+    return loading.worker_count(
+        runtime.workers, recipe_device(recipe), here * runtime.jobs, training
+    )
 
 
-def processes(recipe: Recipe) -> int:
+def process_count(recipe: Recipe) -> int:
     """How many processes share the work, see `distributed.count`."""
     return distributed.count(recipe.gpus, recipe.device, recipe.source)
 
 
-def fit(
+def train_model(
     recipe: Recipe,
     build: Callable[[], nn.Module],
     model_cfg: dict,
@@ -117,21 +116,25 @@ def fit(
         RecipeError: the dataset, the devices or the detector do not fit the recipe.
         MtpdError: `out` cannot be written to.
     """
-    distributed.share(recipe.cfg.schedule.batch_size, processes(recipe), recipe.source)
-    writable(out)
-    masks = pipelines.with_masks(recipe, model_cfg)
-    train, val = (pipelines.dataset(recipe, split, scenes, masks) for split in ('train', 'val'))
-    cfg = mmdet_cfg(recipe, train, val, out, updates, seed, device_of(recipe))
+    distributed.share(recipe.cfg.schedule.batch_size, process_count(recipe), recipe.source)
+    make_writable(out)
+    masks = pipelines.needs_masks(recipe, model_cfg)
+    train, val = (
+        pipelines.dataset_config(recipe, split, scenes, masks) for split in ('train', 'val')
+    )
+    cfg = mmdet_cfg(recipe, train, val, out, updates, seed, recipe_device(recipe))
     validate = bool(recipe.cfg.schedule.eval_interval)
-    named = knobs.of_recipe(recipe.cfg, processes(recipe))
-    return run(cfg, build, recipe.source, named, validate, recipe.cfg.runtime.threads, meta)
+    named = memory.recipe_setting_names(recipe.cfg, process_count(recipe))
+    return train_by_config(
+        cfg, build, recipe.source, named, validate, recipe.cfg.runtime.threads, meta
+    )
 
 
-def run(
+def train_by_config(
     cfg: Config,
     build: Callable[[], nn.Module],
     source: Path,
-    named: knobs.Knobs,
+    named: memory.SettingNames,
     validate: bool,
     threads: int = 0,
     meta: dict | None = None,
@@ -156,12 +159,14 @@ def run(
         MtpdError: the latest.pth to go on from is no training's; images are corrupt, a loss is not finite, or memory
             runs out.
     """
-    point = resume.find(Path(cfg.work_dir))
-    task = (_run, cfg, build, source, named, validate, threads, meta, point)
+    point = checkpoints.find_resume_point(Path(cfg.work_dir))
+    task = (_train_in_process, cfg, build, source, named, validate, threads, meta, point)
     return distributed.everywhere(len(cfg.gpu_ids), cfg.device, *task)
 
 
-def _run(cfg, build, source, named, validate, threads, meta, point) -> InheritReport | None:
+def _train_in_process(
+    cfg, build, source, named, validate, threads, meta, point
+) -> InheritReport | None:
     """`run` in one process, of several or by itself."""
     rank, size = get_dist_info()
     use_threads(cfg.device, threads)
@@ -170,8 +175,8 @@ def _run(cfg, build, source, named, validate, threads, meta, point) -> InheritRe
     set_random_seed(cfg.seed)
     limit = cfg.get('corrupt_limit', 0)
     switches = speed.Speed(**cfg.get('speed', {}))
-    model, data = build(), readable.Readable(pipelines.build(cfg.data.train), limit)
-    cfg.data.val = whole.checked(cfg.data.val)
+    model, data = build(), loading.SkipCorrupt(pipelines.quiet_dataset(cfg.data.train), limit)
+    cfg.data.val = loading.with_whole_images(cfg.data.val)
     model.CLASSES = data.CLASSES
     if len(data) == 0:
         where = getattr(data, 'ann_file', 'the training split')
@@ -191,33 +196,33 @@ def _run(cfg, build, source, named, validate, threads, meta, point) -> InheritRe
     cfg.resume_from = str(point.path) if point else None
     meta = {'CLASSES': data.CLASSES, **(meta or {})}
     begin = point.update if point else 0
-    cfg.optimizer = speed.optimizer(cfg.optimizer, switches)
-    model = speed.prepare(model.to(cfg.device), switches, cfg.device)
-    sizes = explained(named, model, cfg.optimizer.type, Path(cfg.work_dir))
-    ending = stopping.at_an_updates_end(rank == 0)
+    cfg.optimizer = speed.optimizer_config(cfg.optimizer, switches)
+    model = speed.apply_speed(model.to(cfg.device), switches, cfg.device)
+    sizes = explain_out_of_memory(named, model, cfg.optimizer.type, Path(cfg.work_dir))
+    ending = processes.stop_after_iteration(rank == 0)
 
     def train() -> None:
-        with replay.loaders(cfg.seed, begin, limit), ending, sizes:
+        with seeded_loader.seeded_training(cfg.seed, begin, limit), ending, sizes:
             train_detector(model, data, cfg, size > 1, validate, meta=meta)
 
-    with precision.contained(cfg.device), precision.float32_rounded(switches.precision):
-        workers.told(train)
+    with speed.restored_autocast(cfg.device), speed.tf32_products(switches.precision):
+        loading.explain_worker_death(train)
     return getattr(model, 'inherit_report', None)
 
 
 def use_threads(device: str, threads: int) -> None:
     """Sets torch's threads on the CPU; 0: one per core, or what OMP_NUM_THREADS says."""
     if device == 'cpu' and (threads or not os.environ.get('OMP_NUM_THREADS')):
-        torch.set_num_threads(threads or cores())
+        torch.set_num_threads(threads or cpu_cores())
 
 
 def mmdet_cfg(
     recipe: Recipe, train, val, out: Path, updates: int, seed: int, device: str
 ) -> Config:
     """The config that mmdet's `train_detector` reads."""
-    schedule, size, loading = recipe.cfg.schedule, processes(recipe), data_workers(recipe)
+    schedule, size, loading = recipe.cfg.schedule, process_count(recipe), data_workers(recipe)
     images = distributed.share(schedule.batch_size, size, recipe.source)
-    switches = speed.settled(recipe.cfg.get('speed'), device)
+    switches = speed.resolve_speed(recipe.cfg.get('speed'), device)
     loader = dict(
         samples_per_gpu=images,
         workers_per_gpu=loading,
@@ -232,9 +237,9 @@ def mmdet_cfg(
             train_dataloader=loader,
             val_dataloader=evaluation_batch(recipe),
         ),
-        optimizer=_for_batch(schedule),
+        optimizer=_scaled_optimizer(schedule),
         optimizer_config=dict(grad_clip=schedule.grad_clip),
-        lr_config=in_updates(schedule.lr, updates),
+        lr_config=policy_in_updates(schedule.lr, updates),
         runner=dict(type='IterBasedRunner', max_iters=updates),
         checkpoint_config=dict(interval=schedule.checkpoint_interval, by_epoch=False),
         log_config=dict(interval=schedule.log_interval, hooks=list(schedule.get('loggers', ()))),
@@ -259,7 +264,7 @@ def evaluation_batch(recipe: Recipe) -> dict:
     return dict(samples_per_gpu=images, workers_per_gpu=data_workers(recipe, training=False))
 
 
-def in_updates(lr: dict, updates: int) -> dict:
+def policy_in_updates(lr: dict, updates: int) -> dict:
     """The learning rate's policy; a `step` between 0 and 1 is a share of the training's updates."""
     if 'pct_start' in lr and updates > 2:  # mmcv divides by the rise's length less one
         return {**lr, 'pct_start': max(lr['pct_start'], 2 / updates)}
@@ -269,7 +274,7 @@ def in_updates(lr: dict, updates: int) -> dict:
     return {**lr, 'step': [round(s * updates) if 0 < s < 1 else s for s in steps]}
 
 
-def _for_batch(schedule: dict) -> dict:
+def _scaled_optimizer(schedule: dict) -> dict:
     """The optimizer; where `lr_batch_size` says which batch its learning rate is for, scaled linearly to ours."""
     meant = schedule.get('lr_batch_size')
     if meant in (None, schedule.batch_size):
@@ -277,3 +282,28 @@ def _for_batch(schedule: dict) -> dict:
     lr = schedule.optimizer.lr * schedule.batch_size / meant
     print(f'learning rate {lr:g}: {schedule.optimizer.lr:g} is for {meant} images an update')
     return {**schedule.optimizer, 'lr': lr}
+
+
+# mmcv's runner that counts epochs, able to go on inside one.
+
+
+@RUNNERS.register_module()
+class WithinEpoch(EpochBasedRunner):
+    """As `EpochBasedRunner`, whose `train` takes every epoch for one that begins; here the loader has only its rest."""
+
+    def train(self, data_loader, **kwargs) -> None:
+        self.model.train()
+        self.mode = 'train'
+        self.data_loader = data_loader
+        self._max_iters = self._max_epochs * len(data_loader)
+        done = self.iter - self.epoch * len(data_loader)
+        self.call_hook('before_train_epoch')
+        time.sleep(2)  # as there: workers of the epoch before come to their end
+        for self._inner_iter, self.data_batch in enumerate(data_loader, done):
+            self.call_hook('before_train_iter')
+            self.run_iter(self.data_batch, train_mode=True, **kwargs)
+            self.call_hook('after_train_iter')
+            del self.data_batch
+            self._iter += 1
+        self.call_hook('after_train_epoch')
+        self._epoch += 1

@@ -21,7 +21,7 @@ from ..errors import MtpdError
 OPSET = 17
 
 
-class Decoded(nn.Module):
+class DecodedDetector(nn.Module):
     """A detector with an `AnchorHead`: images (1, 3, H, W), normalised, to boxes (N, 4), xyxy in their pixels, and scores
     (N, classes) after the sigmoid, FPN level by level."""
 
@@ -49,7 +49,7 @@ def _rows(level: Tensor, columns: int) -> Tensor:
     return level.permute(0, 2, 3, 1).reshape(-1, columns)
 
 
-def export(detector: nn.Module, out: str | Path) -> Path:
+def export_onnx(detector: nn.Module, out: str | Path) -> Path:
     """Writes `detector` (as `predict.detector` gives it) for images of a fixed size, that of its config's test pipeline.
 
     Returns:
@@ -61,11 +61,11 @@ def export(detector: nn.Module, out: str | Path) -> Path:
     """
     onnx = need('onnx')
     _check(detector)
-    detector, image = detector.cpu().eval(), preparation(detector.cfg)
+    detector, image = detector.cpu().eval(), image_preparation(detector.cfg)
     wide, high = image['scale']
     height, width = (-(-side // image['divisor']) * image['divisor'] for side in (high, wide))
     # In eval mode as a whole: the exporter gives the mode back that it finds.
-    network, test = Decoded(detector, height, width).eval(), detector.test_cfg
+    network, test = DecodedDetector(detector, height, width).eval(), detector.test_cfg
     about = {
         'classes': list(detector.CLASSES),
         'input': [height, width],
@@ -101,7 +101,7 @@ def export(detector: nn.Module, out: str | Path) -> Path:
         part.unlink(missing_ok=True)
 
 
-def preparation(cfg: Config) -> dict:
+def image_preparation(cfg: Config) -> dict:
     """How a config's test pipeline prepares images: ``scale`` (width, height), ``mean``, ``std``, ``to_rgb``, ``divisor``.
 
     Raises:

@@ -11,7 +11,7 @@ import io
 from mmdet.datasets import build_dataset
 
 from ..config.recipe import Recipe
-from ..data import coco, whole
+from ..data import coco, loading
 from ..errors import RecipeError
 
 
@@ -20,13 +20,13 @@ def _normalise(image: dict) -> list[dict]:
     return [dict(type='Normalize', **norm), dict(type='Pad', size_divisor=image.divisor)]
 
 
-def scale(image: dict) -> tuple[int, int]:
+def image_scale(image: dict) -> tuple[int, int]:
     return (image.scale, image.scale) if isinstance(image.scale, int) else tuple(image.scale)
 
 
 def input_size(image: dict) -> tuple[int, int]:
     """Height and width in pixels of a full-size input, padded to the divisor."""
-    width, height = (-(-side // image.divisor) * image.divisor for side in scale(image))
+    width, height = (-(-side // image.divisor) * image.divisor for side in image_scale(image))
     return height, width
 
 
@@ -36,7 +36,7 @@ def train_pipeline(image: dict, masks: bool = False) -> list[dict]:
     return [
         dict(type='LoadImageFromFile'),
         dict(type='LoadAnnotations', with_bbox=True, with_mask=masks),
-        dict(type='Resize', img_scale=scale(image), keep_ratio=True),
+        dict(type='Resize', img_scale=image_scale(image), keep_ratio=True),
         dict(type='RandomFlip', flip_ratio=image.flip),
         *_normalise(image),
         dict(type='DefaultFormatBundle'),
@@ -55,11 +55,13 @@ def test_pipeline(image: dict) -> list[dict]:
     ]
     return [
         dict(type='LoadImageFromFile'),
-        dict(type='MultiScaleFlipAug', img_scale=scale(image), flip=False, transforms=steps),
+        dict(type='MultiScaleFlipAug', img_scale=image_scale(image), flip=False, transforms=steps),
     ]
 
 
-def dataset(recipe: Recipe, split: str, scenes: int | None = None, masks: bool = False) -> dict:
+def dataset_config(
+    recipe: Recipe, split: str, scenes: int | None = None, masks: bool = False
+) -> dict:
     """mmdet's CocoDataset config for 'train' or 'val', its classes those of the training annotations.
 
     Raises:
@@ -81,14 +83,14 @@ def dataset(recipe: Recipe, split: str, scenes: int | None = None, masks: bool =
     )
 
 
-def build(cfg: dict):
+def quiet_dataset(cfg: dict):
     """mmdet's dataset of a config, which raises CorruptImage for an image that is not whole; without pycocotools' lines
     on loading and indexing."""
     with contextlib.redirect_stdout(io.StringIO()):
-        return build_dataset(whole.checked(cfg))
+        return build_dataset(loading.with_whole_images(cfg))
 
 
-def with_masks(recipe: Recipe, model: dict) -> bool:
+def needs_masks(recipe: Recipe, model: dict) -> bool:
     """Whether a detector trains on masks. Raises RecipeError where it does and the data has none."""
     needs = 'mask_head' in str(model)
     if needs and not coco.has_masks(recipe.split('train')[0]):

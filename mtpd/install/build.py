@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 from ..errors import MtpdError
 from ..utils import machine
-from . import diagnose
 
 REQUIREMENT = Path(__file__).parents[2] / 'requirements' / 'mmcv.txt'
 SHARED_HEADER = '#include <torch/types.h>\n'
@@ -62,7 +61,7 @@ def build_wheel(
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text('')
     echo(f'Fetching the source of mmcv-full {mmcv_version()} ...')
-    source = fetch(work, log)
+    source = fetch_source(work, log)
     choose_standard(source / 'setup.py', torch)
     jobs = job_count(MEMORY_PER_CUDA_JOB if target.cuda else MEMORY_PER_JOB)
     duration = 'half an hour of processor time' if target.cuda else 'a few minutes'
@@ -73,7 +72,9 @@ def build_wheel(
     command = [sys.executable, 'setup.py', 'bdist_wheel', '--dist-dir', str(work / 'dist')]
     environment = build_environment(target, torch, compiler, work, jobs)
     slow = len(list(source.glob('mmcv/ops/csrc/pytorch/cuda/*.cu'))) if target.cuda else 0
-    run(command, log, lambda lines: show_progress(lines, echo, slow), cwd=source, env=environment)
+    run_build(
+        command, log, lambda lines: show_progress(lines, echo, slow), cwd=source, env=environment
+    )
     return check_wheel(next((work / 'dist').glob('*.whl')))
 
 
@@ -82,9 +83,9 @@ def check_tools(work: Path) -> list[str]:
     problems = []
     compiler = shlex.split(os.environ.get('CXX', '')) or ['c++' if shutil.which('c++') else 'g++']
     if not shutil.which(compiler[0]):
-        problems.append(f'No C++ compiler found ({compiler[0]}). {diagnose.COMPILER}')
+        problems.append(f'No C++ compiler found ({compiler[0]}). {COMPILER}')
     if not Path(sysconfig.get_path('include'), 'Python.h').is_file():
-        problems.append(f"Python's header files are missing. {diagnose.HEADERS}")
+        problems.append(f"Python's header files are missing. {HEADERS}")
     free = shutil.disk_usage(work).free
     if free < DISK:
         problems.append(
@@ -102,14 +103,14 @@ def job_count(memory: int = MEMORY_PER_JOB) -> int:
     """As many compilers as there are cores, and bytes of memory for each; MAX_JOBS overrules."""
     if os.environ.get('MAX_JOBS', '').isdigit():
         return max(1, int(os.environ['MAX_JOBS']))
-    return max(1, min(machine.cores(), machine.free_memory() // memory))
+    return max(1, min(machine.cpu_cores(), machine.free_memory() // memory))
 
 
-def fetch(work: Path, log: Path) -> Path:
+def fetch_source(work: Path, log: Path) -> Path:
     """Download the source distribution (its sha256 is pinned) and unpack it."""
     command = [sys.executable, '-m', 'pip', 'download', '--no-deps', '--no-binary=:all:']
     command += ['--no-build-isolation', '--dest', str(work), '--requirement', str(REQUIREMENT)]
-    run(command, log)
+    run_build(command, log)
     archive = next(work.glob('mmcv-full-*.tar.gz'))
     with tarfile.open(archive) as tar:
         tar.extractall(work, filter='data')
@@ -167,7 +168,7 @@ def compiler_command(compiler: list[str], work: Path, header: str = SHARED_HEADE
     return str(script)
 
 
-def run(command: list[str], log: Path, watch: Callable | None = None, **options) -> None:
+def run_build(command: list[str], log: Path, watch: Callable | None = None, **options) -> None:
     """Run a command, its output into `log` and past `watch`. Raises MtpdError if it fails."""
     start = log.stat().st_size
     with log.open('a', encoding='utf-8') as file:
@@ -194,7 +195,7 @@ def run(command: list[str], log: Path, watch: Callable | None = None, **options)
             process.wait()
     if process.returncode:
         text = log.read_bytes()[start:].decode('utf-8', errors='replace')
-        raise MtpdError(diagnose.explain(text, log, process.returncode))
+        raise MtpdError(explain_failure(text, log, process.returncode))
 
 
 def show_progress(lines: Iterable[str], echo: Callable, cuda_files: int = 0) -> None:
@@ -245,3 +246,113 @@ def check_wheel(wheel: Path) -> Path:
         what = f'is damaged ({broken})' if broken else 'has no compiled ops (mmcv/_ext*.so)'
         raise MtpdError(f'{wheel} {what}. Run `mtpd install-ops --rebuild`.')
     return wheel
+
+
+# What went wrong in a failed build: its last errors and the likely cause, from its log.
+
+
+COMPILER = 'Install one: `apt install g++`, `dnf install gcc-c++` or `conda install gxx`.'
+HEADERS = 'Install them: `apt install python3-dev` (python3.11-dev), `dnf install python3-devel`.'
+MEMORY = 'Repeat with fewer compilers at a time: `MAX_JOBS=1 mtpd install-ops`.'
+
+# The first that matches is named: particular causes come before those that follow from them.
+CAUSES = (
+    (
+        r'No space left on device|Disk quota exceeded',
+        'The disk is full. Free at least 2 GiB, or set MTPD_CACHE (and TMPDIR) to folders on another disk.',
+    ),
+    (
+        r'Killed signal terminated program|internal compiler error: Killed|virtual memory exhausted'
+        r'|Cannot allocate memory|out of memory|std::bad_alloc|^Killed',
+        f'The compiler ran out of memory. {MEMORY}',
+    ),
+    (
+        r'CUDA version \(([\d.]+)\) mismatches the version that was used to compile[\s\S]*?\(([\d.]+)\)',
+        'nvcc belongs to CUDA {0}, torch was built with {1}. Point CUDA_HOME to a CUDA {1} toolkit, '
+        'or run `mtpd install-ops --cuda-arch cpu` for CPU ops.',
+    ),
+    (
+        r'unsupported GNU version',
+        'nvcc does not accept this g++: it is too new for this CUDA. Install an older one and name it, '
+        'for example `CXX=g++-12 CC=gcc-12 NVCC_CCBIN=g++-12 mtpd install-ops`.',
+    ),
+    (
+        r'nvcc fatal\s*:\s*Unsupported gpu architecture \'([^\']+)\'',
+        'This nvcc does not know the GPU architecture {0}. Use a newer CUDA toolkit or another --cuda-arch.',
+    ),
+    (r'Python\.h: No such file', f"Python's header files are missing. {HEADERS}"),
+    (
+        r'(?:cu\w+|cuda_runtime\w*)\.h: No such file',
+        'A CUDA header is missing. Install the full CUDA toolkit, or run '
+        '`mtpd install-ops --cuda-arch cpu` for CPU ops.',
+    ),
+    (
+        r'(?:c\+\+|g\+\+|gcc|cc)\S*: (?:command )?not found|No such file or directory: \'\S*(?:c\+\+|g\+\+|gcc|cc)\''
+        r'|cannot execute .?cc1plus|command \S*(?:c\+\+|g\+\+|gcc) failed: No such file',
+        f'No working C++ compiler was found. {COMPILER}',
+    ),
+    (
+        r'unrecognized command.line option .?-std=c\+\+|You need C\+\+\d\d|You\'re trying to build PyTorch with a too old',
+        'The C++ compiler is too old for this torch. Install a newer g++ (11 will do) and name it: `CXX=g++-11 mtpd install-ops`.',
+    ),
+    (
+        r'DO NOT MATCH THE HASHES',
+        'The downloaded source is not the pinned one: the download was damaged or changed on its way. '
+        'Try again (`pip cache purge` first), or use another package index.',
+    ),
+    (
+        r'No matching distribution found|Could not find a version|NewConnectionError|Max retries exceeded'
+        r'|name resolution|Network is unreachable|ConnectTimeout|ProxyError|Read timed out',
+        "mmcv-full's source could not be downloaded. Check the network and pip's index (`pip config list`), or "
+        'fetch it elsewhere with `pip download --no-deps --no-binary=:all: -r requirements/mmcv.txt` and set '
+        'PIP_FIND_LINKS to the folder it is in.',
+    ),
+    (
+        r"No module named '(pkg_resources|setuptools)'",
+        'setuptools older than 81 is needed. Run `make env`.',
+    ),
+    (r"No module named '(\w+)'", 'The Python package {0} is missing. Run `make env`.'),
+)
+UNKNOWN = 'No known cause was found; the log has the whole story.'
+
+# An error that only says that there was one before it.
+_AFTERMATH = re.compile(
+    r'CalledProcessError|subprocess-exited-with-error|Error compiling objects|^FAILED|ninja: build stopped'
+    r'|metadata-generation-failed|^raise '
+)
+_ERROR = re.compile(
+    r'\b(?:fatal )?error\b|\w+Error\b|\bERROR\b|Killed|Cannot allocate|undefined reference|No space left|not found$|nvcc fatal'
+)
+
+
+def likely_cause(log: str) -> str:
+    """One or two sentences: what probably went wrong, and what to do."""
+    for pattern, text in CAUSES:
+        if match := re.search(pattern, log, re.MULTILINE):
+            return text.format(*match.groups())
+    return UNKNOWN
+
+
+def last_errors(log: str, count: int = 4) -> list[str]:
+    """The last different lines that state an error of their own."""
+    found: list[str] = []
+    for line in reversed(log.splitlines()):
+        line = line.strip()[:300]
+        if _ERROR.search(line) and not _AFTERMATH.search(line) and line not in found:
+            found.append(line)
+        if len(found) == count:
+            break
+    return found[::-1]
+
+
+def explain_failure(log: str, path: Path, code: int) -> str:
+    """The message for a failed build."""
+    errors = last_errors(log) or [line.strip()[:300] for line in log.splitlines()[-3:]]
+    return '\n'.join(
+        [
+            f'mmcv-full could not be built (exit code {code}). The last errors:',
+            *(f'    {line}' for line in errors),
+            f'Likely cause: {likely_cause(log)}',
+            f'The whole log: {path}',
+        ]
+    )

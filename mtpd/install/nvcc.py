@@ -20,7 +20,7 @@ from typing import NamedTuple
 from ..errors import MtpdError
 from ..utils import machine
 from ..utils.paths import cache_dir
-from . import build, diagnose
+from . import build
 
 USUAL_HOME = Path('/usr/local/cuda')
 OLDEST_ON_PYPI = 13
@@ -64,7 +64,7 @@ def release_of(nvcc: Path) -> str | None:
     return match[1] if match else None
 
 
-def find(cuda: str) -> tuple[Nvcc | None, str]:
+def find_compiler(cuda: str) -> tuple[Nvcc | None, str]:
     """The compiler for a torch of the CUDA release `cuda`, and why there is none.
 
     One of the same release is preferred to one of the same major number, which will do.
@@ -99,7 +99,7 @@ def cached_home(cuda: str) -> Path:
     return cache_dir() / 'nvcc' / f'{cuda}-{platform.machine()}' / f'nvidia/cu{major(cuda)}'
 
 
-def fetch(torch: machine.Torch, echo: Callable = print) -> Nvcc:
+def fetch_compiler(torch: machine.Torch, echo: Callable = print) -> Nvcc:
     """Fetch the compiler of torch's CUDA release with pip, whole or not at all.
 
     Raises MtpdError where there is no room or no network, or what came does not run here.
@@ -133,7 +133,7 @@ def pip_install(requirement: str, folder: Path, torch: machine.Torch) -> None:
     env = {**os.environ, 'PIP_USER': '0'}
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode:
-        lines = diagnose.last_errors(done.stdout + done.stderr, 1)
+        lines = build.last_errors(done.stdout + done.stderr, 1)
         raise MtpdError(
             f'pip could not fetch nvcc of CUDA {torch.cuda} ({lines[-1] if lines else "no reason given"}). '
             f"Check the network and pip's index (`pip config list`), or install the CUDA {torch.cuda} toolkit "

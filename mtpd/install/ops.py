@@ -27,7 +27,7 @@ from . import build, nvcc
 from .build import Target
 
 
-def install(
+def install_ops(
     cuda_arch: str | None = None,
     rebuild: bool = False,
     retry: bool = True,
@@ -59,16 +59,16 @@ def install(
         echo(f'Warning: {warning}')
     target, failed = choose_target(torch, cuda_arch), None
     if target.cuda and not (retry or cuda_arch or rebuild):
-        failed, reason = earlier_failure(key(torch, target))
+        failed, reason = earlier_failure(wheel_key(torch, target))
         target = Target(reason, idle_gpu=True) if failed else target
     try:
-        result = provide(torch, target, rebuild, cuda_arch is None, echo)
+        result = ensure_ops(torch, target, rebuild, cuda_arch is None, echo)
     except MtpdError as error:
         if cuda_arch or not target.cuda:
             raise
         echo(f'No CUDA ops: {error}\nCPU ops take their place.')
-        failed, target = key(torch, target), Target(summary(error), idle_gpu=True)
-        result = provide(torch, target, False, True, echo)
+        failed, target = wheel_key(torch, target), Target(failure_summary(error), idle_gpu=True)
+        result = ensure_ops(torch, target, False, True, echo)
     warning = None
     if target.idle_gpu and not suit_gpus():
         note_failure(failed, target.reason)
@@ -99,13 +99,13 @@ def choose_target(torch: machine.Torch, cuda_arch: str | None = None) -> Target:
         raise MtpdError(
             f"--cuda-arch {cuda_arch!r} is not an architecture: write '9.0', '8.0;9.0' or 'cpu'."
         )
-    gpus = machine.gpus() if torch.cuda and not cuda_arch else []
+    gpus = machine.nvidia_gpus() if torch.cuda and not cuda_arch else []
     if not torch.cuda:
         missing = f'torch {torch.version} is built without CUDA'
     elif not cuda_arch and not gpus:
         missing = 'no NVIDIA GPU found (--cuda-arch 9.0 builds for one that is not here)'
     else:
-        compiler, missing = nvcc.find(torch.cuda)
+        compiler, missing = nvcc.find_compiler(torch.cuda)
         if compiler is None and (obstacle := nvcc.obstacle_to_fetching(torch)):
             missing = f'{missing}; {obstacle}'
         else:
@@ -120,12 +120,12 @@ def choose_target(torch: machine.Torch, cuda_arch: str | None = None) -> Target:
 
 def suit_gpus() -> bool:
     """Whether the installed ops are CUDA ops for all GPUs that are here."""
-    cuda, architectures, _ = recorded()
-    here = [machine.release(gpu[2]) for gpu in machine.gpus()]
+    cuda, architectures, _ = recorded_target()
+    here = [machine.major_minor(gpu[2]) for gpu in machine.nvidia_gpus()]
     return bool(cuda and architectures) and all(machine.runs_on(architectures, one) for one in here)
 
 
-def summary(error: MtpdError) -> str:
+def failure_summary(error: MtpdError) -> str:
     """A failed build's likely cause and log in one line; of another error its first line."""
     text = str(error)
     cause = re.search(r'^Likely cause: (.*)$', text, re.MULTILINE)
@@ -134,7 +134,7 @@ def summary(error: MtpdError) -> str:
     return line.rstrip('.') + (f' (log: {log[1]})' if log else '')
 
 
-def key(torch: machine.Torch, target: Target) -> str:
+def wheel_key(torch: machine.Torch, target: Target) -> str:
     """What a wheel depends on: mmcv, torch, CUDA and architecture, Python, machine."""
     kind = f'cuda{target.cuda}-sm{target.arch}' if target.cuda else 'cpu'
     python = f'cp{sys.version_info.major}{sys.version_info.minor}'
@@ -142,17 +142,17 @@ def key(torch: machine.Torch, target: Target) -> str:
     return re.sub(r'[^\w.+-]', '_', text)
 
 
-def installed(torch: machine.Torch, target: Target, keep_cuda: bool) -> dict:
+def check_installed(torch: machine.Torch, target: Target, keep_cuda: bool) -> dict:
     """`action` and `ops` if what is installed works and is what is wanted, else nothing.
 
     CUDA ops run on the CPU too: with `keep_cuda` they stay where CPU ops would do, so that a visit
     from a machine without GPU doesn't cost the next run on one.
     """
     try:
-        marker = read_marker() or adopt(torch, target)
+        marker = read_marker() or adopt_installed(torch, target)
         here = Target('', *marker['cuda'])
         keep = [target] + ([here] if keep_cuda and here.cuda and not target.cuda else [])
-        if marker['key'] not in [key(torch, one) for one in keep]:
+        if marker['key'] not in [wheel_key(torch, one) for one in keep]:
             return {}
         self_test(full=False)
     except (MtpdError, KeyError, TypeError, AttributeError):
@@ -160,7 +160,7 @@ def installed(torch: machine.Torch, target: Target, keep_cuda: bool) -> dict:
     return {'action': 'kept', 'ops': here.ops}
 
 
-def adopt(torch: machine.Torch, target: Target) -> dict:
+def adopt_installed(torch: machine.Torch, target: Target) -> dict:
     """The marker for an mmcv-full that somebody else installed, if its ops work here."""
     version = metadata.version('mmcv-full')
     if version != build.mmcv_version():
@@ -170,8 +170,8 @@ def adopt(torch: machine.Torch, target: Target) -> dict:
 
 
 def write_marker(torch: machine.Torch, target: Target) -> dict:
-    marker = {'key': key(torch, target), 'cuda': [target.cuda, target.arch]}
-    marker['extension'] = fingerprint(find_extension())
+    marker = {'key': wheel_key(torch, target), 'cuda': [target.cuda, target.arch]}
+    marker['extension'] = file_fingerprint(find_extension())
     write_json(marker_file(), marker)
     return marker
 
@@ -182,7 +182,7 @@ def read_marker() -> dict:
     Raises MtpdError if there are none.
     """
     marker = read_json(marker_file(), {})
-    return marker if marker.get('extension') == fingerprint(find_extension()) else {}
+    return marker if marker.get('extension') == file_fingerprint(find_extension()) else {}
 
 
 def note_failure(failed: str | None, reason: str) -> None:
@@ -201,7 +201,7 @@ def earlier_failure(wanted: str) -> tuple[str | None, str]:
     return (wanted, marker['reason']) if marker.get('failed') == wanted else (None, '')
 
 
-def recorded() -> tuple[str | None, str | None, str | None]:
+def recorded_target() -> tuple[str | None, str | None, str | None]:
     """CUDA release and architectures of the installed ops, and why they are not for the GPU; None where nothing is noted."""
     try:
         marker = read_marker()
@@ -210,11 +210,11 @@ def recorded() -> tuple[str | None, str | None, str | None]:
         return None, None, None
 
 
-def provide(
+def ensure_ops(
     torch: machine.Torch, target: Target, rebuild: bool, keep_cuda: bool, echo: Callable
 ) -> dict:
     """See that the ops for `target` are installed: `action` and `ops`, as `install` returns them."""
-    if not rebuild and (current := installed(torch, target, keep_cuda)):
+    if not rebuild and (current := check_installed(torch, target, keep_cuda)):
         return current
     return {'action': put_in_place(torch, target, rebuild, echo), 'ops': target.ops}
 
@@ -222,7 +222,7 @@ def provide(
 def put_in_place(torch: machine.Torch, target: Target, rebuild: bool, echo: Callable) -> str:
     """Install the wheel for `target` from the cache, built first if need be, and check its ops."""
     refuse_plain_mmcv()
-    folder = cache_dir() / 'wheels' / key(torch, target)
+    folder = cache_dir() / 'wheels' / wheel_key(torch, target)
     for action in ('installed', 'built'):
         wheel = next(iter(folder.glob('*.whl')), None)
         if action == 'built' or rebuild or wheel is None:
@@ -254,7 +254,7 @@ def build_into(folder: Path, torch: machine.Torch, target: Target, echo: Callabl
         ) from None
     try:
         if target.cuda and not target.nvcc:
-            target = target._replace(nvcc=str(nvcc.fetch(torch, echo).path))
+            target = target._replace(nvcc=str(nvcc.fetch_compiler(torch, echo).path))
         log = cache / 'logs' / f'{folder.name}.log'
         wheel = build.build_wheel(target, torch, work, log, echo)
         for old in folder.glob('*.whl'):
@@ -310,7 +310,7 @@ def find_extension() -> Path:
     raise MtpdError('mmcv has no compiled ops in this environment. Run `mtpd install-ops`.')
 
 
-def fingerprint(extension: Path) -> list:
+def file_fingerprint(extension: Path) -> list:
     stat = extension.stat()
     return [str(extension), stat.st_size, stat.st_mtime_ns]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..errors import MtpdError, RecipeError
 from ..install import build, ops
 from ..utils import machine
-from ..utils.files import existing, sha256, sha256_in_name, takes_files
+from ..utils.files import accepts_files, nearest_existing, sha256, sha256_in_name
 from ..utils.paths import ROOT
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Check(NamedTuple):
     fix: str = ''
 
 
-def check(
+def run_checks(
     recipe_path: str | None = None, overrides: dict | None = None, work_dir: Path | None = None
 ) -> list[Check]:
     """Look at everything that `recipe_path` (default: the demo's recipe) needs. Never raises."""
@@ -50,14 +50,14 @@ def check(
     return checks + _guarded('recipe', lambda: recipe(recipe_path or MAIN_JOB, overrides, work_dir))
 
 
-def report(
+def print_checks(
     recipe_path: str | None = None,
     echo: Callable = print,
     overrides: dict | None = None,
     work_dir: Path | None = None,
 ) -> int:
     """Show the checks as a table. Returns 1 if the main job can't run, else 0."""
-    checks = check(recipe_path, overrides, work_dir)
+    checks = run_checks(recipe_path, overrides, work_dir)
     wide = max(len(one.name) for one in checks)
     for one in checks:
         echo(f'{one.state:<5} {one.name:<{wide}}  {one.found}')
@@ -121,8 +121,8 @@ def pinned() -> dict[str, str]:
 
 
 def device() -> Iterator[Check]:
-    cores = f'{machine.cores()} CPU cores'
-    gpus = machine.gpus()
+    cores = f'{machine.cpu_cores()} CPU cores'
+    gpus = machine.nvidia_gpus()
     names = ', '.join(f'{name} ({memory})' for name, memory, _ in gpus)
     found = machine.find_torch()
     if not gpus:
@@ -151,7 +151,7 @@ def compiled_ops() -> Iterator[Check]:
     fix = '' if version == wanted else f'{wanted} is pinned. Run `mtpd install-ops`.'
     if tested['obstacle']:
         fix = f'There is a GPU, and `auto` takes the CPU: {tested["obstacle"]}.'
-    elif machine.gpus() and machine.find_torch().cuda and not tested['gpu']:
+    elif machine.nvidia_gpus() and machine.find_torch().cuda and not tested['gpu']:
         fix = (
             f'nvidia-smi shows a GPU that torch does not see: the driver may be too old for CUDA '
             f'{machine.find_torch().cuda}, or CUDA_VISIBLE_DEVICES hides it.'
@@ -172,8 +172,8 @@ def memory() -> Iterator[Check]:
 def runs(work_dir: Path | None = None) -> Iterator[Check]:
     """The folder for results: writable, with room."""
     folder = (work_dir or ROOT / 'runs').resolve()
-    place = existing(folder)
-    if not takes_files(place):
+    place = nearest_existing(folder)
+    if not accepts_files(place):
         yield Check(
             'runs', 'fail', f'{place} is not writable', 'Give another folder: `--work-dir`.'
         )
@@ -209,7 +209,7 @@ def recipe(path: str, overrides: dict | None = None, work_dir: Path | None = Non
     from ..engine import loop
     from ..preflight import checks as preflight
     from ..preflight import forecast
-    from .rundir import foreign
+    from .run_dir import is_foreign
 
     try:
         loaded = preflight.load_whole(path, overrides)
@@ -218,32 +218,32 @@ def recipe(path: str, overrides: dict | None = None, work_dir: Path | None = Non
         return
     yield Check('recipe', 'ok', f'{loaded.name} ({path}); a recipe is Python, and its code has run')
     run_dir = loaded.run_dir(work_dir)
-    found, seen = preflight.of_run(loaded, run_dir, echo=lambda text: None)
+    found, seen = preflight.check_run(loaded, run_dir, echo=lambda text: None)
     yield from (Check('recipe', 'fail', problem) for problem in found)
     yield from weights(loaded)
     if not found:
         root = loaded.cfg.data.root or 'DigitScenes: made where they are missing'
         yield Check('dataset', 'ok', root)
-    if other := foreign(run_dir / 'recipe.py', loaded.text):
+    if other := is_foreign(run_dir / 'recipe.py', loaded.text):
         yield Check('work-dir', 'fail', other)
     if not found and not seen:
         yield Check(
             'its time', 'ok', f'{run_dir}: nothing is left to train, so no update was tried'
         )
     if seen:
-        for name, words in forecast.told(loaded, run_dir, seen).items():
+        for name, words in forecast.forecast_text(loaded, run_dir, seen).items():
             yield Check(f'its {name}', 'ok', words)
-        for name, words in loop.switches(loaded).items():
+        for name, words in loop.speed_settings(loaded).items():
             yield Check(f'its {name}', 'ok', words)
 
 
 def weights(loaded: Recipe) -> Iterator[Check]:
     """The checkpoints that the recipe names: here, with their sha256, or to be fetched."""
-    from ..utils.download import fits
+    from ..utils.download import is_complete
 
     for name in loaded.detectors:
         path, url = loaded.checkpoint(name), loaded.url(name)
-        if url and not fits(path, sha256_in_name(path.name)):
+        if url and not is_complete(path, sha256_in_name(path.name)):
             fix = f'`mtpd run` fetches them to {path.parent}; without network put the file there.'
             yield Check(f'weights {name}', 'warn', f'not here yet: {url}', fix)
         elif path and path.is_file():

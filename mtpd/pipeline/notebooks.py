@@ -6,22 +6,25 @@ and after a kernel was killed its metadata call every cell completed.
 
 from __future__ import annotations
 
+import ast
+import difflib
+import io
 import logging
 import os
 import signal
 import subprocess
 import time
+import tokenize
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from ..errors import MtpdError
-from ..utils.parent import FOLLOWS
-from .executed import drop_markers, keep_whole, record_end
-from .parameters import Parameter, checked, declared, parameters_of, read_notebook
+from ..utils.files import write_text
+from ..utils.processes import END_WITH_PARENT
 
-__all__ = ['NotebookError', 'Parameter', 'execute', 'parameters_of']
+__all__ = ['NotebookError', 'Parameter', 'execute_notebook', 'parameters_of']
 
 
 GRACE = 60  # seconds that a kernel has for its end
@@ -50,7 +53,7 @@ class NotebookError(MtpdError):
         super().__init__(evalue if self.mistake else text)
 
 
-def execute(
+def execute_notebook(
     source: str | Path,
     out: str | Path,
     parameters: dict[str, Any] | None = None,
@@ -80,7 +83,7 @@ def execute(
     """
     source, out = Path(source).resolve(), Path(out).resolve()
     notebook = read_notebook(source)
-    values = checked(parameters or {}, declared(notebook, source), source)
+    values = checked_parameters(parameters or {}, declared_parameters(notebook, source), source)
     _check_kernel(source, kernel)
     out.parent.mkdir(parents=True, exist_ok=True)
     cells = len(notebook.cells) + bool(values)  # papermill adds one with the values
@@ -96,16 +99,16 @@ def execute(
         'stdout_file': echo,
         'resources': {'metadata': {'path': str(cwd or source.parent)}},  # papermill's cwd: a chdir
     }
-    _run(source, out, values, options, env or {})
+    _run_papermill(source, out, values, options, env or {})
     _prove(source, out)
 
 
-def _run(source: Path, out: Path, values: dict, options: dict, env: dict) -> None:
+def _run_papermill(source: Path, out: Path, values: dict, options: dict, env: dict) -> None:
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
 
-    keep_whole()
+    write_notebooks_whole()
     started: list = []
     logging.getLogger('papermill').disabled = True
     with _no_kernel_left(started):
@@ -163,7 +166,7 @@ def _manager(started: list, env: dict[str, str]) -> type:
     class Manager(AsyncKernelManager):
         async def start_kernel(self, **kwargs):
             # Its own session: a Ctrl-C at the terminal reaches us, and we end the kernel.
-            await super().start_kernel(**{'env': os.environ | env, **FOLLOWS, **kwargs})
+            await super().start_kernel(**{'env': os.environ | env, **END_WITH_PARENT, **kwargs})
             started.append(self.provisioner.process)
             _kernels.append(self.provisioner.process)
 
@@ -239,3 +242,182 @@ def _mistakes() -> set[str]:
         names.add(kind.__name__)
         queue += kind.__subclasses__()
     return names - {'NotebookError'}
+
+
+# Executed notebooks that did not run to their end: made to say so.
+
+
+def write_notebooks_whole() -> None:
+    """Has papermill write notebooks whole or not at all; it does so after every cell."""
+    from papermill.iorw import LocalHandler, papermill_io
+
+    class Whole(LocalHandler):
+        def write(self, buf, path):
+            write_text(Path(path), buf)
+
+    if not isinstance(papermill_io.get_handler('/x.ipynb'), Whole):
+        papermill_io.register('/', Whole())
+
+
+def record_end(out: Path, ename: str, evalue: str) -> int | None:
+    """Put the end that papermill didn't see into the executed notebook; returns its cell."""
+    import nbformat
+
+    if not out.is_file():
+        return None
+    notebook = read_notebook(out)
+    index = next((i for i, c in enumerate(notebook.cells) if _open(c)), None)
+    if index is not None:
+        error = nbformat.v4.new_output('error', ename=ename, evalue=evalue, traceback=[evalue])
+        notebook.cells[index].outputs.append(error)
+        for cell in notebook.cells[index:]:
+            cell.metadata.get('papermill', {})['status'] = 'pending'
+        notebook.cells[index].metadata.get('papermill', {})['status'] = 'failed'
+    write_text(out, nbformat.writes(notebook))
+    return index
+
+
+def drop_markers(out: Path) -> None:
+    # papermill puts two red notes into a failed notebook; they shift its cells' numbers.
+    import nbformat
+
+    notebook = read_notebook(out)
+    tag = 'papermill-error-cell-tag'
+    notebook.cells = [c for c in notebook.cells if tag not in c.metadata.get('tags', [])]
+    write_text(out, nbformat.writes(notebook))
+
+
+def _open(cell) -> bool:
+    # A cell interrupted at work has an execution count but no shell reply, hence no end time.
+    if cell.cell_type != 'code' or not cell.source.strip():
+        return False
+    return cell.execution_count is None or 'shell.execute_reply' not in cell.metadata.get(
+        'execution', {}
+    )
+
+
+# The parameters cell of a notebook: `name: type = literal  # help`, one a line, types checked.
+
+
+PLAIN = {'str': str, 'int': int, 'float': float, 'bool': bool, 'list': list, 'dict': dict}
+
+
+class Parameter(NamedTuple):
+    """One line of a notebook's parameters cell: `name: type = default  # help`."""
+
+    type: str
+    default: Any
+    help: str
+
+
+def parameters_of(notebook: str | Path) -> dict[str, Parameter]:
+    """The parameters that a notebook declares in the cell tagged `parameters`, in order.
+
+    Raises MtpdError when the notebook can't be read or a line isn't `name: type = literal`.
+    """
+    return declared_parameters(read_notebook(notebook), Path(notebook))
+
+
+def read_notebook(path: str | Path):
+    """The nbformat notebook at `path`. Raises MtpdError when there is none."""
+    import nbformat
+
+    try:
+        return nbformat.read(path, as_version=4)
+    except FileNotFoundError:
+        raise MtpdError(f'Notebook {path} does not exist.') from None
+    except Exception as error:  # nbformat raises several kinds for a file that is no notebook
+        raise MtpdError(f'{path} is not a Jupyter notebook: {error}') from None
+
+
+def declared_parameters(notebook, path: Path) -> dict[str, Parameter]:
+    """The parameters of an nbformat notebook read from `path`, as `parameters_of` gives them."""
+    cells = [c for c in notebook.cells if 'parameters' in c.metadata.get('tags', [])]
+    if not cells:
+        return {}
+    source = cells[0].source
+    try:
+        tree = ast.parse(source)
+    except SyntaxError as error:
+        raise MtpdError(f'{path}, parameters cell: {error}') from None
+    comments = {
+        token.start[0]: token.string.lstrip('# ').strip()
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+    found = {}
+    for line in tree.body:
+        try:
+            if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name):
+                raise ValueError
+            type_, default = ast.unparse(line.annotation), ast.literal_eval(line.value)
+            _fits(default, line.annotation)
+        except (ValueError, TypeError, KeyError):
+            code = ast.get_source_segment(source, line)
+            raise MtpdError(
+                f'{path}, parameters cell: `{code}` is not `name: type = literal  # help` '
+                f'with types of {", ".join(PLAIN)}, None.'
+            ) from None
+        help_ = comments.get(line.end_lineno, '')
+        found[line.target.id] = Parameter(type_, default, help_)
+    return found
+
+
+def checked_parameters(
+    given: dict[str, Any], known: dict[str, Parameter], path: Path
+) -> dict[str, Any]:
+    """`given` as plain Python values of the declared types. Raises MtpdError with every problem."""
+    problems, values = [], {}
+    for name, value in given.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f' Did you mean {near[0]!r}?' if near else ''
+            names = ', '.join(known) or 'none'
+            problems.append(f'unknown parameter {name!r}.{hint} Known: {names}.')
+            continue
+        try:
+            plain = _plain_value(value)
+            values[name] = _fits(plain, ast.parse(known[name].type, mode='eval').body)
+        except TypeError:
+            kind = type(value).__name__
+            problems.append(f'{name} is {known[name].type}, got {value!r} ({kind}).')
+    if problems:
+        raise MtpdError('\n'.join(f'{path.name}: {problem}' for problem in problems))
+    return values
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain_value(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain_value(item) for key, item in value.items()}
+    if hasattr(value, 'item') and getattr(value, 'shape', None) == ():  # a numpy or torch scalar
+        return value.item()
+    if value is None or type(value) in PLAIN.values():
+        return value
+    raise TypeError
+
+
+def _fits(value: Any, annotation: ast.expr) -> Any:
+    """`value` as the annotation wants it (an int becomes a float), TypeError where it doesn't."""
+    if isinstance(annotation, ast.BinOp):  # a | b
+        for side in (annotation.left, annotation.right):
+            try:
+                return _fits(value, side)
+            except TypeError:
+                continue
+        raise TypeError
+    if isinstance(annotation, ast.Constant) and annotation.value is None:
+        if value is not None:
+            raise TypeError
+        return value
+    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == 'list':
+        return [_fits(item, annotation.slice) for item in _fits(value, annotation.value)]
+    wanted = PLAIN[ast.unparse(annotation)]
+    if wanted is float and type(value) is int:
+        return float(value)
+    if type(value) is not wanted:
+        raise TypeError
+    return value

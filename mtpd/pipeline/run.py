@@ -5,25 +5,26 @@ from __future__ import annotations
 import shlex
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from ..config import trainings
+from ..config.plan import stage_dir
 from ..config.recipe import Arm, Recipe, load_recipe
-from ..engine.loop import processes
+from ..engine.loop import process_count
 from ..errors import MtpdError, RecipeError
 from ..preflight import checks as preflight
 from ..preflight import forecast
 from ..runtime import world
 from ..utils.files import read_json, write_json
-from ..utils.paths import ROOT, shown
-from .holding import STATUS, held, refuse_second
-from .lanes import Lanes, Marked
-from .notebooks import NotebookError, execute
-from .order import settled
-from .rundir import about, now, open_run, open_steps, usual
+from ..utils.machine import cpu_cores
+from ..utils.paths import ROOT, display_path
+from .notebooks import NotebookError, end_kernels, execute_notebook
+from .run_dir import default_run_dir, open_run, open_steps, run_info, timestamp
+from .status import STATUS, refuse_second, run_lock
+from .teacher_order import resolve_auto_arms
 
 NOTEBOOKS = ROOT / 'notebooks'
 # A run of everything with next to no training: does it work at all?
@@ -63,7 +64,7 @@ class Step:
         return f'notebooks/{self.title}.ipynb'
 
 
-def chains(recipe: Recipe, run_dir: Path) -> list[list[list[Step]]]:
+def step_chains(recipe: Recipe, run_dir: Path) -> list[list[list[Step]]]:
     """The steps in order: groups of chains, which may run side by side, of steps that need each other.
 
     Where an arm's teachers are still to be chosen, the steps up to the choice.
@@ -76,7 +77,7 @@ def chains(recipe: Recipe, run_dir: Path) -> list[list[list[Step]]]:
     def stages(arm: Arm) -> list[Step]:
         plan = []
         for stage in range(1, len(arm.teachers) + 1):
-            folder = trainings.stage_dir(recipe, arm, stage, run_dir).relative_to(run_dir)
+            folder = stage_dir(recipe, arm, stage, run_dir).relative_to(run_dir)
             makes = (f'{folder}/student.pth', f'{folder}/metrics.json')
             plan.append(step('04_distill_stage', *makes, arm=arm.name, stage=stage))
         return plan
@@ -97,9 +98,9 @@ def chains(recipe: Recipe, run_dir: Path) -> list[list[list[Step]]]:
     ]
 
 
-def steps(recipe: Recipe, run_dir: Path) -> list[Step]:
+def recipe_steps(recipe: Recipe, run_dir: Path) -> list[Step]:
     """The steps in order; every arm's stages one after the other."""
-    return [step for group in chains(recipe, run_dir) for chain in group for step in chain]
+    return [step for group in step_chains(recipe, run_dir) for chain in group for step in chain]
 
 
 def run_recipe(
@@ -128,15 +129,15 @@ def run_recipe(
     if smoke:
         recipe = load_recipe(recipe, _smoke(recipe))
     if smoke and work_dir is None:
-        work_dir = usual(recipe, smoke)
+        work_dir = default_run_dir(recipe, smoke)
     run_dir = recipe.run_dir(work_dir)
     refuse_second(run_dir)
     seen = _preflight(recipe, run_dir, smoke, echo)
     hidden = _smoke(recipe) if smoke else ()
-    command = shlex.split(about(recipe, smoke, hidden, run_dir)['command'])
-    with held(run_dir, command, echo) as status:
+    command = shlex.split(run_info(recipe, smoke, hidden, run_dir)['command'])
+    with run_lock(run_dir, command, echo) as status:
         open_run(recipe, run_dir, smoke, hidden)
-        forecast.keep(seen, run_dir)
+        forecast.keep_forecast(seen, run_dir)
         try:
             seconds = _all_steps(recipe, run_dir, status, echo, stream)
             echo(f'all steps are done, {seconds / 60:.1f} minutes in all: {run_dir}')
@@ -155,18 +156,18 @@ def _report(make: Callable[[Path], Path] | None, run_dir: Path, echo) -> None:
 def _preflight(recipe: Recipe, run_dir: Path, smoke: bool, echo) -> dict | None:
     """Raises what would stop the run later on; tells what it will take, and returns what `forecast` found."""
     refuse_a_world()
-    found, seen = preflight.of_run(recipe, run_dir, not smoke, echo)
-    if found := found or preflight.fetched(recipe, recipe.detectors, recipe.detectors):
+    found, seen = preflight.check_run(recipe, run_dir, not smoke, echo)
+    if found := found or preflight.fetch_weights(recipe, recipe.detectors, recipe.detectors):
         raise RecipeError(recipe.source, found)
     if seen:
-        words = forecast.told(recipe, run_dir, seen)
+        words = forecast.forecast_text(recipe, run_dir, seen)
         echo(f'{recipe.name}: {words["time"]}, {words["memory"]}')
     return seen
 
 
 def refuse_a_world() -> None:
     """Raises MtpdError where several processes were started together."""
-    if (here := world.here()) and here.size > 1:
+    if (here := world.current_world()) and here.size > 1:
         raise MtpdError(
             f'{here.starter} started {here.size} processes, and a run starts its own: start it once, with --gpus.'
         )
@@ -175,10 +176,10 @@ def refuse_a_world() -> None:
 def _all_steps(recipe: Recipe, run_dir: Path, status: dict, echo, stream) -> float:
     """Works through the steps; returns the seconds that all starts of the run took so far."""
     began, chosen = time.time(), (run_dir / 'order' / 'sequence.json').is_file()
-    plan = settled(recipe, run_dir) if chosen else recipe
+    plan = resolve_auto_arms(recipe, run_dir) if chosen else recipe
     try:
         _Work(plan, run_dir, status, echo, stream).run()
-        if not chosen and (plan := settled(recipe, run_dir)) is not recipe:
+        if not chosen and (plan := resolve_auto_arms(recipe, run_dir)) is not recipe:
             _Work(plan, run_dir, status, echo, stream).run()
     finally:
         info = read_json(run_dir / 'run.json')
@@ -195,18 +196,18 @@ class _Work:
     ):
         self.recipe, self.run_dir, self.echo, self.stream = recipe, run_dir, echo, stream
         # Arms side by side would share the GPUs that each of them asks for.
-        self.lanes = Lanes(1 if processes(recipe) > 1 else recipe.cfg.runtime.jobs)
-        self.names = [step.title for step in steps(recipe, run_dir)]
+        self.lanes = ChainRunner(1 if process_count(recipe) > 1 else recipe.cfg.runtime.jobs)
+        self.names = [step.title for step in recipe_steps(recipe, run_dir)]
         self.status = status
         open_steps(self.names, status)
         info = read_json(run_dir / 'run.json')
-        write_json(run_dir / 'run.json', info | {'arms': about(recipe)['arms']})
+        write_json(run_dir / 'run.json', info | {'arms': run_info(recipe)['arms']})
         self.lock = threading.Lock()
         self.note({})
 
     def run(self) -> None:
         """Every step that is not done."""
-        for group in chains(self.recipe, self.run_dir):
+        for group in step_chains(self.recipe, self.run_dir):
             self.lanes.run(group, self)
 
     def note(self, entry: dict, **values: Any) -> None:
@@ -222,7 +223,7 @@ class _Work:
             return
         self.echo(f'{place} {step.title}')
         began = time.time()
-        self.note(entry, state='running', started=now(), ended=None, reason=None)
+        self.note(entry, state='running', started=timestamp(), ended=None, reason=None)
         try:
             self._execute(step, env, mark)
         except BaseException as error:
@@ -233,18 +234,18 @@ class _Work:
             reason, state = None, 'done'
         finally:
             seconds = round(time.time() - began, 1)
-            self.note(entry, state=state, ended=now(), seconds=seconds, reason=reason)
+            self.note(entry, state=state, ended=timestamp(), seconds=seconds, reason=reason)
 
     def _execute(self, step: Step, env: dict[str, str], mark: str) -> None:
         parameters = {
-            'recipe': shown(self.recipe.source),
+            'recipe': display_path(self.recipe.source),
             'seed': self.recipe.seed,
             'cfg_options': options_text(self.recipe),
             'work_dir': str(self.run_dir),
         } | step.parameters
-        stream = Marked(self.stream, mark) if mark and self.stream else self.stream
+        stream = PrefixedStream(self.stream, mark) if mark and self.stream else self.stream
         out = self.run_dir / step.notebook
-        execute(step.source, out, parameters, ROOT, echo=stream, env=env)
+        execute_notebook(step.source, out, parameters, ROOT, echo=stream, env=env)
         missing = [str(path.relative_to(self.run_dir)) for path in step.makes if not path.is_file()]
         if missing:
             raise MtpdError(f'{step.source.name} ended without writing {", ".join(missing)}.')
@@ -263,3 +264,66 @@ def _smoke(recipe: Recipe) -> dict[str, Any]:
 def options_text(recipe: Recipe) -> str:
     """The recipe's overrides as `--cfg-options` takes them; the seed has its own option."""
     return ' '.join(f'{key}={value}' for key, value in recipe.overrides.items() if key != 'seed')
+
+
+# Independent chains of steps side by side, on threads that each wait for a notebook's kernel.
+
+
+class ChainRunner:
+    """Runs chains of steps, up to `jobs` chains at a time.
+
+    After a failure what runs is ended in peace and nothing new begins; Ctrl-C ends the kernels, a training after its update.
+    """
+
+    def __init__(self, jobs: int):
+        self.jobs = jobs
+        self.interrupted = False
+
+    def run(self, chains: Sequence[Sequence], work: Callable[[Any, dict, str], None]) -> None:
+        """Calls `work(step, env, mark)` for every step; a chain's steps one after the other.
+
+        `env` shares the cores out among the kernels at work, `mark` tells their output apart.
+        """
+        side_by_side = min(self.jobs, len(chains))
+        if side_by_side <= 1:
+            for step in (step for chain in chains for step in chain):
+                work(step, {}, '')
+            return
+        env = {'OMP_NUM_THREADS': str(max(1, cpu_cores() // side_by_side))}
+        failed = threading.Event()
+
+        def follow(chain: Sequence) -> None:
+            for step in chain:
+                if failed.is_set():
+                    return
+                try:
+                    work(step, env, f'{step.short}: ')
+                except BaseException:
+                    failed.set()
+                    raise
+
+        with ThreadPoolExecutor(side_by_side) as pool:
+            futures = [pool.submit(follow, chain) for chain in chains]
+            try:
+                wait(futures)
+            except KeyboardInterrupt:
+                self.interrupted = True
+                failed.set()
+                end_kernels()
+                raise
+        for future in futures:
+            future.result()
+
+
+class PrefixedStream:
+    """A text stream that writes whole lines to another, each with a mark before it."""
+
+    def __init__(self, stream: TextIO, mark: str):
+        self.stream, self.mark, self.rest = stream, mark, ''
+
+    def write(self, text: str) -> None:
+        *lines, self.rest = (self.rest + text).split('\n')
+        self.stream.write(''.join(f'{self.mark}{line}\n' for line in lines))
+
+    def flush(self) -> None:
+        self.stream.flush()

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from ..analysis.logs import DISTILLATION
-from ..utils.numerals import gain
+from ..analysis.run import DISTILLATION
+from ..utils.statistics import format_signed, printed_difference
 from .figure import (
     COLOURS,
     FAINT,
     HATCHES,
     INK,
+    MARKERS,
     TEXT,
     Figure,
     apart,
@@ -198,7 +199,7 @@ def ap_over_stages(arms: Mapping[str, list[dict]]) -> Figure:
     best = max(ends)[3]
     fig.alt = (
         f'AP over the stages, from the baseline at {base["AP"]:.1f}. {" ".join(alt)} '
-        f'The best arm gains {gain(best["AP"], base["AP"])} points.'
+        f'The best arm gains {printed_difference(best["AP"], base["AP"])} points.'
     )
     return fig
 
@@ -251,3 +252,129 @@ def level_shares(rows: list[dict]) -> Figure:
 
 def _level(key: str) -> int:
     return int(DISTILLATION.fullmatch(key)[1])
+
+
+# Curves of several runs in the same axes.
+
+
+def overlaid_curves(arms: Mapping[str, Mapping[str, list[dict]]]) -> Figure:
+    """Detection loss above, distillation loss below, moving means; a column for each arm, a line for each run.
+
+    Args:
+        arms: {arm: {run: rows}}, rows as `Run.curves` gives them.
+    """
+    arms = {arm: runs for arm, runs in arms.items() if any(runs.values())}
+    if not arms:
+        return empty('No training log yet.')
+    names = list(dict.fromkeys(name for runs in arms.values() for name in runs))
+    rows = [row for runs in arms.values() for part in runs.values() for row in part]
+    kinds = [k for k in ('detection', 'distillation') if any(row[k] is not None for row in rows)]
+    fig = new(max(6.5, 3.1 * len(arms)), 0.9 + 2.4 * len(kinds))
+    axes = fig.subplots(len(kinds), len(arms), sharex='col', sharey='row', squeeze=False)
+    ends = []
+    for column, (arm, runs) in enumerate(arms.items()):
+        for line, kind in enumerate(kinds):
+            ax = axes[line][column]
+            dress(
+                ax,
+                xlabel='updates after the baseline' if line == len(kinds) - 1 else '',
+                ylabel=f'{kind} loss' if column == 0 else '',
+                title='' if line else arm,
+                grid='y',
+            )
+            for name, part in runs.items():
+                there = [row for row in part if row[kind] is not None]
+                if not there:
+                    continue
+                values = np.array([row[kind] for row in there], float)
+                smooth = moving_mean(values, max(1, len(values) // 20))
+                look = style(names.index(name)) | {'marker': None}
+                ax.plot([row['update'] for row in there], smooth, **look, linewidth=1.7)
+                if kind == 'detection':
+                    ends.append(f'{arm}, {name}: from {smooth[0]:.2f} to {smooth[-1]:.2f}')
+    handles = [
+        axes[0][0].plot([], [], **(style(k) | {'marker': None}), label=name)[0]
+        for k, name in enumerate(names)
+    ]
+    fig.legend(handles=handles, loc='outside lower center', ncols=min(3, len(names)), frameon=False)
+    fig.alt = f'Losses of {len(names)} runs, overlaid. Detection loss: {"; ".join(ends)}.'
+    return fig
+
+
+# AP over the student's updates along one sequence of teachers, as in the paper's walk-through.
+
+
+def walk_through(
+    curves: Mapping[int, Sequence[Mapping]], control: Mapping[int, float] | None = None
+) -> Figure:
+    """AP over the student's updates along one sequence, its stages shaded and their teachers named.
+
+    Args:
+        curves: by seed, rows as `study.ap_curve` gives them.
+        control: final AP without a teacher, by seed.
+    """
+    curves = {seed: rows for seed, rows in curves.items() if len(rows) > 1}
+    if not curves:
+        return empty('No stage has been evaluated yet.')
+    fig = new(8, 4.2)
+    ax = dress(
+        fig.subplots(),
+        'updates after the baseline',
+        'box AP on the validation set (points)',
+        grid='y',
+    )
+    longest = max(curves.values(), key=len)
+    start = 0
+    for stage in sorted({row['stage'] for row in longest} - {0}):
+        part = [row for row in longest if row['stage'] == stage]
+        ax.axvspan(start, part[-1]['updates'], color=SHADES[(stage - 1) % 2], linewidth=0, zorder=0)
+        ax.text(
+            (start + part[-1]['updates']) / 2, 0.97, f'stage {stage}\n{narrow(part[0]["teacher"])}',
+            transform=ax.get_xaxis_transform(), ha='center', va='top', fontsize=TEXT - 1, color=INK,
+        )  # fmt: skip
+        start = part[-1]['updates']
+    for seed, rows in curves.items():
+        marker = MARKERS[list(curves).index(seed) % len(MARKERS)]
+        ax.plot([r['updates'] for r in rows], [r['AP'] for r in rows], color=COLOURS[2], marker=marker, markersize=4,
+                linewidth=0.8, alpha=0.45)  # fmt: skip
+    at = sorted({row['updates'] for rows in curves.values() for row in rows})
+    means = [
+        np.mean([r['AP'] for rows in curves.values() for r in rows if r['updates'] == u])
+        for u in at
+    ]
+    ax.plot(
+        at,
+        means,
+        color=COLOURS[2],
+        marker='D',
+        markersize=7,
+        linewidth=2.2,
+        markeredgecolor='white',
+        zorder=3,
+    )
+    for x, y in zip(at, means, strict=True):
+        ax.annotate(
+            f'{y:.1f}',
+            (x, y),
+            (0, 9),
+            textcoords='offset points',
+            ha='center',
+            fontsize=TEXT,
+            color=INK,
+        )
+    if control:
+        level = float(np.mean(list(control.values())))
+        ax.axhline(level, color=COLOURS[0], linestyle=':', linewidth=1.4)
+        ax.annotate(f'no teacher, as many updates: {level:.1f}', (0.01, level), (0, -11), xycoords=('axes fraction', 'data'),
+                    textcoords='offset points', fontsize=TEXT - 1, color=INK)  # fmt: skip
+    ax.set_xlim(-0.04 * start, 1.04 * start)
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high + 0.28 * (high - low))
+    steps = ', '.join(f'{y:.1f} at {x}' for x, y in zip(at, means, strict=True))
+    fig.alt = f'AP over updates, mean of {len(curves)} seed(s): {steps}.'
+    fig.alt += (
+        f' Without a teacher {level:.1f}, {format_signed(means[-1] - level)} points.'
+        if control
+        else ''
+    )
+    return fig

@@ -91,7 +91,7 @@ def feature_differences(
 def feature_colours(
     maps: Sequence[Sequence[tuple[str, np.ndarray]]], images: Sequence[np.ndarray], basis: str
 ) -> Figure:
-    """Features as colours, see `mtpd.analysis.feature_views.pca_colours`: (title, (H, W, 3) in 0..1) for each image and column."""
+    """Features as colours, see `mtpd.analysis.feature_maps.pca_colours`: (title, (H, W, 3) in 0..1) for each image and column."""
     if not any(maps):
         return empty('No feature maps.')
     fig, axes = _panels(maps, images)

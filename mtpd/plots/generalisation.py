@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..analysis.gap import rise, values
-from ..utils import intervals
+from ..analysis.generalisation_gap import loss_rise, measure_values
+from ..utils import statistics
 from .figure import INK, TEXT, Figure, dress, empty, narrow, new, style
 
 
@@ -13,7 +13,7 @@ def generalisation(by_seed: Mapping[int, Sequence[dict]]) -> Figure:
     """Loss and box AP of each student on training images (open) and on validation images (filled), mean over seeds.
 
     Args:
-        by_seed: `generalisation.over_seeds`.
+        by_seed: `generalisation.measure_seeds`.
     """
     rows = next(iter(by_seed.values()), [])
     if not rows:
@@ -29,8 +29,8 @@ def generalisation(by_seed: Mapping[int, Sequence[dict]]) -> Figure:
         for index, row in enumerate(rows):
             ends = []
             for side in ('train', 'val'):
-                known = values(by_seed, row['name'], lambda r, s=side, k=key: r[s][k])
-                ends.append(intervals.mean(list(known.values())))
+                known = measure_values(by_seed, row['name'], lambda r, s=side, k=key: r[s][k])
+                ends.append(statistics.mean_interval(list(known.values())))
             if None in ends:
                 continue
             look = _look(row, index) | {'linestyle': 'none'}
@@ -64,7 +64,7 @@ def flatness(by_seed: Mapping[int, Sequence[dict]]) -> Figure:
     range of the seeds or, of one seed, of the directions.
 
     Args:
-        by_seed: `generalisation.over_seeds`.
+        by_seed: `generalisation.measure_seeds`.
     """
     rows = next(iter(by_seed.values()), [])
     if not rows:
@@ -81,7 +81,9 @@ def flatness(by_seed: Mapping[int, Sequence[dict]]) -> Figure:
     for index, row in enumerate(rows):
         look, lows, means, highs = _look(row, index), [0.0], [0.0], [0.0]
         for size in sizes:
-            found = list(values(by_seed, row['name'], lambda r, s=size: rise(r, s)).values())
+            found = list(
+                measure_values(by_seed, row['name'], lambda r, s=size: loss_rise(r, s)).values()
+            )
             spread = found if len(found) > 1 else _directions(row, size)
             means.append(sum(found) / len(found))
             lows.append(min(spread))

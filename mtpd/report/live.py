@@ -10,9 +10,9 @@ from datetime import timedelta
 from pathlib import Path
 
 from .. import plots
-from ..analysis.logs import loss_rows
+from ..analysis.run import loss_rows
+from ..config.plan import stage_dir
 from ..config.recipe import Recipe
-from ..config.trainings import stage_dir
 from ..utils.files import read_log
 
 LEAST = 2.0  # seconds between two figures
@@ -78,8 +78,8 @@ def losses(
 def train_stage(
     recipe: Recipe, stage: int, arm: str = 'progressive', work_dir: str | Path | None = None
 ) -> dict:
-    """As `train.train_stage`, its losses shown in the meantime."""
-    from ..pipeline import train
+    """As `stages.train_stage`, its losses shown in the meantime."""
+    from ..pipeline import stages
 
     plan = recipe.arm(arm, stage)
     teacher = plan.teachers[stage - 1]
@@ -87,7 +87,7 @@ def train_stage(
     before = {recipe.run_dir(work_dir) / 'detectors' / 'student': 'baseline'}
     before |= {stage_dir(recipe, plan, k, work_dir): f'stage {k}' for k in range(1, stage)}
     with losses(stage_dir(recipe, plan, stage, work_dir), label, before=before):
-        return train.train_stage(recipe, stage, arm, work_dir)
+        return stages.train_stage(recipe, stage, arm, work_dir)
 
 
 def _written(log: Path) -> int:

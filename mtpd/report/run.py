@@ -9,16 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from .. import plots
-from ..analysis.answer import answer
-from ..analysis.findings import conclude
-from ..analysis.runs import Run, load_run
-from ..analysis.seeds import comparable, gather
-from ..analysis.study import Study
+from ..analysis.run import Run, load_run
+from ..analysis.study import Study, comparable_runs, load_study
+from ..analysis.verdict import answer, study_verdict
 from ..plots import Figure
-from ..utils import intervals
+from ..utils import statistics
 from ..utils.files import read_json, write_json, write_text
-from ..utils.numerals import bracketed, gain
-from .pages import duration, fill, gallery, pages_of, render
+from ..utils.statistics import format_interval, printed_difference
+from .html import fill_template, format_duration, gallery, render_pages, run_pages
 
 GROUPS = ('Student before distillation', 'Student after training in each arm', 'Teachers')
 HEADLINES = {
@@ -39,8 +37,8 @@ def make_report(run_dir: str | Path) -> Path:
     run = load_run(run_dir)
     folder = run.path / 'report'
     folder.mkdir(exist_ok=True)
-    pages = pages_of(run)
-    for href, html in render(pages):
+    pages = run_pages(run)
+    for href, html in render_pages(pages):
         write_text(folder / href, html)
     write_text(folder / 'index.html', _index(run, pages))
     kept = {'run': run.info, 'environment': run.environment, 'results': run.results()}
@@ -49,9 +47,9 @@ def make_report(run_dir: str | Path) -> Path:
 
 
 def _index(run: Run, pages: list[dict]) -> str:
-    results, study = run.results(), gather(run)
+    results, study = run.results(), load_study(run)
     recipe = run.path / 'recipe.py'
-    return fill(
+    return fill_template(
         'index.html.j2',
         title=run.info.get('title') or run.info['name'],
         info=run.info,
@@ -63,7 +61,7 @@ def _index(run: Run, pages: list[dict]) -> str:
         answer='' if run.info.get('smoke') else answer(study),
         questions={}
         if run.info.get('smoke') or not results
-        else conclude(study) | _papers(run.info),
+        else study_verdict(study) | _papers(run.info),
         commands=_commands(run),
         rows=_table(run, results, study),
         seeds=len(study.seeds),
@@ -93,7 +91,7 @@ def _detail(run: Run) -> str:
     done = sum(step['state'] == 'done' for step in run.steps)
     count = f'{done} of {len(run.steps)} steps are done'
     if run.state == 'complete':
-        time = duration(run.info.get('seconds'))
+        time = format_duration(run.info.get('seconds'))
         return f'All {done} steps are done.' if time == '–' else f'All {done} steps, {time}.'
     if run.state == 'running':
         return f'{count}; this page shows what there is so far.'
@@ -118,7 +116,7 @@ def _table(run: Run, results: list[dict], study: Study) -> list[dict]:
     aps = [round(r['AP'], 1) for r in results if r['role'] == 'arm' and r['AP'] is not None]
     best = max(aps) if aps and aps.count(max(aps)) == 1 else None  # of several nobody is
     means = {order.name: order.mean for order in study.evaluated}
-    starts = intervals.mean(list(study.baseline.values()))
+    starts = statistics.mean_interval(list(study.baseline.values()))
     said_by = {order.name: order.mean.value for order in study.evaluated}
     said = {'baseline': 'baseline', 'direct': 'direct', 'progressive': 'result'}
     return [
@@ -126,14 +124,16 @@ def _table(run: Run, results: list[dict], study: Study) -> list[dict]:
         | {
             'group': ('baseline', 'arm', 'teacher').index(row['role']),
             'paper': paper.get(said.get(row['kind'] or row['role'])),
-            'mean': bracketed({'arm': means.get(row['name']), 'baseline': starts}.get(row['role'])),
+            'mean': format_interval(
+                {'arm': means.get(row['name']), 'baseline': starts}.get(row['role'])
+            ),
             'best': row['role'] == 'arm' and row['AP'] is not None and round(row['AP'], 1) == best,
             'weights': ((run.metrics('detector', row['name']) or {}).get('sha256') or '')[:8]
             if row['role'] != 'arm'
             else '',
             'gain': '–'
             if row['role'] != 'arm' or None in (row['AP'], base)
-            else gain(
+            else printed_difference(
                 said_by.get(row['name'], row['AP']), base if starts is None else starts.value
             ),
         }
@@ -160,7 +160,7 @@ def _papers(info: dict) -> dict[str, str]:
     paper = info.get('paper') or {}
     if not {'result', 'direct'} <= set(paper):
         return {}
-    ahead = gain(paper['result'], paper['direct'])
+    ahead = printed_difference(paper['result'], paper['direct'])
     return {
         'What does the paper find?': f'On COCO, with detectors and schedules of full size, {ahead} AP for the sequence '
         f'against the last teacher alone ({paper["result"]} against {paper["direct"]}).'
@@ -169,7 +169,7 @@ def _papers(info: dict) -> dict[str, str]:
 
 def _commands(run: Run) -> list[dict]:
     """Of the run and of those of other seeds that are read with it."""
-    runs, _ = comparable(run)
+    runs, _ = comparable_runs(run)
     return [
         {
             'command': other.info.get('command') or f'mtpd run {other.info.get("recipe")}',

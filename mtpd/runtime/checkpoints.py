@@ -15,35 +15,37 @@ import sys
 from collections import OrderedDict
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import MtpdError
-from ..utils.files import sha256
-from . import compat, unpickle  # noqa: F401  (compat lets numpy numbers in `meta` load)
+from ..utils.files import read_json_if_whole, sha256
+from . import compat, safe_load  # noqa: F401  (compat lets numpy numbers in `meta` load)
+from .safe_load import Damaged
 
 
-def load(path: str | Path, map_location: str = 'cpu', trust: bool = False) -> dict:
-    """The checkpoint in `path`, read without running code from it, unless it is to be trusted (`unpickle.read`).
+def load_checkpoint(path: str | Path, map_location: str = 'cpu', trust: bool = False) -> dict:
+    """The checkpoint in `path`, read without running code from it, unless it is to be trusted (`safe_load.load_safely`).
 
     Raises:
         MtpdError: no such file, not a checkpoint, a damaged one, or one with foreign objects.
     """
-    checkpoint = unpickle.read(path, map_location, trust)
+    checkpoint = safe_load.load_safely(path, map_location, trust)
     if not isinstance(checkpoint, dict):
         raise MtpdError(f"checkpoint {path} holds no dict: save it as {{'state_dict': ...}}")
     return checkpoint
 
 
-def load_own(path: Path) -> dict:
+def load_resumable(path: Path) -> dict:
     """As `load`, of what an earlier training of this run left; it is never replaced unasked.
 
     Raises:
         MtpdError: as `load`, with the way to have it made again.
     """
     try:
-        return load(path)
+        return load_checkpoint(path)
     except MtpdError as error:
         raise type(error)(
             f'{error}\nAn earlier training left it there: put the right file back, or remove it, '
@@ -65,14 +67,14 @@ def student_state(checkpoint: dict, source: str | Path = 'the checkpoint') -> di
         )
     for prefix in ('module.', 'student.', ''):  # the last one copies
         if any(key.startswith(prefix) for key in state):
-            state = _below(prefix, state)
+            state = _without_prefix(prefix, state)
     # mmcv's EMA hook saves the average in the plain keys, and the raw weights as `ema_*`.
     for key in [k for k, v in state.items() if k.startswith('ema_') or not isinstance(v, Tensor)]:
         del state[key]
     return state
 
 
-def _below(prefix: str, state: dict) -> dict:
+def _without_prefix(prefix: str, state: dict) -> dict:
     """The entries under `prefix`, without it; also of the version metadata that modules need."""
 
     def cut(entries):
@@ -162,7 +164,7 @@ def load_student(model: nn.Module, path: str | Path) -> dict:
     Raises:
         MtpdError: from `load`, `student_state` and `load_strictly`.
     """
-    checkpoint = load(path)
+    checkpoint = load_checkpoint(path)
     load_strictly(model, student_state(checkpoint, path), 'the student', path)
     return checkpoint.get('meta') or {}
 
@@ -172,7 +174,9 @@ DESCRIPTION = ('CLASSES', 'PALETTE', 'config', 'mmdet_version', 'mmcv_version', 
 DESCRIPTION += ('recipe', 'detector', 'seed', 'arm', 'stage', 'teacher', 'stages', 'exported_from')
 
 
-def publish(src: str | Path, dst: str | Path, half: bool = False, trust: bool = False) -> Path:
+def publish_student(
+    src: str | Path, dst: str | Path, half: bool = False, trust: bool = False
+) -> Path:
     """`export_student` under a name that ends in its SHA-256, as mmdet's: ``student-7ee888e0.pth``; returns the path.
 
     The same source gives the same file. `dst`: the name without that, or a folder, to keep the source's name.
@@ -205,12 +209,12 @@ def export_student(
         meta: entries to add to the `meta`, plain values only. Kept of the source's is what describes
             the student: config, classes, versions, the stages that made it. `exported_from` names the
             source, or what that was exported from.
-        trust: run what code `src` holds, see `unpickle.read`.
+        trust: run what code `src` holds, see `safe_load.load_safely`.
 
     Raises:
         MtpdError: `src` cannot be read or holds no weights, or `dst` cannot be written.
     """
-    checkpoint = load(src, trust=trust)
+    checkpoint = load_checkpoint(src, trust=trust)
     state = student_state(checkpoint, src)
     for key, value in state.items():
         # A variance may exceed float16's 65504: such a tensor stays as it is.
@@ -270,3 +274,75 @@ def _canonical(value: object) -> object:
     if isinstance(value, (list, tuple)):
         return type(value)(map(_canonical, value))
     return value
+
+
+# Where a training that was cut off goes on: its newest checkpoint that is whole.
+
+
+class ResumePoint(NamedTuple):
+    """A resumable checkpoint, and the updates done in it."""
+
+    path: Path
+    update: int
+
+
+def find_resume_point(folder: Path) -> ResumePoint | None:
+    """The newest of latest.pth and previous.pth that is whole; says so where that is not latest.pth.
+
+    Raises:
+        MtpdError: one is whole, and no training wrote it.
+
+    Files that were being written when a training was killed are removed.
+    """
+    for part in folder.glob('.*.part'):  # of a process that was killed while it wrote
+        part.unlink()
+    damaged = []
+    for path in (folder / 'latest.pth', folder / 'previous.pth'):
+        if not path.is_file():
+            continue
+        try:
+            meta = load_resumable(path).get('meta') or {}
+        except Damaged as error:
+            damaged.append(str(error).splitlines()[0])
+            continue
+        if not isinstance(meta.get('iter'), int):
+            raise MtpdError(
+                f'{path} is not the checkpoint of a training: remove it, or put it back.'
+            )
+        _report_damaged(damaged, f'the training goes on from {path.name}, update {meta["iter"]}')
+        return ResumePoint(path, meta['iter'])
+    _report_damaged(damaged, 'the training starts afresh')
+    return None
+
+
+def is_finished(final: Path) -> bool:
+    """Whether the detector that a training leaves is there; a damaged one is made again from its whole latest.pth.
+
+    Raises:
+        MtpdError: it is damaged, and there is nothing whole to make it from; or it is no checkpoint.
+    """
+    if not final.is_file():
+        return False
+    try:
+        load_resumable(final)
+    except Damaged as error:
+        try:
+            load_checkpoint(final.with_name('latest.pth'))
+        except MtpdError:
+            raise error from None
+        _report_damaged([str(error).splitlines()[0]], 'it is made again from latest.pth')
+        return False
+    return True
+
+
+def resume_hint(folder: Path) -> str:
+    """What there is to go on from when a training has ended too early, as the beginning of a sentence."""
+    done = read_json_if_whole(folder / 'training.json', {}).get('update')
+    if done is None or not (folder / 'latest.pth').is_file():
+        return 'No checkpoint was written yet: the same command begins again'
+    return f'latest.pth stays as update {done} left it: the same command goes on from there'
+
+
+def _report_damaged(damaged: list[str], what: str) -> None:
+    if damaged:
+        print('\n'.join([*damaged, what]), flush=True)

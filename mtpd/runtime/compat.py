@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MtpdError
-from ..utils.machine import check_torch, cores, find_torch
-from ..utils.progress import bar, log_level
+from ..utils.machine import check_torch, find_torch
+from ..utils.progress import log_level, progress_bar
 
-__all__ = ['apply', 'cores']
+__all__ = ['patch_libraries']
 
 _libraries: list[Any] = []  # torch.library forgets a schema when its Library object is collected
 
 
-def apply() -> None:
+def patch_libraries() -> None:
     """Apply everything (again, if called again: nothing changes the second time).
 
     Raises MtpdError if torch is missing or too old, or mmcv has no compiled ops.
@@ -39,7 +39,7 @@ def apply() -> None:
     pin_containers()
     ddp_forward()
     resume_by_the_cpu()
-    progress_bar()
+    replace_progress_bar()
     if log_level() == 'WARNING':
         quiet_initialisation()
 
@@ -115,7 +115,7 @@ def load_numpy_scalars() -> None:
 
 
 def load_no_code() -> None:
-    """Checkpoints are read by `unpickle.read` wherever mmcv and mmdet read one (`load_from`, `init_cfg`, resuming).
+    """Checkpoints are read by `safe_load.load_safely` wherever mmcv and mmdet read one (`load_from`, `init_cfg`, resuming).
 
     mmcv leaves `weights_only` to torch, which an environment variable turns off, and its downloads go through
     `torch.hub`, where it is off by default. Resuming runs the config text in a checkpoint's `meta` as Python, to learn
@@ -123,12 +123,12 @@ def load_no_code() -> None:
     """
     from mmcv.runner import BaseRunner, CheckpointLoader, checkpoint
 
-    from . import unpickle
+    from . import safe_load
 
     os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
     for loader, prefixes in (
-        (unpickle.load_from_local, ''),
-        (unpickle.load_from_http, ('http://', 'https://')),
+        (safe_load.load_from_local, ''),
+        (safe_load.load_from_http, ('http://', 'https://')),
     ):
         setattr(checkpoint, loader.__name__, loader)
         CheckpointLoader.register_scheme(prefixes, loader, force=True)
@@ -223,12 +223,12 @@ def _resuming_by_the_cpu(original: Callable) -> Callable:
     return resume
 
 
-def progress_bar() -> None:
+def replace_progress_bar() -> None:
     """mmcv's evaluation bar rewrites its line for every image: pages of it in a notebook or a log. Ours in its place."""
     from mmcv import ProgressBar
 
     def start(self: ProgressBar) -> None:
-        self.completed, self.bar = 0, bar('images', total=self.task_num or None)
+        self.completed, self.bar = 0, progress_bar('images', total=self.task_num or None)
 
     def update(self: ProgressBar, num_tasks: int = 1) -> None:
         self.completed += num_tasks
@@ -253,4 +253,4 @@ def quiet_initialisation() -> None:
     logger_initialized['root'] = True
 
 
-apply()
+patch_libraries()

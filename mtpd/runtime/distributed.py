@@ -44,7 +44,7 @@ def count(asked: int | None, device: str, source: str | Path) -> int:
         RecipeError: there are not that many GPUs, or mmcv's ops can't use them.
         MtpdError: the world has another size.
     """
-    here = world.here()
+    here = world.current_world()
     if here:
         world.check_size(here, asked)
     size = here.size if here else asked or 1
@@ -57,7 +57,7 @@ def count(asked: int | None, device: str, source: str | Path) -> int:
         if not here and size > there:
             problem = f'runtime.gpus (--gpus) is {size}, and torch sees {there} GPU(s) here.'
             raise RecipeError(source, [problem])
-        if obstacle := gpu_ops.obstacle():
+        if obstacle := gpu_ops.gpu_obstacle():
             problem = f'{size} processes are asked for (runtime.gpus, --gpus), and {obstacle}. '
             fix = 'With runtime.device=cpu (an mmdet config: device=cpu) as many share the CPU.'
             raise RecipeError(source, [problem + fix])
@@ -91,7 +91,7 @@ def everywhere(size: int, device: str, function: Callable, *args: Any) -> Any:
         return function(*args)
     if size == 1:
         return function(*args)
-    if world.here():
+    if world.current_world():
         raise MtpdError(
             f'{size} processes were started, and each works alone: put the call into '
             '`with mtpd.runtime.distributed.joined(...):`, or use the command mtpd.'
@@ -119,7 +119,7 @@ def joined(asked: int | None, device: str, source: str | Path, text: str = '') -
         MtpdError: the processes do not fit together.
     """
     size = count(asked, device, source)
-    here = world.here()
+    here = world.current_world()
     if size == 1 or here is None:
         yield
         return

@@ -19,14 +19,14 @@ REPORTED = 'MTPD_CPU_REPORTED'  # what a command starts, notebooks' kernels amon
 
 
 @functools.cache
-def obstacle() -> str | None:
+def gpu_obstacle() -> str | None:
     """Why the installed ops can't run on torch's GPU, and what to do; None where they can, or torch sees none.
 
     The compiled library says whether it was built with CUDA. For which GPUs, `mtpd install-ops` has noted.
     """
     if not torch.cuda.is_available():
         return None
-    cuda, arch, reason = ops.recorded()
+    cuda, arch, reason = ops.recorded_target()
     before = f'. The last time it could not: {reason.split(". ")[0]}' if reason else ''
     if _ext.get_compiling_cuda_version() == 'not available':
         return (
@@ -46,4 +46,4 @@ def report_cpu() -> None:
     """Say, once a command, that 'auto' takes the CPU although there is a GPU, and why."""
     if not os.environ.get(REPORTED):
         os.environ[REPORTED] = '1'
-        print(f'device auto takes the CPU: {obstacle()}.', file=sys.stderr, flush=True)
+        print(f'device auto takes the CPU: {gpu_obstacle()}.', file=sys.stderr, flush=True)

@@ -21,10 +21,9 @@ from typing import Any
 import psutil
 
 from ..errors import MtpdError
-from ..utils.machine import cores
-from ..utils.parent import FOLLOWS, end_with_parent
+from ..utils.machine import cpu_cores
 from ..utils.paths import ROOT
-from ..utils.stopping import unwinding
+from ..utils.processes import END_WITH_PARENT, end_with_parent, sigterm_unwinds
 
 # What torchrun writes to its log: "E1123 20:57:00.123000 4711 torch/distributed/elastic/...] failed (exitcode: 1) ..."
 _TORCHRUN = re.compile(r'([A-Z])\d{4} .*torch/(distributed|multiprocessing)/')
@@ -57,7 +56,7 @@ def launch(size: int, device: str, function: Callable, args: tuple) -> Any:
 
 def _environment(size: int) -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
-    threads = str(max(1, cores() // size))
+    threads = str(max(1, cpu_cores() // size))
     # C++ warnings: a note from each process that no parameter was unused, which is as it should be.
     ours = {'OMP_NUM_THREADS': threads, 'TORCH_CPP_LOG_LEVEL': 'ERROR'}
     return {**ours, **os.environ, 'PYTHONPATH': path, 'PYTHONUNBUFFERED': '1'}
@@ -73,13 +72,13 @@ def _run(command: list[str], env: dict[str, str], said: deque) -> int:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C reaches us, and we end them
-        **FOLLOWS,
+        **END_WITH_PARENT,
     )
     ending = threading.Event()
     errors = threading.Thread(target=_pass_on, args=(process.stderr, said, ending))
     errors.start()
     try:
-        with unwinding():
+        with sigterm_unwinds():
             for line in process.stdout:
                 print(line, end='', flush=True)
             return process.wait()

@@ -127,7 +127,7 @@ def check_all() -> dict:
     """All that `full` asks for. Raises SystemExit with what is wrong, and what to do."""
     from . import gpu_ops
 
-    obstacle = gpu_ops.obstacle()
+    obstacle = gpu_ops.gpu_obstacle()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     device, checked = 'cpu', check_ops('cpu')
     if gpu and not obstacle:

@@ -7,7 +7,7 @@ import functools
 import torch
 
 
-def stream(purpose: str, priority: int = 0) -> torch.cuda.Stream:
+def cuda_stream(purpose: str, priority: int = 0) -> torch.cuda.Stream:
     """The current device's stream for a purpose: always the same, and no part of a model, which stays copyable.
 
     Args:

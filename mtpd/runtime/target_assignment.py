@@ -25,12 +25,12 @@ from mmdet.models.dense_heads import AnchorHead, RepPointsHead
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
-from .streams import stream
+from .streams import cuda_stream
 
 _originals: dict[tuple[Any, str], Callable] = {}
 
 
-def apply() -> None:
+def patch_target_assignment() -> None:
     """Replaces what is below in mmdet (again, if called again: nothing changes the second time)."""
     if _originals:
         return
@@ -384,7 +384,7 @@ def _on_stream(name: str, head: AnchorHead, *args: Any, **kwargs: Any) -> Any:
     inputs = _inputs.get(current.device_index) if current else None
     if inputs is None:
         return work(head, *args, **kwargs)
-    beside = stream('targets', priority=-1)
+    beside = cuda_stream('targets', priority=-1)
     beside.wait_event(inputs)
     with torch.cuda.stream(beside):
         results = work(head, *args, **kwargs)
@@ -403,4 +403,4 @@ def _record(item: Any, user: torch.cuda.Stream) -> None:
             _record(part, user)
 
 
-apply()
+patch_target_assignment()

@@ -21,7 +21,7 @@ class World(NamedTuple):
     starter: str
 
 
-def here() -> World | None:
+def current_world() -> World | None:
     """The world that this process was started in, None if it was started alone.
 
     Sets MASTER_ADDR and MASTER_PORT where SLURM leaves that to us.
@@ -47,7 +47,7 @@ def check_size(world: World, asked: int | None) -> None:
         )
 
 
-def let_the_first_speak() -> str:
+def wait_for_rank_0() -> str:
     """Waits, unless this is rank 0: most errors are everybody's, and its message ends us all.
 
     Returns:

@@ -15,11 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import MtpdError
-from ..utils.files import read_json
-from ..utils.paths import shown
-from .plan import Job, arm_name
+from ..utils.files import read_json, write_json, write_text
+from ..utils.machine import write_environment
+from ..utils.paths import display_path
+from .plan import Job, Order, arm_name, plan_jobs, shared_run
 
 if TYPE_CHECKING:
+    from ..config.recipe import Recipe
+if TYPE_CHECKING:
+    from ..config.plan import Training
     from ..config.recipe import Recipe
 
 DEADLINE = 120  # seconds without a sign of life after which a job counts as dead
@@ -37,10 +41,10 @@ class Sweep:
     def command(self) -> str:
         """That continues or repeats it, without executor and resources."""
         orders = ';'.join(','.join(t or 'none' for t in order) for order in self.info['orders'])
-        words = ['mtpd', 'sweep', shown(Path(self.info['recipe'])), '--orders', orders]
+        words = ['mtpd', 'sweep', display_path(Path(self.info['recipe'])), '--orders', orders]
         words += ['--methods', ','.join(self.info['methods'])]
         words += ['--seeds', ','.join(map(str, self.info['seeds']))]
-        words += ['--work-dir', shown(self.path)]
+        words += ['--work-dir', display_path(self.path)]
         if options := self.info['overrides']:
             words += ['--cfg-options', ' '.join(f'{key}={value}' for key, value in options.items())]
         return shlex.join(words)
@@ -87,10 +91,10 @@ class Sweep:
             MtpdError: the recipe's file has changed since the sweep began.
         """
         from ..config.recipe import load_recipe
-        from ..pipeline.rundir import meant
+        from ..pipeline.run_dir import comparable_settings
 
         recipe = load_recipe(self.info['recipe'], self.info['overrides'])
-        if meant(recipe.text) != meant(self.info['text']):
+        if comparable_settings(recipe.text) != comparable_settings(self.info['text']):
             raise MtpdError(f'{recipe.source} has changed since the sweep in {self.path} began.')
         return run_recipe(recipe, self.info, job.run)
 
@@ -133,3 +137,132 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+# A sweep's folder, made or added to: its plan, its run directories, and the links to what they share.
+
+
+def open_sweep(
+    recipe: Recipe,
+    path: Path,
+    orders: list[Order],
+    methods: list[str],
+    seeds: list[int],
+    suggested: dict | None = None,
+    costs: bool = False,
+) -> Sweep:
+    """Makes a sweep's folder, or adds to the one that is there.
+
+    Args:
+        suggested: what `suggest` found, to be kept.
+        costs: as `plan` takes it.
+
+    Raises:
+        MtpdError: it cannot be written to, its disk lacks room for the checkpoints, or it holds a sweep of another recipe
+            or of other settings; names that clash.
+        RecipeError: an order's length does not divide the updates.
+    """
+    from ..preflight import forecast
+
+    info = read_plan(recipe, path) or {}
+    orders = list(dict.fromkeys([*map(tuple, info.get('orders', [])), *orders]))
+    if len({arm_name(order) for order in orders}) < len(orders):
+        raise MtpdError(
+            'Two orders would have one name, as of the teachers a, b and a-b. Rename a teacher.'
+        )
+    methods = list(dict.fromkeys([*info.get('methods', []), *methods]))
+    seeds = list(dict.fromkeys([*info.get('seeds', []), *seeds]))
+    suggested, costs = suggested or info.get('suggested'), costs or info.get('costs', False)
+    jobs = plan_jobs(recipe, orders, methods, seeds, costs)
+    info = {
+        'name': recipe.name,
+        'recipe': recipe.source,
+        'overrides': recipe.overrides,
+        'orders': orders,
+        'methods': methods,
+        'seeds': seeds,
+        'updates': recipe.cfg.schedule.arm,
+        'seed': recipe.seed,
+        'costs': costs,
+        'suggested': suggested,
+        'jobs': [job.json() for job in jobs],
+        'text': recipe.text,
+    }
+    if full := forecast.disk_problems(
+        recipe, [t for job in jobs for t in _trainings(job, path)], path
+    ):
+        raise MtpdError(full[0])
+    runs = {job.run: run_recipe(recipe, info, job.run) for job in jobs}
+    try:
+        write_json(path / 'sweep.json', info)
+    except OSError as error:
+        raise MtpdError(
+            f'{path} cannot be written to ({error.strerror}). Choose another folder with --work-dir.'
+        ) from None
+    if not (path / 'environment.json').is_file():
+        write_environment(path / 'environment.json', recipe.cfg.runtime.threads)
+    sweep = load_sweep(path)
+    for run, own in runs.items():
+        _open_sweep_run(sweep, run, own)
+    return sweep
+
+
+def _trainings(job: Job, path: Path) -> list[Training]:
+    """What a job trains."""
+    from ..config.plan import Training
+
+    if job.detector:
+        folder = path / job.folders[0]
+        return [Training(job.detector, None, job.updates, folder, 'model.pth')] * bool(job.updates)
+    return [
+        Training('student', job.teachers[number - 1], job.updates, path / job.stage(number))
+        for number in range(job.first, job.last + 1)
+    ]
+
+
+def read_plan(recipe: Recipe, path: Path) -> dict | None:
+    """sweep.json, None where there is none. Raises MtpdError where it is of another recipe."""
+    from ..pipeline.run_dir import comparable_settings
+
+    info = read_json(path / 'sweep.json')
+    if info is not None and comparable_settings(info['text']) != comparable_settings(recipe.text):
+        what = f'of {info["name"]}' if info['name'] != recipe.name else 'with other settings'
+        raise MtpdError(
+            f'{path} holds a sweep {what}. Choose another --work-dir, or remove that folder.'
+        )
+    return info
+
+
+def _open_sweep_run(sweep: Sweep, run: str, recipe: Recipe) -> None:
+    from ..pipeline.run_dir import run_info
+
+    folder = sweep.path / run
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / 'recipe.py', recipe.text)
+    if run.startswith('shared/'):
+        return
+    write_json(folder / 'run.json', run_info(recipe) | {'command': sweep.command})
+    _link_shared(
+        folder / 'detectors' / 'student', sweep.path / shared_run(recipe.seed) / 'detectors/student'
+    )
+    for name in recipe.cfg.teachers:
+        teachers = sweep.path / shared_run(sweep.info['seed']) / 'detectors'
+        _link_shared(folder / 'detectors' / name, teachers / name)
+    for job in sweep.jobs.values():
+        if job.kind == 'control' and job.seed == recipe.seed and job.run != run:
+            _link_shared(
+                folder / job.stage(1).removeprefix(f'{job.run}/'), sweep.path / job.stage(1)
+            )
+        if job.kind == 'prefix' and job.run == run:
+            for name, arm in recipe.arms.items():
+                same = arm.stage_updates == job.updates
+                if name != job.arm and same and arm.teachers[: job.last] == job.teachers:
+                    for number in range(job.first, job.last + 1):
+                        place = folder / 'stages' / name / arm.stage_name(number)
+                        _link_shared(place, sweep.path / job.stage(number))
+
+
+def _link_shared(place: Path, target: Path) -> None:
+    if not place.exists() and not place.is_symlink():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(os.path.relpath(target, place.parent))

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..errors import MtpdError
-from ..pipeline.rundir import now
+from ..pipeline.run_dir import timestamp
 from ..utils.files import write_json
 from .folder import Sweep, load_sweep
 from .plan import Job
@@ -40,7 +40,7 @@ class SweepJob:
         try:
             with FileLock(folder / 'lock', timeout=0):  # falls with its owner
                 self.diary = Diary(sweep, job)
-                self.diary.keep(work)
+                self.diary.keep(do_job)
         except Timeout:
             raise MtpdError(f'{job.id} runs in another process already.') from None
 
@@ -54,7 +54,7 @@ class SweepJob:
         return DelayedSubmission(SweepJob(self.path, self.id, self.env))
 
 
-def work(sweep: Sweep, job: Job, diary: Diary) -> None:
+def do_job(sweep: Sweep, job: Job, diary: Diary) -> None:
     """Trains and evaluates what is the job's.
 
     Raises:
@@ -63,7 +63,7 @@ def work(sweep: Sweep, job: Job, diary: Diary) -> None:
     missing = [name for name in job.needs if not sweep.made(sweep.jobs[name])]
     if missing:
         raise MtpdError(f'{", ".join(missing)} has to be done before {job.id}.')
-    from ..pipeline.train import prepare_detector, train_stage
+    from ..pipeline.stages import prepare_detector, train_stage
 
     recipe, run_dir = sweep.recipe(job), sweep.path / job.run
     if job.detector:
@@ -97,10 +97,10 @@ class Diary:
             'threads': os.environ.get('OMP_NUM_THREADS'),
             'log': _log(),
             'attempt': before.get('attempt', 0) + 1,
-            'first_started': before.get('first_started') or now(),
-            'started': now(),
+            'first_started': before.get('first_started') or timestamp(),
+            'started': timestamp(),
             'ended': None,
-            'heartbeat': now(),
+            'heartbeat': timestamp(),
         }
 
     def keep(self, work) -> None:
@@ -124,13 +124,13 @@ class Diary:
 
     def note(self, **values: Any) -> None:
         with self.lock:
-            self.status |= {'heartbeat': now()} | values
+            self.status |= {'heartbeat': timestamp()} | values
             write_json(self.path, self.status)
 
     def close(self, **values: Any) -> None:
         with self.lock:
             self.ended.set()
-            self.note(ended=now(), **values)
+            self.note(ended=timestamp(), **values)
 
     def _beat(self) -> None:
         while not self.ended.wait(BEAT):

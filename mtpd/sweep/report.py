@@ -7,14 +7,14 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from .. import plots
-from ..analysis.findings import conclude, table_rows
-from ..analysis.runs import load_run
-from ..report.pages import fill, gallery
+from ..analysis.run import load_run
+from ..analysis.verdict import study_rows, study_verdict
+from ..report.html import fill_template, gallery
 from ..report.run import study_figures
 from ..utils.files import read_json, write_text
 from .folder import Sweep, load_sweep
 from .plan import shared_run
-from .results import collect, studies, table
+from .results import collect_results, job_table, sweep_studies
 
 if TYPE_CHECKING:
     from ..analysis.study import Study
@@ -27,13 +27,13 @@ def make_sweep_report(path: str | Path) -> Path:
         MtpdError: `path` is no sweep.
     """
     sweep = load_sweep(path)
-    found = collect(path)
+    found = collect_results(path)
     first = load_run(sweep.path / sweep.info['methods'][0] / str(sweep.info['seeds'][0]))
-    jobs = table(sweep)
+    jobs = job_table(sweep)
     open_jobs = [row | {'name': row['job']} for row in jobs if row['state'] != 'done']
     states = {row['state'] for row in jobs}
     state = 'running' if 'running' in states else 'complete' if states == {'done'} else 'stopped'
-    html = fill(
+    html = fill_template(
         'sweep.html.j2',
         title=first.info['title'],
         facts=[sweep.info['name'], f'{len(jobs)} jobs', *_device(found['environment'])],
@@ -41,7 +41,7 @@ def make_sweep_report(path: str | Path) -> Path:
         headline={'running': 'In progress.', 'complete': 'Complete.'}.get(state, 'Not complete.'),
         detail=f'{len(jobs) - len(open_jobs)} of {len(jobs)} jobs are done.',
         missing=open_jobs,
-        studies=[_section(method, study) for method, study in studies(sweep).items()],
+        studies=[_section(method, study) for method, study in sweep_studies(sweep).items()],
         teachers=_teachers(found, first),
         costs=gallery(_costs(sweep, first)),
         command=found['command'],
@@ -75,9 +75,9 @@ def _section(method: str, study: Study) -> dict:
     ]
     return {
         'method': method,
-        'findings': conclude(study),
+        'findings': study_verdict(study),
         'left_out': study.left_out,
-        'rows': table_rows(study),
+        'rows': study_rows(study),
         'figures': gallery(drawn),
     }
 

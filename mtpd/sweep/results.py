@@ -8,12 +8,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..analysis.runs import load_run, points
+from ..analysis.run import ap_points, load_run
 from ..utils.files import read_json, read_log, write_json, write_text
-from ..utils.paths import shown
+from ..utils.paths import display_path
+from .executors import slurm_queue
 from .folder import DEADLINE, Sweep, load_sweep
 from .plan import Job, shared_run
-from .slurm import slurm_queue
 
 if TYPE_CHECKING:
     from ..analysis.study import Study
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 COLUMNS = ('order', 'method', 'seed', 'stage', 'stages', 'teacher', 'updates')
 
 
-def table(sweep: Sweep, deadline: float = DEADLINE) -> list[dict]:
+def job_table(sweep: Sweep, deadline: float = DEADLINE) -> list[dict]:
     """A row per job.
 
     Keys: job, state, stage ('2/3 rx101'), updates ('120/600'), elapsed and left (seconds or None), reason.
@@ -72,7 +72,7 @@ def _elapsed(status: dict, active: bool) -> float | None:
     return (until - datetime.fromisoformat(status['started'])).total_seconds()
 
 
-def text(rows: list[dict]) -> str:
+def table_text(rows: list[dict]) -> str:
     """The table for a terminal, with a line that counts the states."""
 
     def clock(seconds: float | None) -> str:
@@ -93,12 +93,12 @@ def text(rows: list[dict]) -> str:
     return '\n'.join([*shown, f'{len(rows)} jobs: {counts}'])
 
 
-def ended(rows: list[dict]) -> bool:
+def is_ended(rows: list[dict]) -> bool:
     """Whether nothing of the sweep is under way."""
     return not any(row['state'] in ('running', 'queued') for row in rows)
 
 
-def collect(path: str | Path) -> dict:
+def collect_results(path: str | Path) -> dict:
     """Gathers what a sweep has measured into its ``results.json`` and ``results.csv``; returns the former.
 
     By method 'studies' has means, intervals and paired differences over the seeds, as `Study.json`. In 'rows' a row per evaluated stage of each order, of the control (order 'none') and of the baselines (order 'baseline', stage
@@ -126,25 +126,25 @@ def collect(path: str | Path) -> dict:
     found |= {'orders': [','.join(t or 'none' for t in order) for order in info['orders']]}
     found |= {'suggested': info['suggested'], 'teachers': teachers, 'unfinished': unfinished}
     found |= {
-        'recipe': shown(Path(info['recipe'])),
+        'recipe': display_path(Path(info['recipe'])),
         'command': sweep.command,
         'environment': read_json(sweep.path / 'environment.json', {}),
     }
     found['costs'] = read_json(sweep.path / shared_run(info['seed']) / 'order' / 'costs.json')
-    found['studies'] = {method: study.json() for method, study in studies(sweep).items()}
+    found['studies'] = {method: study.json() for method, study in sweep_studies(sweep).items()}
     found['rows'] = rows
     write_json(sweep.path / 'results.json', found)
     write_text(sweep.path / 'results.csv', _csv(rows))
     return found
 
 
-def studies(sweep: Sweep) -> dict[str, Study]:
+def sweep_studies(sweep: Sweep) -> dict[str, Study]:
     """AP by sequence over the seeds, by method."""
-    from ..analysis.seeds import gather
+    from ..analysis.study import load_study
 
     seed = sweep.info['seeds'][0] if sweep.info['seeds'] else None
     return {
-        method: gather(load_run(sweep.path / method / str(seed)))
+        method: load_study(load_run(sweep.path / method / str(seed)))
         for method in sweep.info['methods']
     }
 
@@ -157,7 +157,7 @@ def _detector(sweep: Sweep, job: Job) -> list[dict]:
     seconds = [row['time'] for row in read_log(folder / 'log.json') if 'time' in row]
     mean = sum(seconds) / len(seconds) if seconds else None
     found = {'order': 'baseline', 'method': None, 'seed': job.seed, 'stage': 0, 'stages': 0}
-    found |= {'teacher': None, 'updates': job.updates} | points(metrics)
+    found |= {'teacher': None, 'updates': job.updates} | ap_points(metrics)
     found |= {'seconds': mean and round(mean * job.updates, 1), 'folder': job.folders[0]}
     if job.kind == 'teacher':
         model = read_json(folder / 'model.json', {})
@@ -182,7 +182,7 @@ def _stages(sweep: Sweep, job: Job) -> list[dict]:
                 'stages': len(job.teachers),
                 'teacher': teacher,
                 'updates': stage['updates'],
-                **points(metrics),
+                **ap_points(metrics),
                 'seconds': stage['seconds'],
                 'folder': str(folder.relative_to(sweep.path)),
             }

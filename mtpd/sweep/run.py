@@ -8,15 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import RecipeError
-from ..utils.files import plain
+from ..utils.files import json_value
 from ..utils.paths import ROOT
-from .asked import parse_methods, parse_orders, parse_seeds
-from .folder import DEADLINE, Sweep
-from .local import run_local
-from .opening import check, open_sweep
-from .plan import Order, shared_run
-from .resources import Resources
-from .slurm import slurm_queue, submit_slurm
+from .executors import Resources, run_local, slurm_queue, submit_slurm
+from .folder import DEADLINE, Sweep, open_sweep, read_plan
+from .plan import Order, parse_methods, parse_orders, parse_seeds, shared_run
 
 if TYPE_CHECKING:
     from ..config.recipe import Recipe
@@ -51,16 +47,18 @@ def run_sweep(
         MtpdError: an unknown name, an executor that cannot be used, or a folder of another sweep.
     """
     from ..config.recipe import load_recipe
-    from ..pipeline.order import adaptation_costs, check_pool
     from ..pipeline.run import refuse_a_world
-    from ..preflight.checks import check as check_recipe
+    from ..pipeline.teacher_order import adaptation_costs, check_pool
+    from ..preflight.checks import check_before_training as check_recipe
 
     resources = resources or Resources()
     resources.check()
     recipe = load_recipe(recipe)
-    recipe = load_recipe(recipe.source, plain(recipe.overrides))  # as sweep.json will give it back
+    recipe = load_recipe(
+        recipe.source, json_value(recipe.overrides)
+    )  # as sweep.json will give it back
     path = Path(work_dir).resolve() if work_dir else ROOT / 'runs' / f'{recipe.name}-sweep'
-    info = check(recipe, path) or {}
+    info = read_plan(recipe, path) or {}
     wanted_methods = parse_methods(
         methods or recipe.cfg.distill.method, recipe.cfg.distill.settings
     )
@@ -83,7 +81,7 @@ def run_sweep(
             echo('The costs need these jobs first; the same command goes on when they are done.')
             return sweep
         run_dir = path / shared_run(recipe.seed)
-        suggested = suggest(recipe, adaptation_costs(recipe, run_dir), run_dir, echo)
+        suggested = suggested_orders(recipe, adaptation_costs(recipe, run_dir), run_dir, echo)
     wanted = parse_orders(orders, teachers, lambda: list(map(tuple, suggested['orders'])))
     sweep = open_sweep(
         recipe, path, wanted, wanted_methods, wanted_seeds, suggested, bool(automatic)
@@ -92,7 +90,7 @@ def run_sweep(
     return sweep
 
 
-def suggest(
+def suggested_orders(
     recipe: Recipe, costs: dict, run_dir: Path, echo: Callable[[str], None] = print
 ) -> dict:
     """The sequences of each length that the adaptation costs suggest, by both searches.
@@ -105,13 +103,13 @@ def suggest(
         ``{'orders': sequences, each once, 'reasons': {'<search>, <length>': sentences}}``.
     """
     from ..config.recipe import load_recipe
-    from ..pipeline.order import calibration, choose
+    from ..pipeline.teacher_order import calibration, suggest_sequence
 
     echo(calibration(costs))
     orders: list[Order] = []
     reasons = {}
     for length in LENGTHS:
-        found = choose(load_recipe(recipe, {'order.max_length': length}), costs, run_dir)
+        found = suggest_sequence(load_recipe(recipe, {'order.max_length': length}), costs, run_dir)
         for item in (found, found['check']):
             reasons[f'{item["method"]}, {length}'] = item['reasons']
             orders.append(tuple(item['sequence']))

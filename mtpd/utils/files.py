@@ -22,7 +22,7 @@ def write_json(path: str | Path, obj: Any, indent: int | None = 2) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(plain(obj), indent=indent, ensure_ascii=False, allow_nan=False) + '\n'
+    text = json.dumps(json_value(obj), indent=indent, ensure_ascii=False, allow_nan=False) + '\n'
     write_text(path, text)
 
 
@@ -40,25 +40,25 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
-def plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): json_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [json_value(item) for item in value]
     if isinstance(value, Path):
         return str(value)
     if hasattr(value, 'tolist'):  # numpy scalars and arrays, torch tensors
-        return plain(value.tolist())
+        return json_value(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
 
-def leaves(node: dict, place: str = '') -> Iterator[tuple[str, Any]]:
+def flatten(node: dict, place: str = '') -> Iterator[tuple[str, Any]]:
     """Dotted keys and values of nested dicts; an empty one is a value."""
     for key, value in node.items():
         if isinstance(value, dict) and value:
-            yield from leaves(value, f'{place}{key}.')
+            yield from flatten(value, f'{place}{key}.')
         else:
             yield f'{place}{key}', value
 
@@ -75,7 +75,7 @@ def read_json(path: Path, default: Any = None) -> Any:
         ) from None
 
 
-def read_own(path: Path, default: Any = None) -> Any:
+def read_json_if_whole(path: Path, default: Any = None) -> Any:
     """As `read_json`, of what can be made again: a broken file counts for none, which is said."""
     try:
         return read_json(path, default)
@@ -126,7 +126,7 @@ def stated_sha256(path: Path) -> str | None:
     return sha256_in_name(path.name)
 
 
-def room(folder: Path, needed: int, what: str) -> None:
+def check_disk_space(folder: Path, needed: int, what: str) -> None:
     """Raises MtpdError where the folder's disk has fewer than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -136,17 +136,17 @@ def room(folder: Path, needed: int, what: str) -> None:
         )
 
 
-def existing(folder: Path) -> Path:
+def nearest_existing(folder: Path) -> Path:
     """The folder, or the nearest of those around it that is there."""
     return next(path for path in (folder, *folder.parents) if path.is_dir())
 
 
-def takes_files(folder: Path) -> bool:
+def accepts_files(folder: Path) -> bool:
     """Whether files may be made in a folder; /proc and the like have no room for any."""
     return os.access(folder, os.W_OK | os.X_OK) and os.statvfs(folder).f_blocks > 0
 
 
-def writable(folder: Path) -> None:
+def make_writable(folder: Path) -> None:
     """Makes the folder. Raises MtpdError where that fails, or nothing can be written to it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

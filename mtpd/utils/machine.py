@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import re
 import runpy
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
+from .. import __version__
 from ..errors import MtpdError
+from .files import read_json_if_whole, write_json
+from .paths import ROOT
 
 PYTHON = ((3, 11), (3, 12))
 OLDEST_TORCH = (2, 6)
@@ -31,10 +36,10 @@ class Torch(NamedTuple):
 
     @property
     def release(self) -> tuple[int, int]:
-        return release(self.version)
+        return major_minor(self.version)
 
 
-def release(version: str) -> tuple[int, int]:
+def major_minor(version: str) -> tuple[int, int]:
     """Major and minor number of a version: '2.13.0+cpu' -> (2, 13)."""
     major, minor = re.match(r'(\d+)\.(\d+)', version).groups()
     return int(major), int(minor)
@@ -83,7 +88,7 @@ def check_torch(torch: Torch | None) -> str | None:
     )
 
 
-def cores() -> int:
+def cpu_cores() -> int:
     """CPU cores this process may use: its affinity mask, and the container's CPU quota."""
     count = (
         len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
@@ -110,7 +115,7 @@ def _cgroup(name: str) -> list[str]:
         return []
 
 
-def gpus() -> list[tuple[str, str, str]]:
+def nvidia_gpus() -> list[tuple[str, str, str]]:
     """Name, total memory and compute capability ('9.0') of each NVIDIA GPU, by nvidia-smi."""
     if not shutil.which('nvidia-smi'):
         return []
@@ -139,3 +144,55 @@ def runs_on(architectures: str, capability: tuple[int, int]) -> bool:
         if fits:
             return True
     return False
+
+
+# What a run ran on, kept beside its results: a number without it can't be repeated.
+
+
+PACKAGES = ('torch', 'torchvision', 'mmcv-full', 'mmdet', 'numpy', 'pycocotools', 'scikit-learn')
+
+
+def describe_environment(threads: int = 0) -> dict:
+    """Versions, processor, GPUs and commit as flat values. `threads`: of a run; 0: one per core."""
+    git = ['git', '-C', str(ROOT)]
+    commit = subprocess.run([*git, 'rev-parse', 'HEAD'], capture_output=True, text=True)
+    changed = subprocess.run([*git, 'status', '--porcelain'], capture_output=True, text=True)
+    torch = find_torch()
+    return {
+        'mtpd': __version__,
+        'python': platform.python_version(),
+        **{name: _version(name) for name in PACKAGES},
+        'cuda': torch.cuda if torch else None,
+        'device': ', '.join(name for name, _, _ in nvidia_gpus()) or 'CPU',
+        'processor': _processor(),
+        'cpu_count': cpu_cores(),
+        'threads': threads or cpu_cores(),
+        'platform': platform.platform(),
+        'git_commit': commit.stdout.strip() or None,
+        'git_changed_files': len(changed.stdout.splitlines()),
+    }
+
+
+def write_environment(path: str | Path, threads: int = 0, **more: str) -> dict:
+    """`describe()` and `more`, as environment.json keeps them from the time when it was first written: a notebook that is
+    opened later does not change what a run ran on."""
+    if kept := read_json_if_whole(Path(path)):
+        return kept
+    found = describe_environment(threads) | more
+    write_json(path, found)
+    return found
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        return next(line.split(':', 1)[1].strip() for line in lines if 'model name' in line)
+    except (OSError, StopIteration):
+        return platform.machine()

@@ -27,7 +27,7 @@ def is_url(path: str) -> bool:
     return path.startswith(('http://', 'https://'))
 
 
-def cached(url: str) -> Path:
+def cached_path(url: str) -> Path:
     """Where the checkpoint of a URL is kept, whether it is there or not: in the cache, shared by runs.
 
     A name with a checksum is its own; another gets the URL's in front, so that two `student.pth` keep apart.
@@ -45,7 +45,7 @@ def config_file(path: str | Path) -> Path:
         RecipeError: no such file; with the nearest one.
     """
     if str(path).startswith('mmdet::'):
-        return resolve(str(path), Path(path))
+        return resolve_path(str(path), Path(path))
     found = next((p for p in (Path(path), ROOT / path) if p.is_file()), None)
     if found is None:
         known = sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'configs').glob('[!_]*/*.py'))
@@ -53,7 +53,7 @@ def config_file(path: str | Path) -> Path:
     return found
 
 
-def resolve(path: str, source: Path) -> Path:
+def resolve_path(path: str, source: Path) -> Path:
     """A path of a recipe: `mmdet::x.py` in mmdet's packaged configs, else absolute, or relative to the working
     directory, the recipe's folder or the checkout (the first that exists; else the working directory's).
 
@@ -73,7 +73,7 @@ def resolve(path: str, source: Path) -> Path:
     return next((place / path for place in places if (place / path).exists()), Path.cwd() / path)
 
 
-def shown(path: Path) -> str:
+def display_path(path: Path) -> str:
     """A path relative to the checkout where it lies in it, else absolute."""
     path = Path(os.path.normpath(path))
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

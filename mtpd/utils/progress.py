@@ -14,7 +14,9 @@ VERBOSE = (
 )
 
 
-def bar(what: str, items: Iterable | None = None, total: int | None = None, unit: str = '') -> tqdm:
+def progress_bar(
+    what: str, items: Iterable | None = None, total: int | None = None, unit: str = ''
+) -> tqdm:
     """tqdm's bar on standard error, which numbers on standard output don't mix with; gone when it is through.
 
     Where nobody watches, in a log or a notebook's output, it is renewed every ten seconds only.

@@ -97,8 +97,10 @@ def refuse(place: Place, make: Callable, pattern: str) -> str:
 
 def passes(place: Place) -> None:
     """The training split has no problem, and each of its images is read."""
-    assert coco.problems(place.coco, 'train') == []
-    data = pipelines.build(pipelines.dataset(load_recipe(MINI, place.settings), 'train'))
+    assert coco.split_problems(place.coco, 'train') == []
+    data = pipelines.quiet_dataset(
+        pipelines.dataset_config(load_recipe(MINI, place.settings), 'train')
+    )
     for k in range(len(data)):
         assert max(data[k]['img'].data.shape[1:]) == 64
 

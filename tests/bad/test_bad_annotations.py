@@ -10,7 +10,7 @@ import pytest
 from place import MINI, edited, passes, refuse
 from pycocotools import mask as masks
 
-from mtpd.data import annotations, run_lengths
+from mtpd.data import validation
 
 PAPER = 'configs/paper/mask_rcnn_r50__cascade_r50dcn_rx101dcn.py'
 
@@ -53,7 +53,7 @@ def cut(place):
     return place.train()
 
 
-def validation(place):
+def in_validation(place):
     table = json.loads((place.coco / 'annotations/val.json').read_text())
     table['annotations'][0]['bbox'][2] = -1
     (place.coco / 'annotations/val.json').write_text(json.dumps(table))
@@ -162,7 +162,7 @@ ROWS = {
     ),
     'mask counts too few': (mask({'size': [64, 64], 'counts': [3, 4]}), 'run lengths does not'),
     'mask counts garbage': (mask({'size': [64, 64], 'counts': '~~~'}), 'run lengths does not'),
-    'in the validation split': (validation, r'val\.json: a box has a negative width'),
+    'in the validation split': (in_validation, r'val\.json: a box has a negative width'),
     'two faults': (edited(two_faults), r'(?s)image_id is not among.*category_id is not among'),
     'all images tiny': (
         edited(lambda t: [i.update(width=9, height=9) for i in t['images']]), 'side under 32 pixels'
@@ -211,10 +211,10 @@ def test_two_boxes_without_height_in_a_million_pass():
     objects = [one | {'id': k} for k in range(30_000)]
     objects[918] |= {'bbox': [29, 38, 1.03, 0.0], 'area': 0.0}
     table = {'images': images, 'annotations': objects, 'categories': [{'id': 1, 'name': 'a'}]}
-    assert annotations.check(table, 'x') == []
+    assert validation.annotation_problems(table, 'x') == []
     for k in range(3):
         objects[k] = objects[918] | {'id': k}
-    assert annotations.check(table, 'x') == [
+    assert validation.annotation_problems(table, 'x') == [
         'x: a box has no width, height or area, 4 times, first annotation 0: bbox [29, 38, 1.03, 0.0], area 0.0.'
     ]
 
@@ -223,7 +223,7 @@ def test_two_boxes_without_height_in_a_million_pass():
 def test_compressed_run_lengths_are_read_as_pycocotools_reads_them(seed):
     pixels = np.random.default_rng(seed).random((37, 23)) < 0.1 + 0.2 * seed
     packed = masks.encode(np.asfortranarray(pixels.astype(np.uint8)))
-    counts = run_lengths.decoded(packed['counts'].decode())
+    counts = validation.decode_rle(packed['counts'].decode())
     flat = pixels.T.ravel()
     expected = [[]]
     for value in flat:

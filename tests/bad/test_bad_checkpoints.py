@@ -12,7 +12,7 @@ from mmdet.models import build_detector
 from place import MINI, SMALL, Place, refuse
 
 from mtpd import load_recipe
-from mtpd.preflight import compare
+from mtpd.preflight import detectors
 
 CAFFE = 'mmdet::retinanet/retinanet_r50_caffe_fpn_1x_coco.py'
 CAFFE_IMAGES = 'image.mean=[103.53,116.28,123.675] image.std=[1,1,1] image.to_rgb=False'
@@ -235,7 +235,7 @@ def test_a_checkpoint_that_says_nothing_of_images_or_the_same_passes(place, conf
     path = place.folder / 't.pth'
     torch.save(fitting(place) | {'meta': {'CLASSES': ['Cat', 'dog'], 'config': config}}, path)
     recipe = load_recipe(MINI, place.settings)
-    assert compare.checkpoint_problems(recipe, 'r101', path) == []
+    assert detectors.checkpoint_problems(recipe, 'r101', path) == []
 
 
 def test_the_original_layout_without_losses_passes_as_a_teachers(place):
@@ -243,7 +243,7 @@ def test_the_original_layout_without_losses_passes_as_a_teachers(place):
     content['state_dict'] = {f'student.{k}': v for k, v in content['state_dict'].items()}
     torch.save(content, place.folder / 't.pth')
     recipe = load_recipe(MINI, place.settings)
-    assert compare.checkpoint_problems(recipe, 'r101', place.folder / 't.pth') == []
+    assert detectors.checkpoint_problems(recipe, 'r101', place.folder / 't.pth') == []
 
 
 def test_a_teacher_without_a_head_passes_and_a_student_does_not(place):
@@ -253,20 +253,20 @@ def test_a_teacher_without_a_head_passes_and_a_student_does_not(place):
         state = content['state_dict'].items()
         content['state_dict'] = {k: v for k, v in state if not k.startswith('bbox_head')}
         torch.save(content, path)
-        texts = compare.checkpoint_problems(recipe, name, path)
+        texts = detectors.checkpoint_problems(recipe, name, path)
         assert len(texts) == count and all('bbox_head' in text for text in texts)
 
 
 @pytest.mark.parametrize('name', ['retinanet_r50__r101_rx101', 'retinanet_r50__swint_swins'])
 def test_detectors_of_the_paper_take_the_same_images(name, place):
     recipe = load_recipe(f'configs/paper/{name}.py', {'data.root': str(place.coco)})
-    assert compare.settings_problems(recipe, recipe.detectors) == []
+    assert detectors.settings_problems(recipe, recipe.detectors) == []
 
 
 def test_the_fix_for_a_caffe_student_is_the_one_that_is_told(place):
     plan = place.settings | {'student.config': CAFFE, 'teachers.r101.config': CAFFE}
     plan |= {'teachers.r101.checkpoint': 'r101.pth'}
-    found = compare.settings_problems(load_recipe(MINI, plan), ['student', 'r101'])
+    found = detectors.settings_problems(load_recipe(MINI, plan), ['student', 'r101'])
     assert len(found) == 2 and all(f"--cfg-options '{CAFFE_IMAGES}'" in text for text in found)
     told = load_recipe(load_recipe(MINI, plan), CAFFE_IMAGES)
-    assert compare.settings_problems(told, ['student', 'r101']) == []
+    assert detectors.settings_problems(told, ['student', 'r101']) == []

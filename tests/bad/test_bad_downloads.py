@@ -11,7 +11,7 @@ from place import MINI, call, refuse
 from test_bad_checkpoints import ARMS, CAFFE, fitting
 
 from mtpd.runtime.checkpoints import save_atomic
-from mtpd.utils import download, transfer
+from mtpd.utils import download
 
 
 def of_teacher(place, address: str, *words: str, **settings):
@@ -28,13 +28,13 @@ def test_a_broken_download_keeps_what_came(place, site, monkeypatch, command):
     content = (place.folder / 't.pth').read_bytes()
     name = f't-{hashlib.sha256(content).hexdigest()[:8]}.pth'
     site.files = {f'/{name}': content}
-    site.faults.extend([{'cut': transfer.CHUNK}, {'cut': 0}])
+    site.faults.extend([{'cut': download.CHUNK}, {'cut': 0}])
     make = of_teacher(place, f'{site.url}/{name}', *command)
     found = call(make(place))
     assert found.exit_code == 2 and 'Traceback' not in found.output
     assert f'{site.url}/{name} cannot be fetched' in found.output and 'then repeat' in found.output
     part = place.folder / 'cache' / 'checkpoints' / f'{name}.part'
-    assert part.read_bytes() == content[: transfer.CHUNK]
+    assert part.read_bytes() == content[: download.CHUNK]
     assert not place.run.exists()
 
 

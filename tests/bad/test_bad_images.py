@@ -131,7 +131,7 @@ def kind(mode: str):
 
 def turned_as_it_is_seen(place):
     turned(place)
-    assert coco.problems(place.coco, 'train')
+    assert coco.split_problems(place.coco, 'train')
     place.edit(lambda t: t['images'][1].update(width=96, height=64))
 
 

@@ -17,7 +17,7 @@ import pytest
 from place import MINI, call, refuse, setting, stage
 
 from mtpd.errors import MtpdError
-from mtpd.pipeline.notebooks import execute
+from mtpd.pipeline.notebooks import execute_notebook
 from mtpd.runtime import checkpoints, distributed
 from mtpd.utils.paths import ROOT
 
@@ -118,7 +118,7 @@ def test_notebooks(name, tmp_path):
     source = notebook(tmp_path / 'a.ipynb', 'import os\nos.kill(os.getpid(), 9)')
     before = source.read_bytes()
     with pytest.raises(MtpdError, match=pattern) as error:
-        execute(source, tmp_path / 'out.ipynb', **options)
+        execute_notebook(source, tmp_path / 'out.ipynb', **options)
     assert error.value.exit_code == code and source.read_bytes() == before
     assert (tmp_path / 'out.ipynb').exists() == (name == 'kernel killed')
 
@@ -184,7 +184,7 @@ def test_a_disk_that_fills_up_is_named_and_the_training_goes_on_to_the_same_bits
     assert process.wait() == 2 and 'Traceback' not in told, told[-2000:]
     assert 'No space left' in told or 'cannot be written' in told, told
     (small_disk / 'filler').unlink()
-    at = checkpoints.load(folder / 'latest.pth')['meta']['iter']
+    at = checkpoints.load_checkpoint(folder / 'latest.pth')['meta']['iter']
     assert 2 <= at < 60 and at % 2 == 0
     assert 'update 60/60' in ended(0).stdout
     subprocess.run(train(place.folder), check=True, capture_output=True, **options)

@@ -6,7 +6,7 @@ import json
 import signal
 from pathlib import Path
 
-from mtpd.pipeline.holding import alive
+from mtpd.pipeline.status import may_be_alive
 
 PLAIN = {'02_detectors': 'baseline'}
 FOLDERS = {
@@ -65,9 +65,11 @@ def wrong(run: Path, pid: int, target: str, name: str, code: int, during: list[s
         f'{state}, exit code {found.get("exit_code")}, {found.get("signal")}, {found.get("reason")}'
     )
     if found.get('pid') != pid:  # hit before the command had begun its work
-        return '' if during == ['start'] and not (state == 'running' and alive(found)) else said
+        return (
+            '' if during == ['start'] and not (state == 'running' and may_be_alive(found)) else said
+        )
     if code == -signal.SIGKILL:
-        killed = state == 'running' and not alive(found)
+        killed = state == 'running' and not may_be_alive(found)
         return '' if killed or (at_end and state == 'done') else f'{said} after a kill'
     if state == 'done' and code == 0:  # a worker or a kernel that had nothing more to do
         return ''

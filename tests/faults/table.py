@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from mtpd.utils.files import write_json
-from mtpd.utils.machine import cores
+from mtpd.utils.machine import cpu_cores
 
 WHAT = (
     'A tiny run on the CPU, hit at random moments and started again by the same command. A row is a hit: the moment in '
@@ -56,6 +56,6 @@ def text(rows: list[Fault]) -> str:
 
 def save(path: Path, rows: list[Fault], command: str, seed: int, seconds: float) -> None:
     found = {'what': WHAT, 'command': command, 'seed': seed, 'outcome': outcome(rows)}
-    machine = {'torch': torch.__version__, 'cores': cores()}
+    machine = {'torch': torch.__version__, 'cores': cpu_cores()}
     found |= {'machine': machine, 'seconds': round(seconds), 'rows': [asdict(row) for row in rows]}
     write_json(path, found)

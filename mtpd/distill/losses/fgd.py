@@ -78,7 +78,7 @@ class FGD(FeatureLoss):
         img_metas: list[dict] | None,
     ) -> Tensor:
         sizes = self._image_sizes(len(student), gt_bboxes, img_metas)
-        foreground, background = masks(student, gt_bboxes, sizes)
+        foreground, background = foreground_background_masks(student, gt_bboxes, sizes)
         cells_s, channels_s = self._attention(student)
         cells_t, channels_t = self._attention(teacher)
         error = (channels_t * (student - teacher).pow(2)).sum(1, keepdim=True) * cells_t
@@ -147,7 +147,7 @@ def _related(feature: Tensor, cells: nn.Conv2d, bottleneck: nn.Sequential) -> Te
     return feature + bottleneck(context[:, :, None, None])
 
 
-def masks(
+def foreground_background_masks(
     feature: Tensor, gt_bboxes: list[Tensor], sizes: list[tuple[int, int]]
 ) -> tuple[Tensor, Tensor]:
     """Foreground and background masks of FGD, each `(N, 1, H, W)`.

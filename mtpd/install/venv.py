@@ -1,0 +1,147 @@
+"""`make env`, first half: the virtual environment with the pinned packages. Standard library only.
+
+`python -m mtpd.install.venv .venv` runs on the Python that the environment is to be made with. Does nothing,
+at once, where the environment already has what requirements/ asks for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+REQUIREMENTS = ROOT / 'requirements'
+SUPPORTED = ((3, 11), (3, 12))
+OLDEST_TORCH = (2, 6)
+
+
+def main(venv: Path) -> None:
+    """Make or complete the environment. Ends with a clear message where that can't be done."""
+    python = venv / 'bin' / 'python'
+    if not python.exists():
+        create_venv(venv)
+    version = ask_python(python, 'import sys; print("{}.{}".format(*sys.version_info))')
+    if version_numbers(version) not in SUPPORTED:
+        exit_with(f'{venv} was made with Python {version}. Remove it (`rm -rf {venv}`) and repeat.')
+    stamp = venv / 'mtpd-env.txt'
+    if stamp.is_file() and stamp.read_text() == requirements_digest(python):
+        return
+    stamp.unlink(missing_ok=True)
+    install_packages(python)
+    stamp.write_text(requirements_digest(python))
+
+
+def create_venv(venv: Path) -> None:
+    version = sys.version_info[:2]
+    if version not in SUPPORTED:
+        others = [name for name in ('python3.11', 'python3.12') if shutil.which(name)]
+        advice = (
+            f'Run `make env PYTHON={others[0]}`.'
+            if others
+            else 'Install Python 3.11 or 3.12 first.'
+        )
+        exit_with(
+            f'Python {version[0]}.{version[1]} is not supported (3.11 and 3.12 are). {advice}'
+        )
+    print(f'Making {venv} with Python {version[0]}.{version[1]} ...', flush=True)
+    if subprocess.run([sys.executable, '-m', 'venv', str(venv)]).returncode:
+        shutil.rmtree(venv, ignore_errors=True)
+        exit_with(
+            f'The virtual environment {venv} could not be made; the lines above say why. Without the module '
+            f'ensurepip: `apt install python{version[0]}.{version[1]}-venv`.'
+        )
+
+
+def install_packages(python: Path) -> None:
+    """The pinned packages and the kit itself; a torch that is there stays as it is."""
+    torch = version_of(python, 'torch')
+    if torch and version_numbers(torch) < OLDEST_TORCH:
+        exit_with(
+            f'torch {torch} is too old: the kit needs 2.6 or newer. `{python} -m pip install torch==2.13.0`'
+        )
+    index = os.environ.get('TORCH_INDEX')
+    extra = ['--extra-index-url', index] if index else []
+    if not torch:
+        if not index and not shutil.which('nvidia-smi'):
+            print(
+                'No NVIDIA GPU here. If pip now fetches gigabytes of CUDA packages, the smaller CPU build comes '
+                'with `make env TORCH_INDEX=https://download.pytorch.org/whl/cpu`.'
+            )
+        pip_command(python, *extra, '-r', str(REQUIREMENTS / 'torch.txt'), quiet=False)
+        torch = version_of(python, 'torch')
+    elif not version_of(python, 'torchvision'):
+        pip_command(python, *extra, '--no-deps', f'torchvision=={torchvision_for(torch)}')
+    with tempfile.TemporaryDirectory() as folder:
+        keep = Path(folder, 'constraints.txt')
+        keep.write_text(f'torch=={torch}\n')
+        files = [
+            part
+            for name in ('base', 'dev', 'onnx', 'sweep')
+            for part in ('-r', str(REQUIREMENTS / f'{name}.txt'))
+        ]
+        pip_command(python, '-c', str(keep), *files)
+    pip_command(python, '--no-deps', '--no-build-isolation', '-e', str(ROOT))
+
+
+def pip_command(python: Path, *arguments: str, quiet: bool = True) -> None:
+    print('pip install', *arguments, flush=True)
+    command = [str(python), '-m', 'pip', 'install', '--disable-pip-version-check', *arguments]
+    if code := subprocess.run([*command, '--quiet'] if quiet else command).returncode:
+        exit_with(
+            f'pip ended with code {code}; the lines above say why. Nothing is lost: repeat `make env`.'
+        )
+
+
+def torchvision_for(torch: str) -> str:
+    """The torchvision release that belongs to a torch 2.x: '2.11.0+cu130' -> '0.26.*'."""
+    return f'0.{version_numbers(torch)[1] + 15}.*'
+
+
+def requirements_digest(python: Path) -> str:
+    """A fingerprint of everything that decides what has to be in the environment."""
+    state = hashlib.sha256()
+    for file in [*sorted(REQUIREMENTS.glob('*.txt')), ROOT / 'pyproject.toml']:
+        state.update(file.read_bytes())
+    for name in ('torch', 'torchvision'):
+        state.update(version_of(python, name).encode())
+    state.update(str(ROOT).encode())
+    return state.hexdigest() + '\n'
+
+
+def version_of(python: Path, package: str) -> str:
+    """The installed version, '' if there is none."""
+    code = (
+        'import importlib.metadata as m, sys\n'
+        'try: print(m.version(sys.argv[1]))\n'
+        'except m.PackageNotFoundError: print()'
+    )
+    return ask_python(python, code, package)
+
+
+def ask_python(python: Path, code: str, *arguments: str) -> str:
+    command = [str(python), '-c', code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        exit_with(
+            f'{python} does not work:\n{done.stderr.strip()}\nRemove its environment and repeat.'
+        )
+    return done.stdout.strip()
+
+
+def version_numbers(version: str) -> tuple:
+    return tuple(int(part) for part in re.match(r'(\d+)\.(\d+)', version).groups())
+
+
+def exit_with(message: str) -> None:
+    print(f'Error: {message}', file=sys.stderr)
+    raise SystemExit(2)
+
+
+if __name__ == '__main__':
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else '.venv'))
