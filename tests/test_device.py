@@ -187,11 +187,11 @@ torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 1
 MARKED = """
 import os, pytest, torch
 from pathlib import Path
-from mtpd.engine.loop import find_device
+from mtpd.engine.loop import choose_device
 
 @pytest.fixture(scope='module')
 def device():
-    return find_device('auto', Path())
+    return choose_device('auto', Path())
 
 def test_without_the_mark(device):
     assert (device, os.environ.get('CUDA_VISIBLE_DEVICES')) == ('cpu', '')

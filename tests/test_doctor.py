@@ -57,7 +57,7 @@ def test_broken_torch_is_reported_not_raised(tmp_path):
         [
             sys.executable,
             '-c',
-            'import sys; from mtpd.pipeline import doctor; sys.exit(doctor.report())',
+            'import sys; from mtpd.pipeline import doctor; sys.exit(doctor.print_checks())',
         ],
         env={**os.environ, 'PYTHONPATH': f'{tmp_path}{os.pathsep}{ROOT}'},
         capture_output=True,

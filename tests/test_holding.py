@@ -99,8 +99,8 @@ def test_after_a_kill_the_next_command_says_so_and_goes_on(tmp_path):
     script = f"""
         import os, signal
         from pathlib import Path
-        from mtpd.pipeline.status import held
-        with held(Path({str(tmp_path)!r}), ['mtpd', 'run', 'x.py']):
+        from mtpd.pipeline.status import run_lock
+        with run_lock(Path({str(tmp_path)!r}), ['mtpd', 'run', 'x.py']):
             if os.fork() == 0:
                 signal.pause()  # a child that has the lock's file open, too
             os.kill(os.getpid(), signal.SIGKILL)

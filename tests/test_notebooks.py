@@ -179,9 +179,9 @@ def test_an_interrupt_leaves_no_process_behind(tmp_path):
     script = f"""
         import signal
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        from mtpd.pipeline.notebooks import execute
+        from mtpd.pipeline.notebooks import execute_notebook
         try:
-            execute({str(source)!r}, {str(out)!r})
+            execute_notebook({str(source)!r}, {str(out)!r})
         except KeyboardInterrupt:
             print('interrupted')
     """

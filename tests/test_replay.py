@@ -301,9 +301,9 @@ def test_data_workers_end_with_their_training(recipe, tmp_path):
         'import test_replay as t\nfrom mtpd import load_recipe\nimport mtpd.data.seeded_loader as r\n'
         'from mmdet.datasets import build_dataloader\n'
         f'recipe = load_recipe(t.MINI, t.SMALL | {{"data.root": {str(recipe.cfg.data.root)!r}}})\n'
-        'data = t.pipelines.build(t.pipelines.dataset(recipe, "train"))\n'
+        'data = t.pipelines.quiet_dataset(t.pipelines.dataset_config(recipe, "train"))\n'
         'made = build_dataloader(data, 2, 2, dist=False, seed=0, runner_type="IterBasedRunner")\n'
-        'batches = iter(r.replaying(made, 0, 0))\nnext(batches)\n'
+        'batches = iter(r.resume_at(made, 0, 0))\nnext(batches)\n'
         'print(*[worker.pid for worker in batches._workers], flush=True)\nos.kill(os.getpid(), 9)\n'
     )
     run = subprocess.run(

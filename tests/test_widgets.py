@@ -27,12 +27,12 @@ from mtpd.runtime import checkpoints
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 TOUCHED = """
 from mtpd.plots.figure import empty
-from mtpd.report.widgets import touch
+from mtpd.report.widgets import show_with_controls
 
 def draw(number, word):
     return empty(f'{number} {word}')
 
-touch(draw, number=(1, range(5)), word=('a', ['a', 'b']))
+show_with_controls(draw, number=(1, range(5)), word=('a', ['a', 'b']))
 """
 MOVED = """
 from ipywidgets import IntSlider

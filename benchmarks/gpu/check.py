@@ -337,22 +337,22 @@ import check, torch, torch.distributed as dist
 from mmcv.parallel import MMDistributedDataParallel, collate
 from mtpd.engine import loop, speed
 from mtpd.preflight import trial
-from mtpd.preflight.trial import examples
+from mtpd.preflight.trial import example_images
 device = sys.argv[2]
 dist.init_process_group('nccl' if device == 'cuda' else 'gloo', init_method='file://' + sys.argv[1], rank=0, world_size=1)
 with tempfile.TemporaryDirectory() as folder:
     recipe, results = check.small(folder, device, **{'distill.settings.mgd.mask_ratio': 0.0}), []
-    data = examples(recipe, Path(folder), 2, 0, False)
+    data = example_images(recipe, Path(folder), 2, 0, False)
     items = [data[0], data[1]]
     for distributed in (False, True):
         torch.manual_seed(0)
-        model = trial.untrained(recipe, 'student', 'r101').to(device).train()
-        speed.prepare(model, speed.settled(None, device)._replace(keep_memory=False), device)
+        model = trial.untrained_detector(recipe, 'student', 'r101').to(device).train()
+        speed.apply_speed(model, speed.resolve_speed(None, device)._replace(keep_memory=False), device)
         if distributed and device == 'cuda':
             options = dict(device_ids=[0], broadcast_buffers=False, find_unused_parameters=True)
             wrapped = MMDistributedDataParallel(model, **options)
         else:
-            wrapped = loop.parallel(model, device)
+            wrapped = loop.data_parallel(model, device)
         loss = wrapped.train_step(collate(items, 2), None)['loss']
         loss.backward()
         results.append(float(loss.detach()))
