@@ -74,7 +74,7 @@ def costs_of(images: int) -> dict:
 
 def of_report(folder: Path) -> list[dict]:
     """Seconds of a run's report with as many runs of other seeds beside it (made up, no trainings)."""
-    from fake_run import trained
+    from helpers.fake_run import trained
 
     rows = []
     for runs in (5, 10, 20):
@@ -93,7 +93,7 @@ def of_report(folder: Path) -> list[dict]:
 def of_sweep(folder: Path) -> list[dict]:
     """Seconds of a job, two at a time on a core each, whose training is one or two updates: all but overhead; and of
     `mtpd status` on the sweep, and `mtpd --help`."""
-    from tiny import SMALL
+    from helpers.tiny import SMALL
 
     rows = []
     for seeds in (1, 2, 4):

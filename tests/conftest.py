@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite('helpers')
+
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # read by torch when it is imported
 os.environ.setdefault('MPLBACKEND', 'agg')
 
@@ -22,9 +24,13 @@ SHARED_DATA = Path(__file__).parents[1].parent / 'shared' / 'data'
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption('--slow', action='store_true', help='also run the tests that take minutes')
-    parser.addoption('--kills', type=int, default=20, help='how often tests/faults kills a run')
+    parser.addoption(
+        '--kills', type=int, default=20, help='how often tests/robustness/faults kills a run'
+    )
     parser.addoption('--kill-seed', type=int, default=0, help='of its moments')
-    parser.addoption('--screenshot', help='where tests/test_browser.py puts one of a report')
+    parser.addoption(
+        '--screenshot', help='where tests/repository/test_browser.py puts one of a report'
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -113,8 +119,8 @@ def tiny_coco():
 
 @pytest.fixture
 def site(monkeypatch):
-    """A web server on localhost (tests/web.py); no proxy comes between."""
-    from web import serve
+    """A web server on localhost (tests/helpers/web.py); no proxy comes between."""
+    from helpers.web import serve
 
     for name in ('no_proxy', 'NO_PROXY'):
         monkeypatch.setenv(name, '127.0.0.1')
@@ -124,8 +130,8 @@ def site(monkeypatch):
 
 @pytest.fixture(scope='module')
 def browser():
-    """Chromium (tests/browsing.py); skips where there is none."""
-    from browsing import launched
+    """Chromium (tests/helpers/browsing.py); skips where there is none."""
+    from helpers.browsing import launched
 
     with launched() as running:
         yield running

@@ -203,8 +203,7 @@ def moved(batch: dict, device: str) -> dict:
 @check
 def losses(device: str) -> dict:
     """Of the five twins on the same weights and images: CPU in fp32; here plain, with the teacher's stream, by default."""
-    from test_speed import gradients, large_batch
-
+    from helpers.tiny import gradients, large_batch
     from mtpd.config.recipe import load_recipe
     from mtpd.engine import speed
     from mtpd.preflight import trial
@@ -243,8 +242,7 @@ def losses(device: str) -> dict:
 @check
 def the_teachers_stream(device: str) -> dict:
     """Distillation losses of ten batches with and without it, on images large enough to race; 0 apart is expected."""
-    from test_speed import large_batch
-
+    from helpers.tiny import large_batch
     from mtpd.config.recipe import load_recipe
     from mtpd.engine import speed
     from mtpd.preflight import trial
@@ -298,8 +296,7 @@ def fused_optimizers(device: str) -> dict:
 
 
 def small(folder: str, device: str, **more) -> object:
-    from tiny import SMALL
-
+    from helpers.tiny import SMALL
     from mtpd.config.recipe import load_recipe
 
     scenes = {

@@ -1,0 +1,93 @@
+"""What several processes run in the tests: a stage that writes down each of its updates, and failures."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
+
+# isort: split
+
+import torch
+import torch.distributed as dist
+from mmcv.runner import get_dist_info
+
+from mtpd.distill.distiller import Distiller
+from mtpd.errors import MtpdError
+
+
+class Spied(Distiller):
+    """Saves, for each update, what it starts from, and the gradients that the update before it ended with."""
+
+    def train_step(self, data, optimizer):
+        rank, _ = get_dist_info()
+        self.updates = getattr(self, 'updates', 0) + 1
+        masks = {}
+        for name, loss in self.distill_losses.items():
+
+            def keep(module, args, name=name):
+                masks[name] = (args[0] == 0).all(dim=1)
+
+            loss.generation.register_forward_pre_hook(keep)
+        saved = {
+            'weights': {key: value.clone() for key, value in self.state_dict().items()},
+            'teacher': {key: value.clone() for key, value in self.teacher.state_dict().items()},
+            'random': torch.get_rng_state(),
+            'data': data,
+            'gradients': gradients(self),
+        }
+        outputs = super().train_step(data, optimizer)
+        path = Path(self.folder, f'rank{rank}_update{self.updates}.pt')
+        torch.save({**saved, 'masks': masks}, path)
+        return outputs
+
+
+def gradients(model) -> dict:
+    return {
+        name: None if parameter.grad is None else parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def spied(folder: str, build) -> Spied:
+    model = build()
+    model.__class__, model.folder = Spied, folder
+    return model
+
+
+def refuse(rank: int) -> None:
+    """A user's mistake that one process alone finds, while the others wait for it."""
+    if dist.get_rank() == rank:
+        raise MtpdError('this disk is full')
+    dist.barrier()
+
+
+def die(rank: int) -> None:
+    if dist.get_rank() == rank:
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.barrier()
+
+
+def killed(*_) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def crash(rank: int) -> None:
+    if dist.get_rank() == rank:
+        raise ZeroDivisionError('a bug')
+    dist.barrier()
+
+
+def wait(folder: str) -> None:
+    Path(folder, f'{dist.get_rank()}').write_text(str(os.getpid()))
+    time.sleep(120)
+
+
+def place(text: str) -> list:
+    told = [None, None]
+    dist.all_gather_object(told, f'{text} {os.environ["LOCAL_RANK"]}')
+    return told
