@@ -22,6 +22,7 @@ _PLACES = {
     'run_recipe': 'pipeline.run',
     'make_report': 'report.run',
     'load_run': 'analysis.run',
+    'EdgeDetector': 'edge',
     'plots': None,
 }
 

@@ -15,13 +15,12 @@ from . import data as datasets
 from . import sweep as sweeps
 from .options import (
     Main,
-    Words,
     as_json_option,
     cfg_options,
     config_options,
     echo_json,
+    is_plain,
     recipe_options,
-    refuse_for_plain,
     sweep_options,
     with_all_processes,
     work_dir_option,
@@ -67,31 +66,31 @@ def train(recipe, work_dir, detector: str | None, arm: str | None, stage: int, a
     as it says; --cfg-options are its keys then, and data.root=FOLDER for any COCO-format dataset.
     """
     from ..analysis.settings import refuse_other
-    from ..pipeline.mmdet_config import config_run_dir
-    from ..pipeline.mmdet_config import train_config as train_plain
+    from ..pipeline.mmdet_config import config_run_dir, train_config
     from ..pipeline.stages import train_detector_run, train_stage
     from ..pipeline.status import run_lock
 
     if arm and detector:
         raise click.UsageError('--arm trains a stage and --detector a plain detector: give one.')
-    plain = refuse_for_plain(recipe, arm=arm, detector=detector)
+    plain = is_plain(recipe, arm=arm, detector=detector)
     run_dir = config_run_dir(recipe, work_dir) if plain else recipe.run_dir(work_dir)
-    apart = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
-    with apart, run_lock(run_dir, ['mtpd', *sys.argv[1:]]):
-        if not plain:
-            refuse_other(recipe, run_dir)
+    # With --json standard output has the JSON alone.
+    output = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+    with output, run_lock(run_dir, ['mtpd', *sys.argv[1:]]):
         if plain:
-            made = train_plain(recipe, work_dir)
-        elif arm:
-            made = train_stage(recipe, stage, arm, work_dir)
+            trained = train_config(recipe, work_dir)
         else:
-            made = train_detector_run(recipe, detector or 'student', work_dir)
-    metrics = made['metrics']
+            refuse_other(recipe, run_dir)
+            if arm:
+                trained = train_stage(recipe, stage, arm, work_dir)
+            else:
+                trained = train_detector_run(recipe, detector or 'student', work_dir)
+    checkpoint, metrics = trained['checkpoint'], trained['metrics']
     if as_json:
-        echo_json({'checkpoint': made['checkpoint'], 'metrics': metrics})
+        echo_json({'checkpoint': checkpoint, 'metrics': metrics})
         return
     masks = f'  mask AP {100 * metrics["segm_mAP"]:.1f}' if 'segm_mAP' in metrics else ''
-    click.echo(f'AP {100 * metrics["bbox_mAP"]:.1f}{masks}  {made["checkpoint"]}')
+    click.echo(f'AP {100 * metrics["bbox_mAP"]:.1f}{masks}  {checkpoint}')
 
 
 @main.command()
@@ -121,8 +120,8 @@ def order(recipe, work_dir: Path | None) -> None:
     for name, row in zip(costs['detectors'], costs['cost'], strict=True):
         click.echo(f'{name:<{width}}' + ''.join(f'  {value:{max(width, 6)}.3f}' for value in row))
     click.echo(calibration(costs))
-    found = suggest_sequence(recipe, costs, work_dir)
-    click.echo('\n'.join([*found['reasons'], order_conclusion(found, labels)]))
+    suggestion = suggest_sequence(recipe, costs, work_dir)
+    click.echo('\n'.join([*suggestion['reasons'], order_conclusion(suggestion, labels)]))
     folder = display_path(run_dir / 'order')
     click.echo(f'with intervals and levels: {folder}/costs.json, {folder}/sequence.json')
 
@@ -145,7 +144,7 @@ main.add_command(sweeps.status)
 main.add_command(sweeps.collect)
 
 
-@main.command(name='eval', cls=Words)
+@main.command(name='eval')
 @config_options
 @click.option('--checkpoint', required=True, type=click.Path(path_type=Path))
 @click.option('--detector', help='Whose architecture it has. Default: student.')
@@ -156,17 +155,15 @@ main.add_command(sweeps.collect)
 @with_all_processes
 def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out) -> None:
     """COCO numbers of a checkpoint (any layout) on a recipe's validation or an mmdet config's test split, as JSON."""
-    import json
-
     from ..engine.evaluation import evaluate
     from ..pipeline.mmdet_config import test_config
 
-    if refuse_for_plain(recipe, detector=detector):
-        found = test_config(recipe, checkpoint, metrics or recipe.metrics, out)
+    if is_plain(recipe, detector=detector):
+        numbers = test_config(recipe, checkpoint, metrics or recipe.metrics, out)
     else:
-        wanted = metrics or tuple(recipe.cfg.evaluation.metrics)
-        found = evaluate(recipe, checkpoint, wanted, detector or 'student', out)
-    click.echo(json.dumps(found, indent=2))
+        metrics = metrics or tuple(recipe.cfg.evaluation.metrics)
+        numbers = evaluate(recipe, checkpoint, metrics, detector or 'student', out)
+    echo_json(numbers)
 
 
 @main.command()
@@ -179,27 +176,28 @@ def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out) -> None:
 @click.option('--device', default='auto', show_default=True)
 def predict(sources, checkpoint, config, detector, out, threshold, device) -> None:
     """Draw what a checkpoint's detector finds in images: boxes and, if it has them, masks; and predictions.json."""
-    from .. import predict as finding
+    from collections import Counter
 
-    model = finding.detector(checkpoint, config, detector, device)
-    for row in finding.predict(model, sources, out, threshold):
-        counts: dict[str, int] = {}
-        for item in row['objects']:
-            counts[item['class']] = counts.get(item['class'], 0) + 1
-        what = ', '.join(f'{kind} ({count})' for kind, count in counts.items()) or 'nothing'
-        click.echo(f'{row["drawn"]}: {what}')
+    from .. import predict as prediction
+
+    model = prediction.detector(checkpoint, config, detector, device)
+    for row in prediction.predict(model, sources, out, threshold):
+        counts = Counter(item['class'] for item in row['objects'])
+        objects = ', '.join(f'{name} ({count})' for name, count in counts.items()) or 'nothing'
+        click.echo(f'{row["drawn"]}: {objects}')
 
 
 @main.command()
 @as_json_option
 def recipes(as_json: bool) -> None:
     """List the recipes: what each does, and the paper's AP on COCO."""
-    from ..config.recipe import list_recipes as listed
+    from ..config.recipe import list_recipes
 
+    rows = list_recipes()
     if as_json:
-        echo_json(listed())
+        echo_json(rows)
         return
-    for row in listed():
+    for row in rows:
         paper = f'  (paper: {row["paper"]} AP)' if row['paper'] else ''
         click.echo(f'{row["path"]:<58}  {row["title"]}{paper}')
 
@@ -224,14 +222,15 @@ def export(
     ends in .onnx makes an ONNX file of a one-stage detector, which `mtpd.edge.EdgeDetector` runs without torch.
     """
     if target.suffix == '.onnx':
-        from ..engine.onnx_export import export_onnx as to_onnx
-        from ..predict import detector as ready
+        from .. import predict as prediction
+        from ..engine.onnx_export import export_onnx
 
-        click.echo(to_onnx(ready(source, config, detector, 'cpu'), target))
-        return
-    from ..runtime.checkpoints import publish_student
+        model = prediction.detector(source, config, detector, 'cpu')
+        click.echo(export_onnx(model, target))
+    else:
+        from ..runtime.checkpoints import publish_student
 
-    click.echo(publish_student(source, target, half, trust_checkpoint))
+        click.echo(publish_student(source, target, half, trust_checkpoint))
 
 
 @main.command()
@@ -241,8 +240,8 @@ def report(folder: Path) -> None:
     from ..report.run import make_report
     from ..sweep.report import make_sweep_report
 
-    sweep = (folder / 'sweep.json').is_file()
-    click.echo(make_sweep_report(folder) if sweep else make_report(folder))
+    is_sweep = (folder / 'sweep.json').is_file()
+    click.echo(make_sweep_report(folder) if is_sweep else make_report(folder))
 
 
 @main.command()
@@ -268,13 +267,12 @@ def doctor(recipe: str | None, cfg_options: dict, work_dir: Path | None, as_json
 
     A few updates are tried, which tells the memory and the time that the run will take. RECIPE is Python, and its code runs.
     """
-    from ..pipeline.doctor import print_checks
-    from ..pipeline.doctor import run_checks as checks
+    from ..pipeline.doctor import print_checks, run_checks
 
     if as_json:
-        found = checks(recipe, cfg_options, work_dir)
-        echo_json([check._asdict() for check in found])
-        sys.exit(any(check.state == 'fail' for check in found))
+        checks = run_checks(recipe, cfg_options, work_dir)
+        echo_json([check._asdict() for check in checks])
+        sys.exit(any(check.state == 'fail' for check in checks))
     sys.exit(print_checks(recipe, click.echo, cfg_options, work_dir))
 
 

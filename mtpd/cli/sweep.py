@@ -10,7 +10,6 @@ import click
 
 from .options import as_json_option, echo_json
 
-FOLDER = click.argument('folder', metavar='SWEEP', type=click.Path(path_type=Path))
 DEADLINE = click.option(
     '--deadline',
     default=120,
@@ -81,16 +80,16 @@ def sweep(
         slurm['srun_args'] = [f'--cpus-per-task={cpus}']
     slurm = {key: value for key, value in slurm.items() if value is not None}
     resources = Resources(executor, slots, minutes, signal_delay, requeues, cpus, slurm)
-    found = run_sweep(recipe, orders, methods, seeds, work_dir, resources, click.echo, deadline)
-    rows = job_table(found, deadline)
+    made = run_sweep(recipe, orders, methods, seeds, work_dir, resources, click.echo, deadline)
+    rows = job_table(made, deadline)
     click.echo(table_text(rows))
     if not is_ended(rows):
-        click.echo(f'follow them: mtpd status {found.path} --watch')
+        click.echo(f'follow them: mtpd status {made.path} --watch')
     elif any(row['state'] != 'done' for row in rows):
         click.echo('not complete: the same command runs what is missing')
         sys.exit(1)
     else:
-        click.echo(f'complete: mtpd collect {found.path}')
+        click.echo(f'complete: mtpd collect {made.path}')
 
 
 @click.command()
@@ -104,11 +103,11 @@ def status(folder: Path, watch: bool, every: float, deadline: float, as_json: bo
     if not (folder / 'sweep.json').is_file():
         from ..pipeline.status import read_status, status_text
 
-        found = read_status(folder)
+        facts = read_status(folder)
         if as_json:
-            echo_json(found)
+            echo_json(facts)
         else:
-            click.echo(status_text(found))
+            click.echo(status_text(facts))
         return
     from ..sweep.folder import load_sweep
     from ..sweep.results import is_ended, job_table, table_text
@@ -127,13 +126,13 @@ def status(folder: Path, watch: bool, every: float, deadline: float, as_json: bo
 
 
 @click.command()
-@FOLDER
+@click.argument('folder', metavar='SWEEP', type=click.Path(path_type=Path))
 def collect(folder: Path) -> None:
     """Gather what a sweep has measured: results.json and results.csv in SWEEP."""
-    from ..sweep.results import collect_results as gather
+    from ..sweep.results import collect_results
 
-    found = gather(folder)
-    click.echo(f'{len(found["rows"])} rows: {folder / "results.csv"}, {folder / "results.json"}')
-    for item in found['unfinished']:
+    results = collect_results(folder)
+    click.echo(f'{len(results["rows"])} rows: {folder / "results.csv"}, {folder / "results.json"}')
+    for item in results['unfinished']:
         reason = f' ({item["reason"].splitlines()[0]})' if item['reason'] else ''
         click.echo(f'{item["job"]}: {item["state"]}{reason}')

@@ -56,6 +56,22 @@ def test_mistakes_in_a_recipe_are_one_message(command):
     assert 'no such file' in refused(command, 'configs/none.py', *more)
 
 
+@pytest.mark.parametrize(
+    'words',
+    [
+        ['--cfg-options', 'seed=7', 'schedule.arm=30', MINI],
+        [MINI, '--cfg-options', 'seed=7', 'schedule.arm=30'],
+        [MINI, '--cfg-options', 'seed=7 schedule.arm=30'],
+        [MINI, '--cfg-options', 'seed=7', '--cfg-options', 'schedule.arm=30'],
+        ['--cfg-options', 'seed=7', 'schedule.arm=30', '--work-dir', 'a=b', MINI],
+    ],
+)
+def test_overrides_are_written_as_in_mmdet_as_one_text_or_one_by_one(words):
+    values: dict = {}
+    exec(call('show', *words).output, values)  # our own recipe
+    assert values['seed'] == 7 and values['schedule']['arm'] == 30
+
+
 def test_an_override_without_a_value_is_refused():
     assert 'KEY=VALUE' in refused('train', MINI, '--cfg-options', 'seed')
 
