@@ -94,7 +94,7 @@ def test_a_config_in_a_checkpoint_is_not_run(trained, tmp_path):
     mark = tmp_path / 'ran'
     state['meta']['config'] = f'__import__("pathlib").Path({str(mark)!r}).touch()\nmodel = {{}}\n'
     torch.save(state, tmp_path / 'evil.pth')
-    with pytest.raises(MtpdError, match='is not run. Name one with --config'):
+    with pytest.raises(MtpdError, match=r'is not run\. Name one with --config'):
         predict.detector(tmp_path / 'evil.pth')
     assert not mark.exists()
     state['meta'] = {}
