@@ -19,11 +19,14 @@ if (
 ):  # as in a shell's background, where Ctrl-C is not for us
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+LEFT_OUT = pytest.StashKey[int]()
 SHARED_DATA = Path(__file__).parents[1].parent / 'shared' / 'data'
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption('--slow', action='store_true', help='also run the tests that take minutes')
+    parser.addoption(
+        '--all', action='store_true', help='also run the tests marked slow or browser: make test-all'
+    )
     parser.addoption(
         '--kills', type=int, default=20, help='how often tests/robustness/faults kills a run'
     )
@@ -34,14 +37,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption('--all'):
+        longer = [item for item in items if item.keywords.keys() & {'slow', 'browser'}]
+        config.hook.pytest_deselected(items=longer)
+        items[:] = [item for item in items if item not in set(longer)]
+        config.stash[LEFT_OUT] = len(longer)
+        if hasattr(config, 'workeroutput'):  # a process of xdist
+            config.workeroutput['left_out'] = len(longer)
     gpu = None
     for item in items:
-        if 'slow' in item.keywords and not config.getoption('--slow'):
-            item.add_marker(pytest.mark.skip(reason='takes minutes: pytest --slow'))
         if 'gpu' in item.keywords:
             gpu = _gpu() if gpu is None else gpu
             if not gpu:
                 item.add_marker(pytest.mark.skip(reason='needs a CUDA GPU that torch can use'))
+
+
+def pytest_testnodedown(node, error) -> None:
+    node.config.stash[LEFT_OUT] = getattr(node, 'workeroutput', {}).get('left_out', 0)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session):
+    """The last line says how many tests were left out."""
+    result = yield
+    reporter = session.config.pluginmanager.get_plugin('terminalreporter')
+    left_out = session.config.stash.get(LEFT_OUT, 0)
+    if reporter and left_out and not hasattr(session.config, 'workeroutput'):
+        reporter.write_line(f'{left_out} tests that take longer were left out: make test-all')
+    return result
 
 
 @pytest.hookimpl(wrapper=True)
