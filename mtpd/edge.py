@@ -23,7 +23,7 @@ class EdgeDetector:
 
     def __init__(self, path: str | Path, threads: int = 0):
         """`threads`: of the CPU; 0: all."""
-        runtime = need('onnxruntime')
+        runtime = import_onnx_package('onnxruntime')
         path = Path(path)
         if not path.is_file():
             raise MtpdError(f'{path} does not exist. `mtpd export CHECKPOINT {path}` writes one.')
@@ -109,12 +109,12 @@ class EdgeDetector:
         kept: list[int] = []
         for kind in np.unique(label):
             (these,) = np.nonzero(label == kind)
-            kept += these[suppressed(box[these], score[these], about['iou_threshold'])].tolist()
+            kept += these[nms_indices(box[these], score[these], about['iou_threshold'])].tolist()
         kept = sorted(kept, key=lambda k: -score[k])[: about['max_per_img']]
         return [(box[k], score[k], int(label[k])) for k in kept]
 
 
-def suppressed(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
+def nms_indices(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
     """Places of the boxes (n, 4) that stay when each removes lower scored ones that overlap it by more than `threshold`
     (IoU)."""
     order, kept = np.argsort(-scores, kind='stable'), []
@@ -129,7 +129,7 @@ def suppressed(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.nd
     return np.array(kept, int)
 
 
-def need(name: str):
+def import_onnx_package(name: str):
     """A package of the extra `onnx`. Raises MtpdError where it is not installed."""
     import importlib
 

@@ -37,11 +37,11 @@ class RecipeError(MtpdError):
         )
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f'Did you mean {close[0]!r}?' if close else f'There are: {", ".join(known)}.'
 
 
-def unknown(what: str, word: str, known: Iterable[str]) -> str:
-    return f'unknown {what} {word!r}. {nearest(str(word), known)}'
+def unknown_name(what: str, word: str, known: Iterable[str]) -> str:
+    return f'unknown {what} {word!r}. {did_you_mean(str(word), known)}'

@@ -19,7 +19,7 @@ from mmdet.apis import inference_detector
 
 from mtpd import load_recipe, predict
 from mtpd.cli.main import main
-from mtpd.edge import EdgeDetector, suppressed
+from mtpd.edge import EdgeDetector, nms_indices
 from mtpd.engine.onnx_export import export_onnx, image_preparation
 from mtpd.errors import MtpdError
 from mtpd.utils.paths import ROOT
@@ -70,8 +70,8 @@ def test_suppression_is_mmcvs():
     boxes = np.c_[corners, corners + rng.uniform(5, 30, (200, 2)).astype(np.float32)]
     scores = rng.permutation(200).astype(np.float32) / 200
     _, kept = nms(torch.from_numpy(boxes), torch.from_numpy(scores), 0.5)
-    assert suppressed(boxes, scores, 0.5).tolist() == kept.tolist()
-    assert suppressed(boxes[:0], scores[:0], 0.5).tolist() == []
+    assert nms_indices(boxes, scores, 0.5).tolist() == kept.tolist()
+    assert nms_indices(boxes[:0], scores[:0], 0.5).tolist() == []
 
 
 def test_from_the_command_line_and_without_torch(tmp_path):

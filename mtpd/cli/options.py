@@ -12,7 +12,7 @@ import click
 from ..config.schema import parse_overrides
 from ..errors import MtpdError
 from ..runtime.world import wait_for_rank_0
-from ..utils.paths import config_file
+from ..utils.paths import find_config_file
 from ..utils.processes import sigterm_raises
 
 FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -108,7 +108,7 @@ def recipe_options(command, plain: bool = False, several: bool = False):
     """
 
     def call(recipe, cfg_options, seed=None, gpus=None, **rest):
-        config_file(recipe)  # before the heavy imports
+        find_config_file(recipe)  # before the heavy imports
         if gpus is not None:
             cfg_options = {**cfg_options, 'runtime.gpus': gpus}
         if plain:

@@ -21,10 +21,10 @@ from ..utils import machine
 
 REQUIREMENT = Path(__file__).parents[2] / 'requirements' / 'mmcv.txt'
 SHARED_HEADER = '#include <torch/types.h>\n'
-DISK = 2 * machine.GIB
+BUILD_DISK = 2 * machine.GIB
 MEMORY_PER_JOB = 2 * machine.GIB
 MEMORY_PER_CUDA_JOB = 3 * machine.GIB  # 2.1 of it were seen
-CUDA_FILE = 6  # times as long as a C++ file
+CUDA_FILE_COST = 6  # times as long as a C++ file
 CXX20_FROM = (2, 14)  # torch
 
 
@@ -57,12 +57,12 @@ def build_wheel(
 
     Raises MtpdError with the last errors and the likely cause; the log stays.
     """
-    compiler = check_tools(work)
+    compiler = find_compiler_command(work)
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text('')
     echo(f'Fetching the source of mmcv-full {mmcv_version()} ...')
     source = fetch_source(work, log)
-    choose_standard(source / 'setup.py', torch)
+    choose_cxx_standard(source / 'setup.py', torch)
     jobs = job_count(MEMORY_PER_CUDA_JOB if target.cuda else MEMORY_PER_JOB)
     duration = 'half an hour of processor time' if target.cuda else 'a few minutes'
     echo(
@@ -78,19 +78,19 @@ def build_wheel(
     return check_wheel(next((work / 'dist').glob('*.whl')))
 
 
-def check_tools(work: Path) -> list[str]:
+def find_compiler_command(work: Path) -> list[str]:
     """The C++ compiler's command. Raises MtpdError for everything that is missing, at once."""
     problems = []
     compiler = shlex.split(os.environ.get('CXX', '')) or ['c++' if shutil.which('c++') else 'g++']
     if not shutil.which(compiler[0]):
-        problems.append(f'No C++ compiler found ({compiler[0]}). {COMPILER}')
+        problems.append(f'No C++ compiler found ({compiler[0]}). {INSTALL_COMPILER}')
     if not Path(sysconfig.get_path('include'), 'Python.h').is_file():
-        problems.append(f"Python's header files are missing. {HEADERS}")
+        problems.append(f"Python's header files are missing. {INSTALL_HEADERS}")
     free = shutil.disk_usage(work).free
-    if free < DISK:
+    if free < BUILD_DISK:
         problems.append(
             f'Only {free / machine.GIB:.1f} GiB are free for {work.parent}; the build needs '
-            f'{DISK // machine.GIB}. Free some, or set MTPD_CACHE to a folder on another disk.'
+            f'{BUILD_DISK // machine.GIB}. Free some, or set MTPD_CACHE to a folder on another disk.'
         )
     if problems:
         raise MtpdError(
@@ -117,7 +117,7 @@ def fetch_source(work: Path, log: Path) -> Path:
     return work / archive.name.removesuffix('.tar.gz')
 
 
-def choose_standard(setup: Path, torch: machine.Torch) -> None:
+def choose_cxx_standard(setup: Path, torch: machine.Torch) -> None:
     """mmcv's setup.py asks for C++17, which torch's headers refuse from 2.14 on."""
     if torch.release >= CXX20_FROM:
         setup.write_text(setup.read_text().replace('-std=c++17', '-std=c++20'))
@@ -218,7 +218,7 @@ def show_progress(lines: Iterable[str], echo: Callable, cuda_files: int = 0) -> 
         text = f'  {done} of {total} files'
         if done > 3:  # the first ones also make the header that speeds up the others
             each = seconds['c++'] / max(1, files['c++'])
-            slow = seconds['cuda'] / files['cuda'] if files['cuda'] else CUDA_FILE * each
+            slow = seconds['cuda'] / files['cuda'] if files['cuda'] else CUDA_FILE_COST * each
             left = max(0, cuda_files - files['cuda'])
             text += f', {time_left(slow * left + each * (total - done - left))}'
         if alive:
@@ -251,9 +251,11 @@ def check_wheel(wheel: Path) -> Path:
 # What went wrong in a failed build: its last errors and the likely cause, from its log.
 
 
-COMPILER = 'Install one: `apt install g++`, `dnf install gcc-c++` or `conda install gxx`.'
-HEADERS = 'Install them: `apt install python3-dev` (python3.11-dev), `dnf install python3-devel`.'
-MEMORY = 'Repeat with fewer compilers at a time: `MAX_JOBS=1 mtpd install-ops`.'
+INSTALL_COMPILER = 'Install one: `apt install g++`, `dnf install gcc-c++` or `conda install gxx`.'
+INSTALL_HEADERS = (
+    'Install them: `apt install python3-dev` (python3.11-dev), `dnf install python3-devel`.'
+)
+USE_FEWER_JOBS = 'Repeat with fewer compilers at a time: `MAX_JOBS=1 mtpd install-ops`.'
 
 # The first that matches is named: particular causes come before those that follow from them.
 CAUSES = (
@@ -264,7 +266,7 @@ CAUSES = (
     (
         r'Killed signal terminated program|internal compiler error: Killed|virtual memory exhausted'
         r'|Cannot allocate memory|out of memory|std::bad_alloc|^Killed',
-        f'The compiler ran out of memory. {MEMORY}',
+        f'The compiler ran out of memory. {USE_FEWER_JOBS}',
     ),
     (
         r'CUDA version \(([\d.]+)\) mismatches the version that was used to compile[\s\S]*?\(([\d.]+)\)',
@@ -280,7 +282,7 @@ CAUSES = (
         r'nvcc fatal\s*:\s*Unsupported gpu architecture \'([^\']+)\'',
         'This nvcc does not know the GPU architecture {0}. Use a newer CUDA toolkit or another --cuda-arch.',
     ),
-    (r'Python\.h: No such file', f"Python's header files are missing. {HEADERS}"),
+    (r'Python\.h: No such file', f"Python's header files are missing. {INSTALL_HEADERS}"),
     (
         r'(?:cu\w+|cuda_runtime\w*)\.h: No such file',
         'A CUDA header is missing. Install the full CUDA toolkit, or run '
@@ -289,7 +291,7 @@ CAUSES = (
     (
         r'(?:c\+\+|g\+\+|gcc|cc)\S*: (?:command )?not found|No such file or directory: \'\S*(?:c\+\+|g\+\+|gcc|cc)\''
         r'|cannot execute .?cc1plus|command \S*(?:c\+\+|g\+\+|gcc) failed: No such file',
-        f'No working C++ compiler was found. {COMPILER}',
+        f'No working C++ compiler was found. {INSTALL_COMPILER}',
     ),
     (
         r'unrecognized command.line option .?-std=c\+\+|You need C\+\+\d\d|You\'re trying to build PyTorch with a too old',
@@ -313,10 +315,10 @@ CAUSES = (
     ),
     (r"No module named '(\w+)'", 'The Python package {0} is missing. Run `make env`.'),
 )
-UNKNOWN = 'No known cause was found; the log has the whole story.'
+UNKNOWN_CAUSE = 'No known cause was found; the log has the whole story.'
 
 # An error that only says that there was one before it.
-_AFTERMATH = re.compile(
+_FOLLOW_UP_ERROR = re.compile(
     r'CalledProcessError|subprocess-exited-with-error|Error compiling objects|^FAILED|ninja: build stopped'
     r'|metadata-generation-failed|^raise '
 )
@@ -330,7 +332,7 @@ def likely_cause(log: str) -> str:
     for pattern, text in CAUSES:
         if match := re.search(pattern, log, re.MULTILINE):
             return text.format(*match.groups())
-    return UNKNOWN
+    return UNKNOWN_CAUSE
 
 
 def last_errors(log: str, count: int = 4) -> list[str]:
@@ -338,7 +340,7 @@ def last_errors(log: str, count: int = 4) -> list[str]:
     found: list[str] = []
     for line in reversed(log.splitlines()):
         line = line.strip()[:300]
-        if _ERROR.search(line) and not _AFTERMATH.search(line) and line not in found:
+        if _ERROR.search(line) and not _FOLLOW_UP_ERROR.search(line) and line not in found:
             found.append(line)
         if len(found) == count:
             break

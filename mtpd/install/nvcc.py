@@ -24,8 +24,10 @@ from . import build
 
 USUAL_HOME = Path('/usr/local/cuda')
 OLDEST_ON_PYPI = 13
-EXTRAS = 'cccl,crt,cudart,nvcc,nvvm'  # of PyPI's cuda-toolkit: what a CUDA file is compiled with
-DISK = machine.GIB  # 0.15 of wheels and 0.3 of files, for a while beside each other
+TOOLKIT_EXTRAS = (
+    'cccl,crt,cudart,nvcc,nvvm'  # of PyPI's cuda-toolkit: what a CUDA file is compiled with
+)
+NVCC_DISK = machine.GIB  # 0.15 of wheels and 0.3 of files, for a while beside each other
 FROM_CONDA = 'conda install -c conda-forge cuda-nvcc cuda-libraries-dev'
 
 
@@ -50,11 +52,11 @@ def installed_compilers(cuda: str) -> Iterator[Nvcc]:
     places += [USUAL_HOME / 'bin' / 'nvcc', Path(f'{USUAL_HOME}-{cuda}', 'bin', 'nvcc')]
     places += [cached_home(cuda) / 'bin' / 'nvcc']
     for place in dict.fromkeys(places):
-        if release := release_of(place):
+        if release := nvcc_release(place):
             yield Nvcc(place, release)
 
 
-def release_of(nvcc: Path) -> str | None:
+def nvcc_release(nvcc: Path) -> str | None:
     """The CUDA release of an nvcc, None where it is none or does not run."""
     try:
         done = subprocess.run([nvcc, '--version'], capture_output=True, text=True, timeout=60)
@@ -70,7 +72,10 @@ def find_compiler(cuda: str) -> tuple[Nvcc | None, str]:
     One of the same release is preferred to one of the same major number, which will do.
     """
     here = list(installed_compilers(cuda))
-    for same in (lambda release: release == cuda, lambda release: major(release) == major(cuda)):
+    for same in (
+        lambda release: release == cuda,
+        lambda release: major_number(release) == major_number(cuda),
+    ):
         for nvcc in here:
             if same(nvcc.release):
                 return nvcc, ''
@@ -86,7 +91,7 @@ def obstacle_to_fetching(torch: machine.Torch) -> str | None:
             f"torch {torch.version} came without the headers of CUDA, which pip's CUDA builds have. "
             f'Install the CUDA {torch.cuda} toolkit and set CUDA_HOME (in a conda environment: `{FROM_CONDA}`)'
         )
-    if major(torch.cuda) < OLDEST_ON_PYPI:
+    if major_number(torch.cuda) < OLDEST_ON_PYPI:
         return (
             f'pip has nvcc for CUDA {OLDEST_ON_PYPI} and newer, not for {torch.cuda}. Install the CUDA {torch.cuda} '
             'toolkit and set CUDA_HOME, or a torch for CUDA 13 (`pip install --upgrade torch torchvision`)'
@@ -96,7 +101,7 @@ def obstacle_to_fetching(torch: machine.Torch) -> str | None:
 
 def cached_home(cuda: str) -> Path:
     """Where `fetch` puts the compiler of a CUDA release; a cache may be shared by machines of two kinds."""
-    return cache_dir() / 'nvcc' / f'{cuda}-{platform.machine()}' / f'nvidia/cu{major(cuda)}'
+    return cache_dir() / 'nvcc' / f'{cuda}-{platform.machine()}' / f'nvidia/cu{major_number(cuda)}'
 
 
 def fetch_compiler(torch: machine.Torch, echo: Callable = print) -> Nvcc:
@@ -111,8 +116,10 @@ def fetch_compiler(torch: machine.Torch, echo: Callable = print) -> Nvcc:
         check_room(folder.parent)
         with tempfile.TemporaryDirectory(prefix='build-nvcc-', dir=cache_dir()) as work:
             echo(f'Fetching nvcc of CUDA {torch.cuda} with pip (about 150 MB) into {folder} ...')
-            pip_install(f'cuda-toolkit[{EXTRAS}]=={torch.cuda}.*', Path(work, 'new'), torch)
-            make_linkable(Path(work, 'new', home.relative_to(folder)))
+            pip_install_into(
+                f'cuda-toolkit[{TOOLKIT_EXTRAS}]=={torch.cuda}.*', Path(work, 'new'), torch
+            )
+            add_linker_names(Path(work, 'new', home.relative_to(folder)))
             shutil.rmtree(folder, ignore_errors=True)
             Path(work, 'new').rename(folder)
     except OSError as error:
@@ -120,12 +127,12 @@ def fetch_compiler(torch: machine.Torch, echo: Callable = print) -> Nvcc:
             f'nvcc could not be put into {folder} ({error}). Set MTPD_CACHE to a folder that takes it.'
         ) from None
     nvcc = home / 'bin' / 'nvcc'
-    if not (release := release_of(nvcc)):
+    if not (release := nvcc_release(nvcc)):
         raise MtpdError(f'The nvcc that pip fetched does not run on this machine ({nvcc}).')
     return Nvcc(nvcc, release)
 
 
-def pip_install(requirement: str, folder: Path, torch: machine.Torch) -> None:
+def pip_install_into(requirement: str, folder: Path, torch: machine.Torch) -> None:
     """Put a package and what it needs into `folder`. Raises MtpdError with pip's reason."""
     command = [sys.executable, '-m', 'pip', 'install', '--disable-pip-version-check', '--retries=2']
     command += ['--no-cache-dir', '--only-binary=:all:', '--target', str(folder), requirement]
@@ -143,7 +150,7 @@ def pip_install(requirement: str, folder: Path, torch: machine.Torch) -> None:
 
 def check_room(folder: Path) -> None:
     """Raises MtpdError where the disk has no room for the compiler and the build after it."""
-    free, needed = shutil.disk_usage(folder).free, DISK + build.DISK
+    free, needed = shutil.disk_usage(folder).free, NVCC_DISK + build.BUILD_DISK
     if free < needed:
         raise MtpdError(
             f'Only {free / machine.GIB:.1f} GiB are free for {folder}; nvcc and the build need '
@@ -151,7 +158,7 @@ def check_room(folder: Path) -> None:
         )
 
 
-def make_linkable(home: Path) -> None:
+def add_linker_names(home: Path) -> None:
     """Give pip's libraries the names that a linker looks for: `libcudart.so.13` is `-lcudart`, too."""
     for library in home.glob('lib/*.so.*'):
         link = library.with_name(library.name.split('.so.')[0] + '.so')
@@ -161,5 +168,5 @@ def make_linkable(home: Path) -> None:
         (home / 'lib64').symlink_to('lib')
 
 
-def major(release: str) -> int:
+def major_number(release: str) -> int:
     return int(release.split('.')[0])

@@ -70,8 +70,8 @@ def install_ops(
         failed, target = wheel_key(torch, target), Target(failure_summary(error), idle_gpu=True)
         result = ensure_ops(torch, target, False, True, echo)
     warning = None
-    if target.idle_gpu and not suit_gpus():
-        note_failure(failed, target.reason)
+    if target.idle_gpu and not installed_ops_fit_gpus():
+        record_failure(failed, target.reason)
         warning = (
             f'there are no CUDA ops for the GPU, and `auto` takes the CPU: {target.reason}. '
             '`mtpd install-ops` tries again.'
@@ -118,11 +118,13 @@ def choose_target(torch: machine.Torch, cuda_arch: str | None = None) -> Target:
     return Target(missing, idle_gpu=bool(gpus))
 
 
-def suit_gpus() -> bool:
+def installed_ops_fit_gpus() -> bool:
     """Whether the installed ops are CUDA ops for all GPUs that are here."""
     cuda, architectures, _ = recorded_target()
     here = [machine.major_minor(gpu[2]) for gpu in machine.nvidia_gpus()]
-    return bool(cuda and architectures) and all(machine.runs_on(architectures, one) for one in here)
+    return bool(cuda and architectures) and all(
+        machine.supports_capability(architectures, one) for one in here
+    )
 
 
 def failure_summary(error: MtpdError) -> str:
@@ -142,14 +144,14 @@ def wheel_key(torch: machine.Torch, target: Target) -> str:
     return re.sub(r'[^\w.+-]', '_', text)
 
 
-def check_installed(torch: machine.Torch, target: Target, keep_cuda: bool) -> dict:
+def kept_ops(torch: machine.Torch, target: Target, keep_cuda: bool) -> dict:
     """`action` and `ops` if what is installed works and is what is wanted, else nothing.
 
     CUDA ops run on the CPU too: with `keep_cuda` they stay where CPU ops would do, so that a visit
     from a machine without GPU doesn't cost the next run on one.
     """
     try:
-        marker = read_marker() or adopt_installed(torch, target)
+        marker = read_marker() or adopt_foreign_ops(torch, target)
         here = Target('', *marker['cuda'])
         keep = [target] + ([here] if keep_cuda and here.cuda and not target.cuda else [])
         if marker['key'] not in [wheel_key(torch, one) for one in keep]:
@@ -160,7 +162,7 @@ def check_installed(torch: machine.Torch, target: Target, keep_cuda: bool) -> di
     return {'action': 'kept', 'ops': here.ops}
 
 
-def adopt_installed(torch: machine.Torch, target: Target) -> dict:
+def adopt_foreign_ops(torch: machine.Torch, target: Target) -> dict:
     """The marker for an mmcv-full that somebody else installed, if its ops work here."""
     version = metadata.version('mmcv-full')
     if version != build.mmcv_version():
@@ -185,7 +187,7 @@ def read_marker() -> dict:
     return marker if marker.get('extension') == file_fingerprint(find_extension()) else {}
 
 
-def note_failure(failed: str | None, reason: str) -> None:
+def record_failure(failed: str | None, reason: str) -> None:
     """Note beside the installed ops why they are not for the GPU, and the key of the wheel that could not be built."""
     marker = read_marker()
     if marker and (marker.get('failed'), marker.get('reason')) != (failed, reason):
@@ -214,21 +216,21 @@ def ensure_ops(
     torch: machine.Torch, target: Target, rebuild: bool, keep_cuda: bool, echo: Callable
 ) -> dict:
     """See that the ops for `target` are installed: `action` and `ops`, as `install` returns them."""
-    if not rebuild and (current := check_installed(torch, target, keep_cuda)):
+    if not rebuild and (current := kept_ops(torch, target, keep_cuda)):
         return current
-    return {'action': put_in_place(torch, target, rebuild, echo), 'ops': target.ops}
+    return {'action': install_wheel(torch, target, rebuild, echo), 'ops': target.ops}
 
 
-def put_in_place(torch: machine.Torch, target: Target, rebuild: bool, echo: Callable) -> str:
+def install_wheel(torch: machine.Torch, target: Target, rebuild: bool, echo: Callable) -> str:
     """Install the wheel for `target` from the cache, built first if need be, and check its ops."""
     refuse_plain_mmcv()
     folder = cache_dir() / 'wheels' / wheel_key(torch, target)
     for action in ('installed', 'built'):
         wheel = next(iter(folder.glob('*.whl')), None)
         if action == 'built' or rebuild or wheel is None:
-            action, wheel = 'built', build_into(folder, torch, target, echo)
+            action, wheel = 'built', build_into_cache(folder, torch, target, echo)
         try:
-            pip_install(build.check_wheel(wheel))
+            pip_install_wheel(build.check_wheel(wheel))
             self_test()
             break
         except MtpdError as error:
@@ -239,7 +241,7 @@ def put_in_place(torch: machine.Torch, target: Target, rebuild: bool, echo: Call
     return action
 
 
-def build_into(folder: Path, torch: machine.Torch, target: Target, echo: Callable) -> Path:
+def build_into_cache(folder: Path, torch: machine.Torch, target: Target, echo: Callable) -> Path:
     """Build the wheel and put it into the cache, whole or not at all."""
     cache = cache_dir()
     try:
@@ -278,7 +280,7 @@ def refuse_plain_mmcv() -> None:
     )
 
 
-def pip_install(wheel: Path) -> None:
+def pip_install_wheel(wheel: Path) -> None:
     command = [
         sys.executable,
         '-m',

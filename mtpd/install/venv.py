@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = ROOT / 'requirements'
-SUPPORTED = ((3, 11), (3, 12))
+SUPPORTED_PYTHON = ((3, 11), (3, 12))
 OLDEST_TORCH = (2, 6)
 
 
@@ -26,8 +26,8 @@ def main(venv: Path) -> None:
     python = venv / 'bin' / 'python'
     if not python.exists():
         create_venv(venv)
-    version = ask_python(python, 'import sys; print("{}.{}".format(*sys.version_info))')
-    if version_numbers(version) not in SUPPORTED:
+    version = run_python(python, 'import sys; print("{}.{}".format(*sys.version_info))')
+    if version_numbers(version) not in SUPPORTED_PYTHON:
         exit_with(f'{venv} was made with Python {version}. Remove it (`rm -rf {venv}`) and repeat.')
     stamp = venv / 'mtpd-env.txt'
     if stamp.is_file() and stamp.read_text() == requirements_digest(python):
@@ -39,7 +39,7 @@ def main(venv: Path) -> None:
 
 def create_venv(venv: Path) -> None:
     version = sys.version_info[:2]
-    if version not in SUPPORTED:
+    if version not in SUPPORTED_PYTHON:
         others = [name for name in ('python3.11', 'python3.12') if shutil.which(name)]
         advice = (
             f'Run `make env PYTHON={others[0]}`.'
@@ -60,7 +60,7 @@ def create_venv(venv: Path) -> None:
 
 def install_packages(python: Path) -> None:
     """The pinned packages and the kit itself; a torch that is there stays as it is."""
-    torch = version_of(python, 'torch')
+    torch = installed_version(python, 'torch')
     if torch and version_numbers(torch) < OLDEST_TORCH:
         exit_with(
             f'torch {torch} is too old: the kit needs 2.6 or newer. `{python} -m pip install torch==2.13.0`'
@@ -74,8 +74,8 @@ def install_packages(python: Path) -> None:
                 'with `make env TORCH_INDEX=https://download.pytorch.org/whl/cpu`.'
             )
         pip_command(python, *extra, '-r', str(REQUIREMENTS / 'torch.txt'), quiet=False)
-        torch = version_of(python, 'torch')
-    elif not version_of(python, 'torchvision'):
+        torch = installed_version(python, 'torch')
+    elif not installed_version(python, 'torchvision'):
         pip_command(python, *extra, '--no-deps', f'torchvision=={torchvision_for(torch)}')
     with tempfile.TemporaryDirectory() as folder:
         keep = Path(folder, 'constraints.txt')
@@ -109,22 +109,22 @@ def requirements_digest(python: Path) -> str:
     for file in [*sorted(REQUIREMENTS.glob('*.txt')), ROOT / 'pyproject.toml']:
         state.update(file.read_bytes())
     for name in ('torch', 'torchvision'):
-        state.update(version_of(python, name).encode())
+        state.update(installed_version(python, name).encode())
     state.update(str(ROOT).encode())
     return state.hexdigest() + '\n'
 
 
-def version_of(python: Path, package: str) -> str:
+def installed_version(python: Path, package: str) -> str:
     """The installed version, '' if there is none."""
     code = (
         'import importlib.metadata as m, sys\n'
         'try: print(m.version(sys.argv[1]))\n'
         'except m.PackageNotFoundError: print()'
     )
-    return ask_python(python, code, package)
+    return run_python(python, code, package)
 
 
-def ask_python(python: Path, code: str, *arguments: str) -> str:
+def run_python(python: Path, code: str, *arguments: str) -> str:
     command = [str(python), '-c', code, *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

@@ -25,8 +25,8 @@ from ..errors import MtpdError
 from . import files
 from .files import check_disk_space
 
-WAITS = (1, 4, 10)  # seconds before each attempt that follows one without progress
-LIMIT = (
+RETRY_WAITS = (1, 4, 10)  # seconds before each attempt that follows one without progress
+MAX_SIZE = (
     20 * 10**9
 )  # bytes of a file whose size is not known; the largest detectors have a tenth of it
 
@@ -60,13 +60,13 @@ def fetch_file(
     target = Path(target)
     if is_complete(target, sha256, size):
         return target
-    part = Part(url, target)
+    part = PartialFile(url, target)
     refuse_unsafe_url(url)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(f'.{target.name}.lock')):
             if not is_complete(target, sha256, size):  # else another process was first
-                _complete(part, size, WAITS if waits is None else waits)
+                _request_until_complete(part, size, RETRY_WAITS if waits is None else waits)
                 _check_file(part, sha256, size)
                 part.path.replace(target)
                 part.remove()
@@ -82,15 +82,15 @@ def is_complete(path: Path, sha256: str | None = None, size: int | None = None) 
     """Whether the file is there and, as far as that is known, the one that is meant."""
     if not path.is_file() or size not in (None, path.stat().st_size):
         return False
-    return sha256 is None or files.sha256(path).startswith(sha256)
+    return sha256 is None or files.file_sha256(path).startswith(sha256)
 
 
-def _complete(part: Part, size: int | None, waits: tuple[float, ...]) -> None:
+def _request_until_complete(part: PartialFile, size: int | None, waits: tuple[float, ...]) -> None:
     """Requests until the part is whole, as long as they make progress, and ``len(waits)`` more."""
     most, idle = part.size, 0
     while True:
         try:
-            return request_part(part, size, LIMIT)
+            return request_part(part, size, MAX_SIZE)
         except RequestException as error:
             reason = error.args[0] if error.args else type(error).__name__
             idle = 0 if part.size > most else idle + 1
@@ -115,14 +115,16 @@ def _root_cause(reason: object) -> str:
     return text if len(text) <= 120 else f'{text[:117]}...'
 
 
-def _check_file(part: Part, sha256: str | None, size: int | None) -> None:
+def _check_file(part: PartialFile, sha256: str | None, size: int | None) -> None:
     """Raises MtpdError, and removes the part, where it is not the file that is meant."""
     if is_complete(part.path, sha256, size):
         return
     if size not in (None, part.size):
         wrong = f'{part.size} bytes came, {size} are expected'
     else:
-        wrong = f'its sha256 begins {files.sha256(part.path)[: len(sha256)]}, {sha256} is expected'
+        wrong = (
+            f'its sha256 begins {files.file_sha256(part.path)[: len(sha256)]}, {sha256} is expected'
+        )
     part.remove()
     raise MtpdError(
         f'{part.url} is not the file that is meant: {wrong}. '
@@ -134,18 +136,26 @@ def _check_file(part: Part, sha256: str | None, size: int | None) -> None:
 
 
 TIMEOUT = (15, 60)  # seconds to connect, and between two pieces of an answer
-CHUNK = 1 << 14  # bytes; fewer than these are fetched twice where a connection breaks off
-REDIRECTS = 10
-HERE = ('localhost', '127.0.0.1', '::1')  # what comes from this machine needs no https
-PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP errors that another attempt may not meet
+CHUNK_SIZE = 1 << 14  # bytes; fewer than these are fetched twice where a connection breaks off
+MAX_REDIRECTS = 10
+LOCAL_HOSTS = ('localhost', '127.0.0.1', '::1')  # what comes from this machine needs no https
+RETRIED_STATUSES = (
+    408,
+    425,
+    429,
+    500,
+    502,
+    503,
+    504,
+)  # HTTP errors that another attempt may not meet
 HEADERS = {'User-Agent': f'mtpd/{__version__}', 'Accept-Encoding': 'identity'}
 
 
-class BrokenOff(RequestException):
+class IncompleteDownload(RequestException):
     """A request ended early; another one may go on."""
 
 
-class Part:
+class PartialFile:
     """The unfinished file beside a target, and a note of what it is part of.
 
     The note (``<target>.part.json``) holds the URL, the file's length in bytes (`total`) and what tells its version
@@ -180,7 +190,7 @@ class Part:
         self.path.unlink(missing_ok=True)
 
 
-def request_part(part: Part, size: int | None = None, limit: int | None = None) -> None:
+def request_part(part: PartialFile, size: int | None = None, limit: int | None = None) -> None:
     """Brings the part to the file's end by one request.
 
     Args:
@@ -199,26 +209,26 @@ def request_part(part: Part, size: int | None = None, limit: int | None = None) 
     headers = dict(HEADERS)
     if state:
         headers |= {'Range': f'bytes={have}-', 'If-Range': state['validator']}
-    with _answer(part.url, headers) as answer:
-        start, total = _extent(answer, part, state)
+    with _open_response(part.url, headers) as answer:
+        start, total = _content_range(answer, part, state)
         if None not in (size, total) and size != total:
             raise MtpdError(
                 f'{part.url} has {total} bytes, and {size} are expected: the server has another file. '
                 'Give another source.'
             )
         if limit is not None and (total or 0) > limit:
-            raise _too_large(part, limit)
+            raise _too_large_error(part, limit)
         files.check_disk_space(part.path.parent, (total or 0) - start, part.url)
-        pieces = answer.iter_content(CHUNK)
+        pieces = answer.iter_content(CHUNK_SIZE)
         first = next(pieces, b'')
         _refuse_page(answer, first)
         if not start:
             part.begin(answer, total)
-        if not _append(part.path, itertools.chain([first], pieces), start, total, limit):
+        if not _append_chunks(part.path, itertools.chain([first], pieces), start, total, limit):
             part.remove()
-            raise _too_large(part, limit)
+            raise _too_large_error(part, limit)
     if total is not None and part.size != total:
-        raise BrokenOff(f'{part.size} of {total} bytes came')
+        raise IncompleteDownload(f'{part.size} of {total} bytes came')
 
 
 def refuse_unsafe_url(url: str, origin: str = '') -> None:
@@ -226,7 +236,7 @@ def refuse_unsafe_url(url: str, origin: str = '') -> None:
     with contextlib.suppress(ValueError):
         place = urlsplit(url)
         if place.hostname and (
-            place.scheme == 'https' or (place.scheme == 'http' and place.hostname in HERE)
+            place.scheme == 'https' or (place.scheme == 'http' and place.hostname in LOCAL_HOSTS)
         ):
             return
     told = f'{origin} leads to {url}' if origin else url
@@ -236,11 +246,11 @@ def refuse_unsafe_url(url: str, origin: str = '') -> None:
     )
 
 
-def _answer(url: str, headers: dict) -> Response:
+def _open_response(url: str, headers: dict) -> Response:
     """The server's answer, through redirects that stay https. Raises as `transfer`."""
     origin = ''
     with requests.Session() as session:
-        for _ in range(REDIRECTS):
+        for _ in range(MAX_REDIRECTS):
             refuse_unsafe_url(url, origin)
             answer = session.get(
                 url, headers=headers, stream=True, timeout=TIMEOUT, allow_redirects=False
@@ -250,18 +260,18 @@ def _answer(url: str, headers: dict) -> Response:
             answer.close()
             origin, url = origin or url, urljoin(url, answer.headers['Location'])
     raise MtpdError(
-        f'{origin} leads in circles: {REDIRECTS} redirects. Give the address of the file itself.'
+        f'{origin} leads in circles: {MAX_REDIRECTS} redirects. Give the address of the file itself.'
     )
 
 
-def _too_large(part: Part, limit: int) -> MtpdError:
+def _too_large_error(part: PartialFile, limit: int) -> MtpdError:
     return MtpdError(
         f'{part.url} is larger than the {limit / 1e9:.3g} GB that are expected at most, and is not taken: it is another '
         f'file, or a trap. If it is right, fetch it yourself and put it to {part.target}.'
     )
 
 
-def _extent(answer: Response, part: Part, state: dict) -> tuple[int, int | None]:
+def _content_range(answer: Response, part: PartialFile, state: dict) -> tuple[int, int | None]:
     """Where in the file the answer's bytes begin, and the file's length as announced."""
     if answer.status_code == 200:
         length = answer.headers.get('Content-Length', '')
@@ -274,9 +284,9 @@ def _extent(answer: Response, part: Part, state: dict) -> tuple[int, int | None]
             return wanted
     if answer.status_code in (206, 416):
         part.note.unlink(missing_ok=True)  # the next request is for the whole file
-        raise BrokenOff('the rest that the server has does not belong to what is here')
-    if answer.status_code in PASSING:
-        raise BrokenOff(f'HTTP {answer.status_code} {answer.reason}')
+        raise IncompleteDownload('the rest that the server has does not belong to what is here')
+    if answer.status_code in RETRIED_STATUSES:
+        raise IncompleteDownload(f'HTTP {answer.status_code} {answer.reason}')
     raise MtpdError(
         f'{part.url}: the server answers {answer.status_code} {answer.reason}. '
         'Check the address, and your access to it.'
@@ -299,7 +309,7 @@ def _refuse_page(answer: Response, first: bytes) -> None:
         )
 
 
-def _append(
+def _append_chunks(
     path: Path, pieces: Iterator[bytes], start: int, total: int | None, limit: int | None
 ) -> bool:
     """Writes the pieces; returns whether they kept within `limit`, beyond which nothing is written."""
@@ -326,7 +336,7 @@ def _append(
 # Zip archives, unpacked safely, and gone on with where that was interrupted.
 
 
-DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 
 def unpack_zip(archive: Path, root: Path, prefix: str = '') -> int:
@@ -345,7 +355,7 @@ def unpack_zip(archive: Path, root: Path, prefix: str = '') -> int:
         with zipfile.ZipFile(archive) as zipped:
             members = [member for member in zipped.infolist() if not member.is_dir()]
             for member in members:
-                _refuse_trap(archive, member)
+                _refuse_unsafe_member(archive, member)
             todo = [
                 member
                 for member in members
@@ -358,7 +368,7 @@ def unpack_zip(archive: Path, root: Path, prefix: str = '') -> int:
             slow = 0.1 if sys.stderr.isatty() else 30
             for member in tqdm(todo, f'unpacking {archive.name}', unit='file', mininterval=slow):
                 _write_member(zipped, member, root / member.filename)
-    except DAMAGED as error:
+    except DAMAGED_ZIP as error:
         raise MtpdError(
             f'{archive} is damaged or no zip file ({error}): remove it and repeat, and it is fetched again.'
         ) from error
@@ -370,7 +380,7 @@ def unpack_zip(archive: Path, root: Path, prefix: str = '') -> int:
     return len(todo)
 
 
-def _refuse_trap(archive: Path, member: zipfile.ZipInfo) -> None:
+def _refuse_unsafe_member(archive: Path, member: zipfile.ZipInfo) -> None:
     path = PurePosixPath(member.filename)
     kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where it was made on Windows
     outside = path.is_absolute() or '..' in path.parts

@@ -75,7 +75,7 @@ def read_json(path: Path, default: Any = None) -> Any:
         ) from None
 
 
-def read_json_if_whole(path: Path, default: Any = None) -> Any:
+def read_json_if_valid(path: Path, default: Any = None) -> Any:
     """As `read_json`, of what can be made again: a broken file counts for none, which is said."""
     try:
         return read_json(path, default)
@@ -106,7 +106,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def sha256(path: str | Path) -> str:
+def file_sha256(path: str | Path) -> str:
     """The file's SHA-256 in hexadecimal."""
     with Path(path).open('rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
@@ -136,7 +136,7 @@ def check_disk_space(folder: Path, needed: int, what: str) -> None:
         )
 
 
-def nearest_existing(folder: Path) -> Path:
+def nearest_existing_folder(folder: Path) -> Path:
     """The folder, or the nearest of those around it that is there."""
     return next(path for path in (folder, *folder.parents) if path.is_dir())
 
@@ -146,7 +146,7 @@ def accepts_files(folder: Path) -> bool:
     return os.access(folder, os.W_OK | os.X_OK) and os.statvfs(folder).f_blocks > 0
 
 
-def make_writable(folder: Path) -> None:
+def make_writable_folder(folder: Path) -> None:
     """Makes the folder. Raises MtpdError where that fails, or nothing can be written to it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

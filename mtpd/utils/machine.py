@@ -18,10 +18,10 @@ import psutil
 
 from .. import __version__
 from ..errors import MtpdError
-from .files import read_json_if_whole, write_json
+from .files import read_json_if_valid, write_json
 from .paths import ROOT
 
-PYTHON = ((3, 11), (3, 12))
+SUPPORTED_PYTHON = ((3, 11), (3, 12))
 OLDEST_TORCH = (2, 6)
 TESTED_TORCH = {'CPU': (2, 13), 'CUDA': (2, 11)}
 GIB = 1024**3
@@ -57,7 +57,7 @@ def find_torch() -> Torch | None:
 
 def check_python(version: tuple[int, int] = sys.version_info[:2]) -> None:
     """Raises MtpdError for a Python that the kit does not run on."""
-    if not PYTHON[0] <= tuple(version) <= PYTHON[1]:
+    if not SUPPORTED_PYTHON[0] <= tuple(version) <= SUPPORTED_PYTHON[1]:
         raise MtpdError(
             f'Python {version[0]}.{version[1]} is not supported: mmcv 1.7 and the pinned packages need '
             'Python 3.11 or 3.12. Install one and set the environment up again, for example '
@@ -93,7 +93,7 @@ def cpu_cores() -> int:
     count = (
         len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     )
-    quota = _cgroup('cpu.max')
+    quota = _cgroup_values('cpu.max')
     if quota and quota[0] != 'max':
         count = min(count, max(1, int(quota[0]) // int(quota[1])))
     return count
@@ -102,13 +102,13 @@ def cpu_cores() -> int:
 def free_memory() -> int:
     """Bytes of memory that can be taken now without swapping, within the container's limit."""
     free = psutil.virtual_memory().available
-    limit, used = _cgroup('memory.max'), _cgroup('memory.current')
+    limit, used = _cgroup_values('memory.max'), _cgroup_values('memory.current')
     if limit and used and limit[0] != 'max':
         free = min(free, max(0, int(limit[0]) - int(used[0])))
     return free
 
 
-def _cgroup(name: str) -> list[str]:
+def _cgroup_values(name: str) -> list[str]:
     try:
         return Path('/sys/fs/cgroup', name).read_text().split()
     except OSError:
@@ -128,7 +128,7 @@ def nvidia_gpus() -> list[tuple[str, str, str]]:
     return [row for row in rows if len(row) == 3]
 
 
-def runs_on(architectures: str, capability: tuple[int, int]) -> bool:
+def supports_capability(architectures: str, capability: tuple[int, int]) -> bool:
     """Whether code for some architectures, as '8.0;9.0+PTX', runs on a GPU of a compute capability.
 
     Compiled code runs on GPUs of the same major number and no lower minor one; PTX on all later ones, too; that of
@@ -149,7 +149,15 @@ def runs_on(architectures: str, capability: tuple[int, int]) -> bool:
 # What a run ran on, kept beside its results: a number without it can't be repeated.
 
 
-PACKAGES = ('torch', 'torchvision', 'mmcv-full', 'mmdet', 'numpy', 'pycocotools', 'scikit-learn')
+RECORDED_PACKAGES = (
+    'torch',
+    'torchvision',
+    'mmcv-full',
+    'mmdet',
+    'numpy',
+    'pycocotools',
+    'scikit-learn',
+)
 
 
 def describe_environment(threads: int = 0) -> dict:
@@ -161,7 +169,7 @@ def describe_environment(threads: int = 0) -> dict:
     return {
         'mtpd': __version__,
         'python': platform.python_version(),
-        **{name: _version(name) for name in PACKAGES},
+        **{name: _package_version(name) for name in RECORDED_PACKAGES},
         'cuda': torch.cuda if torch else None,
         'device': ', '.join(name for name, _, _ in nvidia_gpus()) or 'CPU',
         'processor': _processor(),
@@ -176,14 +184,14 @@ def describe_environment(threads: int = 0) -> dict:
 def write_environment(path: str | Path, threads: int = 0, **more: str) -> dict:
     """`describe()` and `more`, as environment.json keeps them from the time when it was first written: a notebook that is
     opened later does not change what a run ran on."""
-    if kept := read_json_if_whole(Path(path)):
+    if kept := read_json_if_valid(Path(path)):
         return kept
     found = describe_environment(threads) | more
     write_json(path, found)
     return found
 
 
-def _version(name: str) -> str | None:
+def _package_version(name: str) -> str | None:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from ..errors import RecipeError, nearest
+from ..errors import RecipeError, did_you_mean
 from .files import sha256_in_name
 
 # Of the checkout: configs/, notebooks/ and runs/ lie here.
@@ -27,7 +27,7 @@ def is_url(path: str) -> bool:
     return path.startswith(('http://', 'https://'))
 
 
-def cached_path(url: str) -> Path:
+def cached_checkpoint(url: str) -> Path:
     """Where the checkpoint of a URL is kept, whether it is there or not: in the cache, shared by runs.
 
     A name with a checksum is its own; another gets the URL's in front, so that two `student.pth` keep apart.
@@ -38,7 +38,7 @@ def cached_path(url: str) -> Path:
     return cache_dir() / 'checkpoints' / name
 
 
-def config_file(path: str | Path) -> Path:
+def find_config_file(path: str | Path) -> Path:
     """A recipe's or an mmdet config's file: relative to the working directory or the checkout, or `mmdet::x.py`.
 
     Raises:
@@ -49,7 +49,7 @@ def config_file(path: str | Path) -> Path:
     found = next((p for p in (Path(path), ROOT / path) if p.is_file()), None)
     if found is None:
         known = sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'configs').glob('[!_]*/*.py'))
-        raise RecipeError(path, ['no such file. ' + nearest(str(path), known)])
+        raise RecipeError(path, ['no such file. ' + did_you_mean(str(path), known)])
     return found
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _requested: int | None = None
-_before: dict = {}  # what the signals did before
+_previous_handlers: dict = {}  # what the signals did before
 
 
 def stop_requested() -> bool:
@@ -26,7 +26,7 @@ def stop_now() -> None:
     """Lets the signal do what it did before the training; where that returns, the training goes on."""
     global _requested
     number, _requested = _requested, None
-    now = signal.signal(number, _before[number])
+    now = signal.signal(number, _previous_handlers[number])
     try:
         signal.raise_signal(number)
     finally:
@@ -34,15 +34,15 @@ def stop_now() -> None:
 
 
 @contextlib.contextmanager
-def stop_after_iteration(first: bool = True) -> Iterator[None]:
+def stop_after_update(first: bool = True) -> Iterator[None]:
     """In the block a first signal is noted, for `asked`; a second one is obeyed at once.
 
     `first`: this is rank 0, which writes the checkpoint. The others don't obey: they end by losing it.
     """
     global _requested
     _requested = None
-    with _handle_signals(_note_signal if first else signal.SIG_IGN) as before:
-        _before.update(before)
+    with _handle_signals(_request_stop if first else signal.SIG_IGN) as before:
+        _previous_handlers.update(before)
         yield
     if stop_requested():  # during the last update
         number, _requested = _requested, None
@@ -62,7 +62,7 @@ def sigterm_unwinds() -> Iterator[None]:
 
 def sigterm_raises():
     """In the block SIGTERM raises `Interrupted`."""
-    return _handle_signals(_raise, [signal.SIGTERM])
+    return _handle_signals(_raise_interrupted, [signal.SIGTERM])
 
 
 class Interrupted(KeyboardInterrupt):
@@ -89,11 +89,11 @@ def _handle_signals(handler, numbers=SIGNALS) -> Iterator[dict]:
             signal.signal(number, old)
 
 
-def _raise(number: int, frame: object) -> None:
+def _raise_interrupted(number: int, frame: object) -> None:
     raise Interrupted(number)
 
 
-def _note_signal(number: int, frame: object) -> None:
+def _request_stop(number: int, frame: object) -> None:
     global _requested
     if stop_requested():
         stop_now()
@@ -113,14 +113,14 @@ def end_with_parent() -> None:
     if _libc is not None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         return
-    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
 
 
 # For `subprocess.Popen`, of a program that does not know of us.
 END_WITH_PARENT = {'preexec_fn': end_with_parent} if _libc is not None else {}
 
 
-def _watch(parent: int) -> None:
+def _exit_with_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

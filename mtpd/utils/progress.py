@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from tqdm import tqdm
 
-PATIENCE = 5  # seconds before a bar appears
-VERBOSE = (
+BAR_DELAY = 5  # seconds before a bar appears
+VERBOSE_VARIABLE = (
     'MTPD_VERBOSE'  # of `mtpd -v`; what a command starts, notebooks' kernels among it, has it, too
 )
 
@@ -22,9 +22,9 @@ def progress_bar(
     Where nobody watches, in a log or a notebook's output, it is renewed every ten seconds only.
     """
     slow = 0.5 if sys.stderr.isatty() else 10
-    return tqdm(items, what, total, leave=False, unit=unit, delay=PATIENCE, mininterval=slow)
+    return tqdm(items, what, total, leave=False, unit=unit, delay=BAR_DELAY, mininterval=slow)
 
 
 def log_level() -> str:
     """Of mmdet's and mmcv's logs."""
-    return 'INFO' if os.environ.get(VERBOSE, '') not in ('', '0') else 'WARNING'
+    return 'INFO' if os.environ.get(VERBOSE_VARIABLE, '') not in ('', '0') else 'WARNING'

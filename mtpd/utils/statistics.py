@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
-DRAWS = 2000
+BOOTSTRAP_DRAWS = 2000
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> Interval | None:
     n = len(x)
     if n < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
-    draws = np.random.default_rng(0).integers(n, size=(DRAWS, n))
+    draws = np.random.default_rng(0).integers(n, size=(BOOTSTRAP_DRAWS, n))
     drawn = [_spearman(x[rows], y[rows]) for rows in draws]
     low, high = percentile_interval(drawn)
     return Interval(_spearman(x, y), float(low), float(high), n)

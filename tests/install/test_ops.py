@@ -316,29 +316,29 @@ def marked(monkeypatch, tmp_path):
 
 def test_what_works_is_kept(marked):
     ops.write_marker(CPU, Target(''))
-    assert ops.check_installed(CPU, Target(''), True) == {'action': 'kept', 'ops': 'CPU'}
+    assert ops.kept_ops(CPU, Target(''), True) == {'action': 'kept', 'ops': 'CPU'}
     assert marked == [False]
 
 
 def test_ops_for_another_torch_are_not_kept(marked):
     ops.write_marker(CPU._replace(version='2.12.0+cpu'), Target(''))
-    assert ops.check_installed(CPU, Target(''), True) == {}
+    assert ops.kept_ops(CPU, Target(''), True) == {}
 
 
 def test_cpu_ops_are_not_kept_where_cuda_ops_can_be(marked):
     ops.write_marker(CUDA, Target(''))
-    assert ops.check_installed(CUDA, Target('', '13.0', '9.0'), True) == {}
+    assert ops.kept_ops(CUDA, Target('', '13.0', '9.0'), True) == {}
 
 
 def test_cuda_ops_stay_on_a_machine_without_gpu_unless_cpu_ops_are_asked_for(marked):
     ops.write_marker(CUDA, Target('', '13.0', '9.0'))
-    assert ops.check_installed(CUDA, Target('no GPU'), keep_cuda=True)['ops'] == 'CUDA 13.0 (9.0)'
-    assert ops.check_installed(CUDA, Target('asked for'), keep_cuda=False) == {}
+    assert ops.kept_ops(CUDA, Target('no GPU'), keep_cuda=True)['ops'] == 'CUDA 13.0 (9.0)'
+    assert ops.kept_ops(CUDA, Target('asked for'), keep_cuda=False) == {}
 
 
 def test_ops_of_unknown_origin_are_tried_once(marked):
     for _ in range(2):
-        assert ops.check_installed(CPU, Target(''), True)['action'] == 'kept'
+        assert ops.kept_ops(CPU, Target(''), True)['action'] == 'kept'
     assert marked == [True, False, False]  # tried in full, then as any other
 
 
@@ -349,7 +349,7 @@ def test_broken_ops_are_not_kept(marked, monkeypatch):
         raise MtpdError('undefined symbol')
 
     monkeypatch.setattr(ops, 'self_test', broken)
-    assert ops.check_installed(CPU, Target(''), True) == {}
+    assert ops.kept_ops(CPU, Target(''), True) == {}
 
 
 # Wheels
@@ -392,25 +392,25 @@ def bench(marked, monkeypatch, tmp_path):
         return make_wheel(work / 'dist', 'mmcv/_ext.so')
 
     monkeypatch.setattr(build, 'build_wheel', make)
-    monkeypatch.setattr(ops, 'pip_install', installed.append)
+    monkeypatch.setattr(ops, 'pip_install_wheel', installed.append)
     monkeypatch.setattr(ops, 'refuse_plain_mmcv', lambda: None)
     return installed
 
 
 def test_wheel_is_built_once_and_cached(bench, tmp_path):
-    assert ops.put_in_place(CPU, Target(''), False, print) == 'built'
-    assert ops.put_in_place(CPU, Target(''), False, print) == 'installed'
-    assert ops.put_in_place(CPU, Target(''), True, print) == 'built'
+    assert ops.install_wheel(CPU, Target(''), False, print) == 'built'
+    assert ops.install_wheel(CPU, Target(''), False, print) == 'installed'
+    assert ops.install_wheel(CPU, Target(''), True, print) == 'built'
     assert len({*bench}) == 1
     assert bench[0].parent == tmp_path / 'cache' / 'wheels' / ops.wheel_key(CPU, Target(''))
     assert not list((tmp_path / 'cache').glob('build-*'))
 
 
 def test_damaged_cached_wheel_is_built_again(bench):
-    ops.put_in_place(CPU, Target(''), False, print)
+    ops.install_wheel(CPU, Target(''), False, print)
     bench[0].write_bytes(b'half a wheel')
     said = []
-    assert ops.put_in_place(CPU, Target(''), False, said.append) == 'built'
+    assert ops.install_wheel(CPU, Target(''), False, said.append) == 'built'
     assert 'building another' in said[0]
     build.check_wheel(bench[-1])
 
@@ -422,7 +422,7 @@ def test_failed_build_leaves_nothing_in_the_cache(bench, monkeypatch, tmp_path):
 
     monkeypatch.setattr(build, 'build_wheel', fail)
     with pytest.raises(MtpdError):
-        ops.put_in_place(CPU, Target(''), False, print)
+        ops.install_wheel(CPU, Target(''), False, print)
     assert not list((tmp_path / 'cache').rglob('*.whl'))
     assert not list((tmp_path / 'cache').glob('build-*'))
 
@@ -431,7 +431,7 @@ def test_unwritable_cache_is_one_message(bench, monkeypatch, tmp_path):
     (tmp_path / 'file').write_text('in the way')
     monkeypatch.setenv('MTPD_CACHE', str(tmp_path / 'file'))
     with pytest.raises(MtpdError, match='Set MTPD_CACHE'):
-        ops.put_in_place(CPU, Target(''), False, print)
+        ops.install_wheel(CPU, Target(''), False, print)
 
 
 # Fetching nvcc. pip runs for real, on packages that a folder holds in the place of PyPI.
@@ -451,7 +451,7 @@ def index(monkeypatch, tmp_path):
 
     def put(release: str = '13.0', script: str = '') -> None:
         say = script or f'echo "{nvcc_says(release)}"'
-        extras = nvcc.EXTRAS.split(',')
+        extras = nvcc.TOOLKIT_EXTRAS.split(',')
         requires = [f'Requires-Dist: nvidia-{e}=={release}.*; extra == "{e}"' for e in extras]
         make_package(
             *(folder, 'cuda-toolkit', f'{release}.2', {}),
@@ -526,7 +526,7 @@ def test_nvcc_that_does_not_run_here_is_refused(tools, with_headers, index):
 def test_nvcc_is_not_fetched_without_room(tools, with_headers, index, monkeypatch):
     tools(None)
     index('13.0')
-    monkeypatch.setattr(nvcc, 'DISK', 10**18)
+    monkeypatch.setattr(nvcc, 'NVCC_DISK', 10**18)
     with pytest.raises(MtpdError, match=r'GiB are free.*MTPD_CACHE'):
         nvcc.fetch_compiler(with_headers, print)
     assert not nvcc.cached_home('13.0').exists()
@@ -622,10 +622,10 @@ def test_cuda_ops_that_were_asked_for_are_an_error_when_they_fail(gpu_machine, i
 
 def test_all_missing_tools_at_once(monkeypatch, tmp_path):
     monkeypatch.setenv('CXX', 'no-such-compiler')
-    monkeypatch.setattr(build, 'DISK', 10**18)
+    monkeypatch.setattr(build, 'BUILD_DISK', 10**18)
     monkeypatch.setattr(build.sysconfig, 'get_path', lambda name: str(tmp_path))
     with pytest.raises(MtpdError) as caught:
-        build.check_tools(tmp_path)
+        build.find_compiler_command(tmp_path)
     for word in ('no-such-compiler', 'apt install g++', 'python3-dev', 'MTPD_CACHE'):
         assert word in str(caught.value)
 
@@ -676,7 +676,7 @@ def test_conda_keeps_the_headers_of_its_nvcc_elsewhere(tmp_path):
 def test_standard_of_cpp_that_torchs_headers_ask_for(tmp_path, version, standard):
     setup = tmp_path / 'setup.py'
     setup.write_text("extra_compile_args['cxx'] = ['-std=c++17']\n")
-    build.choose_standard(setup, CPU._replace(version=version))
+    build.choose_cxx_standard(setup, CPU._replace(version=version))
     assert setup.read_text() == f"extra_compile_args['cxx'] = ['-std=c++{standard}']\n"
 
 
@@ -696,7 +696,7 @@ def test_time_left_knows_that_cuda_files_take_longer(monkeypatch):
     shown = []
     build.show_progress(lines, shown.append, cuda_files=5)
     assert shown == [
-        f'  7 of 15 files, {build.time_left(3 * 5 + 5 * 5 * build.CUDA_FILE)}',
+        f'  7 of 15 files, {build.time_left(3 * 5 + 5 * 5 * build.CUDA_FILE_COST)}',
         f'  11 of 15 files, {build.time_left(4 * 40)}',
         f'  12 of 15 files, {build.time_left(3 * 40)}',
         f'  13 of 15 files, {build.time_left(2 * 40)}',

@@ -14,7 +14,7 @@ import pytest
 from mtpd.errors import MtpdError
 from mtpd.utils import download
 
-PIECE = download.CHUNK
+PIECE = download.CHUNK_SIZE
 CONTENT = np.random.default_rng(0).bytes(4 * PIECE + 123)
 SUM = hashlib.sha256(CONTENT).hexdigest()
 WAITS = (0, 0, 0)
@@ -184,7 +184,7 @@ def test_an_error_that_stays_is_not_tried_again(site, kept, status, reason):
 
 
 def test_no_room_is_seen_before_anything_is_written(site, kept, monkeypatch):
-    monkeypatch.setattr(download, 'LIMIT', 10**19)
+    monkeypatch.setattr(download, 'MAX_SIZE', 10**19)
     site.faults += [{'length': 10**18}]
     text = refused(site, kept, sha256=SUM)
     assert 'takes 1000000000.0 GB' in text and 'free some' in text
@@ -195,13 +195,13 @@ def test_a_disk_that_fills_up(site, kept, monkeypatch):
     def full(*_):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(download, '_append', full)
+    monkeypatch.setattr(download, '_append_chunks', full)
     assert 'No space left on device' in refused(site, kept, sha256=SUM)
 
 
 @pytest.mark.parametrize('announced', [True, False])
 def test_more_than_is_expected_at_most_is_not_taken(site, kept, monkeypatch, announced):
-    monkeypatch.setattr(download, 'LIMIT', 2 * PIECE)
+    monkeypatch.setattr(download, 'MAX_SIZE', 2 * PIECE)
     site.faults += [{} if announced else {'headers': {'Content-Length': None}}]
     text = refused(site, kept, sha256=SUM)
     assert 'larger than the 3.28e-05 GB that are expected at most' in text and str(kept) in text
@@ -231,7 +231,7 @@ def test_a_redirect_away_from_https_is_refused(site, kept, place):
 def test_a_circle_of_redirects_ends(site, kept):
     site.faults += [{'status': 302, 'body': b'', 'headers': {'Location': '/model.pth'}}] * 99
     assert 'leads in circles' in refused(site, kept, sha256=SUM)
-    assert len(site.asked) == download.REDIRECTS
+    assert len(site.asked) == download.MAX_REDIRECTS
 
 
 @pytest.mark.parametrize(

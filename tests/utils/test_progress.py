@@ -12,7 +12,7 @@ from mmcv import ProgressBar
 
 
 def test_a_bar_appears_when_it_takes_longer_and_says_the_time_left(monkeypatch, capsys):
-    monkeypatch.setattr(progress, 'PATIENCE', 0.2)
+    monkeypatch.setattr(progress, 'BAR_DELAY', 0.2)
     assert list(progress.progress_bar('quick', range(3))) == [0, 1, 2]
     assert capsys.readouterr().err == ''
     rows = progress.progress_bar('slow things', range(4))
@@ -24,7 +24,7 @@ def test_a_bar_appears_when_it_takes_longer_and_says_the_time_left(monkeypatch, 
 
 
 def test_mmcvs_bar_is_ours(monkeypatch, capsys):
-    monkeypatch.setattr(progress, 'PATIENCE', 0)
+    monkeypatch.setattr(progress, 'BAR_DELAY', 0)
     shown = ProgressBar(3)
     shown.bar.mininterval = 0
     for _ in range(3):
@@ -35,7 +35,7 @@ def test_mmcvs_bar_is_ours(monkeypatch, capsys):
 
 
 def test_logs_are_quiet_unless_asked_for(monkeypatch):
-    monkeypatch.delenv(progress.VERBOSE, raising=False)
+    monkeypatch.delenv(progress.VERBOSE_VARIABLE, raising=False)
     assert progress.log_level() == 'WARNING'
-    monkeypatch.setenv(progress.VERBOSE, '1')
+    monkeypatch.setenv(progress.VERBOSE_VARIABLE, '1')
     assert progress.log_level() == 'INFO'
