@@ -1,4 +1,4 @@
-"""Bars with the time left."""
+"""Bars with the time left, and the level of logs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def test_a_bar_appears_when_it_takes_longer_and_says_the_time_left(monkeypatch, 
     rows.mininterval = 0
     for _ in rows:
         time.sleep(0.15)
-    told = capsys.readouterr()
-    assert 'slow things' in told.err and '<00:0' in told.err and told.out == ''
+    printed = capsys.readouterr()
+    assert 'slow things' in printed.err and '<00:0' in printed.err and printed.out == ''
 
 
 def test_mmcvs_bar_is_ours(monkeypatch, capsys):
@@ -30,8 +30,8 @@ def test_mmcvs_bar_is_ours(monkeypatch, capsys):
     for _ in range(3):
         shown.update()
     assert shown.completed == 3
-    told = capsys.readouterr()
-    assert 'images' in told.err and '2/3' in told.err and told.out == ''
+    printed = capsys.readouterr()
+    assert 'images' in printed.err and '2/3' in printed.err and printed.out == ''
 
 
 def test_logs_are_quiet_unless_asked_for(monkeypatch):
