@@ -129,10 +129,10 @@ def _request_until_complete(part: PartialFile, size: int | None) -> None:
             failures = 0 if part.size > largest else failures + 1
             largest = max(largest, part.size)
             if failures > len(RETRY_WAITS):
-                kept = f' What came is kept in {part.path}.' if part.size else ''
+                hint = f' What came is kept in {part.path}.' if part.size else ''
                 raise MtpdError(
                     f'{part.url} cannot be fetched: {failures} attempts in a row brought nothing new ({cause}). '
-                    f'Check the network and its proxy, then repeat; or put the file to {part.target}.{kept}'
+                    f'Check the network and its proxy, then repeat; or put the file to {part.target}.{hint}'
                 ) from error
             wait = RETRY_WAITS[max(failures - 1, 0)] if RETRY_WAITS else 0
             print(f'{part.target.name}: {cause}; again in {wait:g} s', file=sys.stderr)
