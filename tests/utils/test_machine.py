@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.toolchain import H200, program
 from mtpd.errors import MtpdError
 from mtpd.utils import machine
 
@@ -48,3 +49,21 @@ def test_missing_or_old_torch_is_refused(torch):
 def test_other_pythons_are_refused(version):
     with pytest.raises(MtpdError, match=r'3\.11 or 3\.12'):
         machine.check_python(version)
+
+
+def test_gpus_by_nvidia_smi(monkeypatch, tmp_path):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    assert machine.nvidia_gpus() == []
+    program(tmp_path / 'nvidia-smi', f'{H200}\nno such line')
+    (gpu,) = machine.nvidia_gpus()
+    assert (gpu.name, gpu.memory, gpu.capability) == ('NVIDIA H200', '143771 MiB', '9.0')
+
+
+def test_the_environment_is_recorded_once_also_without_git(monkeypatch, tmp_path):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    path = tmp_path / 'environment.json'
+    first = machine.write_environment(path, threads=3, note='first')
+    assert (first['threads'], first['note'], first['device']) == (3, 'first', 'CPU')
+    assert (first['git_commit'], first['git_changed_files']) == (None, 0)
+    assert first['torch'] == machine.find_torch().version
+    assert machine.write_environment(path, threads=4) == first
