@@ -242,3 +242,22 @@ RuntimeError: Error compiling objects for extension
         'x.cpp:3:10: fatal error: Python.h: No such file or directory',
         'virtual memory exhausted: Cannot allocate memory',
     ]
+
+
+def test_each_line_of_a_command_goes_to_the_log_and_to_the_watcher(tmp_path):
+    log, lines = tmp_path / 'build.log', []
+    log.write_text('before\n')
+    build.run_build(['sh', '-c', 'echo out; echo err >&2'], log, lines.append)
+    assert sorted(lines) == ['err\n', 'out\n']
+    assert log.read_text() == 'before\n' + ''.join(lines)
+
+
+def test_a_command_ends_where_its_watcher_fails(tmp_path):
+    log = tmp_path / 'build.log'
+    log.write_text('')
+
+    def interrupt(line):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build.run_build(['sh', '-c', 'echo out; exec sleep 600'], log, interrupt)
