@@ -25,7 +25,9 @@ SHARED_DATA = Path(__file__).parents[1].parent / 'shared' / 'data'
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        '--all', action='store_true', help='also run the tests marked slow or browser: make test-all'
+        '--all',
+        action='store_true',
+        help='also run the tests marked slow or browser: make test-all',
     )
     parser.addoption(
         '--kills', type=int, default=20, help='how often tests/robustness/faults kills a run'

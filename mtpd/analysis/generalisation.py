@@ -23,7 +23,7 @@ from ..data import coco, loading
 from ..engine import memory, pipelines
 from ..engine.evaluation import DetectionTask, evaluate_model, load_detector
 from ..engine.loop import data_parallel, evaluation_batch, recipe_device
-from ..utils.files import read_json_if_whole, sha256, write_json
+from ..utils.files import file_sha256, read_json_if_valid, write_json
 from ..utils.progress import progress_bar
 from . import study
 from .run import Run
@@ -47,10 +47,10 @@ def measure_run(
         (``{'size', 'direction', 'loss'}`` each, size 0 being the student as it is). Also in the run's
         analysis/generalisation.json, by `settings` and the checkpoint's SHA-256.
     """
-    kept, rows = read_json_if_whole(run.path / KEPT, {}), []
+    kept, rows = read_json_if_valid(run.path / KEPT, {}), []
     for name, label, checkpoint in progress_bar('fit and flatness', list(_students(recipe, run))):
         key = {'images': images, 'probed': probed, 'directions': directions, 'sizes': list(SIZES)}
-        key |= {'sha256': sha256(checkpoint), 'name': name, 'label': label}
+        key |= {'sha256': file_sha256(checkpoint), 'name': name, 'label': label}
         found = kept.get(name, {})
         if not key.items() <= found.items():
             found = key | _row(recipe, checkpoint, images, probed, directions)
@@ -64,7 +64,7 @@ def measure_seeds(recipe: Recipe, run: Run, folders: Sequence[str] = ()) -> dict
     """`of_run` by seed: of `run`, and what is kept of those that differ in the seed only (`study.comparable_runs`)."""
     found = {run.info.get('seed'): measure_run(recipe, run)}
     for seed, other in study.comparable_runs(run, folders)[0].items():
-        kept = read_json_if_whole(other.path / KEPT, {})
+        kept = read_json_if_valid(other.path / KEPT, {})
         names = [row['name'] for row in other.results() if row['role'] == 'arm']
         rows = [kept[name] for name in ['baseline', *names] if name in kept]
         if rows and all(row['sizes'] == list(SIZES) for row in rows):

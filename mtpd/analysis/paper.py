@@ -8,7 +8,7 @@ from pathlib import Path
 from ..config.recipe import Recipe
 from ..data import coco
 from ..engine.evaluation import evaluate
-from ..errors import RecipeError, unknown
+from ..errors import RecipeError, unknown_name
 from ..pipeline.run_dir import run_info
 from ..utils.paths import resolve_path
 from ..utils.statistics import format_signed
@@ -87,7 +87,7 @@ def checkpoint_metrics(
     if not checkpoint:
         return None
     metrics = tuple(metrics) or tuple(recipe.cfg.evaluation.metrics)
-    wrong = [unknown('metric', metric, METRICS) for metric in metrics if metric not in METRICS]
+    wrong = [unknown_name('metric', metric, METRICS) for metric in metrics if metric not in METRICS]
     if wrong:
         raise RecipeError(recipe.source, wrong)
     path = resolve_path(checkpoint, recipe.source)

@@ -35,9 +35,9 @@ METRIC = click.Choice(['bbox', 'segm'])
 def main(verbose: bool) -> None:
     """MTPD reproduction kit: distil a detector from a sequence of teachers."""
     if verbose:
-        from ..utils.progress import VERBOSE
+        from ..utils.progress import VERBOSE_VARIABLE
 
-        os.environ[VERBOSE] = '1'
+        os.environ[VERBOSE_VARIABLE] = '1'
         logging.basicConfig(level='INFO', format='%(name)s: %(message)s')
 
 

@@ -13,8 +13,8 @@ import click
 from ..config.schema import parse_overrides
 from ..errors import MtpdError
 from ..runtime.world import wait_for_rank_0
-from ..utils.paths import config_file
-from ..utils.processes import sigterm_raises
+from ..utils.paths import find_config_file
+from ..utils.processes import sigterm_unwinds
 
 FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -55,9 +55,12 @@ class Main(click.Group):
     command_class = Command
 
     def invoke(self, ctx: click.Context):
+        with sigterm_unwinds():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: click.Context):
         try:
-            with sigterm_raises():
-                return super().invoke(ctx)
+            return super().invoke(ctx)
         except MtpdError as error:
             click.echo(f'mtpd: {wait_for_rank_0()}{error}', err=True)
             ctx.exit(error.exit_code)
@@ -147,7 +150,7 @@ def _with_loaded_recipe(command, takes_plain: bool):
     """`command`, which gets the loaded recipe in place of its path, its overrides, seed and number of GPUs."""
 
     def call(recipe, cfg_options, seed=None, gpus=None, **rest):
-        config_file(recipe)  # a missing file is said before the heavy imports
+        find_config_file(recipe)  # a missing file is said before the heavy imports
         if gpus is not None:
             cfg_options = {**cfg_options, 'runtime.gpus': gpus}
         if takes_plain:

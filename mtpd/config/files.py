@@ -16,7 +16,7 @@ from typing import Any
 from mmcv import Config, ConfigDict
 
 from ..errors import RecipeError
-from ..utils.paths import config_file
+from ..utils.paths import find_config_file
 from . import schema
 
 
@@ -26,7 +26,7 @@ def read_config(path: str | Path) -> tuple[Path, Config]:
     Raises:
         RecipeError: no such file, or one that does not load.
     """
-    source = config_file(path)
+    source = find_config_file(path)
     if found := config_file_problems(source):
         raise RecipeError(source, found)
     try:

@@ -16,10 +16,10 @@ from typing import Any
 from mmcv import Config, ConfigDict
 
 from ..data import coco, digit_scenes
-from ..errors import RecipeError, unknown
+from ..errors import RecipeError, unknown_name
 from ..utils import download
 from ..utils.files import sha256_in_name
-from ..utils.paths import ROOT, cached_path, display_path, is_url, resolve_path
+from ..utils.paths import ROOT, cached_checkpoint, display_path, is_url, resolve_path
 from . import schema
 from .files import (
     as_overrides,
@@ -125,7 +125,7 @@ class Recipe:
         """An arm by name. Raises RecipeError where the recipe has no such arm or stage."""
         arms = self.arms
         if name not in arms:
-            raise RecipeError(self.source, [unknown('arm', name, arms)])
+            raise RecipeError(self.source, [unknown_name('arm', name, arms)])
         if not arms[name].teachers:
             text = (
                 f'the teachers of arm {name!r} are chosen by adaptation cost: `mtpd order` first.'
@@ -202,7 +202,7 @@ class Recipe:
     def detector(self, name: str) -> dict:
         """What the recipe says of a detector. Raises RecipeError where it has none of that name."""
         if name not in self.detectors:
-            raise RecipeError(self.source, [unknown('detector', name, self.detectors)])
+            raise RecipeError(self.source, [unknown_name('detector', name, self.detectors)])
         return self.detectors[name]
 
     def model(self, name: str) -> ConfigDict:
@@ -237,7 +237,7 @@ class Recipe:
         path = self.detectors[name].get(key)
         if not path:
             return None
-        return cached_path(path) if is_url(path) else resolve_path(path, self.source)
+        return cached_checkpoint(path) if is_url(path) else resolve_path(path, self.source)
 
     def url(self, name: str, key: str = 'checkpoint') -> str | None:
         """Where the checkpoint is fetched from; None where it is a local file, or none is named."""

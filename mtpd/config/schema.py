@@ -7,7 +7,7 @@ import math
 import re
 from typing import Any
 
-from ..errors import nearest, unknown
+from ..errors import did_you_mean, unknown_name
 
 NONE = type(None)
 NUMBER = (int, float)
@@ -141,7 +141,7 @@ def key_problems(node: Any, known: dict = RECIPE, place: str = '') -> list[str]:
         rule = known.get(key, known.get('*'))
         path = f'{place}{key}'
         if rule is None:
-            found.append(unknown('key', path, [f'{place}{name}' for name in known]))
+            found.append(unknown_name('key', path, [f'{place}{name}' for name in known]))
         elif isinstance(rule, dict):
             if isinstance(value, dict):
                 found += key_problems(value, rule, f'{path}.')
@@ -245,7 +245,7 @@ def _choices(cfg: dict) -> list[str]:
         value = _value(cfg, path)
         if isinstance(value, (str, bool)) and value not in allowed:  # what may be left out is None
             named = ', '.join(map(repr, allowed))
-            hint = nearest(str(value), map(str, allowed))
+            hint = did_you_mean(str(value), map(str, allowed))
             hint = f' {hint}' if hint.startswith('Did') else ''
             found.append(f'{path} is {value!r}: one of {named} is needed.{hint}')
     return found
@@ -255,7 +255,7 @@ def _method(cfg: dict) -> list[str]:
     distill = cfg['distill']
     if distill['method'] in distill['settings']:
         return []
-    return [unknown('distill.method', distill['method'], distill['settings'])]
+    return [unknown_name('distill.method', distill['method'], distill['settings'])]
 
 
 def _splits(cfg: dict) -> list[str]:
@@ -276,7 +276,7 @@ def _metrics(cfg: dict) -> list[str]:
     if 'bbox' not in cfg['evaluation']['metrics']:
         found.append('evaluation.metrics lacks bbox, by which detectors are compared: add it.')
     return found + [
-        unknown('evaluation.metrics', str(metric), ['bbox', 'segm'])
+        unknown_name('evaluation.metrics', str(metric), ['bbox', 'segm'])
         for metric in cfg['evaluation']['metrics']
         if metric not in ('bbox', 'segm')
     ]
@@ -304,7 +304,7 @@ def _arms(cfg: dict) -> list[str]:
             found.append(f'arms.{name}.teachers is empty: [None] is a stage without a teacher.')
             continue
         found += [
-            f'arms.{name}: ' + unknown('teacher', str(teacher), teachers)
+            f'arms.{name}: ' + unknown_name('teacher', str(teacher), teachers)
             for teacher in arm['teachers']
             if teacher is not None and teacher not in list(teachers)
         ]

@@ -29,7 +29,7 @@ from ..config.recipe import Recipe
 from ..data import coco, loading
 from ..errors import MtpdError, RecipeError
 from ..runtime import checkpoints, distributed
-from ..utils.files import read_json_if_whole, sha256, write_json, write_text
+from ..utils.files import file_sha256, read_json_if_valid, write_json, write_text
 from . import hooks, memory, pipelines
 from .loop import data_parallel, evaluation_batch, process_count, recipe_device
 from .memory import explain_out_of_memory
@@ -150,7 +150,7 @@ def evaluate_model(
     numbers |= {
         'num_images': len(data),
         'checkpoint': Path(checkpoint).name,
-        'sha256': sha256(checkpoint),
+        'sha256': file_sha256(checkpoint),
     }
     numbers |= {'corrupt_images': len(corrupt)} if corrupt else {}
     if out and (left_out := hooks.count_left_out(Path(out))):
@@ -184,8 +184,8 @@ def _detections(
 
 def metrics_of_checkpoint(out: Path, checkpoint: Path, measure: Callable[[], dict]) -> dict:
     """The metrics.json in `out`, which `measure` writes, unless it is there for this checkpoint."""
-    metrics = read_json_if_whole(out / 'metrics.json')
-    return metrics if metrics and metrics['sha256'] == sha256(checkpoint) else measure()
+    metrics = read_json_if_valid(out / 'metrics.json')
+    return metrics if metrics and metrics['sha256'] == file_sha256(checkpoint) else measure()
 
 
 # COCO's numbers of detections, by pycocotools or, several times faster, by faster-coco-eval.

@@ -24,7 +24,7 @@ from ..errors import MtpdError
 from ..runtime import distributed
 from ..runtime.checkpoints import resume_hint, save_atomic
 from ..utils import processes
-from ..utils.files import json_value, read_json_if_whole, read_log, write_json, write_text
+from ..utils.files import json_value, read_json_if_valid, read_log, write_json, write_text
 
 
 @HOOKS.register_module()
@@ -105,7 +105,7 @@ class SaveLatest(Hook):
         self.by_epoch = by_epoch
 
     def before_run(self, runner) -> None:
-        past = read_json_if_whole(self.path.with_name('training.json'), {}) if runner.iter else {}
+        past = read_json_if_valid(self.path.with_name('training.json'), {}) if runner.iter else {}
         self.began = time.time() - past.get('seconds', 0)
 
     def after_train_iter(self, runner) -> None:
@@ -284,7 +284,7 @@ class RecordCorrupt(Hook):
         self.path, self.limit = Path(folder, 'corrupt.json'), limit
 
     def before_run(self, runner) -> None:
-        rows = read_json_if_whole(self.path, []) if runner.iter else []
+        rows = read_json_if_valid(self.path, []) if runner.iter else []
         self.rows = {row['file']: row for row in rows if row['update'] <= runner.iter}
         self.rows = distributed.gather(self.rows)[0]
         self._write()
@@ -316,4 +316,4 @@ class RecordCorrupt(Hook):
 
 def count_left_out(folder: Path) -> int:
     """How many images the training in a folder left out."""
-    return len(read_json_if_whole(folder / 'corrupt.json', []))
+    return len(read_json_if_valid(folder / 'corrupt.json', []))

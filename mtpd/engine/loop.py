@@ -25,7 +25,7 @@ from ..distill.initialization import InheritReport
 from ..errors import RecipeError
 from ..runtime import checkpoints, detectors, distributed, gpu_ops
 from ..utils import processes
-from ..utils.files import make_writable
+from ..utils.files import make_writable_folder
 from ..utils.machine import cpu_cores
 from ..utils.progress import log_level
 from . import (  # noqa: F401  (hooks: registered with mmcv)
@@ -117,7 +117,7 @@ def train_model(
         MtpdError: `out` cannot be written to.
     """
     distributed.share(recipe.cfg.schedule.batch_size, process_count(recipe), recipe.source)
-    make_writable(out)
+    make_writable_folder(out)
     masks = pipelines.needs_masks(recipe, model_cfg)
     train, val = (
         pipelines.dataset_config(recipe, split, scenes, masks) for split in ('train', 'val')
@@ -199,7 +199,7 @@ def _train_in_process(
     cfg.optimizer = speed.optimizer_config(cfg.optimizer, switches)
     model = speed.apply_speed(model.to(cfg.device), switches, cfg.device)
     sizes = explain_out_of_memory(named, model, cfg.optimizer.type, Path(cfg.work_dir))
-    ending = processes.stop_after_iteration(rank == 0)
+    ending = processes.stop_after_update(rank == 0)
 
     def train() -> None:
         with seeded_loader.seeded_training(cfg.seed, begin, limit), ending, sizes:

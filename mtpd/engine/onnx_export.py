@@ -15,7 +15,7 @@ from mmcv import Config
 from mmdet.models.dense_heads.anchor_head import AnchorHead
 from torch import Tensor, nn
 
-from ..edge import need
+from ..edge import import_onnx_package
 from ..errors import MtpdError
 
 OPSET = 17
@@ -59,7 +59,7 @@ def export_onnx(detector: nn.Module, out: str | Path) -> Path:
     Raises:
         MtpdError: a detector of another kind, or the packages are not installed.
     """
-    onnx = need('onnx')
+    onnx = import_onnx_package('onnx')
     _check(detector)
     detector, image = detector.cpu().eval(), image_preparation(detector.cfg)
     wide, high = image['scale']

@@ -1,7 +1,7 @@
 """`make env`, first half: the virtual environment with the pinned packages. Standard library only.
 
-`python -m mtpd.install.venv .venv` runs on the Python that the environment is to be made with. Does nothing,
-at once, where the environment already has what requirements/ asks for.
+`python -m mtpd.install.venv .venv` makes it with the Python that runs it. It does nothing where the environment has what
+requirements/ asks for already.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = ROOT / 'requirements'
-SUPPORTED = ((3, 11), (3, 12))
+SUPPORTED_PYTHON = ((3, 11), (3, 12))
 OLDEST_TORCH = (2, 6)
+PACKAGE_SETS = ('base', 'dev', 'onnx', 'sweep')  # files of requirements/
 
 
 def main(venv: Path) -> None:
-    """Make or complete the environment. Ends with a clear message where that can't be done."""
+    """Makes or completes the environment. Ends the process with a message where that can't be done."""
     python = venv / 'bin' / 'python'
     if not python.exists():
         create_venv(venv)
-    version = ask_python(python, 'import sys; print("{}.{}".format(*sys.version_info))')
-    if version_numbers(version) not in SUPPORTED:
+    version = run_python(python, 'import sys; print("{}.{}".format(*sys.version_info))')
+    if version_numbers(version) not in SUPPORTED_PYTHON:
         exit_with(f'{venv} was made with Python {version}. Remove it (`rm -rf {venv}`) and repeat.')
     stamp = venv / 'mtpd-env.txt'
     if stamp.is_file() and stamp.read_text() == requirements_digest(python):
@@ -38,14 +39,13 @@ def main(venv: Path) -> None:
 
 
 def create_venv(venv: Path) -> None:
+    """Makes an environment with this Python, if the kit supports it."""
     version = sys.version_info[:2]
-    if version not in SUPPORTED:
+    if version not in SUPPORTED_PYTHON:
         others = [name for name in ('python3.11', 'python3.12') if shutil.which(name)]
-        advice = (
-            f'Run `make env PYTHON={others[0]}`.'
-            if others
-            else 'Install Python 3.11 or 3.12 first.'
-        )
+        advice = 'Install Python 3.11 or 3.12 first.'
+        if others:
+            advice = f'Run `make env PYTHON={others[0]}`.'
         exit_with(
             f'Python {version[0]}.{version[1]} is not supported (3.11 and 3.12 are). {advice}'
         )
@@ -59,8 +59,8 @@ def create_venv(venv: Path) -> None:
 
 
 def install_packages(python: Path) -> None:
-    """The pinned packages and the kit itself; a torch that is there stays as it is."""
-    torch = version_of(python, 'torch')
+    """Installs the pinned packages and the kit itself. An installed torch stays as it is."""
+    torch = installed_version(python, 'torch')
     if torch and version_numbers(torch) < OLDEST_TORCH:
         exit_with(
             f'torch {torch} is too old: the kit needs 2.6 or newer. `{python} -m pip install torch==2.13.0`'
@@ -73,23 +73,20 @@ def install_packages(python: Path) -> None:
                 'No NVIDIA GPU here. If pip now fetches gigabytes of CUDA packages, the smaller CPU build comes '
                 'with `make env TORCH_INDEX=https://download.pytorch.org/whl/cpu`.'
             )
-        pip_command(python, *extra, '-r', str(REQUIREMENTS / 'torch.txt'), quiet=False)
-        torch = version_of(python, 'torch')
-    elif not version_of(python, 'torchvision'):
-        pip_command(python, *extra, '--no-deps', f'torchvision=={torchvision_for(torch)}')
+        pip_install(python, *extra, '-r', str(REQUIREMENTS / 'torch.txt'), quiet=False)
+        torch = installed_version(python, 'torch')
+    elif not installed_version(python, 'torchvision'):
+        pip_install(python, *extra, '--no-deps', f'torchvision=={torchvision_for(torch)}')
     with tempfile.TemporaryDirectory() as folder:
-        keep = Path(folder, 'constraints.txt')
-        keep.write_text(f'torch=={torch}\n')
-        files = [
-            part
-            for name in ('base', 'dev', 'onnx', 'sweep')
-            for part in ('-r', str(REQUIREMENTS / f'{name}.txt'))
-        ]
-        pip_command(python, '-c', str(keep), *files)
-    pip_command(python, '--no-deps', '--no-build-isolation', '-e', str(ROOT))
+        constraints = Path(folder, 'constraints.txt')
+        constraints.write_text(f'torch=={torch}\n')
+        files = [f'--requirement={REQUIREMENTS / name}.txt' for name in PACKAGE_SETS]
+        pip_install(python, f'--constraint={constraints}', *files)
+    pip_install(python, '--no-deps', '--no-build-isolation', '-e', str(ROOT))
 
 
-def pip_command(python: Path, *arguments: str, quiet: bool = True) -> None:
+def pip_install(python: Path, *arguments: str, quiet: bool = True) -> None:
+    """Shows and runs `pip install` of the environment. Ends the process where it fails."""
     print('pip install', *arguments, flush=True)
     command = [str(python), '-m', 'pip', 'install', '--disable-pip-version-check', *arguments]
     if code := subprocess.run([*command, '--quiet'] if quiet else command).returncode:
@@ -104,27 +101,28 @@ def torchvision_for(torch: str) -> str:
 
 
 def requirements_digest(python: Path) -> str:
-    """A fingerprint of everything that decides what has to be in the environment."""
+    """A checksum of all that decides which packages the environment needs: pins, torch's version, the checkout."""
     state = hashlib.sha256()
     for file in [*sorted(REQUIREMENTS.glob('*.txt')), ROOT / 'pyproject.toml']:
         state.update(file.read_bytes())
     for name in ('torch', 'torchvision'):
-        state.update(version_of(python, name).encode())
+        state.update(installed_version(python, name).encode())
     state.update(str(ROOT).encode())
     return state.hexdigest() + '\n'
 
 
-def version_of(python: Path, package: str) -> str:
-    """The installed version, '' if there is none."""
+def installed_version(python: Path, package: str) -> str:
+    """The version of an installed package, '' where it is not installed."""
     code = (
         'import importlib.metadata as m, sys\n'
         'try: print(m.version(sys.argv[1]))\n'
         'except m.PackageNotFoundError: print()'
     )
-    return ask_python(python, code, package)
+    return run_python(python, code, package)
 
 
-def ask_python(python: Path, code: str, *arguments: str) -> str:
+def run_python(python: Path, code: str, *arguments: str) -> str:
+    """What the code prints. Ends the process where this Python does not work."""
     command = [str(python), '-c', code, *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -134,8 +132,10 @@ def ask_python(python: Path, code: str, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def version_numbers(version: str) -> tuple:
-    return tuple(int(part) for part in re.match(r'(\d+)\.(\d+)', version).groups())
+def version_numbers(version: str) -> tuple[int, int]:
+    """Major and minor number: '2.13.0+cpu' -> (2, 13)."""
+    major, minor = re.match(r'(\d+)\.(\d+)', version).groups()
+    return int(major), int(minor)
 
 
 def exit_with(message: str) -> None:

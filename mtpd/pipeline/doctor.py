@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..errors import MtpdError, RecipeError
 from ..install import build, ops
 from ..utils import machine
-from ..utils.files import accepts_files, nearest_existing, sha256, sha256_in_name
+from ..utils.files import accepts_files, file_sha256, nearest_existing_folder, sha256_in_name
 from ..utils.paths import ROOT
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def memory() -> Iterator[Check]:
 def runs(work_dir: Path | None = None) -> Iterator[Check]:
     """The folder for results: writable, with room."""
     folder = (work_dir or ROOT / 'runs').resolve()
-    place = nearest_existing(folder)
+    place = nearest_existing_folder(folder)
     if not accepts_files(place):
         yield Check(
             'runs', 'fail', f'{place} is not writable', 'Give another folder: `--work-dir`.'
@@ -247,4 +247,4 @@ def weights(loaded: Recipe) -> Iterator[Check]:
             fix = f'`mtpd run` fetches them to {path.parent}; without network put the file there.'
             yield Check(f'weights {name}', 'warn', f'not here yet: {url}', fix)
         elif path and path.is_file():
-            yield Check(f'weights {name}', 'ok', f'{path.name}, sha256 {sha256(path)[:8]}')
+            yield Check(f'weights {name}', 'ok', f'{path.name}, sha256 {file_sha256(path)[:8]}')

@@ -32,7 +32,7 @@ from ..data import coco
 from ..distill.initialization import initialise
 from ..engine import loop, memory, pipelines
 from ..engine.evaluation import DetectionTask, check_metrics, evaluate_model, metrics_of_checkpoint
-from ..errors import RecipeError, unknown
+from ..errors import RecipeError, unknown_name
 from ..runtime import checkpoints, distributed
 from ..utils.paths import ROOT, display_path, resolve_path
 from .run_dir import claim_run_dir
@@ -273,7 +273,7 @@ def _unknown(cfg: Config, keys: Iterable[str]) -> list[str]:
                 continue
             if part not in OPTIONAL and (place == 0 or part != parts[-1]):
                 ahead = '.'.join(parts[:place]) + '.' * bool(place)
-                found.append(unknown('key', ahead + part, [ahead + name for name in known]))
+                found.append(unknown_name('key', ahead + part, [ahead + name for name in known]))
             break
     return found
 

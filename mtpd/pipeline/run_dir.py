@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..config.schema import SWITCHES
 from ..errors import MtpdError
-from ..utils.files import flatten, make_writable, read_json_if_whole, write_json, write_text
+from ..utils.files import flatten, make_writable_folder, read_json_if_valid, write_json, write_text
 from ..utils.paths import ROOT, display_path
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def open_run(recipe: Recipe, run_dir: Path, smoke: bool, hidden: Iterable[str] =
     """
     claim_run_dir(run_dir / 'recipe.py', recipe.text)
     info = run_info(recipe, smoke, hidden, run_dir)
-    info['seconds'] = read_json_if_whole(run_dir / 'run.json', {}).get('seconds')
+    info['seconds'] = read_json_if_valid(run_dir / 'run.json', {}).get('seconds')
     write_json(run_dir / 'run.json', info)
 
 
@@ -92,7 +92,7 @@ def settings_kept(recipe: Recipe, run_dir: Path, out: Path) -> Iterator[None]:
     if kept.is_file():
         yield
         return
-    make_writable(run_dir)
+    make_writable_folder(run_dir)
     write_text(kept, recipe.text)
     try:
         yield
@@ -103,7 +103,7 @@ def settings_kept(recipe: Recipe, run_dir: Path, out: Path) -> Iterator[None]:
 
 def claim_run_dir(kept: Path, text: str) -> None:
     """Keeps a run's settings in its folder. Raises MtpdError as `writable`, or where results of others are there."""
-    make_writable(kept.parent)
+    make_writable_folder(kept.parent)
     if found := is_foreign(kept, text):
         raise MtpdError(found)
     write_text(kept, text)

@@ -21,7 +21,7 @@ from ..engine.loop import train_model
 from ..errors import RecipeError
 from ..preflight import checks as preflight
 from ..runtime import checkpoints
-from ..utils.files import read_json, sha256, write_json
+from ..utils.files import file_sha256, read_json, write_json
 from .mmdet_config import recipe_as_mmdet
 from .run_dir import settings_kept
 from .teacher_order import resolve_auto_arms
@@ -229,7 +229,7 @@ def _stages(recipe: Recipe, arm: Arm, stage: int, start: Path | None, origin: st
     """The stages that make a student: those of the checkpoint it starts from, and this one."""
     before = checkpoints.load_checkpoint(start).get('meta') or {} if start else {}
     teacher = arm.teachers[stage - 1]
-    weights = sha256(detector_checkpoint(recipe, teacher, work_dir)) if teacher else None
+    weights = file_sha256(detector_checkpoint(recipe, teacher, work_dir)) if teacher else None
     this = {'recipe': recipe.name, 'arm': arm.name, 'stage': stage, 'teacher': teacher}
     this |= {'teacher_sha256': weights, 'method': recipe.cfg.distill.method if teacher else None}
     this |= {'updates': arm.stage_updates, 'start': origin}

@@ -15,7 +15,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from ..errors import MtpdError
-from ..utils.files import make_writable, read_json_if_whole, write_json
+from ..utils.files import make_writable_folder, read_json_if_valid, write_json
 from ..utils.paths import display_path
 from .run_dir import timestamp
 
@@ -39,14 +39,14 @@ def run_lock(
     """
     refuse_second(folder)
     made = not folder.is_dir()
-    make_writable(folder)
+    make_writable_folder(folder)
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
         raise _in_use_text(folder) from None
     with lock:
-        status = read_json_if_whole(folder / STATUS, {})
+        status = read_json_if_valid(folder / STATUS, {})
         if status.get('state') == 'running':
             echo(f'{_command_text(status)} ended without a word: killed, or its machine went down.')
             for step in status.get('steps', ()):
@@ -134,7 +134,7 @@ def _end_of(error: BaseException) -> dict:
 
 def _in_use_text(folder: Path) -> MtpdError:
     return MtpdError(
-        f'{folder} is in use: {_command_text(read_json_if_whole(folder / STATUS, {}))} works in it. '
+        f'{folder} is in use: {_command_text(read_json_if_valid(folder / STATUS, {}))} works in it. '
         'Wait for its end, stop it, or choose another --work-dir.'
     )
 
@@ -156,7 +156,7 @@ def read_status(folder: Path) -> dict:
     Raises:
         MtpdError: the folder has no status.
     """
-    status = read_json_if_whole(folder / STATUS)
+    status = read_json_if_valid(folder / STATUS)
     if not status:
         raise MtpdError(
             f'{folder} is neither a sweep nor a run: it has no sweep.json and no status.json.'
@@ -166,7 +166,7 @@ def read_status(folder: Path) -> dict:
     trainings = [
         {
             'folder': display_path(path.parent),
-            'updates': read_json_if_whole(path, {}).get('update'),
+            'updates': read_json_if_valid(path, {}).get('update'),
             'done': any((path.parent / name).is_file() for name in ('student.pth', 'model.pth')),
         }
         for path in sorted(folder.rglob('training.json'))

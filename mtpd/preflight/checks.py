@@ -20,7 +20,7 @@ from ..config.plan import Training
 from ..config.plan import planned_trainings as trainings_of
 from ..config.recipe import Recipe, load_recipe
 from ..engine.loop import policy_in_updates, process_count, recipe_device
-from ..errors import MtpdError, RecipeError, unknown
+from ..errors import MtpdError, RecipeError, unknown_name
 from ..runtime.distributed import share
 from ..utils.download import is_complete
 from ..utils.files import sha256_in_name
@@ -220,7 +220,7 @@ def schedule_problems(recipe: Recipe) -> list[str]:
 def _optimizer(cfg: dict) -> list[str]:
     kind = cfg.get('type')
     if not isinstance(kind, str) or kind not in OPTIMIZERS.module_dict:
-        return [unknown('schedule.optimizer.type', str(kind), OPTIMIZERS.module_dict)]
+        return [unknown_name('schedule.optimizer.type', str(kind), OPTIMIZERS.module_dict)]
     return _refused('optimizer', cfg, lambda: build_optimizer(nn.Linear(1, 1), dict(cfg)))
 
 
@@ -230,7 +230,7 @@ def _policy(cfg: dict) -> list[str]:
     name = (policy.title() if policy == policy.lower() else policy) + POLICY
     if name not in HOOKS.module_dict:
         known = [key.removesuffix(POLICY) for key in HOOKS.module_dict if key.endswith(POLICY)]
-        return [unknown('schedule.lr.policy', policy, filter(None, known))]
+        return [unknown_name('schedule.lr.policy', policy, filter(None, known))]
     return _refused('lr', cfg, lambda: build_from_cfg({**cfg, 'type': name}, HOOKS))
 
 
@@ -238,7 +238,7 @@ def _logger(cfg: Any) -> list[str]:
     kind = cfg.get('type') if isinstance(cfg, dict) else None
     if kind not in HOOKS.module_dict or not issubclass(HOOKS.module_dict[kind], LoggerHook):
         known = [name for name, hook in HOOKS.module_dict.items() if issubclass(hook, LoggerHook)]
-        return ['schedule.loggers: ' + unknown('type', str(kind), known)]
+        return ['schedule.loggers: ' + unknown_name('type', str(kind), known)]
     package = PACKAGES.get(kind)
     if package and importlib.util.find_spec(package) is None:
         return [f'schedule.loggers: {kind} needs the package {package}: pip install {package}.']

@@ -20,7 +20,7 @@ from ..data import coco
 from ..distill.initialization import warm_start
 from ..errors import MtpdError
 from ..runtime import checkpoints
-from ..utils.files import sha256, stated_sha256
+from ..utils.files import file_sha256, stated_sha256
 from ..utils.paths import resolve_path
 
 USED = ('backbone.', 'neck.')  # what distillation needs of a teacher
@@ -86,7 +86,7 @@ def checkpoint_problems(recipe: Recipe, name: str, path: Path) -> list[str]:
         state = checkpoints.student_state(checkpoint, path)
     except MtpdError as error:
         return [f'{name}: {error}']
-    stated, actual = stated_sha256(path), sha256(path)
+    stated, actual = stated_sha256(path), file_sha256(path)
     if stated and not actual.startswith(stated):
         return [
             f'{name}: {path} has a sha256 that begins {actual[:8]}, and {stated[:8]} is stated for it: '

@@ -24,7 +24,7 @@ from ..engine.loop import data_workers, process_count, recipe_device
 from ..engine.memory import Advice, advise, scaled_image
 from ..errors import MtpdError
 from ..runtime.launch import launch
-from ..utils.files import accepts_files, nearest_existing, read_json_if_whole, write_json
+from ..utils.files import accepts_files, nearest_existing_folder, read_json_if_valid, write_json
 from ..utils.machine import GIB
 from . import trial
 
@@ -46,7 +46,7 @@ def forecast(
     todo = {t.title: (t.detector, t.teacher) for t in trainings if not t.done}
     if not todo:
         return None, []
-    kept = read_json_if_whole(run_dir / KEPT, {})
+    kept = read_json_if_valid(run_dir / KEPT, {})
     if kept.get('recipe') == recipe.text and todo.keys() <= kept['trainings'].keys():
         return kept, []
     echo('trying a few updates of each kind of training ...')
@@ -126,7 +126,7 @@ def seconds_left(recipe: Recipe, run_dir: Path, found: dict) -> float:
         beside = row['seconds'] + row['data']
         if workers and not cpu:
             beside = max(row['seconds'], row['data'] / workers)
-        done = read_json_if_whole(training.folder / 'training.json', {}).get('update', 0)
+        done = read_json_if_valid(training.folder / 'training.json', {}).get('update', 0)
         seconds += max(0, training.updates - done) * beside + STEP
         measured.add((training.folder, training.detector))
     for name in recipe.detectors:
@@ -153,7 +153,7 @@ def disk_problems(
     free: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free,
 ) -> list[str]:
     """Whether `folder` can't be written to, or lacks room for what the trainings still have to write; one text or none."""
-    place = nearest_existing(folder)
+    place = nearest_existing_folder(folder)
     if not accepts_files(place):
         return [f'{place} cannot be written to. Choose another folder with --work-dir.']
     needed, room = bytes_to_come(recipe, trainings), free(place)

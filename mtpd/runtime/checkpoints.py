@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MtpdError
-from ..utils.files import read_json_if_whole, sha256
+from ..utils.files import file_sha256, read_json_if_valid
 from . import compat, safe_load  # noqa: F401  (compat lets numpy numbers in `meta` load)
 from .safe_load import Damaged
 
@@ -190,7 +190,7 @@ def publish_student(
     part = dst.with_name(f'.{stem}.{os.getpid()}.pth')
     try:
         export_student(src, part, half, trust=trust)
-        return part.replace(dst.with_name(f'{stem}-{sha256(part)[:8]}.pth'))
+        return part.replace(dst.with_name(f'{stem}-{file_sha256(part)[:8]}.pth'))
     finally:
         part.unlink(missing_ok=True)
 
@@ -226,7 +226,7 @@ def export_student(
     new = {
         'mmdet_version': metadata.version('mmdet'),
         'mmcv_version': metadata.version('mmcv-full'),
-        'exported_from': {'file': Path(src).name, 'sha256': sha256(src)},
+        'exported_from': {'file': Path(src).name, 'sha256': file_sha256(src)},
         **{key: old[key] for key in DESCRIPTION if key in old},
         **(meta or {}),
     }
@@ -337,7 +337,7 @@ def is_finished(final: Path) -> bool:
 
 def resume_hint(folder: Path) -> str:
     """What there is to go on from when a training has ended too early, as the beginning of a sentence."""
-    done = read_json_if_whole(folder / 'training.json', {}).get('update')
+    done = read_json_if_valid(folder / 'training.json', {}).get('update')
     if done is None or not (folder / 'latest.pth').is_file():
         return 'No checkpoint was written yet: the same command begins again'
     return f'latest.pth stays as update {done} left it: the same command goes on from there'

@@ -34,7 +34,7 @@ def gpu_obstacle() -> str | None:
             + before
         )
     capability = torch.cuda.get_device_capability()
-    if cuda and arch and not machine.runs_on(arch, capability):
+    if cuda and arch and not machine.supports_capability(arch, capability):
         return (
             f"mmcv's ops here are built for GPUs of architecture {arch}, and {torch.cuda.get_device_name()} is of "
             f'{capability[0]}.{capability[1]}; `mtpd install-ops` builds them for it' + before

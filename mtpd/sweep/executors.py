@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import MtpdError, unknown
+from ..errors import MtpdError, unknown_name
 from ..pipeline.run_dir import timestamp
 from ..utils.files import read_json, write_json
 from ..utils.machine import cpu_cores, nvidia_gpus
@@ -266,7 +266,7 @@ class Resources:
     def check(self) -> None:
         """Raises MtpdError where the executor is unknown or cannot be used here."""
         if self.executor not in EXECUTORS:
-            raise MtpdError(f'--executor: {unknown("executor", self.executor, EXECUTORS)}')
+            raise MtpdError(f'--executor: {unknown_name("executor", self.executor, EXECUTORS)}')
         try:
             import submitit  # noqa: F401
         except ImportError:

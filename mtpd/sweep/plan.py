@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import permutations, product
 from typing import TYPE_CHECKING
 
-from ..errors import MtpdError, unknown
+from ..errors import MtpdError, unknown_name
 
 if TYPE_CHECKING:
     from ..config.recipe import Recipe
@@ -198,7 +198,9 @@ def parse_orders(
             order = tuple(name.strip() for name in part.split(','))
             for name in order:
                 if name not in teachers:
-                    wrong = unknown('teacher', name, teachers) if name else 'a name is missing.'
+                    wrong = (
+                        unknown_name('teacher', name, teachers) if name else 'a name is missing.'
+                    )
                     raise MtpdError(
                         f'--orders {text!r}: {wrong} Give all, auto, or sequences such as "a,b;b,a".'
                     )
@@ -223,5 +225,5 @@ def parse_methods(text: str, known: Iterable[str]) -> list[str]:
     found = [name.strip() for name in text.split(',')]
     for name in found:
         if name not in known:
-            raise MtpdError(f'--methods {text!r}: {unknown("method", name, known)}')
+            raise MtpdError(f'--methods {text!r}: {unknown_name("method", name, known)}')
     return list(dict.fromkeys(found))

@@ -1,4 +1,4 @@
-"""How sure a mean, a difference and a rank correlation are."""
+"""Means, differences and rank correlations with their 95 % intervals, and how they are printed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
-DRAWS = 2000
+BOOTSTRAP_DRAWS = 2000
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with the ends of its 95 % interval, which are None where `n` is too small for one."""
+    """A value with the ends of its 95 % interval, of `n` samples; the ends are None for a single sample."""
 
     value: float
     low: float | None
@@ -23,95 +23,96 @@ class Interval:
 
     @property
     def sign(self) -> int:
-        """1 or -1 where all of the interval is above or below 0, else 0."""
+        """1 where the whole interval is above 0, -1 where it is below, else 0."""
         if self.low is None or self.high is None:
             return 0
         return int(self.low > 0) - int(self.high < 0)
 
     def json(self) -> dict:
+        """The fields as JSON can hold them."""
         return asdict(self)
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
-    """Mean and Student's t interval; no ends for a single value, None for no value."""
+    """The mean and its Student's t interval; no ends for a single value, None for no value."""
     values = np.asarray(list(values), float)
     n = len(values)
-    if not n:
+    if n == 0:
         return None
-    centre = float(values.mean())
+    mean = float(values.mean())
     if n == 1:
-        return Interval(centre, None, None, 1)
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
-    return Interval(centre, centre - reach, centre + reach, n)
+        return Interval(mean, None, None, 1)
+    half_width = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    return Interval(mean, mean - half_width, mean + half_width, n)
 
 
 def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> Interval | None:
-    """Mean of a - b over the seeds that both have, with its t interval."""
+    """The mean of a - b over the seeds that both have, with its t interval. `a` and `b`: seed -> value."""
     return mean_interval([a[seed] - b[seed] for seed in a if seed in b])
 
 
-def percentile_interval(drawn: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Low and high end (2, ...) of the percentile intervals of bootstrap replicates (R, ...)."""
+def percentile_interval(replicates: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Low and high end (2, ...) of the percentile intervals of bootstrap replicates (R, ...); NaNs are left out."""
     tail = 100 * (1 - CONFIDENCE) / 2
-    return np.nanpercentile(drawn, (tail, 100 - tail), axis=0)
+    return np.nanpercentile(replicates, (tail, 100 - tail), axis=0)
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> Interval | None:
-    """Spearman's rank correlation, and the percentile interval of a bootstrap over the pairs.
+    """Spearman's rank correlation with the percentile interval of a bootstrap over the pairs.
 
-    Fewer than four pairs, or no spread in x or y: None.
+    None for fewer than four pairs, and where all x or all y are equal.
     """
     x, y = np.asarray(x, float), np.asarray(y, float)
     n = len(x)
     if n < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
-    draws = np.random.default_rng(0).integers(n, size=(DRAWS, n))
-    drawn = [_spearman(x[rows], y[rows]) for rows in draws]
-    low, high = percentile_interval(drawn)
+    draws = np.random.default_rng(0).integers(n, size=(BOOTSTRAP_DRAWS, n))
+    low, high = percentile_interval([_spearman(x[pairs], y[pairs]) for pairs in draws])
     return Interval(_spearman(x, y), float(low), float(high), n)
 
 
 def _spearman(x: np.ndarray, y: np.ndarray) -> float:
-    if np.ptp(x) == 0 or np.ptp(y) == 0:  # a draw of one pair over and over
+    if np.ptp(x) == 0 or np.ptp(y) == 0:  # a bootstrap draw of one pair only
         return float('nan')
     return float(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
 
 
-# Numbers as text: with a true minus sign, never a negative zero, and intervals in brackets.
+# Numbers as text.
 
 
 def format_number(value: float, digits: int = 1) -> str:
+    """With a true minus sign, and no negative zero: −1.2, 0.0."""
     text = f'{value:.{digits}f}'
     return text.replace('-', '−') if float(text) else text.lstrip('-')
 
 
 def format_signed(value: float, digits: int = 1) -> str:
-    """A difference with its sign: +1.2, −0.4, ±0.0."""
+    """With its sign: +1.2, −0.4, ±0.0."""
     text = format_number(value, digits)
-    if not float(f'{value:.{digits}f}'):
-        return f'±{text}'
-    return text if text.startswith('−') else f'+{text}'
+    if text.startswith('−'):
+        return text
+    return f'+{text}' if float(text) else f'±{text}'
 
 
 def printed_difference(after: float, before: float) -> str:
-    """The difference of two figures as they are printed, so that a reader who subtracts them gets the same."""
+    """after - before, both rounded as they are printed, so that a reader who subtracts them gets the same."""
     return format_signed(round(after, 1) - round(before, 1))
 
 
 def format_interval(
-    found: Interval | None, sign: bool = False, digits: int = 1, star: bool = False
+    interval: Interval | None, sign: bool = False, digits: int = 1, star: bool = False
 ) -> str | None:
-    """'1.8 [0.9, 2.7]', of one seed '1.8'; None stays None.
+    """'1.8 [0.9, 2.7]'; the value alone where there are no ends; None for None.
 
     Args:
-        star: after an interval that leaves out 0.
+        sign: the value as `format_signed` gives it.
+        star: a star after an interval that leaves out 0.
     """
-    if found is None:
+    if interval is None:
         return None
-    value = (format_signed if sign else format_number)(found.value, digits)
-    if found.low is None:
+    value = (format_signed if sign else format_number)(interval.value, digits)
+    if interval.low is None:
         return value
-    mark = '\N{NO-BREAK SPACE}*' if star and found.sign else ''
-    return (
-        f'{value} [{format_number(found.low, digits)}, {format_number(found.high, digits)}]{mark}'
-    )
+    low, high = format_number(interval.low, digits), format_number(interval.high, digits)
+    mark = '\N{NO-BREAK SPACE}*' if star and interval.sign else ''
+    return f'{value} [{low}, {high}]{mark}'

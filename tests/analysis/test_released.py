@@ -26,7 +26,7 @@ from mtpd.config.recipe import load_recipe
 from mtpd.errors import MtpdError, RecipeError
 from mtpd.pipeline.notebooks import execute_notebook
 from mtpd.report.tables import cell_text, markdown_table
-from mtpd.utils.files import read_json, sha256
+from mtpd.utils.files import file_sha256, read_json
 from mtpd.utils.paths import ROOT
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
@@ -86,7 +86,7 @@ def test_a_checkpoint_is_tested_into_the_run_directory(tmp_path):
     folder = tmp_path / 'run' / 'tested' / 'student-1'
     assert numbers['folder'] == folder and numbers['num_images'] == 8
     kept = read_json(folder / 'metrics.json')
-    assert kept['sha256'] == sha256(file) and kept['bbox_mAP'] == numbers['bbox_mAP']
+    assert kept['sha256'] == file_sha256(file) and kept['bbox_mAP'] == numbers['bbox_mAP']
     assert checkpoint_detections(numbers) == {'student-1.pth': folder / 'detections.json'}
     assert (folder / 'detections.json').is_file()
     assert checkpoint_metrics(recipe, '') is None

@@ -28,7 +28,7 @@ def mirror(site, tiny_coco, tmp_path, monkeypatch):
     path = 'annotations/annotations_trainval2017.zip'
     table['annotations'] = _serve(site, path, members)
     monkeypatch.setattr(coco_download, 'ARCHIVES', table)
-    monkeypatch.setattr(download, 'WAITS', (0, 0, 0))
+    monkeypatch.setattr(download, 'RETRY_WAITS', (0, 0, 0))
     return site
 
 

@@ -18,7 +18,7 @@ from mtpd.errors import MtpdError, RecipeError
 from mtpd.pipeline import mmdet_config
 from mtpd.runtime import checkpoints
 from mtpd.utils import download
-from mtpd.utils.files import sha256
+from mtpd.utils.files import file_sha256
 from mtpd.utils.paths import ROOT
 
 R50 = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
@@ -135,7 +135,7 @@ def test_training_leaves_what_a_recipes_detector_leaves(trained):
         item.name for item in out.iterdir()
     }
     metrics = json.loads((out / 'metrics.json').read_text())
-    assert metrics['sha256'] == sha256(out / 'model.pth') and metrics['num_images'] == 4
+    assert metrics['sha256'] == file_sha256(out / 'model.pth') and metrics['num_images'] == 4
     assert set(metrics['per_class']['bbox']) == {'cat', 'dog'}
 
 
@@ -221,7 +221,7 @@ def test_each_layout_gives_the_same_numbers(trained, path, root, tmp_path, layou
     found, direct = (call('eval', *arguments, '--checkpoint', item) for item in (file, model))
     assert found.exit_code == direct.exit_code == 0, found.output
     ours, theirs = json.loads(found.output), json.loads(direct.output)
-    named = {'checkpoint': f'{layout}.pth', 'sha256': sha256(file)}
+    named = {'checkpoint': f'{layout}.pth', 'sha256': file_sha256(file)}
     assert ours == theirs | named and 0 <= ours['bbox_mAP'] <= 1
 
 
@@ -285,7 +285,7 @@ def test_classes_that_the_data_lacks_are_named(path, tmp_path, tiny_coco):
 
 
 def test_what_mmdet_refuses_is_a_message(path, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, 'WAITS', ())
+    monkeypatch.setattr(download, 'RETRY_WAITS', ())
     options = ('--work-dir', tmp_path, '--cfg-options')
     text = refused('train', path, *options, 'model.backbone.depht=18')
     assert 'does not build' in text and 'depht' in text

@@ -15,7 +15,7 @@ from mtpd.engine.loop import mmdet_cfg
 from mtpd.errors import MtpdError, RecipeError
 from mtpd.pipeline.stages import prepare_detector, train_detector_run, train_stage
 from mtpd.runtime import checkpoints
-from mtpd.utils.files import sha256
+from mtpd.utils.files import file_sha256
 
 
 @pytest.fixture(scope='module')
@@ -75,7 +75,7 @@ def test_the_checkpoint_has_the_originals_layout_and_no_teacher(run_dir, progres
 
 def test_a_student_says_by_which_stages_it_was_made(recipe, run_dir, progressive):
     """Of each stage so far; also in what the resumable checkpoint is exported to later."""
-    teacher = sha256(run_dir / 'detectors/r101/model.pth')
+    teacher = file_sha256(run_dir / 'detectors/r101/model.pth')
     common = {'recipe': recipe.name, 'arm': 'progressive', 'teacher': 'r101', 'updates': 2}
     common |= {'teacher_sha256': teacher, 'method': 'mgd'}
     wanted = [
@@ -203,7 +203,7 @@ def test_metrics_have_the_twelve_numbers_and_classes(recipe, run_dir, progressiv
     assert metrics['bbox_mAP_l'] is None  # no object of the tiny images is that large
     assert set(metrics['per_class']['bbox']) == {'cat', 'dog'}
     assert metrics['num_images'] == 4
-    assert metrics['sha256'] == sha256(progressive['checkpoint'])
+    assert metrics['sha256'] == file_sha256(progressive['checkpoint'])
 
 
 def test_size_of_a_detector_by_hand(recipe):

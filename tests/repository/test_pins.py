@@ -77,7 +77,7 @@ def test_setuptools_still_has_pkg_resources():
 
 
 def test_supported_versions_agree():
-    assert venv.SUPPORTED == machine.PYTHON
+    assert venv.SUPPORTED_PYTHON == machine.SUPPORTED_PYTHON
     assert venv.OLDEST_TORCH == machine.OLDEST_TORCH
     assert PROJECT['project']['requires-python'] == '>=3.11,<3.13'
     torch = pins('torch')

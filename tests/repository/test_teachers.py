@@ -6,7 +6,7 @@ import pytest
 
 from mtpd import load_recipe
 from mtpd.engine.evaluation import evaluate
-from mtpd.utils.files import sha256
+from mtpd.utils.files import file_sha256
 from mtpd.utils.paths import ROOT
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
@@ -18,7 +18,7 @@ def test_the_weights_give_the_stated_ap(name, tmp_path):
     recipe = load_recipe(MINI, {'data.scenes.train': 1, 'data.cache': str(tmp_path)})
     folder = ROOT / 'configs/mini/teachers' / name
     stated = json.loads((folder / 'metrics.json').read_text())
-    assert stated['sha256'] == sha256(folder / 'model.pth')
+    assert stated['sha256'] == file_sha256(folder / 'model.pth')
     found = evaluate(recipe, folder / 'model.pth', detector=name)
     assert stated['num_images'] == found['num_images'] == 300
     # Not bit-equal: other processors add in another order.

@@ -14,7 +14,7 @@ from helpers.tiny import detector, retinanet
 from mtpd.distill.initialization import inherit_from_teacher
 from mtpd.errors import MtpdError
 from mtpd.runtime import checkpoints
-from mtpd.utils.files import sha256
+from mtpd.utils.files import file_sha256
 
 
 class Foreign:
@@ -312,7 +312,7 @@ def test_export_is_a_plain_checkpoint_that_says_where_it_is_from(tmp_path, stude
     meta = written['meta']
     assert meta['CLASSES'] == ('a', 'b', 'c') and meta['config'] == 'x=1'
     assert meta['mmdet_version'] and meta['mmcv_version']
-    origin = {'file': 'latest.pth', 'sha256': sha256(src), 'half': False}
+    origin = {'file': 'latest.pth', 'sha256': file_sha256(src), 'half': False}
     assert meta['exported_from'] == origin
     assert checkpoints.student_state(written).keys() == student.state_dict().keys()
 
@@ -321,7 +321,7 @@ def test_a_published_name_ends_in_the_files_checksum_and_is_the_same_each_time(t
     src = saved(tmp_path / 'latest.pth', student, 'student.', **{'distill_losses.x': torch.ones(1)})
     first = checkpoints.publish_student(src, tmp_path / 'out' / 'student.pth')
     assert first.parent == tmp_path / 'out' and first.suffix == '.pth'
-    assert first.name == f'student-{sha256(first)[:8]}.pth'
+    assert first.name == f'student-{file_sha256(first)[:8]}.pth'
     assert checkpoints.publish_student(src, tmp_path / 'out' / 'student.pth') == first
     assert [path.name for path in first.parent.iterdir()] == [first.name]  # nothing beside it
     assert same(checkpoints.load_checkpoint(first)['state_dict'], student.state_dict())
@@ -416,7 +416,7 @@ def test_a_full_disk_is_an_error_with_its_cause(tmp_path, monkeypatch):
 
 def test_sha256_of_a_known_content(tmp_path):
     (tmp_path / 'a').write_bytes(b'abc')
-    assert sha256(tmp_path / 'a').startswith('ba7816bf8f01cfea414140de5dae2223')
+    assert file_sha256(tmp_path / 'a').startswith('ba7816bf8f01cfea414140de5dae2223')
 
 
 def test_a_data_workers_end_while_a_checkpoint_is_written_is_no_full_disk(tmp_path, monkeypatch):

@@ -136,7 +136,7 @@ def test_ops_for_another_gpu_are_not_used_on_this_one(gpu, cuda_ops, capsys):
     ],
 )
 def test_gpus_that_code_for_an_architecture_runs_on(architectures, capability, runs):
-    assert machine.runs_on(architectures, capability) is runs
+    assert machine.supports_capability(architectures, capability) is runs
 
 
 # What `mtpd doctor` says of it

@@ -15,7 +15,7 @@ from mtpd.sweep.folder import load_sweep, open_sweep
 from mtpd.sweep.plan import CONTROL, parse_orders
 from mtpd.sweep.results import collect_results
 from mtpd.sweep.run import LENGTHS, suggested_orders
-from mtpd.utils.files import read_json, sha256, write_json
+from mtpd.utils.files import file_sha256, read_json, write_json
 
 THIRD = {
     'teachers.r18.config': '../_base_/models/pocket_retinanet.py',
@@ -51,7 +51,7 @@ def measured(tmp_path):
     recipe = load_recipe(MINI, options | AUTO | {'student.checkpoint': str(weights)})
     for name, ap in zip(names, (0.1, 0.4, 0.5, 0.3), strict=True):
         folder = tmp_path / 'run' / 'detectors' / name
-        write_json(folder / 'metrics.json', {'bbox_mAP': ap, 'sha256': sha256(weights)})
+        write_json(folder / 'metrics.json', {'bbox_mAP': ap, 'sha256': file_sha256(weights)})
         write_json(folder / 'model.json', {})
     cost = [[0, 0.5, 0.9, 0.2], [1, 0, 0.5, 1], [1, 1, 0, 1], [1, 0.2, 0.8, 0]]
     costs = {'detectors': list(names), 'cost': cost, 'images': 8, 'needed': 30}

@@ -1,4 +1,4 @@
-"""Bars with the time left."""
+"""Bars with the time left, and the level of logs."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from mmcv import ProgressBar
 
 
 def test_a_bar_appears_when_it_takes_longer_and_says_the_time_left(monkeypatch, capsys):
-    monkeypatch.setattr(progress, 'PATIENCE', 0.2)
+    monkeypatch.setattr(progress, 'BAR_DELAY', 0.2)
     assert list(progress.progress_bar('quick', range(3))) == [0, 1, 2]
     assert capsys.readouterr().err == ''
     rows = progress.progress_bar('slow things', range(4))
     rows.mininterval = 0
     for _ in rows:
         time.sleep(0.15)
-    told = capsys.readouterr()
-    assert 'slow things' in told.err and '<00:0' in told.err and told.out == ''
+    printed = capsys.readouterr()
+    assert 'slow things' in printed.err and '<00:0' in printed.err and printed.out == ''
 
 
 def test_mmcvs_bar_is_ours(monkeypatch, capsys):
-    monkeypatch.setattr(progress, 'PATIENCE', 0)
+    monkeypatch.setattr(progress, 'BAR_DELAY', 0)
     shown = ProgressBar(3)
     shown.bar.mininterval = 0
     for _ in range(3):
         shown.update()
     assert shown.completed == 3
-    told = capsys.readouterr()
-    assert 'images' in told.err and '2/3' in told.err and told.out == ''
+    printed = capsys.readouterr()
+    assert 'images' in printed.err and '2/3' in printed.err and printed.out == ''
 
 
 def test_logs_are_quiet_unless_asked_for(monkeypatch):
-    monkeypatch.delenv(progress.VERBOSE, raising=False)
+    monkeypatch.delenv(progress.VERBOSE_VARIABLE, raising=False)
     assert progress.log_level() == 'WARNING'
-    monkeypatch.setenv(progress.VERBOSE, '1')
+    monkeypatch.setenv(progress.VERBOSE_VARIABLE, '1')
     assert progress.log_level() == 'INFO'

@@ -22,18 +22,18 @@ def of_teacher(place, address: str, *words: str, **settings):
 
 @pytest.mark.parametrize('command', [('run',), ('train', '--arm', 'direct')])
 def test_a_broken_download_keeps_what_came(place, site, monkeypatch, command):
-    monkeypatch.setattr(download, 'WAITS', ())
+    monkeypatch.setattr(download, 'RETRY_WAITS', ())
     save_atomic(fitting(place), place.folder / 't.pth')
     content = (place.folder / 't.pth').read_bytes()
     name = f't-{hashlib.sha256(content).hexdigest()[:8]}.pth'
     site.files = {f'/{name}': content}
-    site.faults.extend([{'cut': download.CHUNK}, {'cut': 0}])
+    site.faults.extend([{'cut': download.CHUNK_SIZE}, {'cut': 0}])
     make = of_teacher(place, f'{site.url}/{name}', *command)
     found = call(make(place))
     assert found.exit_code == 2 and 'Traceback' not in found.output
     assert f'{site.url}/{name} cannot be fetched' in found.output and 'then repeat' in found.output
     part = place.folder / 'cache' / 'checkpoints' / f'{name}.part'
-    assert part.read_bytes() == content[: download.CHUNK]
+    assert part.read_bytes() == content[: download.CHUNK_SIZE]
     assert not place.run.exists()
 
 
