@@ -141,7 +141,7 @@ class Recipe:
 
     # Data
 
-    def data_root(self, scenes: int | None = None) -> Path:
+    def ensure_data(self, scenes: int | None = None) -> Path:
         """The dataset's folder; DigitScenes are written where they are missing (`scenes`: training scenes)."""
         data = self.cfg.data
         if data.root is not None:
@@ -153,7 +153,7 @@ class Recipe:
 
     def split(self, name: str, scenes: int | None = None) -> tuple[Path, Path]:
         """Annotation file and image folder of 'train' or 'val'."""
-        return coco.locate_split(self.data_root(scenes), self.cfg.data.splits[name])
+        return coco.locate_split(self.ensure_data(scenes), self.cfg.data.splits[name])
 
     @property
     def classes(self) -> tuple[str, ...]:
