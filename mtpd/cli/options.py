@@ -114,7 +114,7 @@ def recipe_options(command, plain: bool = False, several: bool = False):
         if plain:
             from ..pipeline.mmdet_config import load_config as load
         else:
-            from ..preflight.checks import load_whole as load
+            from ..preflight.checks import load_or_report_all_problems as load
 
         return command(recipe=load(recipe, cfg_options, seed), **rest)
 

@@ -62,7 +62,7 @@ def format_config(values: dict, wide: int | None = None) -> str:
     return ''.join(f'{key} = {shown(value)}\n' for key, value in values.items())
 
 
-def name_weights_once(model: ConfigDict) -> None:
+def pretrained_as_init_cfg(model: ConfigDict) -> None:
     """mmdet refuses `pretrained`, the older name, beside a backbone's `init_cfg`, and some of its configs have both:
     they state the one and inherit the other (RetinaNet R101's 3x config). An `init_cfg` of None stays: random weights.
     """
@@ -71,12 +71,12 @@ def name_weights_once(model: ConfigDict) -> None:
         model.backbone.init_cfg = ConfigDict(type='Pretrained', checkpoint=origin)
 
 
-def set_classes(node: Any, count: int) -> None:
+def set_class_count(node: Any, count: int) -> None:
     """Sizes all heads of a model config for `count` classes."""
     for item in (
         node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
     ):
-        set_classes(item, count)
+        set_class_count(item, count)
     if isinstance(node, dict) and 'num_classes' in node:
         node['num_classes'] = count
 
@@ -87,10 +87,10 @@ def set_classes(node: Any, count: int) -> None:
 def config_file_problems(source: Path) -> list[str]:
     """Missing files, circles of files, files that don't parse, and dicts that state a key twice, of which Python would
     drop the first."""
-    return list(dict.fromkeys(_walk(source.resolve(), ())))
+    return list(dict.fromkeys(_file_problems(source.resolve(), ())))
 
 
-def _walk(path: Path, above: tuple[Path, ...]) -> Iterator[str]:
+def _file_problems(path: Path, above: tuple[Path, ...]) -> Iterator[str]:
     if path in above:
         circle = ' → '.join(str(item) for item in (*above[above.index(path) :], path))
         yield f'the files named by _base_ go in a circle: {circle}. Remove one of them.'
@@ -107,11 +107,11 @@ def _walk(path: Path, above: tuple[Path, ...]) -> Iterator[str]:
     except (OSError, ValueError, RecursionError, MemoryError):
         return  # left to mmcv, which names them
     yield from _repeated_keys(path, tree)
-    for base in _bases(tree):
-        yield from _walk((path.parent / base).resolve(), (*above, path))
+    for base in _base_names(tree):
+        yield from _file_problems((path.parent / base).resolve(), (*above, path))
 
 
-def _bases(tree: ast.Module) -> list[str]:
+def _base_names(tree: ast.Module) -> list[str]:
     for line in tree.body:
         named = isinstance(line, ast.Assign) and getattr(line.targets[0], 'id', '') == '_base_'
         if named:

@@ -25,13 +25,13 @@ from .files import (
     as_overrides,
     format_config,
     is_plain_config,
-    name_weights_once,
     override_values,
+    pretrained_as_init_cfg,
     read_config,
-    set_classes,
+    set_class_count,
 )
 
-PATHS = ('data.root', '.config', '.checkpoint', '.init')  # keys whose values are paths
+PATH_KEYS = ('data.root', '.config', '.checkpoint', '.init')  # keys whose values are paths
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Arm:
         return f'{stage}_{self.teachers[stage - 1] or "no_teacher"}'
 
 
-def _named(teachers: Any) -> tuple:
+def _teacher_names(teachers: Any) -> tuple:
     return () if teachers == 'auto' else tuple(teachers)
 
 
@@ -67,7 +67,7 @@ class Recipe:
         self.source = source
         # With their paths settled, as a process in another working directory needs them.
         self.overrides = {
-            key: self.value(key) if key.endswith(PATHS) else value
+            key: self.value(key) if key.endswith(PATH_KEYS) else value
             for key, value in (overrides or {}).items()
         }
 
@@ -105,7 +105,7 @@ class Recipe:
     def arms(self) -> dict[str, Arm]:
         updates = self.cfg.schedule.arm
         return {
-            name: Arm(name, arm.get('label', name), _named(arm.teachers), updates)
+            name: Arm(name, arm.get('label', name), _teacher_names(arm.teachers), updates)
             for name, arm in self.cfg.arms.items()
         }
 
@@ -216,8 +216,8 @@ class Recipe:
         try:
             cfg = Config.fromfile(str(path))
             cfg.merge_from_dict({'model': copy.deepcopy(spec.get('model', {}))})
-            name_weights_once(cfg.model)
-            set_classes(cfg.model, count)
+            pretrained_as_init_cfg(cfg.model)
+            set_class_count(cfg.model, count)
             cfg.model.backbone  # noqa: B018  (else it is none of a detector)
         except Exception as error:  # a config is Python, and mmcv raises several types
             text = f'{name}: {path} gives no detector ({type(error).__name__}: {error}).'
@@ -261,7 +261,7 @@ class Recipe:
             name: self.checkpoint(name) for name in (self.detectors if names is None else names)
         }
         return [
-            f'checkpoint of {name}: {path} is missing. Fetch it, or train it: --cfg-options {_key(name)}.checkpoint=None'
+            f'checkpoint of {name}: {path} is missing. Fetch it, or train it: --cfg-options {detector_key(name)}.checkpoint=None'
             for name, path in paths.items()
             if path and not path.is_file() and not self.url(name)
         ]
@@ -272,7 +272,7 @@ class Recipe:
         return format_config(self.cfg._cfg_dict.to_dict())
 
 
-def _key(detector: str) -> str:
+def detector_key(detector: str) -> str:
     return detector if detector == 'student' else f'teachers.{detector}'
 
 
@@ -305,19 +305,19 @@ def load_recipe(
     values = cfg._cfg_dict.to_dict()
     found = schema.value_problems(values)
     if not found:
-        if found := _settle(cfg, source.resolve()):
+        if found := _settle_paths(cfg, source.resolve()):
             raise RecipeError(source, found)
         return Recipe(cfg, source.resolve(), overrides)
     cfg = Config(schema.drop_unknown_keys(values))
     found += schema.value_problems(cfg._cfg_dict.to_dict())
     rest = None
     with contextlib.suppress(AttributeError, TypeError, KeyError):  # of values of a wrong shape
-        found += _settle(cfg, source.resolve())
+        found += _settle_paths(cfg, source.resolve())
         rest = Recipe(cfg, source.resolve())
     raise RecipeError(source, list(dict.fromkeys(found)), rest)
 
 
-def _settle(cfg: Config, source: Path) -> list[str]:
+def _settle_paths(cfg: Config, source: Path) -> list[str]:
     """Makes the recipe's paths independent of where it lies and of the working directory.
 
     Returns what is wrong with detector configs; datasets and checkpoints are looked at when used.

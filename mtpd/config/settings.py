@@ -56,10 +56,10 @@ def differing_settings(a: dict, b: dict, ignored: Iterable[str] = ()) -> list[st
     return [
         key
         for key in sorted(flat_a | flat_b)
-        if _value(flat_a, key) != _value(flat_b, key)
+        if _value_or_default(flat_a, key) != _value_or_default(flat_b, key)
         and not any(f'{key}.'.startswith(f'{name}.') for name in ignored)
     ]
 
 
-def _value(flat: dict[str, Any], key: str) -> Any:
+def _value_or_default(flat: dict[str, Any], key: str) -> Any:
     return flat.get(key, 'auto' if key.startswith('speed.') else None)

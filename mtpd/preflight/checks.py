@@ -76,14 +76,14 @@ def check_run(
 def fetch_weights(recipe: Recipe, names: Iterable[str], loaded: Iterable[str]) -> list[str]:
     """Fetches the checkpoints that aren't here, and returns what is wrong with them; names as `check` takes them."""
     found = []
-    for item in _weights(recipe, names, loaded):
-        if not _is_here(recipe, *item):
+    for item in _named_checkpoints(recipe, names, loaded):
+        if not _is_local(recipe, *item):
             recipe.fetch(*item)
-            found += _of_weights(recipe, *item)
+            found += _checkpoint_problems(recipe, *item)
     return found
 
 
-def load_whole(
+def load_or_report_all_problems(
     path: str | Path, overrides: dict | str | None = None, seed: int | None = None
 ) -> Recipe:
     """As `load_recipe`; where a recipe has wrong keys or values, its error also tells what else is wrong."""
@@ -92,10 +92,10 @@ def load_whole(
     except RecipeError as error:
         if error.rest is None:
             raise
-        raise RecipeError(error.source, error.problems + _besides(error.rest)) from None
+        raise RecipeError(error.source, error.problems + _rest_problems(error.rest)) from None
 
 
-def _besides(recipe: Recipe) -> list[str]:
+def _rest_problems(recipe: Recipe) -> list[str]:
     """Problems of a recipe that has wrong values, as far as these let them be seen."""
     found: list[str] = []
     with contextlib.suppress(Exception):  # any: what is called trusts the values
@@ -117,15 +117,15 @@ def recipe_problems(
 ) -> list[str]:
     """As `check`, a text each; of checkpoints those that are here. `more` is called where nothing but room is lacking."""
     names, loaded = list(names), list(loaded)
-    found = [*_machine(recipe), *schedule_problems(recipe), *recipe.data_problems()]
-    if not _classes_known(recipe):  # which the heads follow from
+    found = [*_device_problems(recipe), *schedule_problems(recipe), *recipe.data_problems()]
+    if not _has_classes(recipe):  # which the heads follow from
         return [*found, *recipe.checkpoint_problems(loaded)]
-    broken, fine = _without_model(recipe, names)
+    broken, fine = _config_problems(recipe, names)
     found += broken + detectors.settings_problems(recipe, fine)
     found += recipe.checkpoint_problems(loaded)
-    for name, key in progress_bar('checkpoints', list(_weights(recipe, names, loaded))):
-        if name in fine and _is_here(recipe, name, key):
-            found += _of_weights(recipe, name, key)
+    for name, key in progress_bar('checkpoints', list(_named_checkpoints(recipe, names, loaded))):
+        if name in fine and _is_local(recipe, name, key):
+            found += _checkpoint_problems(recipe, name, key)
     if 'student' in fine:
         unfit = detectors.distillation_problems(
             recipe, [name for name in fine if name != 'student']
@@ -136,7 +136,7 @@ def recipe_problems(
     return found + full + ([] if found else more())
 
 
-def _machine(recipe: Recipe) -> Iterator[str]:
+def _device_problems(recipe: Recipe) -> Iterator[str]:
     for look in (lambda: share(recipe.cfg.schedule.batch_size, process_count(recipe), recipe.source),
                  lambda: recipe_device(recipe)):  # fmt: skip
         try:
@@ -145,14 +145,14 @@ def _machine(recipe: Recipe) -> Iterator[str]:
             yield from error.problems
 
 
-def _classes_known(recipe: Recipe) -> bool:
+def _has_classes(recipe: Recipe) -> bool:
     try:
         return bool(recipe.classes)
     except MtpdError:
         return False
 
 
-def _without_model(recipe: Recipe, names: Iterable[str]) -> tuple[list[str], list[str]]:
+def _config_problems(recipe: Recipe, names: Iterable[str]) -> tuple[list[str], list[str]]:
     """What is wrong with detectors' configs, and the detectors whose config is right."""
     found, fine = [], []
     for name in progress_bar('detectors', names):
@@ -164,7 +164,9 @@ def _without_model(recipe: Recipe, names: Iterable[str]) -> tuple[list[str], lis
     return found, fine
 
 
-def _weights(recipe: Recipe, names: Iterable[str], loaded: Iterable[str]) -> Iterator[Weights]:
+def _named_checkpoints(
+    recipe: Recipe, names: Iterable[str], loaded: Iterable[str]
+) -> Iterator[Weights]:
     """Checkpoints to be loaded, and those that trainings begin with."""
     for name in loaded:
         if recipe.checkpoint(name):
@@ -174,14 +176,14 @@ def _weights(recipe: Recipe, names: Iterable[str], loaded: Iterable[str]) -> Ite
             yield name, 'init'
 
 
-def _is_here(recipe: Recipe, name: str, key: str) -> bool:
+def _is_local(recipe: Recipe, name: str, key: str) -> bool:
     path = recipe.checkpoint(name, key)
     if recipe.url(name, key):
         return is_complete(path, sha256_in_name(path.name))
     return path.is_file() or key == 'init'  # a missing one is told as such by its loading
 
 
-def _of_weights(recipe: Recipe, name: str, key: str) -> list[str]:
+def _checkpoint_problems(recipe: Recipe, name: str, key: str) -> list[str]:
     path = recipe.checkpoint(name, key)
     look = detectors.init_problems if key == 'init' else detectors.checkpoint_problems
     return look(recipe, name, path)
@@ -190,8 +192,8 @@ def _of_weights(recipe: Recipe, name: str, key: str) -> list[str]:
 # Would mmcv and torch take a recipe's optimizer, learning rate policy, gradient clipping and loggers? Seen before it trains.
 
 
-POLICY = 'LrUpdaterHook'
-PACKAGES = {
+POLICY_SUFFIX = 'LrUpdaterHook'
+LOGGER_PACKAGES = {
     'TensorboardLoggerHook': 'tensorboard',
     'WandbLoggerHook': 'wandb',
     'MlflowLoggerHook': 'mlflow',
@@ -203,13 +205,13 @@ def schedule_problems(recipe: Recipe) -> list[str]:
     """What is wrong with them, a text each."""
     schedule = recipe.cfg.schedule
     lr = policy_in_updates(schedule.lr, schedule.baseline)
-    found = _optimizer(dict(schedule.optimizer)) + _policy(dict(lr))
-    found += [text for logger in schedule.get('loggers', ()) for text in _logger(logger)]
+    found = _optimizer_problems(dict(schedule.optimizer)) + _policy_problems(dict(lr))
+    found += [text for logger in schedule.get('loggers', ()) for text in _logger_problems(logger)]
     if schedule.grad_clip:
         weight = nn.Parameter(torch.ones(1))
         weight.grad = torch.ones(1)
         clip = nn.utils.clip_grad_norm_
-        found += _refused(
+        found += _refusal(
             'grad_clip', schedule.grad_clip, lambda: clip([weight], **schedule.grad_clip)
         )
         if not found and schedule.grad_clip.get('max_norm', 1) <= 0:
@@ -217,35 +219,39 @@ def schedule_problems(recipe: Recipe) -> list[str]:
     return found
 
 
-def _optimizer(cfg: dict) -> list[str]:
+def _optimizer_problems(cfg: dict) -> list[str]:
     kind = cfg.get('type')
     if not isinstance(kind, str) or kind not in OPTIMIZERS.module_dict:
         return [unknown('schedule.optimizer.type', str(kind), OPTIMIZERS.module_dict)]
-    return _refused('optimizer', cfg, lambda: build_optimizer(nn.Linear(1, 1), dict(cfg)))
+    return _refusal('optimizer', cfg, lambda: build_optimizer(nn.Linear(1, 1), dict(cfg)))
 
 
-def _policy(cfg: dict) -> list[str]:
+def _policy_problems(cfg: dict) -> list[str]:
     """As mmcv's runner registers the hook of a policy: 'step' is StepLrUpdaterHook, 'OneCycle' OneCycleLrUpdaterHook."""
     policy = str(cfg.pop('policy', None))
-    name = (policy.title() if policy == policy.lower() else policy) + POLICY
+    name = (policy.title() if policy == policy.lower() else policy) + POLICY_SUFFIX
     if name not in HOOKS.module_dict:
-        known = [key.removesuffix(POLICY) for key in HOOKS.module_dict if key.endswith(POLICY)]
+        known = [
+            key.removesuffix(POLICY_SUFFIX)
+            for key in HOOKS.module_dict
+            if key.endswith(POLICY_SUFFIX)
+        ]
         return [unknown('schedule.lr.policy', policy, filter(None, known))]
-    return _refused('lr', cfg, lambda: build_from_cfg({**cfg, 'type': name}, HOOKS))
+    return _refusal('lr', cfg, lambda: build_from_cfg({**cfg, 'type': name}, HOOKS))
 
 
-def _logger(cfg: Any) -> list[str]:
+def _logger_problems(cfg: Any) -> list[str]:
     kind = cfg.get('type') if isinstance(cfg, dict) else None
     if kind not in HOOKS.module_dict or not issubclass(HOOKS.module_dict[kind], LoggerHook):
         known = [name for name, hook in HOOKS.module_dict.items() if issubclass(hook, LoggerHook)]
         return ['schedule.loggers: ' + unknown('type', str(kind), known)]
-    package = PACKAGES.get(kind)
+    package = LOGGER_PACKAGES.get(kind)
     if package and importlib.util.find_spec(package) is None:
         return [f'schedule.loggers: {kind} needs the package {package}: pip install {package}.']
     return []
 
 
-def _refused(key: str, value: Any, make: Callable[[], Any]) -> list[str]:
+def _refusal(key: str, value: Any, make: Callable[[], Any]) -> list[str]:
     try:
         make()
     except Exception as error:  # each setting is refused by a type of its own

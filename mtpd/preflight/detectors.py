@@ -23,7 +23,7 @@ from ..runtime import checkpoints
 from ..utils.files import sha256, stated_sha256
 from ..utils.paths import resolve_path
 
-USED = ('backbone.', 'neck.')  # what distillation needs of a teacher
+TEACHER_PARTS = ('backbone.', 'neck.')  # what distillation needs of a teacher
 
 
 def settings_problems(recipe: Recipe, names: Iterable[str]) -> list[str]:
@@ -41,7 +41,7 @@ def settings_problems(recipe: Recipe, names: Iterable[str]) -> list[str]:
             )
         if masks and (name == 'student' or not spec.get('checkpoint')):
             found += mask_problems(recipe, 'train', f'{name} has a mask head')
-        if weights_from_elsewhere(spec, model):
+        if has_foreign_weights(spec, model):
             theirs = config_normalisation(recipe, name)
             found += normalisation_problems(recipe, name, theirs, spec.config)
     return found
@@ -54,11 +54,11 @@ def init_problems(recipe: Recipe, name: str, path: Path) -> list[str]:
     except MtpdError as error:
         return [f'{name}.init: {error}']
     except Exception as error:  # mmdet raises a dozen types
-        return [_unbuilt(recipe, name, error)]
+        return [_build_failure(recipe, name, error)]
     return []
 
 
-def _unbuilt(recipe: Recipe, name: str, error: Exception) -> str:
+def _build_failure(recipe: Recipe, name: str, error: Exception) -> str:
     return f'{name}: mmdet cannot build {recipe.detectors[name].config}: {error}'
 
 
@@ -112,7 +112,7 @@ def distillation_problems(recipe: Recipe, teachers: Iterable[str]) -> list[str]:
             for who, cfg in zip(('student', name), configs, strict=True):  # noqa: B007  (named below)
                 models.append(build_detector(ConfigDict(cfg)))
         except Exception as error:  # as above
-            found.append(_unbuilt(recipe, who, error))
+            found.append(_build_failure(recipe, who, error))
             continue
         try:
             build_losses(distill_cfg(recipe, *configs), *models)
@@ -132,11 +132,11 @@ def _class_problems(recipe: Recipe, name: str, path: Path, known: Any) -> list[s
     known = (known,) if isinstance(known, str) else known
     if not isinstance(known, (list, tuple)):
         return []
-    ours, theirs = ([_plain(item) for item in names] for names in (recipe.classes, known))
+    ours, theirs = ([_comparable_name(item) for item in names] for names in (recipe.classes, known))
     if ours == theirs:
         return []
     if len(ours) != len(theirs):
-        what = f'it knows {len(theirs)} classes ({_first_few(known)}), the dataset has {len(ours)} ({_first_few(recipe.classes)})'
+        what = f'it knows {len(theirs)} classes ({_first_few_names(known)}), the dataset has {len(ours)} ({_first_few_names(recipe.classes)})'
     else:
         k = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if len(set(pair)) > 1)
         order = ' (the same classes in another order)' if sorted(ours) == sorted(theirs) else ''
@@ -148,11 +148,11 @@ def _class_problems(recipe: Recipe, name: str, path: Path, known: Any) -> list[s
     ]
 
 
-def _plain(name: Any) -> str:
+def _comparable_name(name: Any) -> str:
     return str(name).lower().replace('_', ' ').strip()  # early mmdet: traffic_light
 
 
-def _first_few(names: Iterable[str]) -> str:
+def _first_few_names(names: Iterable[str]) -> str:
     names = list(map(str, names))
     return ', '.join(names[:3]) + ', ...' * (len(names) > 3)
 
@@ -161,12 +161,12 @@ def _architecture_problems(recipe: Recipe, name: str, path: Path, state: dict) -
     try:
         model = build_detector(ConfigDict(recipe.model(name)))
     except Exception as error:  # mmdet raises a dozen types
-        return [_unbuilt(recipe, name, error)]
+        return [_build_failure(recipe, name, error)]
     own = model.state_dict()
     if name != 'student':  # a teacher's head may have less or more; where it is used, that is seen
-        for key in [key for key in state if key not in own and not key.startswith(USED)]:
+        for key in [key for key in state if key not in own and not key.startswith(TEACHER_PARTS)]:
             del state[key]
-        for key in [key for key in own if key not in state and not key.startswith(USED)]:
+        for key in [key for key in own if key not in state and not key.startswith(TEACHER_PARTS)]:
             state[key] = own[key]
     try:
         checkpoints.load_strictly(model, state, name, path)
@@ -178,7 +178,7 @@ def _architecture_problems(recipe: Recipe, name: str, path: Path, state: dict) -
 # How a detector takes images, by its config or checkpoint, and whether a recipe makes them so.
 
 
-def weights_from_elsewhere(spec: dict, model: dict) -> bool:
+def has_foreign_weights(spec: dict, model: dict) -> bool:
     """Whether somebody else's images made the weights that the detector has or starts with."""
     pretrained = 'Pretrained' in str(model.backbone.get('init_cfg'))
     return bool(spec.get('checkpoint') or spec.get('init') or pretrained)
@@ -187,16 +187,16 @@ def weights_from_elsewhere(spec: dict, model: dict) -> bool:
 def config_normalisation(recipe: Recipe, name: str) -> dict | None:
     """The normalisation in a detector's mmdet config; None where it has no data pipeline."""
     cfg = Config.fromfile(str(resolve_path(recipe.detectors[name].config, recipe.source)))
-    return next(_steps(cfg.get('data', {})), cfg.get('img_norm_cfg'))
+    return next(_normalise_steps(cfg.get('data', {})), cfg.get('img_norm_cfg'))
 
 
-def _steps(node: Any) -> Iterator[dict]:
+def _normalise_steps(node: Any) -> Iterator[dict]:
     if isinstance(node, dict):
         if node.get('type') == 'Normalize':
             yield node
         node = list(node.values())
     for item in node if isinstance(node, (list, tuple)) else ():
-        yield from _steps(item)
+        yield from _normalise_steps(item)
 
 
 def checkpoint_normalisation(meta: dict) -> dict | None:
@@ -205,12 +205,14 @@ def checkpoint_normalisation(meta: dict) -> dict | None:
         nodes = list(ast.walk(ast.parse(str(meta.get('config')))))
     except (SyntaxError, ValueError, RecursionError):
         return None
-    found = [step for node in nodes for step in _literals(node) if _is_normalisation(step)]
-    alike = found and all(_same(found[0], item) for item in found)
+    found = [
+        step for node in nodes for step in _literal_normalisations(node) if _is_normalisation(step)
+    ]
+    alike = found and all(_same_normalisation(found[0], item) for item in found)
     return found[0] if alike else None  # texts of several files may state what is overridden
 
 
-def _literals(node: ast.AST) -> Iterator[dict]:
+def _literal_normalisations(node: ast.AST) -> Iterator[dict]:
     """The dict that a node of Python's syntax writes, as `dict(...)` or in braces, if it is all literals."""
     if isinstance(node, ast.Call):
         items = [(word.arg, word.value) for word in node.keywords]
@@ -236,12 +238,14 @@ def _is_normalisation(step: dict) -> bool:
 def normalisation_problems(recipe: Recipe, name: str, theirs: dict | None, where: str) -> list[str]:
     """What is wrong with the recipe's images for a detector that takes `theirs`, which `where` states (None: unknown)."""
     image = recipe.cfg.image
-    if theirs is None or _same(theirs, image):
+    if theirs is None or _same_normalisation(theirs, image):
         return []
-    options = f"'image.mean={_numbers(theirs['mean'])} image.std={_numbers(theirs['std'])}"
+    options = (
+        f"'image.mean={_format_numbers(theirs['mean'])} image.std={_format_numbers(theirs['std'])}"
+    )
     options += f" image.to_rgb={theirs.get('to_rgb', True)}'"
     of_student = None if name == 'student' else config_normalisation(recipe, 'student')
-    if of_student and _same(of_student, image):
+    if of_student and _same_normalisation(of_student, image):
         fix = (
             'Choose a teacher that takes images as the student does: in mmdet, one without caffe in its name; '
             f'or, with a student of its kind, --cfg-options {options}'
@@ -249,22 +253,24 @@ def normalisation_problems(recipe: Recipe, name: str, theirs: dict | None, where
     else:
         fix = f'Set --cfg-options {options}, for all detectors of the recipe; or choose another checkpoint.'
     return [
-        f'{name} takes images with {_text(theirs)} ({where}), and the recipe makes them with {_text(image)}: '
+        f'{name} takes images with {_normalisation_text(theirs)} ({where}), and the recipe makes them with {_normalisation_text(image)}: '
         f'its features would be wrong. {fix}'
     ]
 
 
-def _same(one: dict, other: dict) -> bool:
+def _same_normalisation(one: dict, other: dict) -> bool:
     if one.get('to_rgb', True) != other.get('to_rgb', True):
         return False
     pairs = ((a, b) for key in ('mean', 'std') for a, b in zip(one[key], other[key], strict=False))
     return all(math.isclose(a, b, abs_tol=1e-3) for a, b in pairs)
 
 
-def _text(norm: dict) -> str:
+def _normalisation_text(norm: dict) -> str:
     to_rgb = norm.get('to_rgb', True)
-    return f'mean {_numbers(norm["mean"])}, std {_numbers(norm["std"])}, to_rgb {to_rgb}'
+    return (
+        f'mean {_format_numbers(norm["mean"])}, std {_format_numbers(norm["std"])}, to_rgb {to_rgb}'
+    )
 
 
-def _numbers(values: Iterable[float]) -> str:
+def _format_numbers(values: Iterable[float]) -> str:
     return '[' + ','.join(f'{value:g}' for value in values) + ']'

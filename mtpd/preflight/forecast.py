@@ -28,11 +28,11 @@ from ..utils.files import accepts_files, nearest_existing, read_json_if_whole, w
 from ..utils.machine import GIB
 from . import trial
 
-STEP = (
+NOTEBOOK_SECONDS = (
     10  # seconds of a notebook beside what it trains and evaluates: its kernel's start, its figures
 )
-NOTEBOOKS = 6  # beside those that train
-KEPT = 'preflight.json'
+OTHER_NOTEBOOKS = 6  # beside those that train
+FORECAST_FILE = 'preflight.json'
 
 
 def forecast(
@@ -46,7 +46,7 @@ def forecast(
     todo = {t.title: (t.detector, t.teacher) for t in trainings if not t.done}
     if not todo:
         return None, []
-    kept = read_json_if_whole(run_dir / KEPT, {})
+    kept = read_json_if_whole(run_dir / FORECAST_FILE, {})
     if kept.get('recipe') == recipe.text and todo.keys() <= kept['trainings'].keys():
         return kept, []
     echo('trying a few updates of each kind of training ...')
@@ -65,10 +65,10 @@ def forecast(
     return {'recipe': recipe.text, **found}, memory_problems(recipe, found['trainings'])
 
 
-def keep_forecast(found: dict | None, run_dir: Path) -> None:
+def write_forecast(found: dict | None, run_dir: Path) -> None:
     """Writes what `forecast` found into a run directory, where it finds it again."""
     if found:
-        write_json(run_dir / KEPT, found)
+        write_json(run_dir / FORECAST_FILE, found)
 
 
 def memory_problems(recipe: Recipe, rows: dict[str, dict]) -> list[str]:
@@ -77,22 +77,22 @@ def memory_problems(recipe: Recipe, rows: dict[str, dict]) -> list[str]:
     found = []
     for title, row in rows.items():
         if row['wanted'] > row['there']:
-            text = _lower(
+            text = _what_to_lower(
                 recipe, advise(batch, size, row['fixed'], row['wanted'], row['there']), size
             )
-            found.append(f'{title}: an update of {batch} images takes {_gib(row["wanted"])} of memory, '
-                         f'and {_gib(row["there"])} are free: {text}')  # fmt: skip
+            found.append(f'{title}: an update of {batch} images takes {_format_gib(row["wanted"])} of memory, '
+                         f'and {_format_gib(row["there"])} are free: {text}')  # fmt: skip
     jobs, most = min(recipe.cfg.runtime.jobs, len(recipe.arms)), max(rows.values(), key=_wanted)
     if not found and jobs > 1 and size == 1 and jobs * most['wanted'] > most['there']:
         fit = max(1, most['there'] // most['wanted'])
         found.append(
-            f'{jobs} arms side by side take {_gib(jobs * most["wanted"])} of memory, and {_gib(most["there"])} are '
+            f'{jobs} arms side by side take {_format_gib(jobs * most["wanted"])} of memory, and {_format_gib(most["there"])} are '
             f'free: lower runtime.jobs to {fit}.'
         )
     return found
 
 
-def _lower(recipe: Recipe, fits: Advice, processes: int) -> str:
+def _what_to_lower(recipe: Recipe, fits: Advice, processes: int) -> str:
     if fits.side is None:
         return 'the weights alone do not fit. A smaller detector, or more memory, is needed.'
     scale = f'image.scale to {scaled_image(recipe.cfg.image.scale, fits.side)}'
@@ -105,21 +105,21 @@ def _wanted(row: dict) -> int:
     return row['wanted']
 
 
-def forecast_text(recipe: Recipe, run_dir: Path, found: dict) -> dict[str, str]:
+def forecast_texts(recipe: Recipe, run_dir: Path, found: dict) -> dict[str, str]:
     """What is left of a run will take: its ``time`` and ``memory``, in words."""
     most = max(row['wanted'] for row in found['trainings'].values())
     seconds = seconds_left(recipe, run_dir, found)
     time = f'{seconds / 60:.0f} minutes' if seconds < 7200 else f'{seconds / 3600:.1f} hours'
     return {
         'time': f'about {time}, more where other programs are at work',
-        'memory': f'{_gib(most)} a training',
+        'memory': f'{_format_gib(most)} a training',
     }
 
 
 def seconds_left(recipe: Recipe, run_dir: Path, found: dict) -> float:
     """About what is left of a run takes: its trainings, evaluations and notebooks. `found`: `forecast`'s."""
     workers, cpu = data_workers(recipe), recipe_device(recipe) == 'cpu'
-    seconds, measured = NOTEBOOKS * STEP, set()
+    seconds, measured = OTHER_NOTEBOOKS * NOTEBOOK_SECONDS, set()
     for training in (t for t in planned_trainings(recipe, run_dir) if not t.done):
         row = found['trainings'][training.title]
         # Data workers load beside the training; on the CPU they take their time from it.
@@ -127,7 +127,7 @@ def seconds_left(recipe: Recipe, run_dir: Path, found: dict) -> float:
         if workers and not cpu:
             beside = max(row['seconds'], row['data'] / workers)
         done = read_json_if_whole(training.folder / 'training.json', {}).get('update', 0)
-        seconds += max(0, training.updates - done) * beside + STEP
+        seconds += max(0, training.updates - done) * beside + NOTEBOOK_SECONDS
         measured.add((training.folder, training.detector))
     for name in recipe.detectors:
         folder = run_dir / 'detectors' / name
@@ -139,7 +139,7 @@ def seconds_left(recipe: Recipe, run_dir: Path, found: dict) -> float:
     return seconds + sum(found['images'][detector] * images for _, detector in measured)
 
 
-def _gib(size: int) -> str:
+def _format_gib(size: int) -> str:
     return f'{size / GIB:.1f} GiB'
 
 
@@ -156,16 +156,16 @@ def disk_problems(
     place = nearest_existing(folder)
     if not accepts_files(place):
         return [f'{place} cannot be written to. Choose another folder with --work-dir.']
-    needed, room = bytes_to_come(recipe, trainings), free(place)
+    needed, room = bytes_to_write(recipe, trainings), free(place)
     if needed <= room:
         return []
     return [
-        f'the checkpoints still to come take {_gb(needed)}, and {folder} has {_gb(room)} free: free some, or choose '
+        f'the checkpoints still to come take {_format_bytes(needed)}, and {folder} has {_format_bytes(room)} free: free some, or choose '
         'another disk with --work-dir.'
     ]
 
 
-def bytes_to_come(recipe: Recipe, trainings: Iterable[Training]) -> int:
+def bytes_to_write(recipe: Recipe, trainings: Iterable[Training]) -> int:
     """Bytes of the checkpoints that the trainings still have to write.
 
     Each leaves a latest.pth and the detector in it; while it is at work there are two resumable checkpoints.
@@ -200,5 +200,5 @@ def checkpoint_sizes(recipe: Recipe, detector: str, teacher: str | None) -> tupl
     return final + more + moments * trained, final
 
 
-def _gb(size: int) -> str:
+def _format_bytes(size: int) -> str:
     return f'{size / 1e9:.1f} GB' if size >= 1e8 else f'{size / 1e6:.1f} MB'

@@ -32,9 +32,9 @@ from ..engine import loop, memory, pipelines, speed
 from ..engine.memory import is_out_of_memory
 from ..utils.progress import log_level
 
-TIMED = 3  # updates
-PATIENCE = 20.0  # seconds for a batch: where one takes longer, it is the only one
-LONGEST = 120.0  # where one image makes a batch seem to take longer, none is tried
+TIMED_UPDATES = 3  # updates
+SLOW_BATCH = 20.0  # seconds for a batch: where one takes longer, it is the only one
+SLOWEST_BATCH = 120.0  # where one image makes a batch seem to take longer, none is tried
 
 
 def measure_updates(
@@ -61,24 +61,31 @@ def measure_updates(
     loop.use_threads(device, recipe.cfg.runtime.threads)
     with tempfile.TemporaryDirectory() as folder:
         if recipe.cfg.data.root is None:  # as many scenes as are needed here
-            few = {'train': (1 + TIMED) * batch, 'val': 2 * recipe.cfg.evaluation.batch_size}
+            few = {
+                'train': (1 + TIMED_UPDATES) * batch,
+                'val': 2 * recipe.cfg.evaluation.batch_size,
+            }
             few = {f'data.scenes.{split}': count for split, count in few.items()}
             recipe = load_recipe(recipe, few | {'data.cache': folder})
         rows = {}
         for detector, teacher in kinds:
             title = f'{detector} taught by {teacher}' if teacher else detector
-            rows[title] = _try(recipe, detector, teacher, batch, device, Path(folder))
-        images = {name: _evaluation(recipe, name, device) for name in evaluated}
+            rows[title] = _measure_training(recipe, detector, teacher, batch, device, Path(folder))
+        images = {name: _measure_evaluation(recipe, name, device) for name in evaluated}
     return {'trainings': rows, 'images': images}
 
 
-def _try(recipe: Recipe, detector: str, teacher: str | None, batch: int, device: str, folder: Path):
+def _measure_training(
+    recipe: Recipe, detector: str, teacher: str | None, batch: int, device: str, folder: Path
+):
     """A row: ``seconds`` of an update, ``data``: those to load its images by one process (both None where it would not
     fit), and bytes: ``there``, ``fixed`` (with no image at work), ``wanted`` (with the largest batch).
     """
     memory.reset_peak(device)
     cfg = recipe.model(detector)
-    data = example_images(recipe, folder, batch, TIMED * batch, pipelines.needs_masks(recipe, cfg))
+    data = example_images(
+        recipe, folder, batch, TIMED_UPDATES * batch, pipelines.needs_masks(recipe, cfg)
+    )
     switches = speed.resolve_speed(recipe.cfg.get('speed'), device)
     there = memory.memory_used(device)[2]
     row = {'there': there, 'seconds': None, 'data': None}
@@ -89,7 +96,7 @@ def _try(recipe: Recipe, detector: str, teacher: str | None, batch: int, device:
         fixed = before + update.to_stay()
         lacking = {'fixed': fixed, 'wanted': fixed + batch * max(0, int(1.1 * there) - fixed)}
         one = update(collate([data[0]], 1))
-        if one * batch > PATIENCE:  # the first update of a process may be slow for other reasons
+        if one * batch > SLOW_BATCH:  # the first update of a process may be slow for other reasons
             one = update(collate([data[0]], 1))
         _, peak, there = memory.memory_used(device)
         fixed = before + update.kept()
@@ -98,46 +105,46 @@ def _try(recipe: Recipe, detector: str, teacher: str | None, batch: int, device:
         if device == 'cpu' and foretold > there:  # to try it could end other programs
             return row
         lacking = {'wanted': max(foretold, int(1.1 * there))}
-        return row | _timed(update, data, batch, one)
+        return row | _measure_batches(update, data, batch, one)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         return row | lacking
 
 
-def _timed(update: Update, data: SkipCorrupt, batch: int, one: float) -> dict:
+def _measure_batches(update: Update, data: SkipCorrupt, batch: int, one: float) -> dict:
     """Of a row what the largest batch and usual ones show, unless `one` image took too long.
 
     An image by itself tells little of a batch: where other programs are at work, a batch may take hardly longer.
     """
     loads, updates = [], []
-    for number, images in enumerate(islice(example_batches(data, batch), 1 + TIMED)):
-        if one * batch > LONGEST:
+    for number, images in enumerate(islice(example_batches(data, batch), 1 + TIMED_UPDATES)):
+        if one * batch > SLOWEST_BATCH:
             updates = [one * batch]
             break
         began = time.perf_counter()
         items = collate([data[place] for place in images], batch)
         loads.append(time.perf_counter() - began)
         seconds = update(items)
-        if number or seconds > PATIENCE:  # the largest batch comes first, and is not typical
+        if number or seconds > SLOW_BATCH:  # the largest batch comes first, and is not typical
             updates.append(seconds)
-        if seconds > PATIENCE:
+        if seconds > SLOW_BATCH:
             break
     # The fastest: what else the machine does comes on top.
     row = {'seconds': min(updates), 'data': min(loads or [0.0])}
     return row | ({'wanted': memory.memory_used(update.device)[1]} if loads else {})
 
 
-def _untrained(cfg: ConfigDict) -> ConfigDict:
+def _without_pretrained(cfg: ConfigDict) -> ConfigDict:
     cfg.backbone.init_cfg = None  # pretrained weights are fetched by the training
     return cfg
 
 
 def untrained_detector(recipe: Recipe, detector: str, teacher: str | None) -> nn.Module:
     """A detector, or the `Distiller` of it and a teacher, with random weights; nothing is fetched."""
-    cfg = _untrained(recipe.model(detector))
+    cfg = _without_pretrained(recipe.model(detector))
     if teacher:
-        taught_by = _untrained(recipe.model(teacher))
+        taught_by = _without_pretrained(recipe.model(teacher))
         settings = distill_cfg(recipe, cfg, taught_by)
         return Distiller(cfg, taught_by, settings, teacher_checkpoint='random')
     model = build_detector(ConfigDict(cfg))
@@ -196,12 +203,12 @@ class Update:
 
 
 @torch.no_grad()
-def _evaluation(recipe: Recipe, detector: str, device: str) -> float:
+def _measure_evaluation(recipe: Recipe, detector: str, device: str) -> float:
     """Seconds for a validation image, by the second of two batches."""
     data = pipelines.quiet_dataset(pipelines.dataset_config(recipe, 'val'))
     data = SkipCorrupt(data, recipe.cfg.data.get('corrupt_limit', 0))
     batch = recipe.cfg.evaluation.batch_size
-    model = build_detector(ConfigDict(_untrained(recipe.model(detector))))
+    model = build_detector(ConfigDict(_without_pretrained(recipe.model(detector))))
     model.init_weights()
     wrapped = loop.data_parallel(model.to(device).eval(), device)
     places = cycle(range(len(data)))
@@ -238,7 +245,7 @@ def example_images(recipe: Recipe, folder: Path, most: int, others: int, masks: 
     scale = pipelines.image_scale(recipe.cfg.image)
     sizes = {i['id']: rescale_size((i['width'], i['height']), scale) for i in images}
     formats = [[i for i in images if (i['width'] > i['height']) == wide] for wide in (True, False)]
-    alike = max(formats, key=lambda some: _padded([sizes[i['id']] for i in some]))
+    alike = max(formats, key=lambda some: _padded_pixels([sizes[i['id']] for i in some]))
     ranks = (lambda i: sizes[i['id']], lambda i: sizes[i['id']][::-1], lambda i: count[i['id']])
     by_width, by_height, by_objects = (sorted(alike, key=rank, reverse=True) for rank in ranks)
     drawn = random.Random(0).sample(images, min(len(images), others))
@@ -269,6 +276,6 @@ def example_batches(data: SkipCorrupt, size: int) -> Iterator[list[int]]:
             yield waiting.pop(data.flag[place])
 
 
-def _padded(sizes: list[tuple[int, int]]) -> int:
+def _padded_pixels(sizes: list[tuple[int, int]]) -> int:
     """Pixels of an image that is as wide as the widest and as high as the highest."""
     return max((w for w, _ in sizes), default=0) * max((h for _, h in sizes), default=0)

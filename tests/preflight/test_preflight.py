@@ -113,7 +113,7 @@ def test_the_room_that_checkpoints_take_is_that_of_the_files(tmp_path, tiny_coco
     todo = arm_trainings(recipe, recipe.arm('progressive'), [1], tmp_path / 'run')
     todo += [detector_training(recipe, name, tmp_path / 'run') for name in ('student', 'r101')]
     sizes = [forecast.checkpoint_sizes(recipe, t.detector, t.teacher) for t in todo]
-    before = forecast.bytes_to_come(recipe, todo)
+    before = forecast.bytes_to_write(recipe, todo)
     assert before == sum(map(sum, sizes)) + 2 * max(latest for latest, _ in sizes)
     settings = {'teachers.r101.updates': 1}
     train_stage(load_recipe(recipe, settings), 1, 'progressive', tmp_path / 'run')
@@ -123,7 +123,7 @@ def test_the_room_that_checkpoints_take_is_that_of_the_files(tmp_path, tiny_coco
         # A file has names and config texts beside its numbers.
         assert all(one <= both for one, both in zip(size, real, strict=True))
         assert sum(real) - sum(size) < 0.2 * sum(size) + 300_000
-    assert forecast.bytes_to_come(recipe, todo) == 0
+    assert forecast.bytes_to_write(recipe, todo) == 0
 
 
 @pytest.mark.parametrize(
@@ -149,9 +149,9 @@ def test_a_full_disk_is_said_with_the_memory_that_lacks(tmp_path, tiny_coco, mon
     todo = planned_trainings(recipe, tmp_path / 'run')
     (text,) = forecast.disk_problems(recipe, todo, tmp_path / 'run', lambda path: 1000)
     assert 'has 0.0 MB free' in text and '--work-dir' in text
-    needed = forecast.bytes_to_come(recipe, todo)
+    needed = forecast.bytes_to_write(recipe, todo)
     assert forecast.disk_problems(recipe, todo, tmp_path / 'run', lambda path: needed) == []
-    monkeypatch.setattr(forecast, 'bytes_to_come', lambda *_: 10**18)
+    monkeypatch.setattr(forecast, 'bytes_to_write', lambda *_: 10**18)
     found = preflight.recipe_problems(
         recipe, [*recipe.detectors], [], todo, tmp_path, lambda: ['memory']
     )
@@ -217,8 +217,8 @@ def test_a_trials_batches_are_of_one_format_each(tmp_path, monkeypatch):
             return super().__call__(batch)
 
     monkeypatch.setattr(trial, 'Update', Watched)
-    trial._try(recipe, 'student', None, 4, 'cpu', tmp_path)
-    assert len(seen) == 2 + trial.TIMED
+    trial._measure_training(recipe, 'student', None, 4, 'cpu', tmp_path)
+    assert len(seen) == 2 + trial.TIMED_UPDATES
     for (count, _, height, width), names in seen[1:]:
         assert count == len(names) == 4 and height * width == 64 * 128
         wide = {sizes[int(name.partition('.')[0])] == (128, 64) for name in names}
@@ -268,12 +268,12 @@ def test_the_time_left_is_the_sum_of_what_is_left(tmp_path, found):
     rows |= {'student taught by rx101': 5.0}
     rows = {name: {'seconds': s, 'data': 0.5, 'wanted': GIB} for name, s in rows.items()}
     seen = {'trainings': rows, 'images': {'student': 0.25, 'r101': 0.5, 'rx101': 1.0}}
-    step, images = forecast.STEP, 4
+    step, images = forecast.NOTEBOOK_SECONDS, 4
     updates = recipe.detectors['r101'].updates, recipe.detectors['rx101'].updates
     training = 2 * 1.5 + updates[0] * 2.5 + updates[1] * 3.5  # baseline, teachers
     training += 4 * 1.5 + 4 * 5.5 + 2 * (2 * 4.5 + 2 * 5.5)  # control, direct, two orders
     measured = images * (7 * 0.25 + 0.5 + 1.0)
-    wanted = training + measured + (9 + forecast.NOTEBOOKS) * step
+    wanted = training + measured + (9 + forecast.OTHER_NOTEBOOKS) * step
     assert forecast.seconds_left(recipe, tmp_path, seen) == pytest.approx(wanted)
     done = tmp_path / 'detectors/student'
     done.mkdir(parents=True)
@@ -282,7 +282,7 @@ def test_the_time_left_is_the_sum_of_what_is_left(tmp_path, found):
     (done / 'model.pth').touch()
     less = 2 * 1.5 + step + images * 0.25
     assert forecast.seconds_left(recipe, tmp_path, seen) == pytest.approx(wanted - less)
-    assert forecast.forecast_text(recipe, tmp_path, seen)['memory'] == '1.0 GiB a training'
+    assert forecast.forecast_texts(recipe, tmp_path, seen)['memory'] == '1.0 GiB a training'
 
 
 def test_memory_that_lacks_is_said_of_each_training_and_of_arms_side_by_side():
@@ -301,7 +301,7 @@ def test_a_forecast_is_kept_for_the_same_recipe(tmp_path, found):
     overrides, measured = found
     recipe = load_recipe(MINI, overrides)
     todo = planned_trainings(recipe, tmp_path)[:1]
-    forecast.keep_forecast({'recipe': recipe.text, **measured}, tmp_path)
+    forecast.write_forecast({'recipe': recipe.text, **measured}, tmp_path)
     lines: list[str] = []
     again, wrong = forecast.forecast(recipe, todo, tmp_path, lines.append)
     assert again['trainings'] == measured['trainings'] and wrong == lines == []
@@ -322,13 +322,13 @@ def test_unknown_keys_do_not_hide_the_rest(tmp_path, tiny_coco):
     data = tiny_coco(tmp_path / 'coco')
     (data / 'train/000001.png').unlink()
     with pytest.raises(RecipeError) as caught:
-        preflight.load_whole(MINI, {'data.root': str(data), 'scheduel.arm': 4})
+        preflight.load_or_report_all_problems(MINI, {'data.root': str(data), 'scheduel.arm': 4})
     texts = caught.value.problems
     assert "unknown key 'scheduel'. Did you mean 'schedule'?" in texts[0]
     assert any('000001.png' in text for text in texts)
     wrong = {'schedule.arm': 'many', 'x': 1, 'teachers.r101.checkpoint': str(tmp_path / 'gone.pth')}
     with pytest.raises(RecipeError, match='int is needed') as caught:
-        preflight.load_whole(MINI, wrong | {'data.root': str(data)})
+        preflight.load_or_report_all_problems(MINI, wrong | {'data.root': str(data)})
     texts = caught.value.problems
     assert "unknown key 'x'" in ' '.join(texts[:2])
     assert any('trained on other classes' in text for text in texts)
@@ -348,15 +348,15 @@ def test_a_cold_first_update_does_not_stand_for_all(tmp_path, monkeypatch):
             return next(taken, seconds)
 
     monkeypatch.setattr(trial, 'Update', Slow)
-    row = trial._try(recipe, 'student', None, 2, 'cpu', tmp_path)
+    row = trial._measure_training(recipe, 'student', None, 2, 'cpu', tmp_path)
     assert 0 < row['seconds'] < 20 and row['data'] > 0
     taken = iter([30.0, 30.0])  # twice: other programs are at work; a batch is tried all the same
-    row = trial._try(recipe, 'student', None, 2, 'cpu', tmp_path)
+    row = trial._measure_training(recipe, 'student', None, 2, 'cpu', tmp_path)
     assert 0 < row['seconds'] < 20 and row['data'] > 0
     taken = iter([30.0, 30.0, 25.0])  # a batch that takes long is the only one
-    assert trial._try(recipe, 'student', None, 2, 'cpu', tmp_path)['seconds'] == 25.0
+    assert trial._measure_training(recipe, 'student', None, 2, 'cpu', tmp_path)['seconds'] == 25.0
     taken = iter([70.0, 70.0])  # none is tried
-    assert trial._try(recipe, 'student', None, 2, 'cpu', tmp_path)['seconds'] == 140.0
+    assert trial._measure_training(recipe, 'student', None, 2, 'cpu', tmp_path)['seconds'] == 140.0
 
 
 CUDNN = 'cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED'
@@ -380,7 +380,7 @@ def tried_until(place, monkeypatch, tmp_path, error):
             return made[-1]
 
     monkeypatch.setattr(trial, 'Update', Failing)
-    return recipe, trial._try(recipe, 'student', 'r101', 8, 'cpu', tmp_path)
+    return recipe, trial._measure_training(recipe, 'student', 'r101', 8, 'cpu', tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -430,7 +430,7 @@ def test_a_real_shortage_in_a_trial(tmp_path):
     memory.reset_peak('cuda')
     torch.cuda.set_per_process_memory_fraction(0.2 * GIB / torch.cuda.mem_get_info()[1])
     try:
-        row = trial._try(recipe, 'student', 'r101', 8, 'cuda', tmp_path)
+        row = trial._measure_training(recipe, 'student', 'r101', 8, 'cuda', tmp_path)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert row['wanted'] > row['there'] and row['seconds'] is None
