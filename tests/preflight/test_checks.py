@@ -4,6 +4,8 @@ from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import json
+import os
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 
@@ -434,3 +436,21 @@ def test_a_real_shortage_in_a_trial(tmp_path):
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert row['wanted'] > row['there'] and row['seconds'] is None
+
+
+def test_a_stage_looks_at_each_image_file_once(tmp_path, tiny_coco, monkeypatch):
+    """A stage trains baseline and teacher before it; on COCO, a pass over both splits is 123,000 files."""
+    root = tiny_coco(tmp_path / 'coco')
+    overrides = TINY | OWN | {'data.root': str(root), 'teachers.r101.updates': 1}
+    stats: Counter[str] = Counter()
+    real_stat = os.stat
+
+    def counting_stat(path, *args, **kwargs):
+        if isinstance(path, (str, os.PathLike)) and str(path).endswith('.png'):
+            stats[str(path)] += 1
+        return real_stat(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, 'stat', counting_stat)
+    train_stage(load_recipe(MINI, overrides), 1, 'progressive', tmp_path / 'run')
+    assert (tmp_path / 'run/stages/progressive/1_r101/student.pth').is_file()
+    assert stats and max(stats.values()) == 1, stats.most_common(3)
