@@ -24,11 +24,15 @@ class Training(NamedTuple):
 
     @property
     def title(self) -> str:
-        return f'{self.detector} taught by {self.teacher}' if self.teacher else self.detector
+        return training_title(self.detector, self.teacher)
 
     @property
     def done(self) -> bool:
         return (self.folder / self.final).is_file()
+
+
+def training_title(detector: str, teacher: str | None) -> str:
+    return f'{detector} taught by {teacher}' if teacher else detector
 
 
 def planned_trainings(recipe: Recipe, work_dir: str | Path | None = None) -> list[Training]:
