@@ -90,15 +90,13 @@ def memory_problems(recipe: Recipe, rows: dict[str, dict]) -> list[str]:
     if problems or processes > 1:
         return problems
     largest = max(rows.values(), key=lambda row: row['wanted'])
-    jobs, fit = (
-        min(recipe.cfg.runtime.jobs, len(recipe.arms)),
-        largest['there'] // largest['wanted'],
-    )
-    if jobs <= max(1, fit):
+    jobs = min(recipe.cfg.runtime.jobs, len(recipe.arms))
+    fit = max(1, largest['there'] // largest['wanted'])
+    if jobs <= fit:
         return []
     return [
         f'{jobs} arms side by side take {_format_gib(jobs * largest["wanted"])} of memory, and '
-        f'{_format_gib(largest["there"])} are free: lower runtime.jobs to {max(1, fit)}.'
+        f'{_format_gib(largest["there"])} are free: lower runtime.jobs to {fit}.'
     ]
 
 

@@ -90,22 +90,27 @@ def _measure_training(
     masks = pipelines.needs_masks(recipe, recipe.model(detector))
     data = example_images(recipe, folder, batch, TIMED_UPDATES * batch, masks)
     switches = speed.resolve_speed(recipe.cfg.get('speed'), device)
-    _, _, there = memory.memory_used(device)
-    too_much = int(1.1 * there)
+    _, _, available = memory.memory_used(device)
+    too_much = int(1.1 * available)
     # Until more is measured: the weights alone are too much, then one image.
-    row = {'there': there, 'fixed': there, 'wanted': too_much, 'seconds': None, 'data': None}
+    row = {
+        'there': available,
+        'fixed': available,
+        'wanted': too_much,
+        'seconds': None,
+        'data': None,
+    }
     try:
         update = Update(untrained_detector(recipe, detector, teacher), recipe, switches, device)
         fixed = memory.memory_used(device)[0] + update.bytes_kept()
         row |= {'fixed': fixed, 'wanted': fixed + batch * max(0, too_much - fixed)}
         seconds = update(collate([data[0]], 1))
-        if (
-            seconds * batch > SLOW_BATCH
-        ):  # the first update of a process may be slow for other reasons
+        # The first update of a process may be slow for other reasons.
+        if seconds * batch > SLOW_BATCH:
             seconds = update(collate([data[0]], 1))
-        _, peak, there = memory.memory_used(device)
-        row |= {'there': there, 'wanted': fixed + batch * max(0, peak - fixed)}
-        if device == 'cpu' and row['wanted'] > there:  # to try it could end other programs
+        _, peak, available = memory.memory_used(device)
+        row |= {'there': available, 'wanted': fixed + batch * max(0, peak - fixed)}
+        if device == 'cpu' and row['wanted'] > available:  # to try it could end other programs
             return row
         return row | _measure_batches(update, data, batch, seconds)
     except (MemoryError, RuntimeError) as error:
@@ -124,7 +129,7 @@ def _measure_batches(update: Update, data: SkipCorrupt, batch: int, image_second
     loads, updates = [], []
     for number, images in enumerate(islice(example_batches(data, batch), 1 + TIMED_UPDATES)):
         began = time.perf_counter()
-        items = collate([data[place] for place in images], batch)
+        items = collate([data[index] for index in images], batch)
         loads.append(time.perf_counter() - began)
         seconds = update(items)
         if number or seconds > SLOW_BATCH:  # the largest batch comes first, and is not typical
@@ -206,9 +211,9 @@ def _measure_evaluation(recipe: Recipe, detector: str, device: str) -> float:
     model = build_detector(ConfigDict(_without_pretrained(recipe.model(detector))))
     model.init_weights()
     wrapped = loop.data_parallel(model.to(device).eval(), device)
-    places = cycle(range(len(data)))
+    indices = cycle(range(len(data)))
     for _ in range(2):
-        items = collate([data[place] for place in islice(places, batch)], batch)
+        items = collate([data[index] for index in islice(indices, batch)], batch)
         began = time.perf_counter()
         wrapped(return_loss=False, rescale=True, **items)
         seconds = time.perf_counter() - began
