@@ -11,7 +11,7 @@ from ..errors import MtpdError
 from ..utils.files import flatten, json_value
 from ..utils.paths import display_path
 
-# A run may be told these in between: how far to go on with corrupt images, and how many processes load them.
+# Settings that may change between the starts of a run: how many corrupt images pass, how many processes load images.
 CHANGEABLE = ('data.corrupt_limit', 'runtime.workers')
 
 
