@@ -16,7 +16,7 @@ from mmdet.core import get_classes
 from mmdet.models import build_detector
 from torch import nn
 
-from .config.files import set_classes
+from .config.files import set_class_count
 from .config.recipe import Recipe
 from .config.settings import parse_settings
 from .engine.loop import choose_device
@@ -54,7 +54,7 @@ def detector(
         cfg = loaded.cfg
     classes = meta.get('CLASSES') or cfg.data.test.get('classes') or get_classes('coco')
     if meta.get('CLASSES'):
-        set_classes(cfg.model, len(classes))
+        set_class_count(cfg.model, len(classes))
     model = build_detector(cfg.model)
     checkpoints.load_student(model, checkpoint)
     model.cfg, model.CLASSES = cfg, classes

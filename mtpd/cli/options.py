@@ -156,7 +156,7 @@ def _with_loaded_recipe(command, takes_plain: bool):
         if takes_plain:
             from ..pipeline.mmdet_config import load_config as load
         else:
-            from ..preflight.checks import load_whole as load
+            from ..preflight.checks import load_or_report_all_problems as load
 
         return command(recipe=load(recipe, cfg_options, seed), **rest)
 

@@ -24,16 +24,23 @@ class Training(NamedTuple):
 
     @property
     def title(self) -> str:
-        return f'{self.detector} taught by {self.teacher}' if self.teacher else self.detector
+        return training_title(self.detector, self.teacher)
 
     @property
     def done(self) -> bool:
         return (self.folder / self.final).is_file()
 
 
+def training_title(detector: str, teacher: str | None) -> str:
+    return f'{detector} taught by {teacher}' if teacher else detector
+
+
 def planned_trainings(recipe: Recipe, work_dir: str | Path | None = None) -> list[Training]:
-    """Everything that a run of the recipe trains. Teachers still to be chosen: as many as may be, the first of the pool."""
-    found = [
+    """Everything that a run of the recipe trains.
+
+    For teachers that are still to be chosen the first of the pool stand, as many as may be chosen.
+    """
+    trainings = [
         detector_training(recipe, name, work_dir)
         for name in recipe.detectors
         if recipe.checkpoint(name) is None
@@ -41,8 +48,8 @@ def planned_trainings(recipe: Recipe, work_dir: str | Path | None = None) -> lis
     for arm in recipe.arms.values():
         if not arm.teachers:
             arm = replace(arm, teachers=tuple(recipe.pool[: recipe.cfg.order.max_length]))
-        found += arm_trainings(recipe, arm, range(1, len(arm.teachers) + 1), work_dir)
-    return found
+        trainings += arm_trainings(recipe, arm, range(1, len(arm.teachers) + 1), work_dir)
+    return trainings
 
 
 def detector_training(recipe: Recipe, name: str, work_dir: str | Path | None = None) -> Training:
@@ -54,7 +61,9 @@ def detector_training(recipe: Recipe, name: str, work_dir: str | Path | None = N
     return Training(name, None, updates, folder, 'model.pth')
 
 
-def arm_trainings(recipe: Recipe, arm: Arm, stages: Iterable[int], work_dir=None) -> list[Training]:
+def arm_trainings(
+    recipe: Recipe, arm: Arm, stages: Iterable[int], work_dir: str | Path | None = None
+) -> list[Training]:
     """The trainings of an arm's stages, counted from 1."""
     return [
         Training(
@@ -68,19 +77,22 @@ def arm_trainings(recipe: Recipe, arm: Arm, stages: Iterable[int], work_dir=None
 
 
 def stage_dir(recipe: Recipe, arm: Arm, stage: int, work_dir: str | Path | None = None) -> Path:
+    """Where an arm's stage, counted from 1, lies."""
     return recipe.run_dir(work_dir) / 'stages' / arm.name / arm.stage_name(stage)
 
 
 def distill_cfg(recipe: Recipe, student: dict, teacher: dict) -> list[dict]:
     """The recipe's distillation settings in the original code's form: one entry per FPN level.
 
-    A method's own `levels`, `student_module` and `teacher_module` go before the recipe's.
+    A method's `levels`, `student_module` and `teacher_module` go before the recipe's. The losses are named
+    loss_<method>_fpn_<level>, which `mtpd.analysis.run.split_loss` goes by.
 
-    The losses are named loss_<method>_fpn_<level>, which `mtpd.analysis.run.split_loss` goes by.
+    Args:
+        student, teacher: mmdet model configs.
     """
     distill = recipe.cfg.distill
     settings = distill.settings[distill.method].to_dict()
-    own_levels = settings.pop('levels', distill.levels)
+    method_levels = settings.pop('levels', distill.levels)
     student_module = settings.pop('student_module', distill.student_module)
     teacher_module = settings.pop('teacher_module', distill.teacher_module)
     channels = dict(
@@ -94,5 +106,5 @@ def distill_cfg(recipe: Recipe, student: dict, teacher: dict) -> list[dict]:
             methods=[dict(name=f'loss_{distill.method}_fpn_{level}', **channels, **settings)],
         )
         for level in distill.levels
-        if level in own_levels
+        if level in method_levels
     ]

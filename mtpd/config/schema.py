@@ -1,10 +1,11 @@
-"""What a recipe may say: its keys, and the types of their values."""
+"""What a recipe may say: its keys, their values, and how the values fit together."""
 
 from __future__ import annotations
 
 import ast
 import math
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import did_you_mean, unknown_name
@@ -12,18 +13,55 @@ from ..errors import did_you_mean, unknown_name
 NONE = type(None)
 NUMBER = (int, float)
 
-DETECTOR = {
-    'label': str,
-    'config': str,
-    'model': dict,
-    'checkpoint': (str, NONE),
-    'init': (str, NONE),
-    'updates': int,
-    'scenes': int,
-}
 
-LIBRARIES = ('auto', 'pycocotools', 'faster_coco_eval')  # see `mtpd.engine.evaluation`
-# Of a training's speed: True, False or 'auto'.
+@dataclass(frozen=True)
+class Rule:
+    """What a value may be.
+
+    Attributes:
+        types: of the value; a bool counts as an int only where `types` names it.
+        least: the smallest number.
+        choices: the words and switches to choose from.
+    """
+
+    types: tuple[type, ...]
+    least: int | None = None
+    choices: tuple = ()
+
+    def problem(self, path: str, value: Any) -> str | None:
+        """What is wrong with the value of the key `path`; None where nothing is."""
+        right_type = isinstance(value, self.types)
+        if not right_type or (isinstance(value, bool) and bool not in self.types):
+            return f'{path} is {value!r} ({type(value).__name__}): {self._needed} is needed.'
+        if self.choices and isinstance(value, (str, bool)) and value not in self.choices:
+            hint = did_you_mean(str(value), map(str, self.choices))
+            hint = f' {hint}' if hint.startswith('Did') else ''
+            return f'{path} is {value!r}: {self._needed} is needed.{hint}'
+        if self.least is not None and isinstance(value, NUMBER) and value < self.least:
+            wanted = f'be at least {self.least}' if self.least else 'not be negative'
+            return f'{path} is {value}: it must {wanted}.'
+        return None
+
+    @property
+    def _needed(self) -> str:
+        if not self.choices:
+            return ' or '.join('None' if kind is NONE else kind.__name__ for kind in self.types)
+        choices = ', '.join(map(repr, self.choices))
+        return f'a number, or {choices},' if int in self.types else f'one of {choices}'
+
+
+def _of_type(*types: type) -> Rule:
+    return Rule(types)
+
+
+def _one_of(*choices: str | bool) -> Rule:
+    return Rule(tuple({type(choice) for choice in choices}), choices=choices)
+
+
+TEXT, TEXT_OR_NONE = _of_type(str), _of_type(str, NONE)
+DICT, LIST = _of_type(dict), _of_type(list, tuple)
+POSITIVE, NOT_NEGATIVE = Rule((int,), least=1), Rule((int,), least=0)
+# Switches of a training's speed, see `mtpd.engine.speed`.
 SWITCHES = (
     'channels_last',
     'fold_teacher',
@@ -35,220 +73,133 @@ SWITCHES = (
     'fused_optimizer',
     'keep_memory',
 )
+LIBRARIES = ('auto', 'pycocotools', 'faster_coco_eval')  # see `mtpd.engine.evaluation`
 
+DETECTOR = {
+    'label': TEXT,
+    'config': TEXT,
+    'model': DICT,
+    'checkpoint': TEXT_OR_NONE,
+    'init': TEXT_OR_NONE,
+    'updates': POSITIVE,
+    'scenes': POSITIVE,
+}
+# '*' stands for any key.
 RECIPE = {
-    'name': str,
-    'title': str,
-    'paper': dict,
-    'seed': int,
+    'name': TEXT,
+    'title': TEXT,
+    'paper': DICT,
+    'seed': NOT_NEGATIVE,
     'data': {
-        'root': (str, NONE),
-        'cache': str,
-        'splits': dict,
-        'corrupt_limit': int,
-        'scenes': {'train': int, 'val': int, 'size': int, 'seed': int},
+        'root': TEXT_OR_NONE,
+        'cache': TEXT,
+        'splits': DICT,
+        'corrupt_limit': NOT_NEGATIVE,
+        'scenes': {'train': POSITIVE, 'val': POSITIVE, 'size': POSITIVE, 'seed': NOT_NEGATIVE},
     },
     'image': {
-        'scale': (int, list, tuple),
-        'flip': NUMBER,
-        'mean': (list, tuple),
-        'std': (list, tuple),
-        'to_rgb': bool,
-        'divisor': int,
+        'scale': _of_type(int, list, tuple),
+        'flip': Rule(NUMBER),
+        'mean': LIST,
+        'std': LIST,
+        'to_rgb': _of_type(bool),
+        'divisor': POSITIVE,
     },
     'student': DETECTOR,
     'teachers': {'*': DETECTOR},
-    'arms': {
-        '*': {'label': str, 'teachers': (list, tuple, str)}
-    },  # 'auto': see `teacher_order.resolve_auto_arms`
+    # 'auto': see `mtpd.pipeline.teacher_order.resolve_auto_arms`
+    'arms': {'*': {'label': TEXT, 'teachers': _of_type(list, tuple, str)}},
     'distill': {
-        'method': str,
-        'settings': {'*': dict},
-        'levels': (list, tuple),
-        'student_module': str,
-        'teacher_module': str,
-        'start': str,
-        'inherit_allow': (list, tuple),
-        'teacher_mode': str,
+        'method': TEXT,
+        'settings': {'*': DICT},
+        'levels': LIST,
+        'student_module': TEXT,
+        'teacher_module': TEXT,
+        'start': _one_of('baseline', 'inherit', 'random'),
+        'inherit_allow': LIST,
+        'teacher_mode': _one_of('eval', 'train'),
     },
-    'order': {'images': int, 'max_length': int, 'method': str, 'min_gain': (*NUMBER, NONE)},
+    'order': {
+        'images': Rule((int,), least=2),
+        'max_length': POSITIVE,
+        'method': _one_of('backward_greedy', 'shortest_path'),
+        'min_gain': _of_type(*NUMBER, NONE),
+    },
     'schedule': {
-        'batch_size': int,
-        'lr_batch_size': (int, NONE),
-        'baseline': int,
-        'arm': int,
-        'teacher': int,
-        'optimizer': dict,
-        'grad_clip': (dict, NONE),
-        'lr': dict,
-        'log_interval': int,
-        'checkpoint_interval': int,
-        'eval_interval': int,
-        'loggers': (list, tuple),
+        'batch_size': POSITIVE,
+        'lr_batch_size': _of_type(int, NONE),
+        'baseline': POSITIVE,
+        'arm': POSITIVE,
+        'teacher': POSITIVE,
+        'optimizer': DICT,
+        'grad_clip': _of_type(dict, NONE),
+        'lr': DICT,
+        'log_interval': POSITIVE,
+        'checkpoint_interval': POSITIVE,
+        'eval_interval': NOT_NEGATIVE,
+        'loggers': LIST,
     },
-    'evaluation': {'metrics': (list, tuple), 'batch_size': int, 'library': str},
-    'runtime': {'device': str, 'gpus': int, 'workers': (int, str), 'threads': int, 'jobs': int},
-    'speed': {'precision': str, **dict.fromkeys(SWITCHES, (bool, str))},  # see `mtpd.engine.speed`
+    'evaluation': {'metrics': LIST, 'batch_size': POSITIVE, 'library': _one_of(*LIBRARIES)},
+    'runtime': {
+        'device': TEXT,
+        'gpus': POSITIVE,
+        'workers': Rule((int, str), least=0, choices=('auto',)),
+        'threads': NOT_NEGATIVE,
+        'jobs': POSITIVE,
+    },
+    'speed': {
+        'precision': _one_of('auto', 'fp32', 'tf32', 'bf16'),
+        **dict.fromkeys(SWITCHES, _one_of('auto', True, False)),
+    },
 }
 OPTIONAL = {
-    'paper',
-    'title',
-    'label',
-    'model',
-    'checkpoint',
-    'init',
-    'updates',
-    'scenes',
-    'lr_batch_size',
-    'gpus',
-    'corrupt_limit',
-    'library',
-    'loggers',
-    'speed',
-    'precision',
-    *SWITCHES,
-}
-
-
-def parse_overrides(text: str) -> dict[str, Any]:
-    """``KEY=VALUE KEY=VALUE ...`` as a dict; values are Python literals, never evaluated, or text.
-
-    Raises:
-        ValueError: a part without ``=``.
-    """
-    found = {}
-    for item in re.split(r'\s+(?=[\w.]+=)', text.strip()) if text.strip() else ():
-        key, equals, value = item.partition('=')
-        if not equals or not key:
-            raise ValueError(f'{item!r} is not KEY=VALUE, such as seed=1')
-        try:
-            found[key] = ast.literal_eval(value)
-        except (
-            ValueError,
-            SyntaxError,
-            TypeError,
-            MemoryError,
-            RecursionError,
-        ):  # of deep nesting, too
-            found[key] = value
-    return found
-
-
-def key_problems(node: Any, known: dict = RECIPE, place: str = '') -> list[str]:
-    """Keys that are unknown, absent, or of values of another type; a line each."""
-    found = []
-    for key, value in node.items():
-        rule = known.get(key, known.get('*'))
-        path = f'{place}{key}'
-        if rule is None:
-            found.append(unknown_name('key', path, [f'{place}{name}' for name in known]))
-        elif isinstance(rule, dict):
-            if isinstance(value, dict):
-                found += key_problems(value, rule, f'{path}.')
-            else:
-                found.append(f'{path} is {value!r}: a dict with {", ".join(rule)} is needed.')
-        elif not _is_a(value, kinds := rule if isinstance(rule, tuple) else (rule,)):
-            names = ' or '.join('None' if kind is NONE else kind.__name__ for kind in kinds)
-            names = "True, False or 'auto'" if kinds == (bool, str) else names
-            found.append(f'{path} is {value!r} ({type(value).__name__}): {names} is needed.')
-    absent = [key for key in known if key != '*' and key not in node and key not in OPTIONAL]
-    return found + [f'{place}{key} is missing.' for key in absent]
-
-
-def _is_a(value: Any, kinds: tuple[type, ...]) -> bool:
-    return isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)
-
-
-def drop_unknown_keys(node: dict, known: dict = RECIPE) -> dict:
-    """The values whose keys are known."""
-    kept = {}
-    for key, value in node.items():
-        rule = known.get(key, known.get('*'))
-        deeper = isinstance(rule, dict) and isinstance(value, dict)
-        if rule is not None:
-            kept[key] = drop_unknown_keys(value, rule) if deeper else value
-    return kept
-
-
-# How a recipe's values must fit together, and all that is wrong with them.
-
-
-CHOICES = {
-    'distill.start': ('baseline', 'inherit', 'random'),
-    'distill.teacher_mode': ('eval', 'train'),
-    'order.method': ('backward_greedy', 'shortest_path'),
-    'evaluation.library': LIBRARIES,
-    'speed.precision': ('auto', 'fp32', 'tf32', 'bf16'),
-    **{f'speed.{switch}': ('auto', True, False) for switch in SWITCHES},
-}
-LEAST = {
-    **dict.fromkeys(
-        (
-            'schedule.batch_size',
-            'schedule.baseline',
-            'schedule.arm',
-            'schedule.teacher',
-            'schedule.log_interval',
-            'schedule.checkpoint_interval',
-            'evaluation.batch_size',
-            'image.divisor',
-            'order.max_length',
-            'runtime.jobs',
-            'runtime.gpus',
-            'data.scenes.train',
-            'data.scenes.val',
-            'data.scenes.size',
-        ),
-        1,
-    ),
-    'order.images': 2,
-    **dict.fromkeys(
-        (
-            'seed',
-            'data.corrupt_limit',
-            'data.scenes.seed',
-            'schedule.eval_interval',
-            'runtime.workers',
-            'runtime.threads',
-        ),
-        0,
-    ),
+    *('paper', 'title', 'label', 'model', 'checkpoint', 'init', 'updates', 'scenes', 'gpus'),
+    *('lr_batch_size', 'corrupt_limit', 'library', 'loggers', 'speed', 'precision', *SWITCHES),
 }
 
 
 def value_problems(cfg: dict) -> list[str]:
-    """Everything wrong with a recipe's values, a line each; empty when all is well."""
-    found = key_problems(cfg)
-    for look in (
-        _choices,
-        _method,
-        _splits,
-        _metrics,
-        _arms,
-        _workers,
-        _numbers,
-        _loss_name,
-        _levels,
-        _image,
-    ):
+    """Everything wrong with a recipe's keys and values, a line each; empty when all is well."""
+    problems = _table_problems(cfg, RECIPE)
+    for check in (_method, _splits, _metrics, _arms, _loss_name, _levels, _image):
         try:
-            found += look(cfg)
+            problems += check(cfg)
         except (KeyError, TypeError, AttributeError, ValueError):
-            if not found:  # what has the wrong shape, and was told as such, can't be looked into
+            if not problems:  # a value of a wrong shape is among them, and can't be looked into
                 raise
-    return found
+    return problems
 
 
-def _choices(cfg: dict) -> list[str]:
-    found = []
-    for path, allowed in CHOICES.items():
-        value = _value(cfg, path)
-        if isinstance(value, (str, bool)) and value not in allowed:  # what may be left out is None
-            named = ', '.join(map(repr, allowed))
-            hint = did_you_mean(str(value), map(str, allowed))
-            hint = f' {hint}' if hint.startswith('Did') else ''
-            found.append(f'{path} is {value!r}: one of {named} is needed.{hint}')
-    return found
+def drop_unknown_keys(node: dict, rules: dict = RECIPE) -> dict:
+    """The values whose keys are known."""
+    known = {}
+    for key, value in node.items():
+        rule = rules.get(key, rules.get('*'))
+        deeper = isinstance(rule, dict) and isinstance(value, dict)
+        if rule is not None:
+            known[key] = drop_unknown_keys(value, rule) if deeper else value
+    return known
+
+
+def _table_problems(node: dict, rules: dict, place: str = '') -> list[str]:
+    """Keys that are unknown or absent, and values that their rules refuse."""
+    problems = []
+    for key, value in node.items():
+        rule = rules.get(key, rules.get('*'))
+        path = f'{place}{key}'
+        if rule is None:
+            problems.append(unknown_name('key', path, [f'{place}{name}' for name in rules]))
+        elif isinstance(rule, Rule):
+            problems.append(rule.problem(path, value))
+        elif isinstance(value, dict):
+            problems += _table_problems(value, rule, f'{path}.')
+        else:
+            problems.append(f'{path} is {value!r}: a dict with {", ".join(rule)} is needed.')
+    absent = [key for key in rules if key != '*' and key not in node and key not in OPTIONAL]
+    return [*filter(None, problems), *(f'{place}{key} is missing.' for key in absent)]
+
+
+# How values must fit together
 
 
 def _method(cfg: dict) -> list[str]:
@@ -259,27 +210,16 @@ def _method(cfg: dict) -> list[str]:
 
 
 def _splits(cfg: dict) -> list[str]:
-    found = []
+    problems = []
     for split in ('train', 'val'):
         place = cfg['data']['splits'].get(split)
         if place is None:
-            found.append(f'data.splits.{split} is missing.')
+            problems.append(f'data.splits.{split} is missing.')
         elif not _is_place(place):
-            found.append(
+            problems.append(
                 f"data.splits.{split} is {place!r}: a name, or dict(annotations='...', images='...') is needed."
             )
-    return found
-
-
-def _metrics(cfg: dict) -> list[str]:
-    found = []
-    if 'bbox' not in cfg['evaluation']['metrics']:
-        found.append('evaluation.metrics lacks bbox, by which detectors are compared: add it.')
-    return found + [
-        unknown_name('evaluation.metrics', str(metric), ['bbox', 'segm'])
-        for metric in cfg['evaluation']['metrics']
-        if metric not in ('bbox', 'segm')
-    ]
+    return problems
 
 
 def _is_place(place: Any) -> bool:
@@ -288,93 +228,64 @@ def _is_place(place: Any) -> bool:
     return isinstance(place, str)
 
 
+def _metrics(cfg: dict) -> list[str]:
+    metrics, known = cfg['evaluation']['metrics'], ['bbox', 'segm']
+    problems = []
+    if 'bbox' not in metrics:
+        problems.append('evaluation.metrics lacks bbox, by which detectors are compared: add it.')
+    return problems + [
+        unknown_name('evaluation.metrics', str(metric), known)
+        for metric in metrics
+        if metric not in known
+    ]
+
+
 def _arms(cfg: dict) -> list[str]:
-    found = []
-    teachers = cfg['teachers']
-    for name in ('student', 'baseline', 'none'):
-        if name in teachers:
-            found.append(f'teachers.{name}: this name is taken, choose another.')
+    problems = [
+        f'teachers.{name}: this name is taken, choose another.'
+        for name in ('student', 'baseline', 'none')
+        if name in cfg['teachers']
+    ]
     if not cfg['arms']:
-        found.append('arms is empty: name at least one sequence of teachers.')
+        problems.append('arms is empty: name at least one sequence of teachers.')
     for name, arm in cfg['arms'].items():
-        if isinstance(arm['teachers'], str):
-            found += _auto(cfg, name, arm['teachers'])
-            continue
-        if not arm['teachers']:
-            found.append(f'arms.{name}.teachers is empty: [None] is a stage without a teacher.')
-            continue
-        found += [
-            f'arms.{name}: ' + unknown_name('teacher', str(teacher), teachers)
-            for teacher in arm['teachers']
-            if teacher is not None and teacher not in list(teachers)
-        ]
-        if cfg['schedule']['arm'] > 0 and cfg['schedule']['arm'] % len(arm['teachers']):
-            found.append(
-                f'arms.{name} has {len(arm["teachers"])} stages, which do not divide schedule.arm = '
-                f'{cfg["schedule"]["arm"]} evenly: every arm gets the same number of updates.'
-            )
-    return found
+        check = _auto_arm if isinstance(arm['teachers'], str) else _arm
+        problems += check(cfg, name, arm['teachers'])
+    return problems
 
 
-def _auto(cfg: dict, name: str, word: str) -> list[str]:
+def _arm(cfg: dict, name: str, teachers: list) -> list[str]:
+    if not teachers:
+        return [f'arms.{name}.teachers is empty: [None] is a stage without a teacher.']
+    known, updates = list(cfg['teachers']), cfg['schedule']['arm']
+    problems = [
+        f'arms.{name}: ' + unknown_name('teacher', str(teacher), known)
+        for teacher in teachers
+        if teacher is not None and teacher not in known
+    ]
+    if updates > 0 and updates % len(teachers):
+        problems.append(f'arms.{name} has {_uneven_stages(len(teachers), updates)}')
+    return problems
+
+
+def _auto_arm(cfg: dict, name: str, word: str) -> list[str]:
     if word != 'auto':
         return [f"arms.{name}.teachers is {word!r}: a list of teachers is needed, or 'auto'."]
     if not cfg['teachers']:
         return [f'arms.{name}: there are no teachers to choose from.']
-    longest = min(cfg['order']['max_length'], len(cfg['teachers']))
-    uneven = [k for k in range(1, longest + 1) if cfg['schedule']['arm'] % k]
-    if uneven:
-        return [
-            f'arms.{name} may get {uneven[0]} stages (order.max_length), which do not divide schedule.arm = '
-            f'{cfg["schedule"]["arm"]} evenly: every arm gets the same number of updates.'
-        ]
+    updates, longest = cfg['schedule']['arm'], min(cfg['order']['max_length'], len(cfg['teachers']))
+    for count in range(1, longest + 1):
+        if updates % count:
+            text = _uneven_stages(count, updates, ' (order.max_length)')
+            return [f'arms.{name} may get {text}']
     return []
 
 
-def _workers(cfg: dict) -> list[str]:
-    asked = _value(cfg, 'runtime.workers')
-    if not isinstance(asked, str) or asked == 'auto':
-        return []
-    return [f"runtime.workers is {asked!r}: a number, or 'auto', is needed."]
-
-
-def _numbers(cfg: dict) -> list[str]:
-    places = ['student', *(f'teachers.{name}' for name in cfg['teachers'])]
-    least = LEAST | {f'{place}.{key}': 1 for place in places for key in ('updates', 'scenes')}
-    found = []
-    for path, lowest in least.items():
-        value = _value(cfg, path)
-        if isinstance(value, NUMBER) and value < lowest:
-            wanted = f'be at least {lowest}' if lowest else 'not be negative'
-            found.append(f'{path} is {value}: it must {wanted}.')
-    return found
-
-
-def _value(cfg: dict, path: str) -> Any:
-    """By a dotted path; None where there is none."""
-    node: Any = cfg
-    for part in path.split('.'):
-        node = node.get(part) if isinstance(node, dict) else None
-    return node
-
-
-def _image(cfg: dict) -> list[str]:
-    image = cfg['image']
-    scale = image['scale']
-    sides = scale if isinstance(scale, (list, tuple)) else (scale, scale)
-    found = []
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        found.append(f'image.scale is {scale!r}: pixels, or (width, height) in pixels, are needed.')
-    for key, least in (('mean', -math.inf), ('std', 0)):
-        values = image[key]
-        good = all(isinstance(v, NUMBER) and math.isfinite(v) and v > least for v in values)
-        if len(values) != 3 or not good:
-            found.append(
-                f'image.{key} is {values!r}: a number per colour is needed{", above 0" * (least == 0)}.'
-            )
-    if not 0 <= image['flip'] <= 1:
-        found.append(f'image.flip is {image["flip"]}: a share from 0 to 1 is needed.')
-    return found
+def _uneven_stages(count: int, updates: int, origin: str = '') -> str:
+    return (
+        f'{count} stages{origin}, which do not divide schedule.arm = {updates} evenly: every arm gets the same number '
+        'of updates.'
+    )
 
 
 def _loss_name(cfg: dict) -> list[str]:
@@ -395,13 +306,53 @@ def _levels(cfg: dict) -> list[str]:
     settings = distill['settings'].get(distill['method'])
     if isinstance(settings, dict) and 'levels' in settings:
         places[f'distill.settings.{distill["method"]}.levels'] = settings['levels']
-    found = [
+    problems = [
         f'{place} is {levels!r}: FPN levels 0, 1, ... are needed.'
         for place, levels in places.items()
         if not (isinstance(levels, (list, tuple)) and levels)
         or any(not isinstance(level, int) or level < 0 for level in levels)
     ]
-    if not found and not set.intersection(*map(set, places.values())):
+    if not problems and not set.intersection(*map(set, places.values())):
         both = ' and '.join(f'{place} {list(levels)}' for place, levels in places.items())
-        found.append(f'{both} have no level in common: nothing would be distilled.')
-    return found
+        problems.append(f'{both} have no level in common: nothing would be distilled.')
+    return problems
+
+
+def _image(cfg: dict) -> list[str]:
+    image = cfg['image']
+    scale = image['scale']
+    sides = scale if isinstance(scale, (list, tuple)) else (scale, scale)
+    problems = []
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        problems.append(
+            f'image.scale is {scale!r}: pixels, or (width, height) in pixels, are needed.'
+        )
+    for key, above, words in (('mean', -math.inf, ''), ('std', 0, ', above 0')):
+        values = image[key]
+        good = all(isinstance(v, NUMBER) and math.isfinite(v) and v > above for v in values)
+        if len(values) != 3 or not good:
+            problems.append(f'image.{key} is {values!r}: a number per colour is needed{words}.')
+    if not 0 <= image['flip'] <= 1:
+        problems.append(f'image.flip is {image["flip"]}: a share from 0 to 1 is needed.')
+    return problems
+
+
+# Overrides
+
+
+def parse_overrides(text: str) -> dict[str, Any]:
+    """``KEY=VALUE KEY=VALUE ...`` as a dict; values are Python literals, never evaluated, or text.
+
+    Raises:
+        ValueError: a part without ``=``.
+    """
+    overrides = {}
+    for item in re.split(r'\s+(?=[\w.]+=)', text.strip()) if text.strip() else ():
+        key, equals, value = item.partition('=')
+        if not equals or not key:
+            raise ValueError(f'{item!r} is not KEY=VALUE, such as seed=1')
+        try:
+            overrides[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # deep nesting
+            overrides[key] = value
+    return overrides

@@ -11,7 +11,7 @@ from ..errors import MtpdError
 from ..utils.files import flatten, json_value
 from ..utils.paths import display_path
 
-# A run may be told these in between: how far to go on with corrupt images, and how many processes load them.
+# Settings that may change between the starts of a run: how many corrupt images pass, how many processes load images.
 CHANGEABLE = ('data.corrupt_limit', 'runtime.workers')
 
 
@@ -56,10 +56,10 @@ def differing_settings(a: dict, b: dict, ignored: Iterable[str] = ()) -> list[st
     return [
         key
         for key in sorted(flat_a | flat_b)
-        if _value(flat_a, key) != _value(flat_b, key)
+        if _value_or_default(flat_a, key) != _value_or_default(flat_b, key)
         and not any(f'{key}.'.startswith(f'{name}.') for name in ignored)
     ]
 
 
-def _value(flat: dict[str, Any], key: str) -> Any:
+def _value_or_default(flat: dict[str, Any], key: str) -> Any:
     return flat.get(key, 'auto' if key.startswith('speed.') else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -104,8 +105,13 @@ def count_without_masks(path: Path) -> tuple[int, int]:
     return sum(not item.get('segmentation') for item in objects), len(objects)
 
 
+_valid_splits: set[tuple] = set()  # checked by this process, and nothing was wrong
+
+
 def split_problems(root: Path, split: str | dict, corrupt_limit: int = 0) -> list[str]:
-    """What stops training or testing on a split: every finding with its fix; empty when all is well.
+    """What stops training or testing on a split, each problem with its fix; empty when all is well.
+
+    A split that passed is not checked again by the same process, unless its annotation file or image folder changes.
 
     Args:
         corrupt_limit: as many images may be missing or corrupt.
@@ -115,19 +121,44 @@ def split_problems(root: Path, split: str | dict, corrupt_limit: int = 0) -> lis
         table = read_annotations(path)
     except MtpdError as error:
         return [str(error)]
-    found = list(_checked(path, _changed(path)))
+    check = (path, _changed(path), images, images.is_dir() and _changed(images), corrupt_limit)
+    if check in _valid_splits:
+        return []
+    problems = list(_checked(path, _changed(path)))
     if not images.is_dir():
-        found.append(f'image folder {images}: no such folder. Check data.splits.')
-    if found:
-        return found
+        problems.append(f'image folder {images}: no such folder. Check data.splits.')
+    if problems:
+        return problems
     names = [item['file_name'] for item in table['images']]
-    missing = {name for name in names if not _is_file(images / name)}
+    missing = _missing_files(images, names)
     if len(missing) > corrupt_limit:
+        first = next(name for name in names if name in missing)
         return [
-            f'{len(missing)} of {len(names)} images of {path} are not in {images}, for example {next(n for n in names if n in missing)[:200]}.'
+            f'{len(missing)} of {len(names)} images of {path} are not in {images}, for example {first[:200]}.'
         ]
-    there = [item for item in table['images'] if item['file_name'] not in missing]
-    return validation.image_problems(there, images, corrupt_limit - len(missing))
+    present = [item for item in table['images'] if item['file_name'] not in missing]
+    problems = validation.image_problems(present, images, corrupt_limit - len(missing))
+    if not problems:
+        _valid_splits.add(check)
+    return problems
+
+
+def _missing_files(folder: Path, names: list[str]) -> set[str]:
+    """The names that are no files in the folder. It is listed: a stat for each file takes minutes on a network disk."""
+    parts = {name.rpartition('/')[0] for name in names}
+    listed = {
+        f'{part}/{file}' if part else file for part in parts for file in _file_names(folder / part)
+    }
+    # A disk may take a name in another case or encoding than it lists.
+    return {name for name in names if name not in listed and not _is_file(folder / name)}
+
+
+def _file_names(folder: Path) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except OSError:
+        return set()
 
 
 def thin_images(root: Path, split: str | dict, longest: int, training: bool) -> list[str]:

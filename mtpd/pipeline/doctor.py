@@ -212,7 +212,7 @@ def recipe(path: str, overrides: dict | None = None, work_dir: Path | None = Non
     from .run_dir import is_foreign
 
     try:
-        loaded = preflight.load_whole(path, overrides)
+        loaded = preflight.load_or_report_all_problems(path, overrides)
     except RecipeError as error:
         yield from (Check('recipe', 'fail', f'{path}: {text}') for text in error.problems)
         return
@@ -231,7 +231,7 @@ def recipe(path: str, overrides: dict | None = None, work_dir: Path | None = Non
             'its time', 'ok', f'{run_dir}: nothing is left to train, so no update was tried'
         )
     if seen:
-        for name, words in forecast.forecast_text(loaded, run_dir, seen).items():
+        for name, words in forecast.forecast_texts(loaded, run_dir, seen).items():
             yield Check(f'its {name}', 'ok', words)
         for name, words in loop.speed_settings(loaded).items():
             yield Check(f'its {name}', 'ok', words)

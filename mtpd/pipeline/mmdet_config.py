@@ -22,10 +22,10 @@ from ..config.files import (
     as_overrides,
     format_config,
     is_plain_config,
-    name_weights_once,
     override_values,
+    pretrained_as_init_cfg,
     read_config,
-    set_classes,
+    set_class_count,
 )
 from ..config.recipe import Recipe, load_recipe
 from ..data import coco
@@ -233,7 +233,7 @@ def _build(config: PlainConfig) -> nn.Module:
     """The config's detector. Raises RecipeError where mmdet refuses its settings."""
     cfg = config.cfg
     try:
-        name_weights_once(cfg.model)
+        pretrained_as_init_cfg(cfg.model)
         return build_detector(
             cfg.model, train_cfg=cfg.get('train_cfg'), test_cfg=cfg.get('test_cfg')
         )
@@ -314,7 +314,7 @@ def use_folder(cfg: Config, root: Path, source: Path) -> None:
             inside[0].pop(key, None)
         files = dict(zip(('ann_file', 'img_prefix'), map(str, places[split]), strict=True))
         inside[0].update(files, type='CocoDataset', classes=names)
-    set_classes(cfg.model, len(names))
+    set_class_count(cfg.model, len(names))
 
 
 def settle_dataset_paths(cfg: Config, source: Path) -> None:

@@ -137,7 +137,7 @@ def run_recipe(
     command = shlex.split(run_info(recipe, smoke, hidden, run_dir)['command'])
     with run_lock(run_dir, command, echo) as status:
         open_run(recipe, run_dir, smoke, hidden)
-        forecast.keep_forecast(seen, run_dir)
+        forecast.write_forecast(seen, run_dir)
         try:
             seconds = _all_steps(recipe, run_dir, status, echo, stream)
             echo(f'all steps are done, {seconds / 60:.1f} minutes in all: {run_dir}')
@@ -160,7 +160,7 @@ def _preflight(recipe: Recipe, run_dir: Path, smoke: bool, echo) -> dict | None:
     if found := found or preflight.fetch_weights(recipe, recipe.detectors, recipe.detectors):
         raise RecipeError(recipe.source, found)
     if seen:
-        words = forecast.forecast_text(recipe, run_dir, seen)
+        words = forecast.forecast_texts(recipe, run_dir, seen)
         echo(f'{recipe.name}: {words["time"]}, {words["memory"]}')
     return seen
 

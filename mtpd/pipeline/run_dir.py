@@ -76,7 +76,7 @@ def run_info(
             }
             for name, spec in recipe.detectors.items()
         ],
-        'dataset': Path(recipe.data_root()).name if cfg.data.root else 'DigitScenes',
+        'dataset': Path(recipe.ensure_data()).name if cfg.data.root else 'DigitScenes',
         'paper': cfg.get('paper', {}),
         'classes': list(recipe.classes),
         'seconds': None,

@@ -145,7 +145,7 @@ def _run(sweep: Sweep, jobs, resources: Resources, echo, deadline: float) -> Non
 
 def _make_data(recipe: Recipe) -> None:
     """Writes the built-in dataset once, before many jobs want it."""
-    recipe.data_root()
+    recipe.ensure_data()
     for name, spec in recipe.detectors.items():
         if spec.get('scenes') and recipe.checkpoint(name) is None:
-            recipe.data_root(spec['scenes'])
+            recipe.ensure_data(spec['scenes'])

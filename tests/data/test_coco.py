@@ -59,6 +59,29 @@ def test_findings_of_a_split(tmp_path, tiny_coco):
     assert 'val.json: no such file' in coco.split_problems(root, 'val')[0]
 
 
+def test_images_in_subfolders_and_behind_links(tmp_path, tiny_coco):
+    root = tiny_coco(tmp_path)
+    path, folder = root / 'annotations/train.json', root / 'train'
+    table = json.loads(path.read_text())
+    (folder / 'a/b').mkdir(parents=True)
+    (folder / '000000.png').rename(folder / 'a/b/000000.png')
+    table['images'][0]['file_name'] = 'a/b/000000.png'
+    (folder / '000001.png').rename(root / 'elsewhere.png')
+    (folder / '000001.png').symlink_to(root / 'elsewhere.png')
+    table['images'][2]['file_name'] = './000002.png'
+    path.write_text(json.dumps(table))
+    assert coco.split_problems(root, 'train') == []
+    (folder / '000003.png').unlink()
+    (folder / '000003.png').mkdir()
+    (problem,) = coco.split_problems(root, 'train')
+    assert '1 of 4 images' in problem and '000003.png' in problem
+    (folder / '000003.png').rmdir()
+    (folder / '000003.png').symlink_to(root / 'nowhere.png')
+    (root / 'elsewhere.png').rename(root / 'nowhere.png')
+    (problem,) = coco.split_problems(root, 'train')
+    assert '1 of 4 images' in problem and '000001.png' in problem
+
+
 def test_train_and_val_must_agree_on_the_classes(tmp_path, tiny_coco):
     root = tiny_coco(tmp_path, classes=('cat', 'dog'))
     path = root / 'annotations' / 'val.json'

@@ -100,7 +100,7 @@ def test_a_recipe_is_refused_with_all_its_wrong_switches():
     assert "speed.channels_last is 'maybe': one of 'auto', True, False is needed" in text
     assert "speed.fold_teacher is 'x'" in text
     with pytest.raises(
-        RecipeError, match=r"speed\.fold_teacher is 3 \(int\): True, False or 'auto' is"
+        RecipeError, match=r"speed\.fold_teacher is 3 \(int\): one of 'auto', True, False is"
     ):
         load_recipe(MINI, {'speed.fold_teacher': 3})
     with pytest.raises(RecipeError, match=r'speed\.fold_teachers'):

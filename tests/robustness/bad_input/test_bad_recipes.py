@@ -72,8 +72,8 @@ ROWS = {
         setting(
             "seed=one schedule.arm=-3 image.scale=7.5 distill.method=foo arms.direct.teachers=['r9']"
         ),
-        r"6 problems:(.|\n)*image\.scale is 7\.5(.|\n)*seed is 'one'(.|\n)*distill\.method 'foo'(.|\n)*"
-        r"teacher 'r9'(.|\n)*schedule\.arm is -3",
+        r"6 problems:(.|\n)*image\.scale is 7\.5(.|\n)*seed is 'one'(.|\n)*schedule\.arm is -3(.|\n)*"
+        r"distill\.method 'foo'(.|\n)*teacher 'r9'",
     ),
     'negative schedule': (setting('schedule.arm=-4'), r'schedule\.arm is -4: it must be at least 1'),
     'no updates': (setting('schedule.baseline=0'), r'schedule\.baseline is 0'),
