@@ -19,8 +19,8 @@ from ..errors import MtpdError
 from ..utils import statistics
 
 RIDGE = 1e-8  # of the mean feature variance: makes rank-deficient features safe
-PIXELS = 10  # a channel, at least: below it the fit is of noise
-TOO_FEW = 'adaptation costs need at least 2 images: raise order.images, or give a larger validation split.'
+PIXELS_PER_CHANNEL = 10  # a channel, at least: below it the fit is of noise
+TOO_FEW_IMAGES = 'adaptation costs need at least 2 images: raise order.images, or give a larger validation split.'
 Features = Mapping[str, Mapping[int, Tensor]]  # {detector: {stride: (C, H, W)}} of one image
 
 
@@ -138,12 +138,12 @@ def costs_from_features(
         if not images:
             names = list(features)
             members = common_strides(features)
-            moments = {s: Moments(_channels(features, s, members[s])) for s in members}
+            moments = {s: Moments(_channel_counts(features, s, members[s])) for s in members}
         for stride, those in members.items():
             moments[stride].add([features[name][stride] for name in those])
         images += 1
     if not images:
-        raise MtpdError(TOO_FEW)
+        raise MtpdError(TOO_FEW_IMAGES)
     channels = {s: [part.stop - part.start for part in m.parts] for s, m in moments.items()}
     held = {s: HeldOut(m.linear_maps(), channels[s], replicates) for s, m in moments.items()}
     count = 0
@@ -151,13 +151,13 @@ def costs_from_features(
         for stride, those in members.items():
             held[stride].add([features[name][stride] for name in those], count)
     if not count:
-        raise MtpdError(TOO_FEW)
+        raise MtpdError(TOO_FEW_IMAGES)
     # An image gives its pixels at the coarsest stride; the fit has a weight for each channel, and the bias.
     needed = max(
-        2 * int(np.ceil(PIXELS * (max(channels[s]) + 1) * images / m.numpy()[-1, -1]))
+        2 * int(np.ceil(PIXELS_PER_CHANNEL * (max(channels[s]) + 1) * images / m.numpy()[-1, -1]))
         for s, m in moments.items()
     )
-    levels = {s: _place_costs(held[s].costs(), members[s], names) for s in sorted(held)}
+    levels = {s: _in_full_table(held[s].costs(), members[s], names) for s in sorted(held)}
     mean = np.nanmean(np.stack(list(levels.values())), axis=0)
     low, high = statistics.percentile_interval(mean[1:])
     return {
@@ -187,11 +187,11 @@ def common_strides(features: Features) -> dict[int, list[str]]:
     return found
 
 
-def _channels(features: Features, stride: int, names: list[str]) -> list[int]:
+def _channel_counts(features: Features, stride: int, names: list[str]) -> list[int]:
     return [features[name][stride].shape[0] for name in names]
 
 
-def _place_costs(costs: np.ndarray, those: list[str], names: list[str]) -> np.ndarray:
+def _in_full_table(costs: np.ndarray, those: list[str], names: list[str]) -> np.ndarray:
     """Costs of some detectors in a table of all, NaN elsewhere."""
     places = [names.index(name) for name in those]
     table = np.full((len(costs), len(names), len(names)), np.nan)

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from ..errors import MtpdError
 from ..runtime import checkpoints, detectors  # noqa: F401  (adapted before detectors are built)
 from ..runtime.streams import cuda_stream
-from .initialization import InheritReport, inherit_from_teacher, initialise
+from .initialization import InheritReport, inherit_from_teacher, initialise_weights
 from .losses import build_losses
 
 _log = logging.getLogger('mtpd')
 
 
-def _of_student(method: str):
+def _student_method(method: str):
     return lambda self, *args, **kwargs: getattr(self.student, method)(*args, **kwargs)
 
 
@@ -90,7 +90,7 @@ class Distiller(BaseDetector):
         if student_checkpoint:
             checkpoints.load_student(self.student, student_checkpoint)
         else:
-            initialise(self.student, student.backbone, 'student.model')
+            initialise_weights(self.student, student.backbone, 'student.model')
         if teacher_checkpoint != 'random':
             state = checkpoints.load_checkpoint(teacher_checkpoint)
             state = checkpoints.student_state(state, teacher_checkpoint)
@@ -145,8 +145,8 @@ class Distiller(BaseDetector):
             if name in losses:
                 raise MtpdError(f'the student itself has a loss {name!r}: rename the method')
             losses[name] = self.distill_losses[name](
-                _feature(of_student, 'student', student_module),
-                _feature(of_teacher, 'teacher', teacher_module),
+                _hooked_feature(of_student, 'student', student_module),
+                _hooked_feature(of_teacher, 'teacher', teacher_module),
                 gt_bboxes=gt.get('gt_bboxes'),
                 img_metas=img_metas,
             )
@@ -206,12 +206,12 @@ class Distiller(BaseDetector):
     with_bbox = property(attrgetter('student.with_bbox'))
     with_mask = property(attrgetter('student.with_mask'))
 
-    extract_feat = _of_student('extract_feat')
-    forward_test = _of_student('forward_test')
-    simple_test = _of_student('simple_test')
-    aug_test = _of_student('aug_test')
-    forward_dummy = _of_student('forward_dummy')
-    show_result = _of_student('show_result')
+    extract_feat = _student_method('extract_feat')
+    forward_test = _student_method('forward_test')
+    simple_test = _student_method('simple_test')
+    aug_test = _student_method('aug_test')
+    forward_dummy = _student_method('forward_dummy')
+    show_result = _student_method('show_result')
 
 
 def _check_options(student_checkpoint, teacher_checkpoint, init_student, teacher_mode):
@@ -234,7 +234,7 @@ def _check_options(student_checkpoint, teacher_checkpoint, init_student, teacher
         raise MtpdError('\n'.join(problems))
 
 
-def _feature(features: dict, who: str, path: str) -> Tensor:
+def _hooked_feature(features: dict, who: str, path: str) -> Tensor:
     output = features.get(path)
     if not isinstance(output, Tensor):
         got = f'gives a {type(output).__name__}' if path in features else 'was not run'

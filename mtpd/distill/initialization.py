@@ -16,7 +16,7 @@ from ..errors import MtpdError
 from ..runtime.checkpoints import check_finite, load_checkpoint, student_state
 
 
-def initialise(model: nn.Module, backbone: dict, key: str) -> None:
+def initialise_weights(model: nn.Module, backbone: dict, key: str) -> None:
     """As its config says, which may fetch pretrained weights.
 
     Args:

@@ -55,8 +55,8 @@ def choose_sequence(
     ]
     if wrong:
         raise MtpdError(f'no sequence can be chosen: {"; ".join(wrong)}.')
-    if method not in SEARCHES:
-        raise MtpdError(f'unknown method {method!r}: there are {", ".join(SEARCHES)}.')
+    if method not in SEARCH_METHODS:
+        raise MtpdError(f'unknown method {method!r}: there are {", ".join(SEARCH_METHODS)}.')
     index = {name: i for i, name in enumerate(costs['detectors'])}
     best = max(sorted(teachers), key=lambda name: ap[name])
     others = sorted(set(teachers) - {best})
@@ -68,7 +68,7 @@ def choose_sequence(
         def may_precede(a: str, b: str) -> bool:
             return min_gain is None or ap[b] - ap[a] >= min_gain
 
-        sequence, reasons = SEARCHES[method](
+        sequence, reasons = SEARCH_METHODS[method](
             student, best, others, cost, may_precede, max_length, power
         )
         hops = zip([student, *sequence], sequence, strict=False)
@@ -95,7 +95,7 @@ def choose_sequence(
     }
 
 
-def _greedy(student, best, others, cost, may_precede, max_length, power):
+def _backward_greedy(student, best, others, cost, may_precede, max_length, power):
     sequence, reasons, pool = [best], [], list(others)
     while len(sequence) < max_length:
         head = sequence[0]
@@ -115,7 +115,7 @@ def _greedy(student, best, others, cost, may_precede, max_length, power):
     return sequence, reasons
 
 
-def _shortest(student, best, others, cost, may_precede, max_length, power):
+def _shortest_path(student, best, others, cost, may_precede, max_length, power):
     # Bellman-Ford by number of hops; a detector may appear once, which positive costs ensure.
     paths = {t: (cost(student, t) ** power, [t]) for t in [*others, best]}
     shortest = paths[best]
@@ -138,4 +138,4 @@ def _shortest(student, best, others, cost, may_precede, max_length, power):
     ]
 
 
-SEARCHES = {'backward_greedy': _greedy, 'shortest_path': _shortest}
+SEARCH_METHODS = {'backward_greedy': _backward_greedy, 'shortest_path': _shortest_path}

@@ -31,7 +31,7 @@ from ..errors import MtpdError, RecipeError
 from ..runtime import checkpoints, distributed
 from ..utils.files import read_json_if_whole, sha256, write_json, write_text
 from . import hooks, memory, pipelines
-from .loop import data_parallel, evaluation_batch, process_count, recipe_device
+from .loop import data_parallel, evaluation_loader, process_count, recipe_device
 from .memory import explain_out_of_memory
 
 
@@ -75,7 +75,7 @@ def evaluate(
     model = load_detector(recipe, checkpoint, detector)
     split = pipelines.dataset_config(recipe, 'val')
     check_metrics(metrics, model, Path(split['ann_file']), recipe.source)
-    batch = evaluation_batch(recipe)
+    batch = evaluation_loader(recipe)
     device, size = recipe_device(recipe), process_count(recipe)
     named = memory.recipe_setting_names(recipe.cfg, size)
     library = recipe.cfg.evaluation.get('library', 'auto')
@@ -136,7 +136,7 @@ def evaluate_model(
     """
     data = pipelines.quiet_dataset(work.split)
     with tempfile.TemporaryDirectory() as folder:
-        task = (_detections, model, data, work, folder)
+        task = (_detect, model, data, work, folder)
         results, corrupt = distributed.everywhere(work.processes, work.device, *task)
     data, results = loading.without_images(data, results, corrupt)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
@@ -153,14 +153,14 @@ def evaluate_model(
         'sha256': sha256(checkpoint),
     }
     numbers |= {'corrupt_images': len(corrupt)} if corrupt else {}
-    if out and (left_out := hooks.count_left_out(Path(out))):
+    if out and (left_out := hooks.count_corrupt_images(Path(out))):
         numbers['corrupt_training_images'] = left_out
     if out:
         write_json(Path(out) / 'metrics.json', numbers)
     return numbers
 
 
-def _detections(
+def _detect(
     model: torch.nn.Module, data, work: DetectionTask, folder: str
 ) -> tuple[list | None, dict]:
     """mmdet's results for each image of `data`, of one process or, on rank 0, of all; and what is wrong with those
@@ -192,7 +192,7 @@ def metrics_of_checkpoint(out: Path, checkpoint: Path, measure: Callable[[], dic
 
 
 # pycocotools' `stats`, in its order.
-NUMBERS = (
+COCO_NUMBERS = (
     'mAP',
     'mAP_50',
     'mAP_75',
@@ -249,7 +249,7 @@ def coco_metrics(
         score.summarize()
         table |= {
             f'{metric}_{name}': None if value < 0 else float(value)
-            for name, value in zip(NUMBERS, score.stats, strict=True)
+            for name, value in zip(COCO_NUMBERS, score.stats, strict=True)
         }
         precision = score.eval['precision'][
             :, :, :, 0, -1
@@ -283,7 +283,7 @@ def model_cost(recipe: Recipe, detector: str, images: int = 20) -> dict:
     """
     model = build_detector(ConfigDict(recipe.model(detector))).eval().to(recipe_device(recipe))
     if hasattr(model, 'roi_head'):
-        _dummy_proposals(model.roi_head)
+        _use_box_proposals(model.roi_head)
     height, width = pipelines.input_size(recipe.cfg.image)
     forward, model.forward = model.forward, model.forward_dummy
     with contextlib.redirect_stdout(io.StringIO()):
@@ -308,7 +308,7 @@ def model_cost(recipe: Recipe, detector: str, images: int = 20) -> dict:
     }
 
 
-def _dummy_proposals(roi_head: torch.nn.Module) -> None:
+def _use_box_proposals(roi_head: torch.nn.Module) -> None:
     """mmdet's dummy forward pass draws four numbers a proposal, and RoIAlign on the CPU takes boxes only."""
     forward = roi_head.forward_dummy
 

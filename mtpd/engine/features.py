@@ -20,7 +20,7 @@ from ..data import loading
 from ..utils.progress import progress_bar
 from . import pipelines
 from .evaluation import load_detector
-from .loop import evaluation_batch, recipe_device
+from .loop import evaluation_loader, recipe_device
 
 
 def image_batches(
@@ -36,7 +36,7 @@ def image_batches(
     images = loading.SkipCorrupt(pipelines.quiet_dataset(data), recipe.corrupt_limit)
     loader = build_dataloader(
         Subset(images, range(first, min(count, len(images)), step)),
-        **evaluation_batch(recipe),
+        **evaluation_loader(recipe),
         dist=False,
         shuffle=False,
     )

@@ -151,7 +151,7 @@ class SaveLatest(Hook):
 # A training ends before a loss, or weights, that are not finite spoil what it has learned.
 
 
-LOSS_CHECK_INTERVAL = (
+MAX_SKIPPED_UPDATES = (
     50  # updates in a row that a loss scaler may skip, until its scale has come down
 )
 
@@ -178,9 +178,13 @@ class FiniteLoss(Hook):
 
     def after_train_iter(self, runner) -> None:
         self.metas = batch_metas(runner.data_batch)
-        bad = {name: value for name, value in _losses(runner).items() if not math.isfinite(value)}
+        bad = {
+            name: value
+            for name, value in _logged_losses(runner).items()
+            if not math.isfinite(value)
+        }
         self.skipped = self.skipped + 1 if bad else 0
-        if not bad or (self.skipped < LOSS_CHECK_INTERVAL and _has_scaler(runner)):
+        if not bad or (self.skipped < MAX_SKIPPED_UPDATES and _has_loss_scaler(runner)):
             return
         terms = ', '.join(f'{name} {value}' for name, value in bad.items())
         told = distributed.gather(self._images(runner))
@@ -204,7 +208,7 @@ class FiniteLoss(Hook):
     def _images(self, runner) -> list[dict]:
         """File name and COCO image id of this process's images in the last update, and its own loss."""
         names = [meta.get('ori_filename', meta.get('filename')) for meta in self.metas]
-        ids = {info['filename']: info.get('id') for info in _infos(runner.data_loader)}
+        ids = {info['filename']: info.get('id') for info in _image_infos(runner.data_loader)}
         own = {
             'rank': get_dist_info()[0],
             'loss': _json_number(float(runner.outputs['loss'].detach())),
@@ -215,7 +219,9 @@ class FiniteLoss(Hook):
         images = [image for of_rank in told for image in of_rank]
         path = self.folder / 'nonfinite.json'
         content = {'update': update, 'updates': runner.max_iters, 'lr': runner.current_lr()[0]}
-        content['losses'] = {name: _json_number(value) for name, value in _losses(runner).items()}
+        content['losses'] = {
+            name: _json_number(value) for name, value in _logged_losses(runner).items()
+        }
         content |= {'weights': list(weights)} if weights else {}
         if get_dist_info()[0] == 0:
             write_json(path, {**content, 'images': images})
@@ -231,12 +237,12 @@ def finite_loss_hook(runner) -> FiniteLoss:
     return next(hook for hook in runner.hooks if isinstance(hook, FiniteLoss))
 
 
-def _losses(runner) -> dict[str, float]:
+def _logged_losses(runner) -> dict[str, float]:
     logged = runner.outputs.get('log_vars', {})
     return {name: value for name, value in logged.items() if 'loss' in name}
 
 
-def _infos(loader: Any) -> Iterator[dict]:
+def _image_infos(loader: Any) -> Iterator[dict]:
     """What the annotation files say of a training's images."""
     inside = [getattr(loader, '_dataloader', loader).dataset]
     while inside:
@@ -261,7 +267,7 @@ def _is_finite(value: torch.Tensor) -> bool:
     return not value.is_floating_point() or bool(torch.isfinite(value).all())
 
 
-def _has_scaler(runner) -> bool:
+def _has_loss_scaler(runner) -> bool:
     scalers = [hook.loss_scaler for hook in runner.hooks if hasattr(hook, 'loss_scaler')]
     return any(scaler.is_enabled() for scaler in scalers)
 
@@ -314,6 +320,6 @@ class RecordCorrupt(Hook):
             self.path.unlink(missing_ok=True)
 
 
-def count_left_out(folder: Path) -> int:
+def count_corrupt_images(folder: Path) -> int:
     """How many images the training in a folder left out."""
     return len(read_json_if_whole(folder / 'corrupt.json', []))

@@ -122,7 +122,7 @@ def train_model(
     train, val = (
         pipelines.dataset_config(recipe, split, scenes, masks) for split in ('train', 'val')
     )
-    cfg = mmdet_cfg(recipe, train, val, out, updates, seed, recipe_device(recipe))
+    cfg = training_config(recipe, train, val, out, updates, seed, recipe_device(recipe))
     validate = bool(recipe.cfg.schedule.eval_interval)
     named = memory.recipe_setting_names(recipe.cfg, process_count(recipe))
     return train_by_config(
@@ -169,7 +169,7 @@ def _train_in_process(
 ) -> InheritReport | None:
     """`run` in one process, of several or by itself."""
     rank, size = get_dist_info()
-    use_threads(cfg.device, threads)
+    set_threads(cfg.device, threads)
     # Made here, as building a Swin Transformer would make mmdet's log at INFO: lists of hooks, and so on.
     get_root_logger(log_level=log_level())
     set_random_seed(cfg.seed)
@@ -210,13 +210,13 @@ def _train_in_process(
     return getattr(model, 'inherit_report', None)
 
 
-def use_threads(device: str, threads: int) -> None:
+def set_threads(device: str, threads: int) -> None:
     """Sets torch's threads on the CPU; 0: one per core, or what OMP_NUM_THREADS says."""
     if device == 'cpu' and (threads or not os.environ.get('OMP_NUM_THREADS')):
         torch.set_num_threads(threads or cpu_cores())
 
 
-def mmdet_cfg(
+def training_config(
     recipe: Recipe, train, val, out: Path, updates: int, seed: int, device: str
 ) -> Config:
     """The config that mmdet's `train_detector` reads."""
@@ -235,7 +235,7 @@ def mmdet_cfg(
             val=val,
             test=val,
             train_dataloader=loader,
-            val_dataloader=evaluation_batch(recipe),
+            val_dataloader=evaluation_loader(recipe),
         ),
         optimizer=_scaled_optimizer(schedule),
         optimizer_config=dict(grad_clip=schedule.grad_clip),
@@ -258,7 +258,7 @@ def mmdet_cfg(
     return Config(settings)
 
 
-def evaluation_batch(recipe: Recipe) -> dict:
+def evaluation_loader(recipe: Recipe) -> dict:
     """How mmdet loads images of an evaluation: `samples_per_gpu` and `workers_per_gpu`."""
     images = recipe.cfg.evaluation.batch_size
     return dict(samples_per_gpu=images, workers_per_gpu=data_workers(recipe, training=False))

@@ -19,12 +19,12 @@ from ..errors import MtpdError
 from ..runtime.checkpoints import resume_hint
 from ..utils.machine import free_memory
 
-SPARE = 0.1  # of the memory, for what differs from batch to batch
+HEADROOM = 0.1  # of the memory, for what differs from batch to batch
 UNITS = {'bytes': 1, 'KiB': 2**10, 'MiB': 2**20, 'GiB': 2**30, 'TiB': 2**40}
 GIB = 2**30
 
 
-class Advice(NamedTuple):
+class Fit(NamedTuple):
     """What fits.
 
     Attributes:
@@ -37,7 +37,7 @@ class Advice(NamedTuple):
     side: float | None
 
 
-def advise(batch: int, processes: int, fixed: float, wanted: float, there: float) -> Advice:
+def largest_fit(batch: int, processes: int, fixed: float, wanted: float, there: float) -> Fit:
     """What to lower so that a process's memory suffices, with a tenth to spare.
 
     Args:
@@ -48,15 +48,15 @@ def advise(batch: int, processes: int, fixed: float, wanted: float, there: float
     """
     share = batch // processes
     each = (wanted - fixed) / share
-    room = (1 - SPARE) * there - fixed
+    room = (1 - HEADROOM) * there - fixed
     if room <= 0:
-        return Advice(None, None)
+        return Fit(None, None)
     if each <= 0 or each * share <= room:
-        return Advice(batch, 1.0)
+        return Fit(batch, 1.0)
     fitting = math.floor(room / each)
     if fitting:
-        return Advice(fitting * processes, math.sqrt(room / (each * share)))
-    return Advice(None, math.sqrt(room / each))
+        return Fit(fitting * processes, math.sqrt(room / (each * share)))
+    return Fit(None, math.sqrt(room / each))
 
 
 def fixed_bytes(weights: int, trained: int, optimizer: str = '') -> int:
@@ -136,10 +136,10 @@ def shortage_text(
     told = f' ({", ".join(numbers)})' if numbers else ''
     began = f'{what} ran out{told} with {key} {images}: '
     if short.there is None:  # nothing to calculate with: half
-        found = Advice(images // 2 // processes * processes or None, math.sqrt(0.5))
+        found = Fit(images // 2 // processes * processes or None, math.sqrt(0.5))
     else:
         wanted = short.used + (short.more or 0)
-        found = advise(images, processes, own, wanted, short.there)
+        found = largest_fit(images, processes, own, wanted, short.there)
     if found.side is None:
         return (
             f'{began}the weights alone take {own / GIB:.1f} GiB. A smaller detector, or one with more '
@@ -241,7 +241,7 @@ def _error_text(error: Exception, knobs: SettingNames, model: nn.Module, optimiz
         batch, rate = (knobs.batch, knobs.images, knobs.sharing), knobs.rate
     else:  # also of an evaluation during training
         batch, rate = (knobs.evaluation, knobs.evaluated, 1), ''
-    own = fixed_bytes(*_bytes(model), optimizer)
+    own = fixed_bytes(*_weight_bytes(model), optimizer)
     what = 'GPU memory' if gpu else 'memory'
     text = shortage_text(what, short, own, batch, (knobs.side, knobs.scale), rate)
     if 'DataLoader worker' in str(error):
@@ -251,7 +251,7 @@ def _error_text(error: Exception, knobs: SettingNames, model: nn.Module, optimiz
     return text
 
 
-def _bytes(model: nn.Module) -> tuple[int, int]:
+def _weight_bytes(model: nn.Module) -> tuple[int, int]:
     """Of all weights, with those of a `Distiller`'s teacher, and of the trained ones."""
     modules = [model, *filter(None, [getattr(model, 'teacher', None)])]
     weights = [value for module in modules for value in (*module.parameters(), *module.buffers())]

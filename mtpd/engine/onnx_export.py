@@ -39,12 +39,12 @@ class DecodedDetector(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         head = self.detector.bbox_head
         scores, deltas = head(self.detector.extract_feat(image))
-        scores = torch.cat([_rows(level, head.cls_out_channels) for level in scores])
-        deltas = torch.cat([_rows(level, 4) for level in deltas])
+        scores = torch.cat([_rows_by_anchor(level, head.cls_out_channels) for level in scores])
+        deltas = torch.cat([_rows_by_anchor(level, 4) for level in deltas])
         return head.bbox_coder.decode(self.anchors, deltas), scores.sigmoid()
 
 
-def _rows(level: Tensor, columns: int) -> Tensor:
+def _rows_by_anchor(level: Tensor, columns: int) -> Tensor:
     """(1, A x columns, H, W) as mmdet orders anchors: (H x W x A, columns)."""
     return level.permute(0, 2, 3, 1).reshape(-1, columns)
 
@@ -60,7 +60,7 @@ def export_onnx(detector: nn.Module, out: str | Path) -> Path:
         MtpdError: a detector of another kind, or the packages are not installed.
     """
     onnx = need('onnx')
-    _check(detector)
+    _check_exportable(detector)
     detector, image = detector.cpu().eval(), image_preparation(detector.cfg)
     wide, high = image['scale']
     height, width = (-(-side // image['divisor']) * image['divisor'] for side in (high, wide))
@@ -123,7 +123,7 @@ def image_preparation(cfg: Config) -> dict:
     }
 
 
-def _check(detector: nn.Module) -> None:
+def _check_exportable(detector: nn.Module) -> None:
     head = getattr(detector, 'bbox_head', None)
     kind = type(detector).__name__
     if not isinstance(head, AnchorHead) or not head.use_sigmoid_cls:

@@ -15,7 +15,7 @@ from ..data import coco, loading
 from ..errors import RecipeError
 
 
-def _normalise(image: dict) -> list[dict]:
+def _normalise_and_pad(image: dict) -> list[dict]:
     norm = dict(mean=list(image.mean), std=list(image.std), to_rgb=image.to_rgb)
     return [dict(type='Normalize', **norm), dict(type='Pad', size_divisor=image.divisor)]
 
@@ -38,7 +38,7 @@ def train_pipeline(image: dict, masks: bool = False) -> list[dict]:
         dict(type='LoadAnnotations', with_bbox=True, with_mask=masks),
         dict(type='Resize', img_scale=image_scale(image), keep_ratio=True),
         dict(type='RandomFlip', flip_ratio=image.flip),
-        *_normalise(image),
+        *_normalise_and_pad(image),
         dict(type='DefaultFormatBundle'),
         dict(type='Collect', keys=keys),
     ]
@@ -49,7 +49,7 @@ def test_pipeline(image: dict) -> list[dict]:
     steps = [
         dict(type='Resize', keep_ratio=True),
         dict(type='RandomFlip'),
-        *_normalise(image),
+        *_normalise_and_pad(image),
         dict(type='DefaultFormatBundle'),
         dict(type='Collect', keys=['img']),
     ]

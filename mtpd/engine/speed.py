@@ -22,7 +22,7 @@ from ..distill.distiller import Distiller
 from ..runtime import target_assignment
 from . import folded_norms, fused_convs
 
-FUSED = ('Adam', 'AdamW', 'SGD')  # torch has a fused kernel for them on CPU and GPU
+FUSED_OPTIMIZERS = ('Adam', 'AdamW', 'SGD')  # torch has a fused kernel for them on CPU and GPU
 CUDA_ONLY = ('teacher_stream', 'fused_convs', 'target_stream', 'pin_memory')
 
 
@@ -125,7 +125,7 @@ def apply_speed(model: nn.Module, speed: Speed, device: str) -> nn.Module:
 def optimizer_config(cfg: dict, speed: Speed) -> dict:
     """mmcv's config of an optimizer, fused where it may be and does not say itself how it works."""
     own = {'fused', 'foreach', 'capturable', 'differentiable'} & set(cfg)
-    if not speed.fused_optimizer or own or cfg['type'] not in FUSED:
+    if not speed.fused_optimizer or own or cfg['type'] not in FUSED_OPTIMIZERS:
         return cfg
     return {**cfg, 'fused': True}
 
@@ -149,8 +149,12 @@ def keep_freed_memory() -> None:
 # layout (N, C, H, W).
 
 
-OPERATORS = (DeformConv2d, ModulatedDeformConv2d, BaseRoIExtractor)  # mmcv's, or what calls them
-POINTS = ('reppoints_pts_init_out', 'reppoints_pts_refine_out')  # offsets in cells
+MMCV_OPERATORS = (
+    DeformConv2d,
+    ModulatedDeformConv2d,
+    BaseRoIExtractor,
+)  # mmcv's, or what calls them
+POINT_OFFSETS = ('reppoints_pts_init_out', 'reppoints_pts_refine_out')  # offsets in cells
 
 
 class AutocastScope:
@@ -191,11 +195,11 @@ def restored_autocast(device: str) -> Iterator[None]:
     What is raised between a scope's hooks, such as Ctrl-C, may leave it open. Then all that the process does later would
     run in bfloat16, with weights that autocast had kept from then.
     """
-    before = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device), _depth()
+    before = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device), _autocast_depth()
     try:
         yield
     finally:
-        while _depth() > before[2]:
+        while _autocast_depth() > before[2]:
             torch.autocast_decrement_nesting()
         torch.set_autocast_enabled(device, before[0])
         torch.set_autocast_dtype(device, before[1])
@@ -220,7 +224,7 @@ def tf32_products(precision: str) -> Iterator[None]:
             switch.allow_tf32 = value
 
 
-def _depth() -> int:
+def _autocast_depth() -> int:
     torch.autocast_increment_nesting()
     return torch.autocast_decrement_nesting()
 
@@ -243,7 +247,7 @@ def use_bfloat16(model: nn.Module, student: nn.Module, device: str, backbone: bo
     for name, module in student.named_modules():
         if is_head(name, module):
             AutocastScope(device, True, full_output=True).on(module)
-        elif name.endswith(POINTS):
+        elif name.endswith(POINT_OFFSETS):
             AutocastScope(device, False).on(module)
 
 
@@ -253,7 +257,9 @@ def keep_in_bfloat16(teacher: nn.Module) -> None:
     Convolutions and matrix products give the same numbers as before. Layer norms compute in float32 still, but read and
     write bfloat16, so that the sums of a Swin Transformer's blocks are bfloat16, too.
     """
-    plain = {part for op in teacher.modules() if isinstance(op, OPERATORS) for part in op.modules()}
+    plain = {
+        part for op in teacher.modules() if isinstance(op, MMCV_OPERATORS) for part in op.modules()
+    }
     for module in teacher.modules():
         if type(module) in (nn.Conv2d, nn.Linear) and module not in plain:
             module.bfloat16()
@@ -271,7 +277,7 @@ def keep_operators_plain(*models: nn.Module, device: str) -> None:
     """Gives mmcv's operators in detectors the inputs and weights that they take, whatever is around them."""
     for model in models:
         for module in model.modules():
-            if isinstance(module, OPERATORS):
+            if isinstance(module, MMCV_OPERATORS):
                 module.to(memory_format=torch.contiguous_format)
                 AutocastScope(device, False).on(module)
 

@@ -29,7 +29,7 @@ from ..config.files import (
 )
 from ..config.recipe import Recipe, load_recipe
 from ..data import coco
-from ..distill.initialization import initialise
+from ..distill.initialization import initialise_weights
 from ..engine import loop, memory, pipelines
 from ..engine.evaluation import DetectionTask, check_metrics, evaluate_model, metrics_of_checkpoint
 from ..errors import RecipeError, unknown
@@ -252,7 +252,7 @@ def _initialised(config: PlainConfig) -> nn.Module:
     model = _build(config)
     validation = dataset_leaves(config.cfg.data.val)[0]
     check_metrics(config.metrics, model, Path(validation.ann_file), config.source)
-    initialise(model, config.cfg.model.backbone, 'model')
+    initialise_weights(model, config.cfg.model.backbone, 'model')
     return model
 
 

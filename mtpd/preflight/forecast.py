@@ -21,7 +21,7 @@ from ..data import coco
 from ..distill.losses import build_losses
 from ..engine import memory
 from ..engine.loop import data_workers, process_count, recipe_device
-from ..engine.memory import Advice, advise, scaled_image
+from ..engine.memory import Fit, largest_fit, scaled_image
 from ..errors import MtpdError
 from ..runtime.launch import launch
 from ..utils.files import accepts_files, nearest_existing, read_json_if_whole, write_json
@@ -78,7 +78,7 @@ def memory_problems(recipe: Recipe, rows: dict[str, dict]) -> list[str]:
     for title, row in rows.items():
         if row['wanted'] > row['there']:
             text = _lower(
-                recipe, advise(batch, size, row['fixed'], row['wanted'], row['there']), size
+                recipe, largest_fit(batch, size, row['fixed'], row['wanted'], row['there']), size
             )
             found.append(f'{title}: an update of {batch} images takes {_gib(row["wanted"])} of memory, '
                          f'and {_gib(row["there"])} are free: {text}')  # fmt: skip
@@ -92,7 +92,7 @@ def memory_problems(recipe: Recipe, rows: dict[str, dict]) -> list[str]:
     return found
 
 
-def _lower(recipe: Recipe, fits: Advice, processes: int) -> str:
+def _lower(recipe: Recipe, fits: Fit, processes: int) -> str:
     if fits.side is None:
         return 'the weights alone do not fit. A smaller detector, or more memory, is needed.'
     scale = f'image.scale to {scaled_image(recipe.cfg.image.scale, fits.side)}'

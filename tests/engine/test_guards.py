@@ -23,7 +23,7 @@ from mtpd import load_recipe
 from mtpd.cli.main import main
 from mtpd.data.seeded_loader import resume_at
 from mtpd.engine import pipelines
-from mtpd.engine.hooks import LOSS_CHECK_INTERVAL, FiniteLoss
+from mtpd.engine.hooks import MAX_SKIPPED_UPDATES, FiniteLoss
 from mtpd.engine.loop import train_model
 from mtpd.errors import MtpdError
 from mtpd.pipeline.mmdet_config import load_config
@@ -192,10 +192,10 @@ def test_a_loss_scaler_may_skip_updates(tmp_path):
     guard = FiniteLoss(str(tmp_path), 'advice')
     guard.after_train_iter(runner(1.0, False))
     for _ in range(2):
-        for _ in range(LOSS_CHECK_INTERVAL - 1):
+        for _ in range(MAX_SKIPPED_UPDATES - 1):
             guard.after_train_iter(runner(math.inf, True))
         guard.after_train_iter(runner(1.0, True))
-    for _ in range(LOSS_CHECK_INTERVAL - 1):
+    for _ in range(MAX_SKIPPED_UPDATES - 1):
         guard.after_train_iter(runner(math.inf, True))
     with pytest.raises(MtpdError, match=r'update 9 of 9: a loss is not finite \(loss inf\)'):
         guard.after_train_iter(runner(math.inf, True))

@@ -22,13 +22,13 @@ from mtpd.engine import memory
 from mtpd.engine.loop import train_model
 from mtpd.engine.memory import (
     GIB,
-    Advice,
+    Fit,
     Shortage,
-    advise,
     config_setting_names,
     explain_out_of_memory,
     fixed_bytes,
     is_out_of_memory,
+    largest_fit,
     parse_shortage,
     recipe_setting_names,
     scaled_image,
@@ -42,24 +42,24 @@ from mtpd.runtime import checkpoints
 
 def test_a_batch_that_fits_by_hand():
     # 4 GiB whatever the images, 16 images take 64 GiB, 4 each; 0.9 * 60 - 4 = 50 leave room for 12.
-    found = advise(16, 1, 4, 68, 60)
+    found = largest_fit(16, 1, 4, 68, 60)
     assert found.images == 12 and found.side == pytest.approx(math.sqrt(50 / 64))
     # Four processes with four images each, of a GPU each: 50 leave room for 3 images of 16.
-    assert advise(16, 4, 4, 68, 60).images == 12
-    assert advise(16, 8, 4, 36, 30).images == 8  # (27 - 4) / 16: one each
+    assert largest_fit(16, 4, 4, 68, 60).images == 12
+    assert largest_fit(16, 8, 4, 36, 30).images == 8  # (27 - 4) / 16: one each
 
 
 def test_what_fits_stays():
-    assert advise(16, 2, 4, 20, 40) == Advice(16, 1.0)
-    assert advise(16, 2, 4, 36, 40) == Advice(16, 1.0)  # a tenth to spare, exactly
-    assert advise(16, 2, 4, 37, 40).images == 14
+    assert largest_fit(16, 2, 4, 20, 40) == Fit(16, 1.0)
+    assert largest_fit(16, 2, 4, 36, 40) == Fit(16, 1.0)  # a tenth to spare, exactly
+    assert largest_fit(16, 2, 4, 37, 40).images == 14
 
 
 def test_where_one_image_is_too_much_its_sides_shrink():
     # One image takes 40, and there is room for 0.9 * 30 - 2 = 25: sides by the root of 25 / 40.
-    assert advise(2, 2, 2, 42, 30) == Advice(None, pytest.approx(math.sqrt(25 / 40)))
-    assert advise(8, 2, 2, 162, 30) == Advice(None, pytest.approx(math.sqrt(25 / 40)))
-    assert advise(8, 2, 28, 30, 30) == Advice(None, None)  # the weights alone
+    assert largest_fit(2, 2, 2, 42, 30) == Fit(None, pytest.approx(math.sqrt(25 / 40)))
+    assert largest_fit(8, 2, 2, 162, 30) == Fit(None, pytest.approx(math.sqrt(25 / 40)))
+    assert largest_fit(8, 2, 28, 30, 30) == Fit(None, None)  # the weights alone
 
 
 def test_advice_that_is_taken_fits():
@@ -68,7 +68,7 @@ def test_advice_that_is_taken_fits():
         (64, 8, 10, 3.3, 40),
         (6, 1, 1, 9, 31),
     ]:
-        found = advise(batch, count, own, own + each * batch / count, there)
+        found = largest_fit(batch, count, own, own + each * batch / count, there)
         need = own + each * found.images / count
         assert found.images % count == 0 and need <= 0.9 * there
         assert need + each > 0.9 * there  # one more would not

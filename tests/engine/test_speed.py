@@ -493,7 +493,7 @@ def test_what_ends_a_training_does_not_leave_bfloat16_behind():
     image = torch.ones(1, 2, 3, 3)
     with pytest.raises(KeyboardInterrupt), speed.restored_autocast('cpu'):
         ended(image)
-    assert not torch.is_autocast_enabled('cpu') and speed._depth() == 0
+    assert not torch.is_autocast_enabled('cpu') and speed._autocast_depth() == 0
     plain = nn.Conv2d(2, 2, 1)
     assert plain(image).dtype == torch.float32
     with torch.autocast('cpu', torch.bfloat16), speed.restored_autocast('cpu'):
