@@ -30,7 +30,7 @@ class Speed(NamedTuple):
     """Switches of a training; all off is plain mmdet: float32 as torch has it, and nothing rearranged.
 
     Attributes:
-        precision: 'fp32', 'tf32' (a GPU rounds factors to 10 bits, as the original's torch did; elsewhere 'fp32'), or 'bf16' for convolutions and matrix products, see `mtpd.engine.speed`.
+        precision: 'fp32', 'tf32' (a GPU rounds factors to 10 bits, as the original's torch did; elsewhere 'fp32'), or 'bf16' for convolutions and matrix products, see `use_bfloat16`.
         channels_last: activations as (N, H, W, C) in memory.
         fold_teacher: the teacher's batch norms become part of its convolutions.
         teacher_stream: the teacher's forward pass beside the student's, on a CUDA stream of its own.
@@ -56,7 +56,7 @@ class Speed(NamedTuple):
     keep_memory: bool = False
 
 
-def resolve_speed(asked: dict | None, device: str) -> Speed:
+def resolve_speed(settings: dict | None, device: str) -> Speed:
     """The recipe's `speed` section for 'cpu' or 'cuda'; what is 'auto' or not there becomes what pays on it."""
     cuda = device == 'cuda'
     default = Speed(
@@ -71,17 +71,17 @@ def resolve_speed(asked: dict | None, device: str) -> Speed:
         fused_optimizer=True,
         keep_memory=not cuda,
     )
-    found = {key: value for key, value in (asked or {}).items() if value != 'auto'}
-    chosen = default._replace(**found)
-    return chosen if cuda else chosen._replace(**dict.fromkeys(CUDA_ONLY, False))
+    chosen = {key: value for key, value in (settings or {}).items() if value != 'auto'}
+    switches = default._replace(**chosen)
+    return switches if cuda else switches._replace(**dict.fromkeys(CUDA_ONLY, False))
 
 
 def has_bfloat16(device: str) -> bool:
     """Whether 'cpu' or 'cuda' multiplies in bfloat16 faster than in float32: by instructions of its own."""
     if device == 'cuda':
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    instructions = ('_is_avx512_bf16_supported', '_is_amx_tile_supported')
-    return any(getattr(torch.cpu, name, bool)() for name in instructions)
+    checks = ('_is_avx512_bf16_supported', '_is_amx_tile_supported')
+    return any(hasattr(torch.cpu, name) and getattr(torch.cpu, name)() for name in checks)
 
 
 def apply_speed(model: nn.Module, speed: Speed, device: str) -> nn.Module:
@@ -123,9 +123,9 @@ def apply_speed(model: nn.Module, speed: Speed, device: str) -> nn.Module:
 
 
 def optimizer_config(cfg: dict, speed: Speed) -> dict:
-    """mmcv's config of an optimizer, fused where it may be and does not say itself how it works."""
-    own = {'fused', 'foreach', 'capturable', 'differentiable'} & set(cfg)
-    if not speed.fused_optimizer or own or cfg['type'] not in FUSED_OPTIMIZERS:
+    """mmcv's config of an optimizer, made a fused one where torch has that and the config does not say how it works."""
+    says_how = {'fused', 'foreach', 'capturable', 'differentiable'} & set(cfg)
+    if not speed.fused_optimizer or says_how or cfg['type'] not in FUSED_OPTIMIZERS:
         return cfg
     return {**cfg, 'fused': True}
 
@@ -142,12 +142,6 @@ def keep_freed_memory() -> None:
 
 
 # Training in bfloat16: which parts of a detector run in it, and which stay in full precision.
-#
-# Weights, gradients and the optimizer are float32, and so is a detector in eval mode. Convolutions and matrix products of backbone, neck and heads, and of
-# distillation losses, run under autocast. What the losses are computed from is float32 again: a head's outputs, regions of
-# interest, the points of RepPoints, the features that are compared. mmcv's own operators take float32 only, in the usual
-# layout (N, C, H, W).
-
 
 MMCV_OPERATORS = (
     DeformConv2d,
@@ -230,7 +224,12 @@ def _autocast_depth() -> int:
 
 
 def use_bfloat16(model: nn.Module, student: nn.Module, device: str, backbone: bool) -> None:
-    """Puts a detector, or a `Distiller` with its teacher and losses, under autocast as this module says.
+    """Puts a detector, or a `Distiller` with its teacher and losses, under autocast to bfloat16.
+
+    Weights, gradients and the optimizer are float32, and so is a detector in eval mode. Convolutions and matrix products
+    of backbone, neck and heads, and of distillation losses, run under autocast. What the losses are computed from is
+    float32 again: a head's outputs, regions of interest, the points of RepPoints, the features that are compared.
+    mmcv's own operators take float32 only, in the usual layout (N, C, H, W).
 
     Args:
         backbone: the student's too; on the CPU few channels gain nothing.
