@@ -33,28 +33,28 @@ def choose_sequence(
         min_gain: the AP, 0..1, by which each teacher must exceed the one before it. None: AP decides on the last only.
 
     Returns:
-        ``{'sequence': names, 'method', 'pool': names, 'reasons': a sentence per step, 'total': sum of cost ** power, 'support': share
-        of the bootstrap replicates that lead to this sequence (None without replicates), 'ties': [sequence, share] of
-        the others that more than one in twenty lead to}``.
+        A dict: ``sequence``: names, ``method``, ``pool``: names, ``reasons``: a sentence per step, ``total``: the sum of
+        cost ** power, ``support``: the share of the bootstrap replicates that lead to this sequence (None without
+        replicates), ``ties``: [sequence, share] of the others that more than one in twenty lead to.
 
     Raises:
         MtpdError: no teacher, an unknown method, or a teacher without AP or cost.
     """
     teachers = list(teachers or [name for name in costs['detectors'] if name != student])
-    wrong = [] if teachers else ['the pool of teachers is empty']
-    wrong += [
+    problems = [] if teachers else ['the pool of teachers is empty']
+    problems += [
         f'{name} has no AP (`mtpd eval RECIPE --detector {name} --checkpoint FILE` measures it, on a validation split '
         'with objects)'
         for name in teachers
         if ap.get(name) is None
     ]
-    wrong += [
+    problems += [
         f'{name} has no adaptation cost (`mtpd order RECIPE` measures it)'
         for name in teachers
         if name not in costs['detectors']
     ]
-    if wrong:
-        raise MtpdError(f'no sequence can be chosen: {"; ".join(wrong)}.')
+    if problems:
+        raise MtpdError(f'no sequence can be chosen: {"; ".join(problems)}.')
     if method not in SEARCH_METHODS:
         raise MtpdError(f'unknown method {method!r}: there are {", ".join(SEARCH_METHODS)}.')
     index = {name: i for i, name in enumerate(costs['detectors'])}
@@ -83,7 +83,7 @@ def choose_sequence(
     elif len(sequence) == 1:
         reasons.append('So it is direct distillation.')
     drawn = [tuple(search(np.asarray(table))[0]) for table in costs.get('replicates', ())]
-    shares = {found: times / len(drawn) for found, times in Counter(drawn).most_common()}
+    shares = {names: times / len(drawn) for names, times in Counter(drawn).most_common()}
     return {
         'sequence': sequence,
         'method': method,
@@ -91,7 +91,7 @@ def choose_sequence(
         'reasons': reasons,
         'total': total,
         'support': shares.pop(tuple(sequence), 0.0) if drawn else None,
-        'ties': [[list(found), share] for found, share in shares.items() if share > 0.05],
+        'ties': [[list(names), share] for names, share in shares.items() if share > 0.05],
     }
 
 

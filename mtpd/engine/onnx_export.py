@@ -66,7 +66,7 @@ def export_onnx(detector: nn.Module, out: str | Path) -> Path:
     height, width = (-(-side // image['divisor']) * image['divisor'] for side in (high, wide))
     # In eval mode as a whole: the exporter gives the mode back that it finds.
     network, test = DecodedDetector(detector, height, width).eval(), detector.test_cfg
-    about = {
+    metadata = {
         'classes': list(detector.CLASSES),
         'input': [height, width],
         'scale': [high, wide],
@@ -93,7 +93,7 @@ def export_onnx(detector: nn.Module, out: str | Path) -> Path:
                 dynamo=False,
             )
         model = onnx.load(os.fspath(part))
-        model.metadata_props.add(key='mtpd', value=json.dumps(about))
+        model.metadata_props.add(key='mtpd', value=json.dumps(metadata))
         onnx.checker.check_model(model)
         onnx.save(model, os.fspath(part))
         return part.replace(out)

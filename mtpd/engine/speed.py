@@ -30,7 +30,8 @@ class Speed(NamedTuple):
     """Switches of a training; all off is plain mmdet: float32 as torch has it, and nothing rearranged.
 
     Attributes:
-        precision: 'fp32', 'tf32' (a GPU rounds factors to 10 bits, as the original's torch did; elsewhere 'fp32'), or 'bf16' for convolutions and matrix products, see `use_bfloat16`.
+        precision: 'fp32'; 'tf32': a GPU rounds factors to 10 bits, as the original's torch did; or 'bf16' for
+            convolutions and matrix products, see `use_bfloat16`.
         channels_last: activations as (N, H, W, C) in memory.
         fold_teacher: the teacher's batch norms become part of its convolutions.
         teacher_stream: the teacher's forward pass beside the student's, on a CUDA stream of its own.
@@ -143,84 +144,11 @@ def keep_freed_memory() -> None:
 
 # Training in bfloat16: which parts of a detector run in it, and which stay in full precision.
 
-MMCV_OPERATORS = (
-    DeformConv2d,
-    ModulatedDeformConv2d,
-    BaseRoIExtractor,
-)  # mmcv's, or what calls them
-POINT_OFFSETS = ('reppoints_pts_init_out', 'reppoints_pts_refine_out')  # offsets in cells
 
-
-class AutocastScope:
-    """A module's forward pass under autocast to bfloat16, or (`half` False) out of it on float32 inputs, contiguous.
-
-    Scopes of modules may be nested; a module has one.
-
-    Args:
-        full_output: tensors of the output, in nested tuples, lists and dicts, become float32.
-        always: also in eval mode, in which there is no autocast else.
-    """
-
-    def __init__(self, device: str, half: bool, full_output: bool = False, always: bool = False):
-        self.device, self.half, self.full_output, self.always = device, half, full_output, always
-        self.open: list[torch.autocast] = []
-
-    def on(self, module: nn.Module) -> None:
-        module.register_forward_pre_hook(self.enter, with_kwargs=True)
-        module.register_forward_hook(self.leave, always_call=True)
-
-    def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        enabled = self.half and (self.always or module.training)
-        scope = torch.autocast(self.device, torch.bfloat16, enabled=enabled)
-        scope.__enter__()
-        self.open.append(scope)
-        return (args, kwargs) if self.half else (as_float32(args, True), as_float32(kwargs, True))
-
-    def leave(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        if self.open:
-            self.open.pop().__exit__(None, None, None)
-        return as_float32(output) if self.full_output else output
-
-
-@contextlib.contextmanager
-def restored_autocast(device: str) -> Iterator[None]:
-    """After the block autocast is as it was before, whatever ended the block.
-
-    What is raised between a scope's hooks, such as Ctrl-C, may leave it open. Then all that the process does later would
-    run in bfloat16, with weights that autocast had kept from then.
-    """
-    before = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device), _autocast_depth()
-    try:
-        yield
-    finally:
-        while _autocast_depth() > before[2]:
-            torch.autocast_decrement_nesting()
-        torch.set_autocast_enabled(device, before[0])
-        torch.set_autocast_dtype(device, before[1])
-        if not before[2]:
-            torch.clear_autocast_cache()
-
-
-@contextlib.contextmanager
-def tf32_products(precision: str) -> Iterator[None]:
-    """In the block a GPU rounds the factors of float32 convolutions and matrix products to 10 bits (TF32), or does not.
-
-    It does unless `precision` is 'fp32', as the original's torch (up to 1.11) did; today's does so for convolutions only.
-    """
-    switches = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [switch.allow_tf32 for switch in switches]
-    try:
-        for switch in switches:
-            switch.allow_tf32 = precision != 'fp32'
-        yield
-    finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.allow_tf32 = value
-
-
-def _autocast_depth() -> int:
-    torch.autocast_increment_nesting()
-    return torch.autocast_decrement_nesting()
+# mmcv's operators, or what calls them.
+MMCV_OPERATORS = (DeformConv2d, ModulatedDeformConv2d, BaseRoIExtractor)
+# Layers of RepPoints' head that give offsets in cells.
+POINT_OFFSETS = ('reppoints_pts_init_out', 'reppoints_pts_refine_out')
 
 
 def use_bfloat16(model: nn.Module, student: nn.Module, device: str, backbone: bool) -> None:
@@ -288,6 +216,37 @@ def is_head(name: str, module: nn.Module) -> bool:
     )
 
 
+class AutocastScope:
+    """A module's forward pass under autocast to bfloat16, or (`half` False) out of it on float32 inputs, contiguous.
+
+    Scopes of modules may be nested; a module has one.
+
+    Args:
+        full_output: tensors of the output, in nested tuples, lists and dicts, become float32.
+        always: also in eval mode, in which there is no autocast else.
+    """
+
+    def __init__(self, device: str, half: bool, full_output: bool = False, always: bool = False):
+        self.device, self.half, self.full_output, self.always = device, half, full_output, always
+        self.open: list[torch.autocast] = []
+
+    def on(self, module: nn.Module) -> None:
+        module.register_forward_pre_hook(self.enter, with_kwargs=True)
+        module.register_forward_hook(self.leave, always_call=True)
+
+    def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        enabled = self.half and (self.always or module.training)
+        scope = torch.autocast(self.device, torch.bfloat16, enabled=enabled)
+        scope.__enter__()
+        self.open.append(scope)
+        return (args, kwargs) if self.half else (as_float32(args, True), as_float32(kwargs, True))
+
+    def leave(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        if self.open:
+            self.open.pop().__exit__(None, None, None)
+        return as_float32(output) if self.full_output else output
+
+
 def as_float32(item: Any, contiguous: bool = False) -> Any:
     """`item` with its bfloat16 tensors in float32, in nested tuples, lists and dicts; all `contiguous`, if need be."""
     if isinstance(item, Tensor):
@@ -298,3 +257,47 @@ def as_float32(item: Any, contiguous: bool = False) -> Any:
     if isinstance(item, dict):
         return {key: as_float32(value, contiguous) for key, value in item.items()}
     return item
+
+
+# torch's settings for a block.
+
+
+@contextlib.contextmanager
+def restored_autocast(device: str) -> Iterator[None]:
+    """After the block autocast is as it was before, whatever ended the block.
+
+    What is raised between a scope's hooks, such as Ctrl-C, may leave it open. Then all that the process does later would
+    run in bfloat16, with weights that autocast had kept from then.
+    """
+    before = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device), _autocast_depth()
+    try:
+        yield
+    finally:
+        while _autocast_depth() > before[2]:
+            torch.autocast_decrement_nesting()
+        torch.set_autocast_enabled(device, before[0])
+        torch.set_autocast_dtype(device, before[1])
+        if not before[2]:
+            torch.clear_autocast_cache()
+
+
+def _autocast_depth() -> int:
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()
+
+
+@contextlib.contextmanager
+def tf32_products(precision: str) -> Iterator[None]:
+    """In the block a GPU rounds the factors of float32 convolutions and matrix products to 10 bits (TF32), or does not.
+
+    It does unless `precision` is 'fp32', as the original's torch (up to 1.11) did; today's does so for convolutions only.
+    """
+    switches = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = precision != 'fp32'
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value

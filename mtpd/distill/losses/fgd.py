@@ -142,6 +142,7 @@ def _relation_block(channels: int) -> tuple[nn.Conv2d, nn.Sequential]:
 
 
 def _apply_relation(feature: Tensor, cells: nn.Conv2d, bottleneck: nn.Sequential) -> Tensor:
+    """R(F) of `FGD`'s docstring, `(N, C, H, W)`."""
     share = cells(feature).flatten(2).softmax(2)
     context = (feature.flatten(2) * share).sum(2)
     return feature + bottleneck(context[:, :, None, None])
