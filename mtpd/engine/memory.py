@@ -93,7 +93,7 @@ def out_of_memory_text(error: Exception, setting_names: SettingNames, training: 
         )
     lines = [
         f'{"memory" if on_cpu else "GPU memory"} ran out with {batch} {images}: {advice}',
-        f'({textwrap.shorten(str(error).partition(chr(10))[0], 200, placeholder=" ...")})',
+        f'({textwrap.shorten(str(error).partition(chr(10))[0], 240, placeholder=" ...")})',
     ]
     if 'DataLoader worker' in str(error):
         lines.append(
