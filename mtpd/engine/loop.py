@@ -23,7 +23,7 @@ from torch import nn
 from ..config.recipe import Recipe
 from ..data import loading, seeded_loader
 from ..distill.initialization import InheritReport
-from ..errors import RecipeError
+from ..errors import MtpdError, RecipeError
 from ..runtime import checkpoints, detectors, distributed, gpu_ops
 from ..utils import processes
 from ..utils.files import make_writable
@@ -209,6 +209,9 @@ def training_config(
         out: the training's folder.
         updates: optimizer steps.
         device: 'cpu' or 'cuda'.
+
+    Raises:
+        MtpdError: `schedule.lr_batch_size` is to scale a learning rate, and none is stated.
     """
     schedule, size, workers = recipe.cfg.schedule, process_count(recipe), data_workers(recipe)
     switches = speed.resolve_speed(recipe.cfg.get('speed'), device)
@@ -218,7 +221,9 @@ def training_config(
         persistent_workers=workers > 0,
         pin_memory=switches.pin_memory,
     )
-    optimizer, lr = optimizer_and_lr_policy(recipe)
+    optimizer, lr, meant = schedule.optimizer, schedule.lr, schedule.get('lr_batch_size')
+    if meant not in (None, schedule.batch_size):
+        optimizer, lr = scale_rates(optimizer, lr, schedule.batch_size, meant)
     settings: dict[str, Any] = dict(
         data=dict(
             train=train,
@@ -254,42 +259,31 @@ def evaluation_loader(recipe: Recipe) -> dict:
     return dict(samples_per_gpu=images, workers_per_gpu=data_workers(recipe, training=False))
 
 
-def optimizer_and_lr_policy(recipe: Recipe) -> tuple[dict, dict]:
-    """The recipe's optimizer and its learning rate policy.
-
-    Where `schedule.lr_batch_size` says for which batch the rates are, they are scaled linearly to the recipe's, and the
-    one that is used is printed.
-
-    Raises:
-        RecipeError: there is no rate to scale.
-    """
-    schedule = recipe.cfg.schedule
-    optimizer, lr, meant = schedule.optimizer, schedule.lr, schedule.get('lr_batch_size')
-    if meant in (None, schedule.batch_size):
-        return optimizer, lr
-    stated_rate = peak_rate(optimizer, lr)
-    if stated_rate is None:
-        problem = 'schedule.lr_batch_size scales schedule.optimizer.lr, which is missing: state it.'
-        raise RecipeError(recipe.source, [problem])
-    optimizer, lr = scale_rates(optimizer, lr, schedule.batch_size / meant)
-    rate, stated = (_format_rate(value) for value in (peak_rate(optimizer, lr), stated_rate))
-    print(f'learning rate {rate}: {stated} is for {meant} images an update')
-    return optimizer, lr
-
-
-# The settings of mmcv's policies that are rates: OneCycle's peak, and where the others end. The rest are ratios of
-# `optimizer.lr`, such as `warmup_ratio` and `gamma`.
+# The settings of mmcv's policies that are rates: OneCycle's peak, and where other policies end. The rest are ratios of
+# the optimizer's `lr`, such as `warmup_ratio` and `gamma`.
 RATES_OF_POLICIES = ('max_lr', 'min_lr')
 
 
-def scale_rates(optimizer: dict, lr: dict, factor: float) -> tuple[dict, dict]:
-    """An mmcv optimizer and learning rate policy with every rate in them multiplied; the given ones stay as they are."""
+def scale_rates(optimizer: dict, lr: dict, batch: int, meant: int) -> tuple[dict, dict]:
+    """Every rate of an mmcv optimizer and policy scaled linearly to another batch; prints the one that is used.
+
+    Args:
+        optimizer, lr: stay as they are.
+        batch: images of an update.
+        meant: images of an update for which the rates are stated.
+
+    Raises:
+        MtpdError: no rate is stated.
+    """
+    stated = peak_rate(optimizer, lr)
+    if stated is None:
+        raise MtpdError('there is no learning rate to scale: the optimizer states no lr. Add it.')
     optimizer, lr = dict(optimizer), dict(lr)
-    if 'lr' in optimizer:
-        optimizer['lr'] *= factor
-    for key in RATES_OF_POLICIES:
-        if lr.get(key) is not None:
-            lr[key] = _map_rates(lambda rate: rate * factor, lr[key])
+    for settings, key in ((optimizer, 'lr'), *((lr, key) for key in RATES_OF_POLICIES)):
+        if settings.get(key) is not None:
+            settings[key] = _multiply(settings[key], batch / meant)
+    used, stated = (_rate_text(rate) for rate in (peak_rate(optimizer, lr), stated))
+    print(f'learning rate {used}: {stated} is for {meant} images an update')
     return optimizer, lr
 
 
@@ -301,16 +295,16 @@ def peak_rate(optimizer: dict, lr: dict) -> Any:
     return lr.get('max_lr', optimizer.get('lr'))
 
 
-def _map_rates(function: Callable[[float], Any], rates: Any) -> Any:
-    """A rate, or a list or dict of rates, with `function` applied to each."""
+def _multiply(rates: Any, factor: float) -> Any:
+    """A rate, or a list or dict of rates, multiplied."""
     if isinstance(rates, dict):
-        return {key: _map_rates(function, value) for key, value in rates.items()}
+        return {key: _multiply(value, factor) for key, value in rates.items()}
     if isinstance(rates, (list, tuple)):
-        return [_map_rates(function, value) for value in rates]
-    return function(rates)
+        return [_multiply(value, factor) for value in rates]
+    return rates * factor
 
 
-def _format_rate(rates: Any) -> str:
+def _rate_text(rates: Any) -> str:
     return f'{rates:g}' if isinstance(rates, (int, float)) else str(rates)
 
 

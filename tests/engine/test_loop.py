@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from helpers.tiny_training import MINI, SMALL
 from mtpd import load_recipe
 from mtpd.engine.loop import scale_rates, training_config
-from mtpd.errors import RecipeError
+from mtpd.errors import MtpdError
 
 COCO = 'configs/coco/retinanet_r50__r101.py'
 UPDATES = 24
@@ -99,7 +99,7 @@ def test_where_a_policy_ends_is_scaled(tmp_path):
 
 def test_scaling_changes_every_rate_and_nothing_else():
     optimizer, lr = dict(type='SGD', lr=0.1, momentum=0.9), dict(max_lr={'SGD': 0.2}, gamma=0.5)
-    assert scale_rates(optimizer, lr, 2) == (
+    assert scale_rates(optimizer, lr, 16, 8) == (
         dict(type='SGD', lr=0.2, momentum=0.9),
         dict(max_lr={'SGD': 0.4}, gamma=0.5),
     )
@@ -111,7 +111,7 @@ def test_a_rate_that_is_not_stated_cannot_be_scaled(tmp_path):
     recipe = load_recipe(
         COCO, settings | {'schedule.batch_size': 4, 'teachers.r101.checkpoint': None}
     )
-    with pytest.raises(RecipeError, match=r'scales schedule\.optimizer\.lr, which is missing'):
+    with pytest.raises(MtpdError, match='the optimizer states no lr'):
         training_config(recipe, {}, {}, tmp_path, 4, 0, 'cpu')
 
 
