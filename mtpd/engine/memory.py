@@ -165,13 +165,15 @@ def recipe_setting_names(cfg: dict, processes: int) -> SettingNames:
     )
 
 
-def config_setting_names(data: dict, batch: str, evaluation: str) -> SettingNames:
-    """The settings of a plain mmdet config, by its `data` in mmdet's newer layout.
+def config_setting_names(cfg: dict, batch: str, evaluation: str) -> SettingNames:
+    """The settings of a plain mmdet config.
 
     Args:
+        cfg: its `data` in mmdet's newer layout.
         batch: the key of the batch in the file, which may have the older layout.
         evaluation: 'val_dataloader' (during training) or 'test_dataloader'.
     """
+    data, policy = cfg.data, cfg.get('lr_config') or {}
     return SettingNames(
         batch=batch,
         images=data.train_dataloader.get('samples_per_gpu', 2),
@@ -182,7 +184,7 @@ def config_setting_names(data: dict, batch: str, evaluation: str) -> SettingName
         evaluation=f'data.{evaluation}.samples_per_gpu',
         evaluated=data[evaluation].get('samples_per_gpu', 1),
         workers=f'{batch.rpartition(".")[0]}.workers_per_gpu',
-        lr='optimizer.lr',
+        lr='lr_config.max_lr' if 'max_lr' in policy else 'optimizer.lr',
         clip='optimizer_config.grad_clip',
     )
 

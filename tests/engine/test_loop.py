@@ -11,10 +11,14 @@ from mmcv.runner import IterBasedRunner, build_optimizer
 from torch import nn
 from torch.utils.data import DataLoader
 
+from helpers.plain_config import META, TEXT
+from helpers.tiny import retinanet
 from helpers.tiny_training import MINI, SMALL
 from mtpd import load_recipe
 from mtpd.engine.loop import scale_rates, training_config
+from mtpd.engine.memory import config_setting_names
 from mtpd.errors import MtpdError
+from mtpd.pipeline.mmdet_config import _for_training, load_config
 
 COCO = 'configs/coco/retinanet_r50__r101.py'
 UPDATES = 24
@@ -104,6 +108,22 @@ def test_scaling_changes_every_rate_and_nothing_else():
         dict(max_lr={'SGD': 0.4}, gamma=0.5),
     )
     assert optimizer['lr'] == 0.1 and lr['max_lr'] == {'SGD': 0.2}
+
+
+def test_a_plain_config_is_scaled_likewise(tmp_path, tiny_coco, capsys):
+    """mmdet's own scaling leaves OneCycle's rate as it is, and must not come on top."""
+    path = tmp_path / 'pets.py'
+    root = str(tiny_coco(tmp_path / 'coco'))
+    path.write_text(TEXT.format(model=retinanet(num_classes=2), root=root, meta=META))
+    policy = dict(_delete_=True, policy='OneCycle', max_lr=0.04)
+    config = load_config(path, {'auto_scale_lr.enable': True, 'lr_config': policy})
+    cfg = _for_training(config, tmp_path / 'run')
+    assert cfg.lr_config.max_lr == pytest.approx(0.04 * 2 / 16)
+    assert cfg.optimizer.lr == pytest.approx(0.01 * 2 / 16)
+    assert not cfg.auto_scale_lr.enable
+    assert 'learning rate 0.005: 0.04 is for 16 images an update' in capsys.readouterr().out
+    names = config_setting_names(config.cfg, config.batch, 'val_dataloader')
+    assert names.lr == 'lr_config.max_lr'
 
 
 def test_a_rate_that_is_not_stated_cannot_be_scaled(tmp_path):

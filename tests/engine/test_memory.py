@@ -184,7 +184,7 @@ def test_settings_by_their_keys(tmp_path, tiny_coco):
     assert other.rate == 'schedule.lr_batch_size scales the learning rate' and other.processes == 2
     config = plain(tmp_path, tiny_coco, 'oom')
     plain_config = load_config(config)
-    names = config_setting_names(plain_config.cfg.data, plain_config.batch, 'val_dataloader')
+    names = config_setting_names(plain_config.cfg, plain_config.batch, 'val_dataloader')
     assert (names.batch, names.images, names.workers) == (
         'data.samples_per_gpu', 2, 'data.workers_per_gpu'
     )  # fmt: skip
@@ -194,7 +194,7 @@ def test_settings_by_their_keys(tmp_path, tiny_coco):
         )
     )
     plain_config = load_config(config)
-    names = config_setting_names(plain_config.cfg.data, plain_config.batch, 'test_dataloader')
+    names = config_setting_names(plain_config.cfg, plain_config.batch, 'test_dataloader')
     assert (names.batch, names.images) == ('data.train_dataloader.samples_per_gpu', 3)
     assert (names.evaluation, names.evaluated) == ('data.test_dataloader.samples_per_gpu', 1)
 
