@@ -33,8 +33,8 @@ def choose_sequence(
         min_gain: the AP, 0..1, by which each teacher must exceed the one before it. None: AP decides on the last only.
 
     Returns:
-        A dict: ``sequence``: names, ``method``, ``pool``: names, ``reasons``: a sentence per step, ``total``: the sum of
-        cost ** power, ``support``: the share of the bootstrap replicates that lead to this sequence (None without
+        A dict: ``sequence``: names, ``method``, ``pool``: names, ``reasons``: a sentence per step, ``total``: the sum
+        of cost ** power, ``support``: the share of the bootstrap replicates that lead to this sequence (None without
         replicates), ``ties``: [sequence, share] of the others that more than one in twenty lead to.
 
     Raises:
@@ -69,7 +69,13 @@ def choose_sequence(
             return min_gain is None or ap[b] - ap[a] >= min_gain
 
         sequence, reasons = SEARCH_METHODS[method](
-            student, best, others, cost, may_precede, max_length, power
+            student=student,
+            last=best,
+            others=others,
+            cost=cost,
+            may_precede=may_precede,
+            max_length=max_length,
+            power=power,
         )
         hops = zip([student, *sequence], sequence, strict=False)
         return sequence, reasons, sum(cost(a, b) ** power for a, b in hops)
@@ -95,8 +101,9 @@ def choose_sequence(
     }
 
 
-def _backward_greedy(student, best, others, cost, may_precede, max_length, power):
-    sequence, reasons, pool = [best], [], list(others)
+def _backward_greedy(*, student, last, others, cost, may_precede, max_length, power):
+    """The sequence that ends with `last`, and a sentence for each step."""
+    sequence, reasons, pool = [last], [], list(others)
     while len(sequence) < max_length:
         head = sequence[0]
         near = [t for t in pool if cost(student, t) < cost(student, head) and may_precede(t, head)]
@@ -115,23 +122,24 @@ def _backward_greedy(student, best, others, cost, may_precede, max_length, power
     return sequence, reasons
 
 
-def _shortest_path(student, best, others, cost, may_precede, max_length, power):
+def _shortest_path(*, student, last, others, cost, may_precede, max_length, power):
+    """The sequence that ends with `last`, and a sentence about it."""
     # Bellman-Ford by number of hops; a detector may appear once, which positive costs ensure.
-    paths = {t: (cost(student, t) ** power, [t]) for t in [*others, best]}
-    shortest = paths[best]
+    paths = {t: (cost(student, t) ** power, [t]) for t in [*others, last]}
+    shortest = paths[last]
     for _ in range(max_length - 1):
         longer = {}
-        for target in [*others, best]:
+        for target in [*others, last]:
             options = [
                 (total + cost(path[-1], target) ** power, [*path, target])
                 for total, path in paths.values()
-                if target not in path and best not in path and may_precede(path[-1], target)
+                if target not in path and last not in path and may_precede(path[-1], target)
             ]
             if options:
                 longer[target] = min(options)
         paths = longer
-        if best in paths:
-            shortest = min(shortest, paths[best])
+        if last in paths:
+            shortest = min(shortest, paths[last])
     total, sequence = shortest
     return sequence, [
         f'The path {" → ".join([student, *sequence])} has the least sum of cost^{power:g}, {total:.3f}.'

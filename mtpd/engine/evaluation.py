@@ -194,7 +194,7 @@ def _detect(
 
 
 def metrics_of_checkpoint(out: Path, checkpoint: Path, measure: Callable[[], dict]) -> dict:
-    """The metrics.json in `out` where it is of this checkpoint; else what `measure` returns, which writes it."""
+    """The metrics.json in `out` if it is of this checkpoint, else what `measure` returns (and writes there)."""
     metrics = read_json_if_whole(out / 'metrics.json')
     return metrics if metrics and metrics['sha256'] == sha256(checkpoint) else measure()
 

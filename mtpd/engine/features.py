@@ -60,7 +60,7 @@ def features_by_stride(levels: Iterable[Tensor], height: int) -> dict[int, Tenso
 
 
 def blank_features(recipe: Recipe) -> dict[str, dict[int, Tensor]]:
-    """Neck features of the untrained detectors on a blank image, by detector and stride: their shapes are the trained ones'."""
+    """Neck features of untrained detectors on a blank image, by detector and stride; shapes are the trained ones'."""
     blank, device, features = torch.zeros(1, 3, 256, 256), recipe_device(recipe), {}
     for name in recipe.detectors:
         model = build_detector(recipe.model(name)).to(device).eval()

@@ -91,31 +91,32 @@ def conv_relu(
 
 
 def fuse_convs(model: nn.Module, hooked: Collection[nn.Module] = ()) -> None:
-    """Lets the ReLUs of a model's ResNet blocks and of its convolutions without norms work as this module says.
+    """Makes ResNet blocks, and convolutions without a norm, do convolution, bias and ReLU by one kernel on a GPU.
 
     Weights and their names stay. A block whose norms take statistics, or whose input is on the CPU, works as before.
 
     Args:
-        hooked: modules whose outputs somebody wants: blocks that contain one work as before, too.
+        hooked: modules whose outputs are used elsewhere. Blocks that contain one work as before, too.
     """
     for module in model.modules():
         if any(part in hooked for part in module.modules()) and not isinstance(module, ResNet):
             continue
         if _has_plain_stem(module) and module.conv1 not in hooked and module.norm1 not in hooked:
-            _replace_forward(module, 'forward', _resnet_forward)
+            _replace_forward(module, _resnet_forward)
         elif _is_plain_block(module, Bottleneck):
-            _replace_forward(module, 'forward', _bottleneck_forward)
+            _replace_forward(module, _bottleneck_forward)
         elif _is_plain_block(module, BasicBlock):
-            _replace_forward(module, 'forward', _basic_block_forward)
+            _replace_forward(module, _basic_block_forward)
         elif isinstance(module, ConvModule) and _ends_in_relu(module):
-            _replace_forward(module, 'forward', _conv_module_forward)
+            _replace_forward(module, _conv_module_forward)
         elif isinstance(module, RPNHead) and type(module.rpn_conv) is nn.Conv2d:
-            _replace_forward(module.rpn_conv, 'forward', _conv_relu_forward)
+            _replace_forward(module.rpn_conv, _conv_relu_forward)
 
 
-def _replace_forward(module: nn.Module, name: str, function: Any) -> None:
+def _replace_forward(module: nn.Module, forward: Any) -> None:
+    """Makes `forward` the module's own; it gets the module, the class's forward, and the arguments."""
     # A partial, not a closure: copied along with the module.
-    setattr(module, name, functools.partial(function, module, getattr(type(module), name)))
+    module.forward = functools.partial(forward, module, type(module).forward)
 
 
 def _is_plain_conv(conv: Any) -> bool:
@@ -159,6 +160,7 @@ def _ends_in_relu(module: ConvModule) -> bool:
 
 
 def _can_fuse(x: Tensor, *norms: nn.Module) -> bool:
+    """Whether the input is on a GPU, and no norm takes statistics."""
     return x.is_cuda and not any(
         isinstance(norm, nn.BatchNorm2d) and norm.training for norm in norms
     )

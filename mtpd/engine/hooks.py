@@ -232,8 +232,8 @@ class FiniteLoss(Hook):
         if get_dist_info()[0] == 0:
             write_json(path, {**content, 'images': images})
         return MtpdError(
-            f'training ended in update {update} of {runner.max_iters}: {problem}.\n{resume_hint(self.folder)}, and to the same '
-            f'end unless something is changed: look at the boxes of the {len(images)} image(s) that {path} names; '
+            f'training ended in update {update} of {runner.max_iters}: {problem}.\n{resume_hint(self.folder)}, '
+            f'and to the same end unless something is changed: look at the boxes of the {len(images)} image(s) that {path} names; '
             f'{self.advice}. Other settings need another --work-dir.'
         )
 

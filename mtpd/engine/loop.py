@@ -384,7 +384,11 @@ def set_threads(device: str, threads: int) -> None:
 
 
 def speed_settings(recipe: Recipe) -> dict[str, str]:
-    """The recipe's `speed` on this machine: ``precision`` ('fp32', 'tf32' or 'bf16'), and ``speed``, the switches that are on."""
+    """The recipe's `speed` on this machine, in words.
+
+    Returns:
+        ``precision``: 'fp32', 'tf32' or 'bf16'; ``speed``: the switches that are on.
+    """
     switches = speed.resolve_speed(recipe.cfg.get('speed'), recipe_device(recipe))._asdict()
     precision = switches.pop('precision')
     switched_on = [name for name, value in switches.items() if value]

@@ -103,7 +103,7 @@ def out_of_memory_text(error: Exception, setting_names: SettingNames, training: 
 
 
 def scaled_image(scale: int | tuple[int, int] | None, factor: float) -> str:
-    """An image scale with its sides multiplied, as it is written in a recipe; None: a share of sides that are not known."""
+    """An image scale with its sides multiplied, as a recipe states it; of None the share of its sides."""
     if scale is None:
         return f'{math.floor(100 * factor) / 100:g} of its sides'
     if isinstance(scale, int):

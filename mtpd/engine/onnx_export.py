@@ -22,8 +22,11 @@ OPSET = 17
 
 
 class DecodedDetector(nn.Module):
-    """A detector with an `AnchorHead`: images (1, 3, H, W), normalised, to boxes (N, 4), xyxy in their pixels, and scores
-    (N, classes) after the sigmoid, FPN level by level."""
+    """A detector with an `AnchorHead`, without the choice among its boxes.
+
+    It maps images (1, 3, H, W), normalised, to boxes (N, 4), xyxy in their pixels, and scores (N, classes) after the
+    sigmoid, FPN level by level.
+    """
 
     def __init__(self, detector: nn.Module, height: int, width: int):
         super().__init__()
@@ -50,11 +53,11 @@ def _rows_by_anchor(level: Tensor, columns: int) -> Tensor:
 
 
 def export_onnx(detector: nn.Module, out: str | Path) -> Path:
-    """Writes `detector` (as `predict.detector` gives it) for images of a fixed size, that of its config's test pipeline.
+    """Writes `detector` (as `predict.detector` gives it) for images of one size, that of its config's test pipeline.
 
     Returns:
-        `out`: inputs ``image`` (1, 3, H, W), outputs ``boxes`` (N, 4) and ``scores`` (N, classes); in its metadata, under
-        ``mtpd``, what `mtpd.edge` needs beside.
+        `out`. Its input is ``image`` (1, 3, H, W), its outputs are ``boxes`` (N, 4) and ``scores`` (N, classes). Its
+        metadata have, under ``mtpd``, what `mtpd.edge` needs besides.
 
     Raises:
         MtpdError: a detector of another kind, or the packages are not installed.
@@ -102,7 +105,10 @@ def export_onnx(detector: nn.Module, out: str | Path) -> Path:
 
 
 def image_preparation(cfg: Config) -> dict:
-    """How a config's test pipeline prepares images: ``scale`` (width, height), ``mean``, ``std``, ``to_rgb``, ``divisor``.
+    """How a config's test pipeline prepares images.
+
+    Returns:
+        ``scale`` (width, height), ``mean``, ``std``, ``to_rgb`` and ``divisor``.
 
     Raises:
         MtpdError: it has several sizes, or does not normalise.

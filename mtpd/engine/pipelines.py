@@ -97,7 +97,10 @@ def dataset_config(
 
 
 def quiet_dataset(cfg: dict):
-    """mmdet's dataset of a config, built without pycocotools' output; it raises CorruptImage for an image that is not whole."""
+    """mmdet's dataset of a config, built without pycocotools' output.
+
+    It raises CorruptImage where an image is missing, cut short or no image.
+    """
     with contextlib.redirect_stdout(io.StringIO()):
         return build_dataset(loading.with_whole_images(cfg))
 

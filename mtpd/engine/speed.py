@@ -35,10 +35,10 @@ class Speed(NamedTuple):
         channels_last: activations as (N, H, W, C) in memory.
         fold_teacher: the teacher's batch norms become part of its convolutions.
         teacher_stream: the teacher's forward pass beside the student's, on a CUDA stream of its own.
-        fold_student: batch norms of the student's backbone that take no statistics become part of its convolutions in each
-            update, see `mtpd.engine.folded_norms`.
-        fused_convs: convolutions, their biases and the ReLUs behind them as one kernel, see `mtpd.engine.fused_convs`; the
-            student's only with `fold_student`.
+        fold_student: batch norms of the student's backbone that take no statistics become part of its convolutions in
+            each update, see `mtpd.engine.folded_norms`.
+        fused_convs: convolutions, their biases and the ReLUs behind them as one kernel, see `mtpd.engine.fused_convs`;
+            the student's only with `fold_student`.
         target_stream: target assignment beside the forward pass, on a CUDA stream of its own.
         pin_memory: batches are put into memory that is copied to a CUDA device without waiting.
         fused_optimizer: the optimizer updates all weights by one kernel.

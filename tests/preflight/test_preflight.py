@@ -246,7 +246,7 @@ def test_images_that_may_be_corrupt_do_not_stop_the_trial(tmp_path, tiny_coco):
         path.write_bytes(path.read_bytes()[:3000])
     overrides = TINY | OWN | {'data.root': str(root)}
     task = 2, [('student', None)], ['student']
-    with pytest.raises(MtpdError, match=r'000001\.png is damaged'):
+    with pytest.raises(MtpdError, match=r'000001\.png is cut short'):
         trial.measure_updates(MINI, overrides, *task)
     found = trial.measure_updates(MINI, overrides | {'data.corrupt_limit': 1}, *task)
     assert found['trainings']['student']['seconds'] > 0 and found['images']['student'] > 0
