@@ -188,7 +188,7 @@ def main() -> None:
     recipe = load_recipe(options.recipe, options.cfg_options)
     options.batch = options.batch or recipe.cfg.schedule.batch_size
     device = loop.recipe_device(recipe)
-    loop.use_threads(device, recipe.cfg.runtime.threads)
+    loop.set_threads(device, recipe.cfg.runtime.threads)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         if recipe.cfg.data.root is None:  # as many scenes as are needed here

@@ -81,7 +81,7 @@ def main() -> None:
                         numbers[library] = evaluation.coco_metrics(data, files, ('bbox',), library)
                     taken.append(time.perf_counter() - began)
         theirs, ours = numbers.values()
-        names = [f'bbox_{name}' for name in evaluation.NUMBERS]
+        names = [f'bbox_{name}' for name in evaluation.COCO_NUMBERS]
         row = {
             'images': images,
             'seconds': {library: statistics.median(taken) for library, taken in seconds.items()},

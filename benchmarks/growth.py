@@ -34,7 +34,7 @@ TEACHER = 'rx101'
 
 def of_step(folder: Path) -> list[dict]:
     """Milliseconds of an update at three image sizes, and with three batches."""
-    loop.use_threads('cpu', 0)
+    loop.set_threads('cpu', 0)
     rows = []
     for side, batch in progress_bar('steps', ((64, 8), (128, 8), (256, 8), (128, 4), (128, 16))):
         few = {'data.scenes.train': 4 * batch, 'data.scenes.val': 1, 'data.scenes.size': 256}
@@ -60,7 +60,7 @@ def costs_of(images: int) -> dict:
     from mtpd.distill.adaptation_cost import costs_from_features
 
     recipe = load_recipe(MINI)
-    loop.use_threads('cpu', 0)
+    loop.set_threads('cpu', 0)
     files = {name: (name, recipe.checkpoint(name)) for name in recipe.pool}
     files['again'] = files[recipe.pool[0]]
     models = load_detectors(recipe, files)

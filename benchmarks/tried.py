@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument('--out', type=Path, help='where the JSON goes')
     options = parser.parse_args()
     recipe = load_recipe(MINI, {'speed.precision': 'fp32'})
-    loop.use_threads('cpu', 0)
+    loop.set_threads('cpu', 0)
     speed.keep_freed_memory()
     model = trial.untrained_detector(recipe, 'student', options.teacher)
     batch, side = recipe.cfg.schedule.batch_size, recipe.cfg.image.scale

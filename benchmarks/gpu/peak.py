@@ -102,7 +102,7 @@ def main() -> None:
         options.profile.write_text('')
     for name in options.recipes:
         recipe = load_recipe(f'configs/paper/{PAPER[name][0]}.py', options.cfg_options)
-        loop.use_threads(options.device, recipe.cfg.runtime.threads)
+        loop.set_threads(options.device, recipe.cfg.runtime.threads)
         with tempfile.TemporaryDirectory() as folder:
             (batch,), _ = distill_step.batches(recipe, Path(folder), options.batch, 1)
         for kind in KINDS:

@@ -22,7 +22,7 @@ from ..config.recipe import Recipe
 from ..data import coco, loading
 from ..engine import memory, pipelines
 from ..engine.evaluation import DetectionTask, evaluate_model, load_detector
-from ..engine.loop import data_parallel, evaluation_batch, recipe_device
+from ..engine.loop import data_parallel, evaluation_loader, recipe_device
 from ..utils.files import file_sha256, read_json_if_valid, write_json
 from ..utils.progress import progress_bar
 from . import study
@@ -141,7 +141,7 @@ def _box_ap(recipe: Recipe, model: nn.Module, checkpoint: Path, split: str, imag
         cfg['ann_file'] = f'{folder}/{split}.json'
         small = {**table, 'images': table['images'][:images], 'annotations': few}
         Path(cfg['ann_file']).write_text(json.dumps(small))
-        batch = evaluation_batch(recipe)
+        batch = evaluation_loader(recipe)
         library = recipe.cfg.evaluation.get('library', 'auto')
         named = memory.recipe_setting_names(recipe.cfg, 1)
         work = DetectionTask(

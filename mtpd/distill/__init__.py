@@ -1,0 +1,16 @@
+"""Distillation: student, teacher, losses, adaptation costs, sequences of teachers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ['Distiller']
+
+
+def __getattr__(name: str) -> Any:
+    """`Distiller` on first use: it takes mmdet, which sequences and adaptation costs do without."""
+    if name == 'Distiller':
+        from .distiller import Distiller
+
+        return Distiller
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -19,8 +19,8 @@ from ..errors import MtpdError
 from ..utils import statistics
 
 RIDGE = 1e-8  # of the mean feature variance: makes rank-deficient features safe
-PIXELS = 10  # a channel, at least: below it the fit is of noise
-TOO_FEW = 'adaptation costs need at least 2 images: raise order.images, or give a larger validation split.'
+PIXELS_PER_CHANNEL = 10  # at least: with fewer the maps fit noise
+TOO_FEW_IMAGES = 'adaptation costs need at least 2 images: raise order.images, or give a larger validation split.'
 Features = Mapping[str, Mapping[int, Tensor]]  # {detector: {stride: (C, H, W)}} of one image
 
 
@@ -50,7 +50,7 @@ class Moments:
 
         The map to one detector does not depend on the others.
         """
-        sums, found = self.numpy(), []
+        sums, maps = self.numpy(), []
         for part in self.parts:
             x = np.r_[part, -1]
             gram = sums[np.ix_(x, x)].copy()
@@ -58,12 +58,12 @@ class Moments:
             mean = gram[:size, -1] / gram[-1, -1]
             variance = np.trace(gram[:size, :size]) / gram[-1, -1] - mean @ mean
             gram[np.arange(size), np.arange(size)] += RIDGE * gram[-1, -1] * variance / size
-            found.append(np.linalg.lstsq(gram, sums[x, :-1], rcond=None)[0])
-        return found
+            maps.append(np.linalg.lstsq(gram, sums[x, :-1], rcond=None)[0])
+        return maps
 
     def residuals(self, maps: list[np.ndarray]) -> np.ndarray:
         """Squared errors (D, D) that the maps, row to column, leave on what was added here."""
-        sums, found = self.numpy(), np.zeros((len(maps), len(maps)))
+        sums, squares = self.numpy(), np.zeros((len(maps), len(maps)))
         for a, weights in enumerate(maps):
             x = np.r_[self.parts[a], -1]
             errors = (
@@ -71,8 +71,8 @@ class Moments:
                 - 2 * np.sum(weights * sums[x, :-1], axis=0)
                 + np.sum(weights * (sums[np.ix_(x, x)] @ weights), axis=0)
             )
-            found[a] = [max(errors[part].sum(), 0.0) for part in self.parts]
-        return found
+            squares[a] = [max(errors[part].sum(), 0.0) for part in self.parts]
+        return squares
 
 
 class HeldOut:
@@ -124,9 +124,9 @@ def costs_from_features(
         replicates: of the bootstrap over the images of `held_out`.
 
     Returns:
-        ``{'detectors', 'cost': (D, D) array, row source and column target, 'levels': {stride: the same, NaN where one
-        of the pair lacks the stride}, 'replicates': (R, D, D), 'low' and 'high': the ends of 95 % intervals (D, D) from them, 'images': of both halves, 'needed': images that the fit
-        takes at least}``.
+        A dict: ``detectors``: names, ``cost`` (D, D): row source, column target, ``levels``: the same by stride, NaN
+        where one of the pair lacks it, ``replicates`` (R, D, D), ``low`` and ``high`` (D, D): the ends of 95 %
+        intervals from them, ``images``: how many in both halves, ``needed``: how many a stable fit takes at least.
 
     Raises:
         MtpdError: a half without images, or detectors that share no stride.
@@ -138,26 +138,26 @@ def costs_from_features(
         if not images:
             names = list(features)
             members = common_strides(features)
-            moments = {s: Moments(_channels(features, s, members[s])) for s in members}
-        for stride, those in members.items():
-            moments[stride].add([features[name][stride] for name in those])
+            moments = {s: Moments(_channel_counts(features, s, members[s])) for s in members}
+        for stride, sharing in members.items():
+            moments[stride].add([features[name][stride] for name in sharing])
         images += 1
     if not images:
-        raise MtpdError(TOO_FEW)
+        raise MtpdError(TOO_FEW_IMAGES)
     channels = {s: [part.stop - part.start for part in m.parts] for s, m in moments.items()}
     held = {s: HeldOut(m.linear_maps(), channels[s], replicates) for s, m in moments.items()}
     count = 0
     for count, features in enumerate(held_out, 1):
-        for stride, those in members.items():
-            held[stride].add([features[name][stride] for name in those], count)
+        for stride, sharing in members.items():
+            held[stride].add([features[name][stride] for name in sharing], count)
     if not count:
-        raise MtpdError(TOO_FEW)
+        raise MtpdError(TOO_FEW_IMAGES)
     # An image gives its pixels at the coarsest stride; the fit has a weight for each channel, and the bias.
     needed = max(
-        2 * int(np.ceil(PIXELS * (max(channels[s]) + 1) * images / m.numpy()[-1, -1]))
+        2 * int(np.ceil(PIXELS_PER_CHANNEL * (max(channels[s]) + 1) * images / m.numpy()[-1, -1]))
         for s, m in moments.items()
     )
-    levels = {s: _place_costs(held[s].costs(), members[s], names) for s in sorted(held)}
+    levels = {s: _in_full_table(held[s].costs(), members[s], names) for s in sorted(held)}
     mean = np.nanmean(np.stack(list(levels.values())), axis=0)
     low, high = statistics.percentile_interval(mean[1:])
     return {
@@ -173,9 +173,7 @@ def costs_from_features(
 
 
 def common_strides(features: Features) -> dict[int, list[str]]:
-    """The detectors that have each stride. Raises MtpdError where two detectors share none."""
-    strides = sorted({stride for levels in features.values() for stride in levels})
-    found = {s: [name for name in features if s in features[name]] for s in strides}
+    """The names of the detectors that have each stride. Raises MtpdError where two detectors share none."""
     for a in features:
         for b in features:
             if not set(features[a]) & set(features[b]):
@@ -184,16 +182,17 @@ def common_strides(features: Features) -> dict[int, list[str]]:
                     f'({", ".join(map(str, features[b]))}) have no FPN level of the same stride to compare: leave one '
                     'of them out of the pool.'
                 )
-    return found
+    strides = sorted({stride for levels in features.values() for stride in levels})
+    return {s: [name for name in features if s in features[name]] for s in strides}
 
 
-def _channels(features: Features, stride: int, names: list[str]) -> list[int]:
+def _channel_counts(features: Features, stride: int, names: list[str]) -> list[int]:
     return [features[name][stride].shape[0] for name in names]
 
 
-def _place_costs(costs: np.ndarray, those: list[str], names: list[str]) -> np.ndarray:
+def _in_full_table(costs: np.ndarray, members: list[str], names: list[str]) -> np.ndarray:
     """Costs of some detectors in a table of all, NaN elsewhere."""
-    places = [names.index(name) for name in those]
+    places = [names.index(name) for name in members]
     table = np.full((len(costs), len(names), len(names)), np.nan)
     table[:, np.array(places)[:, None], places] = costs
     return table

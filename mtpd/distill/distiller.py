@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from ..errors import MtpdError
 from ..runtime import checkpoints, detectors  # noqa: F401  (adapted before detectors are built)
 from ..runtime.streams import cuda_stream
-from .initialization import InheritReport, inherit_from_teacher, initialise
+from .initialization import InheritReport, inherit_from_teacher, initialise_weights
 from .losses import build_losses
 
 _log = logging.getLogger('mtpd')
 
 
-def _of_student(method: str):
+def _student_method(method: str):
+    """A method that calls the student's."""
     return lambda self, *args, **kwargs: getattr(self.student, method)(*args, **kwargs)
 
 
@@ -90,7 +91,7 @@ class Distiller(BaseDetector):
         if student_checkpoint:
             checkpoints.load_student(self.student, student_checkpoint)
         else:
-            initialise(self.student, student.backbone, 'student.model')
+            initialise_weights(self.student, student.backbone, 'student.model')
         if teacher_checkpoint != 'random':
             state = checkpoints.load_checkpoint(teacher_checkpoint)
             state = checkpoints.student_state(state, teacher_checkpoint)
@@ -108,16 +109,19 @@ class Distiller(BaseDetector):
 
     @property
     def hooked_modules(self) -> set[nn.Module]:
-        """Those of student and teacher whose outputs are compared."""
+        """The modules of student and teacher whose outputs are compared."""
         return {
-            model.get_submodule(path)
-            for _, *paths in self._links
-            for model, path in zip((self.student, self.teacher), paths, strict=True)
+            module
+            for _, student_module, teacher_module in self._links
+            for module in (
+                self.student.get_submodule(student_module),
+                self.teacher.get_submodule(teacher_module),
+            )
         }
 
     @property
     def hooks_teachers_backbone(self) -> bool:
-        """Whether features are taken inside of it."""
+        """Whether features are taken inside the teacher's backbone."""
         return any(path.startswith('backbone') for _, _, path in self._links)
 
     def _apply(self, *args, **kwargs):
@@ -145,8 +149,8 @@ class Distiller(BaseDetector):
             if name in losses:
                 raise MtpdError(f'the student itself has a loss {name!r}: rename the method')
             losses[name] = self.distill_losses[name](
-                _feature(of_student, 'student', student_module),
-                _feature(of_teacher, 'teacher', teacher_module),
+                _hooked_feature(of_student, 'student', student_module),
+                _hooked_feature(of_teacher, 'teacher', teacher_module),
                 gt_bboxes=gt.get('gt_bboxes'),
                 img_metas=img_metas,
             )
@@ -158,18 +162,19 @@ class Distiller(BaseDetector):
 
         The hooks live no longer than the context: nothing holds features or the graph after it.
         """
-        found, hooks = ({}, {}), []
-        for _, *paths in self._links:
-            for features, model, path in zip(
-                found, (self.student, self.teacher), paths, strict=True
+        of_student, of_teacher, hooks = {}, {}, []
+        for _, student_module, teacher_module in self._links:
+            for features, model, path in (
+                (of_student, self.student, student_module),
+                (of_teacher, self.teacher, teacher_module),
             ):
 
-                def keep(module, args, output, features=features, path=path):
+                def collect(module, args, output, features=features, path=path):
                     features[path] = output
 
-                hooks.append(model.get_submodule(path).register_forward_hook(keep))
+                hooks.append(model.get_submodule(path).register_forward_hook(collect))
         try:
-            yield found
+            yield of_student, of_teacher
         finally:
             for hook in hooks:
                 hook.remove()
@@ -206,12 +211,12 @@ class Distiller(BaseDetector):
     with_bbox = property(attrgetter('student.with_bbox'))
     with_mask = property(attrgetter('student.with_mask'))
 
-    extract_feat = _of_student('extract_feat')
-    forward_test = _of_student('forward_test')
-    simple_test = _of_student('simple_test')
-    aug_test = _of_student('aug_test')
-    forward_dummy = _of_student('forward_dummy')
-    show_result = _of_student('show_result')
+    extract_feat = _student_method('extract_feat')
+    forward_test = _student_method('forward_test')
+    simple_test = _student_method('simple_test')
+    aug_test = _student_method('aug_test')
+    forward_dummy = _student_method('forward_dummy')
+    show_result = _student_method('show_result')
 
 
 def _check_options(student_checkpoint, teacher_checkpoint, init_student, teacher_mode):
@@ -234,24 +239,26 @@ def _check_options(student_checkpoint, teacher_checkpoint, init_student, teacher
         raise MtpdError('\n'.join(problems))
 
 
-def _feature(features: dict, who: str, path: str) -> Tensor:
+def _hooked_feature(features: dict, who: str, path: str) -> Tensor:
+    """The output of a hooked module. Raises MtpdError unless it is a tensor."""
     output = features.get(path)
     if not isinstance(output, Tensor):
-        got = f'gives a {type(output).__name__}' if path in features else 'was not run'
+        problem = f'gives a {type(output).__name__}' if path in features else 'was not run'
         raise MtpdError(
-            f'{who}_module {path!r} {got}: hook a module that gives one tensor (N, C, H, W) in '
+            f'{who}_module {path!r} {problem}: hook a module that gives one tensor (N, C, H, W) in '
             "each forward pass, such as 'neck.fpn_convs.0.conv'"
         )
     return output
 
 
-# The teacher of a distillation: backbone and neck of a detector, frozen.
+# The teacher.
 
 
 class Teacher(nn.Module):
-    """Backbone and neck of the detector that `cfg` describes: distillation needs no more of it.
+    """Backbone and neck of the detector that `cfg` describes, frozen: distillation needs no more of it.
 
-    `own_stream`: whether `beside` uses a CUDA stream of its own.
+    Attributes:
+        own_stream: whether `beside` uses a CUDA stream of its own.
     """
 
     own_stream = False

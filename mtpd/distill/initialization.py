@@ -16,12 +16,12 @@ from ..errors import MtpdError
 from ..runtime.checkpoints import check_finite, load_checkpoint, student_state
 
 
-def initialise(model: nn.Module, backbone: dict, key: str) -> None:
-    """As its config says, which may fetch pretrained weights.
+def initialise_weights(model: nn.Module, backbone: dict, key: str) -> None:
+    """Initialises a detector as its config says, which may fetch pretrained weights.
 
     Args:
-        backbone: its config, for the message.
-        key: of the detector's model config among the overrides, such as 'student.model'.
+        backbone: the backbone's config, for the message.
+        key: the detector's model config among the overrides, such as 'student.model'.
 
     Raises:
         MtpdError: the pretrained weights can't be had.
@@ -37,24 +37,25 @@ def initialise(model: nn.Module, backbone: dict, key: str) -> None:
 
 
 def warm_start(model: nn.Module, path: str | Path) -> int:
-    """Copies every weight of the same name and shape from a checkpoint; returns how many it were.
+    """Copies every weight of the same name and shape from a checkpoint; returns how many.
 
-    For training on from another dataset or architecture; a stage inherits through `inherit`.
+    For training on from another dataset or architecture. A stage's student takes over its teacher's neck and head by
+    `inherit_from_teacher`.
 
     Raises:
-        MtpdError: from `load` and `student_state`, or nothing agrees.
+        MtpdError: the checkpoint is missing, broken or not finite, or has no such weight.
     """
     state = student_state(load_checkpoint(path), path)
     check_finite(state, path)
-    own = model.state_dict()
-    alike = [key for key in own if key in state and state[key].shape == own[key].shape]
-    if not alike:
+    weights = model.state_dict()
+    shared = [key for key in weights if key in state and state[key].shape == weights[key].shape]
+    if not shared:
         raise MtpdError(
             f'{path} has no weight in common with the detector that should start from it'
         )
-    for key in alike:
-        own[key].copy_(state[key])
-    return len(alike)
+    for key in shared:
+        weights[key].copy_(state[key])
+    return len(shared)
 
 
 @dataclass
@@ -76,8 +77,8 @@ def inherit_from_teacher(
 ) -> InheritReport:
     """Copies the teacher's neck and head (all outside `backbone.`) into the student.
 
-    Of a cascade, a student with one stage takes the first; box regression for all classes at once
-    (4 outputs) is repeated for each class where the student has its own for each.
+    A student with one stage takes the first stage of a teacher that is a cascade. A box regression for all classes at
+    once (4 outputs) is repeated for each class where the student has one per class.
 
     Args:
         student: a plain detector.
@@ -88,46 +89,52 @@ def inherit_from_teacher(
     Raises:
         MtpdError: a mismatch that is not allowed, or nothing to copy; nothing is copied then.
     """
-    own = {k: v for k, v in student.state_dict().items() if not k.startswith('backbone.')}
-    theirs = {k: v for k, v in teacher_state.items() if not k.startswith('backbone.')}
-    theirs, report = _first_stage(theirs, own)
-    report.copied = [key for key in own if key in theirs]
-    for key in {**own, **theirs}:
-        if key not in own:
+    student_weights = {
+        k: v for k, v in student.state_dict().items() if not k.startswith('backbone.')
+    }
+    teacher_weights = {k: v for k, v in teacher_state.items() if not k.startswith('backbone.')}
+    teacher_weights, report = _first_stage(teacher_weights, student_weights)
+    report.copied = [key for key in student_weights if key in teacher_weights]
+    for key in {**student_weights, **teacher_weights}:
+        if key not in student_weights:
             report.skipped[key] = 'the student has no such weight'
-        elif key not in theirs and not key.endswith('num_batches_tracked'):
+        elif key not in teacher_weights and not key.endswith('num_batches_tracked'):
             report.skipped[key] = 'the teacher has no such weight'
-        elif key in theirs and own[key].shape != theirs[key].shape:
+        elif key in teacher_weights and student_weights[key].shape != teacher_weights[key].shape:
             report.copied.remove(key)
-            shapes = tuple(own[key].shape), tuple(theirs[key].shape)
+            shapes = tuple(student_weights[key].shape), tuple(teacher_weights[key].shape)
             report.skipped[key] = f'other shape (student {shapes[0]}, teacher {shapes[1]})'
-    barred = [k for k in report.skipped if not any(fnmatch(k, pattern) for pattern in allow)]
-    if barred or not report.copied:
+    mismatches = [k for k in report.skipped if not any(fnmatch(k, pattern) for pattern in allow)]
+    if mismatches or not report.copied:
         lines = ["the student cannot inherit the teacher's neck and head:"]
-        lines += [f'  {key}: {report.skipped[key]}' for key in barred] or ['  nothing agrees']
+        lines += [f'  {key}: {report.skipped[key]}' for key in mismatches] or ['  nothing agrees']
         lines += ['make both alike, allow these weights to differ, or do not inherit']
         raise MtpdError('\n'.join(lines))
     for key in report.copied:
-        own[key].copy_(theirs[key])
+        student_weights[key].copy_(teacher_weights[key])
     return report
 
 
-def _first_stage(theirs: dict, own: dict) -> tuple[dict, InheritReport]:
+def _first_stage(teacher_weights: dict, student_weights: dict) -> tuple[dict, InheritReport]:
     """The teacher's weights under the names, and in the shapes, of a student without a cascade."""
-    found, report = {}, InheritReport()
-    for key, value in theirs.items():
+    weights, report = {}, InheritReport()
+    for key, value in teacher_weights.items():
         stage = re.fullmatch(r'(roi_head\.\w+_head\.)(\d+)\.(.+)', key)
         single = stage[1] + stage[3] if stage else key
-        if key in own or not stage or not any(name.startswith(stage[1]) for name in own):
-            found[key] = value
+        if (
+            key in student_weights
+            or not stage
+            or not any(name.startswith(stage[1]) for name in student_weights)
+        ):
+            weights[key] = value
             continue
         if stage[2] != '0':
             continue  # the later stages have no counterpart
         report.adapted[single] = f'from {key}, the first stage of a cascade'
-        mine = own.get(single, value)
-        if '.fc_reg.' in single and value.shape[0] == 4 < mine.shape[0]:
-            times = mine.shape[0] // 4
+        target = student_weights.get(single, value)
+        if '.fc_reg.' in single and value.shape[0] == 4 < target.shape[0]:
+            times = target.shape[0] // 4
             value = torch.cat([value] * times)
             report.adapted[single] += f', repeated for {times} classes'
-        found[single] = value
-    return found, report
+        weights[single] = value
+    return weights, report

@@ -33,30 +33,30 @@ def choose_sequence(
         min_gain: the AP, 0..1, by which each teacher must exceed the one before it. None: AP decides on the last only.
 
     Returns:
-        ``{'sequence': names, 'method', 'pool': names, 'reasons': a sentence per step, 'total': sum of cost ** power, 'support': share
-        of the bootstrap replicates that lead to this sequence (None without replicates), 'ties': [sequence, share] of
-        the others that more than one in twenty lead to}``.
+        A dict: ``sequence``: names, ``method``, ``pool``: names, ``reasons``: a sentence per step, ``total``: the sum
+        of cost ** power, ``support``: the share of the bootstrap replicates that lead to this sequence (None without
+        replicates), ``ties``: [sequence, share] of the others that more than one in twenty lead to.
 
     Raises:
         MtpdError: no teacher, an unknown method, or a teacher without AP or cost.
     """
     teachers = list(teachers or [name for name in costs['detectors'] if name != student])
-    wrong = [] if teachers else ['the pool of teachers is empty']
-    wrong += [
+    problems = [] if teachers else ['the pool of teachers is empty']
+    problems += [
         f'{name} has no AP (`mtpd eval RECIPE --detector {name} --checkpoint FILE` measures it, on a validation split '
         'with objects)'
         for name in teachers
         if ap.get(name) is None
     ]
-    wrong += [
+    problems += [
         f'{name} has no adaptation cost (`mtpd order RECIPE` measures it)'
         for name in teachers
         if name not in costs['detectors']
     ]
-    if wrong:
-        raise MtpdError(f'no sequence can be chosen: {"; ".join(wrong)}.')
-    if method not in SEARCHES:
-        raise MtpdError(f'unknown method {method!r}: there are {", ".join(SEARCHES)}.')
+    if problems:
+        raise MtpdError(f'no sequence can be chosen: {"; ".join(problems)}.')
+    if method not in SEARCH_METHODS:
+        raise MtpdError(f'unknown method {method!r}: there are {", ".join(SEARCH_METHODS)}.')
     index = {name: i for i, name in enumerate(costs['detectors'])}
     best = max(sorted(teachers), key=lambda name: ap[name])
     others = sorted(set(teachers) - {best})
@@ -68,8 +68,14 @@ def choose_sequence(
         def may_precede(a: str, b: str) -> bool:
             return min_gain is None or ap[b] - ap[a] >= min_gain
 
-        sequence, reasons = SEARCHES[method](
-            student, best, others, cost, may_precede, max_length, power
+        sequence, reasons = SEARCH_METHODS[method](
+            student=student,
+            last=best,
+            others=others,
+            cost=cost,
+            may_precede=may_precede,
+            max_length=max_length,
+            power=power,
         )
         hops = zip([student, *sequence], sequence, strict=False)
         return sequence, reasons, sum(cost(a, b) ** power for a, b in hops)
@@ -83,7 +89,7 @@ def choose_sequence(
     elif len(sequence) == 1:
         reasons.append('So it is direct distillation.')
     drawn = [tuple(search(np.asarray(table))[0]) for table in costs.get('replicates', ())]
-    shares = {found: times / len(drawn) for found, times in Counter(drawn).most_common()}
+    shares = {names: times / len(drawn) for names, times in Counter(drawn).most_common()}
     return {
         'sequence': sequence,
         'method': method,
@@ -91,12 +97,13 @@ def choose_sequence(
         'reasons': reasons,
         'total': total,
         'support': shares.pop(tuple(sequence), 0.0) if drawn else None,
-        'ties': [[list(found), share] for found, share in shares.items() if share > 0.05],
+        'ties': [[list(names), share] for names, share in shares.items() if share > 0.05],
     }
 
 
-def _greedy(student, best, others, cost, may_precede, max_length, power):
-    sequence, reasons, pool = [best], [], list(others)
+def _backward_greedy(*, student, last, others, cost, may_precede, max_length, power):
+    """The sequence that ends with `last`, and a sentence for each step."""
+    sequence, reasons, pool = [last], [], list(others)
     while len(sequence) < max_length:
         head = sequence[0]
         near = [t for t in pool if cost(student, t) < cost(student, head) and may_precede(t, head)]
@@ -115,27 +122,28 @@ def _greedy(student, best, others, cost, may_precede, max_length, power):
     return sequence, reasons
 
 
-def _shortest(student, best, others, cost, may_precede, max_length, power):
+def _shortest_path(*, student, last, others, cost, may_precede, max_length, power):
+    """The sequence that ends with `last`, and a sentence about it."""
     # Bellman-Ford by number of hops; a detector may appear once, which positive costs ensure.
-    paths = {t: (cost(student, t) ** power, [t]) for t in [*others, best]}
-    shortest = paths[best]
+    paths = {t: (cost(student, t) ** power, [t]) for t in [*others, last]}
+    shortest = paths[last]
     for _ in range(max_length - 1):
         longer = {}
-        for target in [*others, best]:
+        for target in [*others, last]:
             options = [
                 (total + cost(path[-1], target) ** power, [*path, target])
                 for total, path in paths.values()
-                if target not in path and best not in path and may_precede(path[-1], target)
+                if target not in path and last not in path and may_precede(path[-1], target)
             ]
             if options:
                 longer[target] = min(options)
         paths = longer
-        if best in paths:
-            shortest = min(shortest, paths[best])
+        if last in paths:
+            shortest = min(shortest, paths[last])
     total, sequence = shortest
     return sequence, [
         f'The path {" → ".join([student, *sequence])} has the least sum of cost^{power:g}, {total:.3f}.'
     ]
 
 
-SEARCHES = {'backward_greedy': _greedy, 'shortest_path': _shortest}
+SEARCH_METHODS = {'backward_greedy': _backward_greedy, 'shortest_path': _shortest_path}

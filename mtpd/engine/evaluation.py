@@ -1,4 +1,4 @@
-"""Detections of a checkpoint on the validation split, as COCO numbers."""
+"""A detector's COCO numbers on a validation split, and its size and speed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ..errors import MtpdError, RecipeError
 from ..runtime import checkpoints, distributed
 from ..utils.files import file_sha256, read_json_if_valid, write_json, write_text
 from . import hooks, memory, pipelines
-from .loop import data_parallel, evaluation_batch, process_count, recipe_device
+from .loop import data_parallel, evaluation_loader, process_count, recipe_device
 from .memory import explain_out_of_memory
 
 
@@ -56,7 +56,7 @@ def evaluate(
     detector: str = 'student',
     out: str | Path | None = None,
 ) -> dict:
-    """COCO numbers of a checkpoint on the recipe's validation split, by mmdet and `evaluation.coco_metrics`.
+    """COCO numbers of a checkpoint on the recipe's validation split, by mmdet and `coco_metrics`.
 
     Args:
         metrics: 'bbox' and, for detectors with masks, 'segm'.
@@ -73,14 +73,20 @@ def evaluate(
         MtpdError: the checkpoint does not load into the detector.
     """
     model = load_detector(recipe, checkpoint, detector)
+    pipelines.check_data(recipe)
     split = pipelines.dataset_config(recipe, 'val')
     check_metrics(metrics, model, Path(split['ann_file']), recipe.source)
-    batch = evaluation_batch(recipe)
-    device, size = recipe_device(recipe), process_count(recipe)
-    named = memory.recipe_setting_names(recipe.cfg, size)
-    library = recipe.cfg.evaluation.get('library', 'auto')
-    work = DetectionTask(split, batch, device, size, recipe.corrupt_limit, named, library)
-    return evaluate_model(model, work, checkpoint, metrics, out)
+    count = process_count(recipe)
+    task = DetectionTask(
+        split,
+        evaluation_loader(recipe),
+        recipe_device(recipe),
+        count,
+        recipe.corrupt_limit,
+        memory.recipe_setting_names(recipe.cfg, count),
+        recipe.cfg.evaluation.get('library', 'auto'),
+    )
+    return evaluate_model(model, task, checkpoint, metrics, out)
 
 
 def check_metrics(
@@ -99,15 +105,16 @@ def check_metrics(
 
 
 class DetectionTask(NamedTuple):
-    """What `measure` detects on, and how.
+    """What `evaluate_model` detects on, and how.
 
     Attributes:
         split: mmdet's config of the dataset.
         batch: `samples_per_gpu` and `workers_per_gpu`.
+        device: 'cpu' or 'cuda'.
         processes: how many share the images.
         corrupt_limit: how many images may be corrupt, and are left out.
-        named: the config's settings, for messages.
-        library: that counts, see `evaluation.coco_metrics`.
+        setting_names: the config's settings, for messages.
+        library: that counts, see `coco_metrics`.
     """
 
     split: dict
@@ -115,13 +122,13 @@ class DetectionTask(NamedTuple):
     device: str
     processes: int
     corrupt_limit: int
-    named: memory.SettingNames
+    setting_names: memory.SettingNames
     library: str = 'pycocotools'
 
 
 def evaluate_model(
     model: torch.nn.Module,
-    work: DetectionTask,
+    task: DetectionTask,
     checkpoint: str | Path,
     metrics: tuple[str, ...],
     out: str | Path | None = None,
@@ -134,56 +141,60 @@ def evaluate_model(
     Raises:
         MtpdError: more images are corrupt than may be, or memory runs out.
     """
-    data = pipelines.quiet_dataset(work.split)
+    data = pipelines.quiet_dataset(task.split)
     with tempfile.TemporaryDirectory() as folder:
-        task = (_detections, model, data, work, folder)
-        results, corrupt = distributed.everywhere(work.processes, work.device, *task)
+        results, corrupt = distributed.everywhere(
+            task.processes, task.device, _detect, model, data, task, folder
+        )
     data, results = loading.without_images(data, results, corrupt)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         files, _ = data.format_results(results, jsonfile_prefix=str(Path(folder) / 'results'))
-        numbers = coco_metrics(data, files, metrics, work.library)
+        numbers = coco_metrics(data, files, metrics, task.library)
         if out:
             Path(out).mkdir(parents=True, exist_ok=True)
-            kind = 'segm' if 'segm' in metrics else metrics[0]  # has the boxes, too
-            found = Path(files[kind]).read_text(encoding='utf-8')
-            write_text(Path(out) / 'detections.json', found)
+            metric = 'segm' if 'segm' in metrics else metrics[0]  # segm's has the boxes, too
+            detections = Path(files[metric]).read_text(encoding='utf-8')
+            write_text(Path(out) / 'detections.json', detections)
     numbers |= {
         'num_images': len(data),
         'checkpoint': Path(checkpoint).name,
         'sha256': file_sha256(checkpoint),
     }
-    numbers |= {'corrupt_images': len(corrupt)} if corrupt else {}
-    if out and (left_out := hooks.count_left_out(Path(out))):
+    if corrupt:
+        numbers['corrupt_images'] = len(corrupt)
+    if out and (left_out := hooks.count_corrupt_images(Path(out))):
         numbers['corrupt_training_images'] = left_out
     if out:
         write_json(Path(out) / 'metrics.json', numbers)
     return numbers
 
 
-def _detections(
-    model: torch.nn.Module, data, work: DetectionTask, folder: str
+def _detect(
+    model: torch.nn.Module, data, task: DetectionTask, folder: str
 ) -> tuple[list | None, dict]:
-    """mmdet's results for each image of `data`, of one process or, on rank 0, of all; and what is wrong with those
-    that are corrupt, whose results are another's, by path."""
+    """mmdet's results for each image of `data`, and what is wrong with the corrupt ones by path.
+
+    With several processes the results are on rank 0 alone. Those of a corrupt image are another image's.
+    """
     _, size = get_dist_info()
-    data = loading.SkipCorrupt(data, work.corrupt_limit)
-    loader = build_dataloader(data, **work.batch, dist=size > 1, shuffle=False)
+    data = loading.SkipCorrupt(data, task.corrupt_limit)
+    loader = build_dataloader(data, **task.batch, dist=size > 1, shuffle=False)
     loader = loading.recording_loader(loader)
 
     def test() -> list | None:
-        wrapped = data_parallel(model, work.device)
+        wrapped = data_parallel(model, task.device)
         if size == 1:
             return single_gpu_test(wrapped, loader)
         # Collected by way of files where there are no GPUs; mmdet removes the folder.
-        cuda = work.device == 'cuda'
+        cuda = task.device == 'cuda'
         return multi_gpu_test(wrapped, loader, f'{folder}/parts', gpu_collect=cuda)
 
-    with explain_out_of_memory(work.named, model):
+    with explain_out_of_memory(task.setting_names, model):
         return loading.explain_worker_death(test), data.corrupt
 
 
 def metrics_of_checkpoint(out: Path, checkpoint: Path, measure: Callable[[], dict]) -> dict:
-    """The metrics.json in `out`, which `measure` writes, unless it is there for this checkpoint."""
+    """The metrics.json in `out` if it is of this checkpoint, else what `measure` returns (and writes there)."""
     metrics = read_json_if_valid(out / 'metrics.json')
     return metrics if metrics and metrics['sha256'] == file_sha256(checkpoint) else measure()
 
@@ -191,8 +202,8 @@ def metrics_of_checkpoint(out: Path, checkpoint: Path, measure: Callable[[], dic
 # COCO's numbers of detections, by pycocotools or, several times faster, by faster-coco-eval.
 
 
-# pycocotools' `stats`, in its order.
-NUMBERS = (
+# In the order of pycocotools' `stats`.
+COCO_NUMBERS = (
     'mAP',
     'mAP_50',
     'mAP_75',
@@ -238,22 +249,20 @@ def coco_metrics(
         files: by metric ('bbox', 'segm') the detections in COCO's format.
         library: one of `schema.LIBRARIES`; the numbers are the same, and pycocotools' are those that are published.
     """
-    score_by = coco_evaluator(library)
     table: dict = {'per_class': {}}
     for metric in metrics:
-        found = _load_detections(data.coco, files[metric], metric)
-        score = score_by(data.coco, found, metric)
-        score.params.catIds, score.params.imgIds = data.cat_ids, data.img_ids
-        score.evaluate()
-        score.accumulate()
-        score.summarize()
+        detections = _load_detections(data.coco, files[metric], metric)
+        evaluator = coco_evaluator(library)(data.coco, detections, metric)
+        evaluator.params.catIds, evaluator.params.imgIds = data.cat_ids, data.img_ids
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
         table |= {
             f'{metric}_{name}': None if value < 0 else float(value)
-            for name, value in zip(NUMBERS, score.stats, strict=True)
+            for name, value in zip(COCO_NUMBERS, evaluator.stats, strict=True)
         }
-        precision = score.eval['precision'][
-            :, :, :, 0, -1
-        ]  # IoU x recall x class, all areas, 100 detections
+        # IoU x recall x class, all areas, 100 detections.
+        precision = evaluator.eval['precision'][:, :, :, 0, -1]
         table['per_class'][metric] = {
             name: float(np.mean(values[values > -1])) if (values > -1).any() else None
             for name, values in zip(data.CLASSES, np.moveaxis(precision, 2, 0), strict=True)
@@ -263,15 +272,15 @@ def coco_metrics(
 
 def _load_detections(truth: COCO, path: str, metric: str) -> COCO:
     """Detections as pycocotools wants them; its own `loadRes` fails on an empty list."""
-    found = json.loads(Path(path).read_text())
+    detections = json.loads(Path(path).read_text())
     if metric == 'segm':  # beside a box, pycocotools takes its area for the mask's
-        found = [{key: item[key] for key in item if key != 'bbox'} for item in found]
-    if found:
-        return truth.loadRes(found)
-    nothing = COCO()
-    nothing.dataset = truth.dataset | {'annotations': []}
-    nothing.createIndex()
-    return nothing
+        detections = [{key: item[key] for key in item if key != 'bbox'} for item in detections]
+    if detections:
+        return truth.loadRes(detections)
+    empty = COCO()
+    empty.dataset = truth.dataset | {'annotations': []}
+    empty.createIndex()
+    return empty
 
 
 # Size and speed of a detector.
@@ -283,7 +292,7 @@ def model_cost(recipe: Recipe, detector: str, images: int = 20) -> dict:
     """
     model = build_detector(ConfigDict(recipe.model(detector))).eval().to(recipe_device(recipe))
     if hasattr(model, 'roi_head'):
-        _dummy_proposals(model.roi_head)
+        _use_box_proposals(model.roi_head)
     height, width = pipelines.input_size(recipe.cfg.image)
     forward, model.forward = model.forward, model.forward_dummy
     with contextlib.redirect_stdout(io.StringIO()):
@@ -308,7 +317,7 @@ def model_cost(recipe: Recipe, detector: str, images: int = 20) -> dict:
     }
 
 
-def _dummy_proposals(roi_head: torch.nn.Module) -> None:
+def _use_box_proposals(roi_head: torch.nn.Module) -> None:
     """mmdet's dummy forward pass draws four numbers a proposal, and RoIAlign on the CPU takes boxes only."""
     forward = roi_head.forward_dummy
 

@@ -20,23 +20,27 @@ from ..data import loading
 from ..utils.progress import progress_bar
 from . import pipelines
 from .evaluation import load_detector
-from .loop import evaluation_batch, recipe_device
+from .loop import evaluation_loader, recipe_device
 
 
 def image_batches(
     recipe: Recipe, count: int, split: str = 'val', first: int = 0, step: int = 1
 ) -> Iterator[tuple[Tensor, list[dict]]]:
-    """Of the first `count` images of a split in file order each `step`-th from `first` on, as detectors see them in testing.
+    """The first `count` images of a split in file order, each `step`-th from `first` on, as in testing.
 
     Yields:
         Images (N, 3, H, W), normalised and padded to a common size, and mmdet's img_metas.
+
+    Raises:
+        RecipeError: the dataset is missing or broken.
     """
+    pipelines.check_data(recipe)
     data = pipelines.dataset_config(recipe, split)
     data |= dict(pipeline=pipelines.test_pipeline(recipe.cfg.image), test_mode=True)
     images = loading.SkipCorrupt(pipelines.quiet_dataset(data), recipe.corrupt_limit)
     loader = build_dataloader(
         Subset(images, range(first, min(count, len(images)), step)),
-        **evaluation_batch(recipe),
+        **evaluation_loader(recipe),
         dist=False,
         shuffle=False,
     )
@@ -56,12 +60,12 @@ def features_by_stride(levels: Iterable[Tensor], height: int) -> dict[int, Tenso
 
 
 def blank_features(recipe: Recipe) -> dict[str, dict[int, Tensor]]:
-    """What the necks of untrained detectors make of a blank image, by stride: the shapes of the trained ones."""
-    blank, device, found = torch.zeros(1, 3, 256, 256), recipe_device(recipe), {}
+    """Neck features of untrained detectors on a blank image, by detector and stride; shapes are the trained ones'."""
+    blank, device, features = torch.zeros(1, 3, 256, 256), recipe_device(recipe), {}
     for name in recipe.detectors:
         model = build_detector(recipe.model(name)).to(device).eval()
-        found[name] = features_by_stride(neck_features(model, blank), 256)
-    return found
+        features[name] = features_by_stride(neck_features(model, blank), 256)
+    return features
 
 
 def load_detectors(

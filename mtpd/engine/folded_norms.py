@@ -1,9 +1,9 @@
 """Batch norms that take no statistics, as part of the convolutions before them, while both are trained.
 
-With `norm_eval`, as mmdet trains ResNets, a batch norm is `y = a * x + b` with constants of its own weights and running
-statistics. `conv(x, a * W) + b` gives the same, and the same gradients by `W` and by the norm's weight and bias, without
-a pass over the activations and without keeping the norm's input for the backward pass (You et al., Efficient ConvBN
-Blocks, ICLR 2024).
+mmdet trains ResNets with `norm_eval`. A batch norm then is `y = a * x + b`, where a and b follow from its weights and
+running statistics. `conv(x, a * W) + b` gives the same outputs, and the same gradients by `W` and by the norm's weight
+and bias. It saves a pass over the activations, and the norm's input need not be kept for the backward pass (You et al.,
+Efficient ConvBN Blocks, ICLR 2024).
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class _NormInConv(nn.BatchNorm2d):
 
 
 def fold_norms(model: nn.Module, hooked: Collection[nn.Module] = ()) -> int:
-    """Makes the batch norms of a backbone work as this module says, whenever they are in eval mode.
+    """Makes the batch norms of a backbone part of the convolutions before them, whenever they are in eval mode.
 
-    Weights, their names and their optimizer groups stay. What comes out of a convolution by itself changes.
+    Weights, their names and their optimizer groups stay. The output of such a convolution changes.
 
     Args:
-        hooked: modules whose outputs somebody wants: such convolutions stay by themselves.
+        hooked: modules whose outputs are used elsewhere. Such convolutions stay as they are.
 
     Returns:
         How many norms have a convolution directly before them, in the order in which the model registers its modules

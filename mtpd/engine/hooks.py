@@ -1,4 +1,4 @@
-"""mmcv hooks of a training run: its random numbers, its log, its resumable checkpoint."""
+"""mmcv hooks of a training run: random numbers, log, resumable checkpoint, finite losses, corrupt images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..runtime import compat  # noqa: F401  (before mmcv)
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -54,12 +54,12 @@ class JsonLog(LoggerHook):
     def before_run(self, runner) -> None:
         super().before_run(runner)
         self.began, self.first = time.time(), runner.iter
-        self._cut(runner)
+        self._drop_rows_beyond(runner)
 
     @master_only
-    def _cut(self, runner) -> None:
-        kept = [row for row in read_log(self.path) if row['update'] <= runner.iter]
-        write_text(self.path, ''.join(json.dumps(row) + '\n' for row in kept))
+    def _drop_rows_beyond(self, runner) -> None:
+        rows = [row for row in read_log(self.path) if row['update'] <= runner.iter]
+        write_text(self.path, ''.join(json.dumps(row) + '\n' for row in rows))
 
     def after_train_iter(self, runner) -> None:
         self.done = runner.iter + 1
@@ -148,12 +148,11 @@ class SaveLatest(Hook):
         write_json(self.path.with_name('training.json'), {'update': done, 'seconds': seconds})
 
 
-# A training ends before a loss, or weights, that are not finite spoil what it has learned.
+# Losses and weights that are not finite end a training.
 
 
-LOSS_CHECK_INTERVAL = (
-    50  # updates in a row that a loss scaler may skip, until its scale has come down
-)
+# Updates in a row that a loss scaler may skip, until its scale has come down.
+MAX_SKIPPED_UPDATES = 50
 
 
 @HOOKS.register_module()
@@ -178,13 +177,17 @@ class FiniteLoss(Hook):
 
     def after_train_iter(self, runner) -> None:
         self.metas = batch_metas(runner.data_batch)
-        bad = {name: value for name, value in _losses(runner).items() if not math.isfinite(value)}
+        bad = {
+            name: value
+            for name, value in _logged_losses(runner).items()
+            if not math.isfinite(value)
+        }
         self.skipped = self.skipped + 1 if bad else 0
-        if not bad or (self.skipped < LOSS_CHECK_INTERVAL and _has_scaler(runner)):
+        if not bad or (self.skipped < MAX_SKIPPED_UPDATES and _has_loss_scaler(runner)):
             return
         terms = ', '.join(f'{name} {value}' for name, value in bad.items())
-        told = distributed.gather(self._images(runner))
-        raise self._end(runner, runner.iter + 1, f'a loss is not finite ({terms})', told)
+        images = distributed.gather(self._images(runner))
+        raise self._end(runner, runner.iter + 1, f'a loss is not finite ({terms})', images)
 
     def check_weights(self, runner, update: int, together: bool) -> None:
         """Raises MtpdError where weights are not finite, which infinite gradients of a finite loss make them.
@@ -195,61 +198,66 @@ class FiniteLoss(Hook):
         """
         state = get_state_dict(runner.model)
         bad = [name for name, value in state.items() if not _is_finite(value)]
-        gather = distributed.gather if together else _gather_alone
-        bad = next(filter(None, gather(bad)), [])
+        if together:
+            bad = next(filter(None, distributed.gather(bad)), [])
         if bad:
-            what = f'it left {len(bad)} of {len(state)} weights not finite (first {bad[0]})'
-            raise self._end(runner, update, what, gather(self._images(runner)), bad)
+            images = self._images(runner)
+            images = distributed.gather(images) if together else [images]
+            problem = f'it left {len(bad)} of {len(state)} weights not finite (first {bad[0]})'
+            raise self._end(runner, update, problem, images, bad)
 
     def _images(self, runner) -> list[dict]:
         """File name and COCO image id of this process's images in the last update, and its own loss."""
         names = [meta.get('ori_filename', meta.get('filename')) for meta in self.metas]
-        ids = {info['filename']: info.get('id') for info in _infos(runner.data_loader)}
-        own = {
-            'rank': get_dist_info()[0],
-            'loss': _json_number(float(runner.outputs['loss'].detach())),
-        }
-        return [{'file': name, 'id': ids.get(name), **own} for name in names]
+        ids = {info['filename']: info.get('id') for info in _image_infos(runner.data_loader)}
+        rank, loss = get_dist_info()[0], _json_number(float(runner.outputs['loss'].detach()))
+        return [{'file': name, 'id': ids.get(name), 'rank': rank, 'loss': loss} for name in names]
 
-    def _end(self, runner, update: int, what: str, told: list, weights=()) -> MtpdError:
-        images = [image for of_rank in told for image in of_rank]
+    def _end(
+        self,
+        runner,
+        update: int,
+        problem: str,
+        images_by_rank: list[list[dict]],
+        weights: Sequence[str] = (),
+    ) -> MtpdError:
+        """Writes nonfinite.json and returns the error. `weights`: names of those that are not finite."""
+        images = [image for images in images_by_rank for image in images]
         path = self.folder / 'nonfinite.json'
         content = {'update': update, 'updates': runner.max_iters, 'lr': runner.current_lr()[0]}
-        content['losses'] = {name: _json_number(value) for name, value in _losses(runner).items()}
+        content['losses'] = {
+            name: _json_number(value) for name, value in _logged_losses(runner).items()
+        }
         content |= {'weights': list(weights)} if weights else {}
         if get_dist_info()[0] == 0:
             write_json(path, {**content, 'images': images})
         return MtpdError(
-            f'training ended in update {update} of {runner.max_iters}: {what}.\n{resume_hint(self.folder)}, and to the same '
-            f'end unless something is changed: look at the boxes of the {len(images)} image(s) that {path} names; '
+            f'training ended in update {update} of {runner.max_iters}: {problem}.\n{resume_hint(self.folder)}, '
+            f'and to the same end unless something is changed: look at the boxes of the {len(images)} image(s) that {path} names; '
             f'{self.advice}. Other settings need another --work-dir.'
         )
 
 
 def finite_loss_hook(runner) -> FiniteLoss:
-    """The one among a training's hooks."""
+    """The `FiniteLoss` among a training's hooks."""
     return next(hook for hook in runner.hooks if isinstance(hook, FiniteLoss))
 
 
-def _losses(runner) -> dict[str, float]:
+def _logged_losses(runner) -> dict[str, float]:
     logged = runner.outputs.get('log_vars', {})
     return {name: value for name, value in logged.items() if 'loss' in name}
 
 
-def _infos(loader: Any) -> Iterator[dict]:
+def _image_infos(loader: Any) -> Iterator[dict]:
     """What the annotation files say of a training's images."""
-    inside = [getattr(loader, '_dataloader', loader).dataset]
-    while inside:
-        data = inside.pop()
-        inner = vars(data).get('datasets') or [vars(data).get('dataset')]
-        if inner[0] is None:
+    datasets = [getattr(loader, '_dataloader', loader).dataset]
+    while datasets:
+        data = datasets.pop()
+        wrapped = vars(data).get('datasets') or [vars(data).get('dataset')]
+        if wrapped[0] is None:
             yield from getattr(data, 'data_infos', ())
         else:
-            inside += inner
-
-
-def _gather_alone(value: Any) -> list:
-    return [value]
+            datasets += wrapped
 
 
 def _json_number(value: float) -> float | str:
@@ -261,17 +269,17 @@ def _is_finite(value: torch.Tensor) -> bool:
     return not value.is_floating_point() or bool(torch.isfinite(value).all())
 
 
-def _has_scaler(runner) -> bool:
+def _has_loss_scaler(runner) -> bool:
     scalers = [hook.loss_scaler for hook in runner.hooks if hasattr(hook, 'loss_scaler')]
     return any(scaler.is_enabled() for scaler in scalers)
 
 
-# Corrupt images that a training left out: named, counted over all processes, recorded in its corrupt.json.
+# Corrupt images that a training leaves out.
 
 
 @HOOKS.register_module()
 class RecordCorrupt(Hook):
-    """Before each update: the corrupt images that others in its batches stand for are recorded in corrupt.json.
+    """Before each update: records in corrupt.json the corrupt images whose places others take in its batches.
 
     Rows: ``file``, ``problem``, ``update`` (in which it would have been first). Those beyond the update at which a
     training goes on are dropped, as it comes to them again.
@@ -293,16 +301,16 @@ class RecordCorrupt(Hook):
         if not self.limit:  # then the dataset itself has refused
             return
         new = {}
-        for found in distributed.gather(loading.corrupt_in_batch(runner.data_batch)):
-            new |= {path: wrong for path, wrong in found.items() if path not in self.rows}
+        for problems in distributed.gather(loading.corrupt_in_batch(runner.data_batch)):
+            new |= {path: text for path, text in problems.items() if path not in self.rows}
         if not new:
             return
-        for path, wrong in sorted(new.items()):
-            self.rows[path] = {'file': path, 'problem': wrong, 'update': runner.iter + 1}
-            print(f'image {path} {wrong}: another takes its place', flush=True)
+        for path, problem in sorted(new.items()):
+            self.rows[path] = {'file': path, 'problem': problem, 'update': runner.iter + 1}
+            print(f'image {path} {problem}: another takes its place', flush=True)
         if len(self.rows) > self.limit:
-            found = {path: row['problem'] for path, row in self.rows.items()}
-            raise loading.too_many_corrupt(found, self.limit)
+            problems = {path: row['problem'] for path, row in self.rows.items()}
+            raise loading.too_many_corrupt(problems, self.limit)
         self._write()
 
     def _write(self) -> None:
@@ -314,6 +322,6 @@ class RecordCorrupt(Hook):
             self.path.unlink(missing_ok=True)
 
 
-def count_left_out(folder: Path) -> int:
+def count_corrupt_images(folder: Path) -> int:
     """How many images the training in a folder left out."""
     return len(read_json_if_valid(folder / 'corrupt.json', []))

@@ -22,7 +22,7 @@ from ..distill.distiller import Distiller
 from ..runtime import target_assignment
 from . import folded_norms, fused_convs
 
-FUSED = ('Adam', 'AdamW', 'SGD')  # torch has a fused kernel for them on CPU and GPU
+FUSED_OPTIMIZERS = ('Adam', 'AdamW', 'SGD')  # torch has a fused kernel for them on CPU and GPU
 CUDA_ONLY = ('teacher_stream', 'fused_convs', 'target_stream', 'pin_memory')
 
 
@@ -30,14 +30,15 @@ class Speed(NamedTuple):
     """Switches of a training; all off is plain mmdet: float32 as torch has it, and nothing rearranged.
 
     Attributes:
-        precision: 'fp32', 'tf32' (a GPU rounds factors to 10 bits, as the original's torch did; elsewhere 'fp32'), or 'bf16' for convolutions and matrix products, see `mtpd.engine.speed`.
+        precision: 'fp32'; 'tf32': a GPU rounds factors to 10 bits, as the original's torch did; or 'bf16' for
+            convolutions and matrix products, see `use_bfloat16`.
         channels_last: activations as (N, H, W, C) in memory.
         fold_teacher: the teacher's batch norms become part of its convolutions.
         teacher_stream: the teacher's forward pass beside the student's, on a CUDA stream of its own.
-        fold_student: batch norms of the student's backbone that take no statistics become part of its convolutions in each
-            update, see `mtpd.engine.folded_norms`.
-        fused_convs: convolutions, their biases and the ReLUs behind them as one kernel, see `mtpd.engine.fused_convs`; the
-            student's only with `fold_student`.
+        fold_student: batch norms of the student's backbone that take no statistics become part of its convolutions in
+            each update, see `mtpd.engine.folded_norms`.
+        fused_convs: convolutions, their biases and the ReLUs behind them as one kernel, see `mtpd.engine.fused_convs`;
+            the student's only with `fold_student`.
         target_stream: target assignment beside the forward pass, on a CUDA stream of its own.
         pin_memory: batches are put into memory that is copied to a CUDA device without waiting.
         fused_optimizer: the optimizer updates all weights by one kernel.
@@ -56,7 +57,7 @@ class Speed(NamedTuple):
     keep_memory: bool = False
 
 
-def resolve_speed(asked: dict | None, device: str) -> Speed:
+def resolve_speed(settings: dict | None, device: str) -> Speed:
     """The recipe's `speed` section for 'cpu' or 'cuda'; what is 'auto' or not there becomes what pays on it."""
     cuda = device == 'cuda'
     default = Speed(
@@ -71,17 +72,17 @@ def resolve_speed(asked: dict | None, device: str) -> Speed:
         fused_optimizer=True,
         keep_memory=not cuda,
     )
-    found = {key: value for key, value in (asked or {}).items() if value != 'auto'}
-    chosen = default._replace(**found)
-    return chosen if cuda else chosen._replace(**dict.fromkeys(CUDA_ONLY, False))
+    chosen = {key: value for key, value in (settings or {}).items() if value != 'auto'}
+    switches = default._replace(**chosen)
+    return switches if cuda else switches._replace(**dict.fromkeys(CUDA_ONLY, False))
 
 
 def has_bfloat16(device: str) -> bool:
     """Whether 'cpu' or 'cuda' multiplies in bfloat16 faster than in float32: by instructions of its own."""
     if device == 'cuda':
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    instructions = ('_is_avx512_bf16_supported', '_is_amx_tile_supported')
-    return any(getattr(torch.cpu, name, bool)() for name in instructions)
+    checks = ('_is_avx512_bf16_supported', '_is_amx_tile_supported')
+    return any(hasattr(torch.cpu, name) and getattr(torch.cpu, name)() for name in checks)
 
 
 def apply_speed(model: nn.Module, speed: Speed, device: str) -> nn.Module:
@@ -123,9 +124,9 @@ def apply_speed(model: nn.Module, speed: Speed, device: str) -> nn.Module:
 
 
 def optimizer_config(cfg: dict, speed: Speed) -> dict:
-    """mmcv's config of an optimizer, fused where it may be and does not say itself how it works."""
-    own = {'fused', 'foreach', 'capturable', 'differentiable'} & set(cfg)
-    if not speed.fused_optimizer or own or cfg['type'] not in FUSED:
+    """mmcv's config of an optimizer, made a fused one where torch has that and the config does not say how it works."""
+    says_how = {'fused', 'foreach', 'capturable', 'differentiable'} & set(cfg)
+    if not speed.fused_optimizer or says_how or cfg['type'] not in FUSED_OPTIMIZERS:
         return cfg
     return {**cfg, 'fused': True}
 
@@ -142,15 +143,77 @@ def keep_freed_memory() -> None:
 
 
 # Training in bfloat16: which parts of a detector run in it, and which stay in full precision.
-#
-# Weights, gradients and the optimizer are float32, and so is a detector in eval mode. Convolutions and matrix products of backbone, neck and heads, and of
-# distillation losses, run under autocast. What the losses are computed from is float32 again: a head's outputs, regions of
-# interest, the points of RepPoints, the features that are compared. mmcv's own operators take float32 only, in the usual
-# layout (N, C, H, W).
 
 
-OPERATORS = (DeformConv2d, ModulatedDeformConv2d, BaseRoIExtractor)  # mmcv's, or what calls them
-POINTS = ('reppoints_pts_init_out', 'reppoints_pts_refine_out')  # offsets in cells
+# mmcv's operators, or what calls them.
+MMCV_OPERATORS = (DeformConv2d, ModulatedDeformConv2d, BaseRoIExtractor)
+# Layers of RepPoints' head that give offsets in cells.
+POINT_OFFSETS = ('reppoints_pts_init_out', 'reppoints_pts_refine_out')
+
+
+def use_bfloat16(model: nn.Module, student: nn.Module, device: str, backbone: bool) -> None:
+    """Puts a detector, or a `Distiller` with its teacher and losses, under autocast to bfloat16.
+
+    Weights, gradients and the optimizer are float32, and so is a detector in eval mode. Convolutions and matrix products
+    of backbone, neck and heads, and of distillation losses, run under autocast. What the losses are computed from is
+    float32 again: a head's outputs, regions of interest, the points of RepPoints, the features that are compared.
+    mmcv's own operators take float32 only, in the usual layout (N, C, H, W).
+
+    Args:
+        backbone: the student's too; on the CPU few channels gain nothing.
+    """
+    parts = [getattr(student, 'neck', None)]
+    if backbone:
+        parts.append(student.backbone)
+    if model is not student:
+        keep_in_bfloat16(model.teacher)
+        AutocastScope(device, True, always=True).on(model.teacher)
+        parts += model.distill_losses.values()
+    for part in filter(None, parts):
+        AutocastScope(device, True).on(part)
+    for name, module in student.named_modules():
+        if is_head(name, module):
+            AutocastScope(device, True, full_output=True).on(module)
+        elif name.endswith(POINT_OFFSETS):
+            AutocastScope(device, False).on(module)
+
+
+def keep_in_bfloat16(teacher: nn.Module) -> None:
+    """Casts the weights of a frozen model once, not in each update, and keeps activations between its layers in bfloat16.
+
+    Convolutions and matrix products give the same numbers as before. Layer norms compute in float32 still, but read and
+    write bfloat16, so that the sums of a Swin Transformer's blocks are bfloat16, too.
+    """
+    plain = {
+        part for op in teacher.modules() if isinstance(op, MMCV_OPERATORS) for part in op.modules()
+    }
+    for module in teacher.modules():
+        if type(module) in (nn.Conv2d, nn.Linear) and module not in plain:
+            module.bfloat16()
+        elif type(module) is nn.LayerNorm:
+            module.bfloat16().forward = functools.partial(_layer_norm, module)
+
+
+def _layer_norm(module: nn.LayerNorm, x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        shape, weight, bias = module.normalized_shape, module.weight, module.bias
+        return nn.functional.layer_norm(x.bfloat16(), shape, weight, bias, module.eps)
+
+
+def keep_operators_plain(*models: nn.Module, device: str) -> None:
+    """Gives mmcv's operators in detectors the inputs and weights that they take, whatever is around them."""
+    for model in models:
+        for module in model.modules():
+            if isinstance(module, MMCV_OPERATORS):
+                module.to(memory_format=torch.contiguous_format)
+                AutocastScope(device, False).on(module)
+
+
+def is_head(name: str, module: nn.Module) -> bool:
+    """Whether a module of a detector predicts by itself: 'bbox_head', 'roi_head.mask_head', 'roi_head.bbox_head.0'."""
+    return name.rstrip('.0123456789').endswith('_head') and not isinstance(
+        module, (BaseRoIHead, nn.ModuleList)
+    )
 
 
 class AutocastScope:
@@ -184,6 +247,21 @@ class AutocastScope:
         return as_float32(output) if self.full_output else output
 
 
+def as_float32(item: Any, contiguous: bool = False) -> Any:
+    """`item` with its bfloat16 tensors in float32, in nested tuples, lists and dicts; all `contiguous`, if need be."""
+    if isinstance(item, Tensor):
+        item = item.float() if item.dtype == torch.bfloat16 else item
+        return item.contiguous() if contiguous else item
+    if isinstance(item, (tuple, list)) and type(item) in (tuple, list):
+        return type(item)(as_float32(part, contiguous) for part in item)
+    if isinstance(item, dict):
+        return {key: as_float32(value, contiguous) for key, value in item.items()}
+    return item
+
+
+# torch's settings for a block.
+
+
 @contextlib.contextmanager
 def restored_autocast(device: str) -> Iterator[None]:
     """After the block autocast is as it was before, whatever ended the block.
@@ -191,16 +269,21 @@ def restored_autocast(device: str) -> Iterator[None]:
     What is raised between a scope's hooks, such as Ctrl-C, may leave it open. Then all that the process does later would
     run in bfloat16, with weights that autocast had kept from then.
     """
-    before = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device), _depth()
+    before = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device), _autocast_depth()
     try:
         yield
     finally:
-        while _depth() > before[2]:
+        while _autocast_depth() > before[2]:
             torch.autocast_decrement_nesting()
         torch.set_autocast_enabled(device, before[0])
         torch.set_autocast_dtype(device, before[1])
         if not before[2]:
             torch.clear_autocast_cache()
+
+
+def _autocast_depth() -> int:
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()
 
 
 @contextlib.contextmanager
@@ -218,78 +301,3 @@ def tf32_products(precision: str) -> Iterator[None]:
     finally:
         for switch, value in zip(switches, before, strict=True):
             switch.allow_tf32 = value
-
-
-def _depth() -> int:
-    torch.autocast_increment_nesting()
-    return torch.autocast_decrement_nesting()
-
-
-def use_bfloat16(model: nn.Module, student: nn.Module, device: str, backbone: bool) -> None:
-    """Puts a detector, or a `Distiller` with its teacher and losses, under autocast as this module says.
-
-    Args:
-        backbone: the student's too; on the CPU few channels gain nothing.
-    """
-    parts = [getattr(student, 'neck', None)]
-    if backbone:
-        parts.append(student.backbone)
-    if model is not student:
-        keep_in_bfloat16(model.teacher)
-        AutocastScope(device, True, always=True).on(model.teacher)
-        parts += model.distill_losses.values()
-    for part in filter(None, parts):
-        AutocastScope(device, True).on(part)
-    for name, module in student.named_modules():
-        if is_head(name, module):
-            AutocastScope(device, True, full_output=True).on(module)
-        elif name.endswith(POINTS):
-            AutocastScope(device, False).on(module)
-
-
-def keep_in_bfloat16(teacher: nn.Module) -> None:
-    """Casts the weights of a frozen model once, not in each update, and keeps activations between its layers in bfloat16.
-
-    Convolutions and matrix products give the same numbers as before. Layer norms compute in float32 still, but read and
-    write bfloat16, so that the sums of a Swin Transformer's blocks are bfloat16, too.
-    """
-    plain = {part for op in teacher.modules() if isinstance(op, OPERATORS) for part in op.modules()}
-    for module in teacher.modules():
-        if type(module) in (nn.Conv2d, nn.Linear) and module not in plain:
-            module.bfloat16()
-        elif type(module) is nn.LayerNorm:
-            module.bfloat16().forward = functools.partial(_layer_norm, module)
-
-
-def _layer_norm(module: nn.LayerNorm, x: Tensor) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
-        shape, weight, bias = module.normalized_shape, module.weight, module.bias
-        return nn.functional.layer_norm(x.bfloat16(), shape, weight, bias, module.eps)
-
-
-def keep_operators_plain(*models: nn.Module, device: str) -> None:
-    """Gives mmcv's operators in detectors the inputs and weights that they take, whatever is around them."""
-    for model in models:
-        for module in model.modules():
-            if isinstance(module, OPERATORS):
-                module.to(memory_format=torch.contiguous_format)
-                AutocastScope(device, False).on(module)
-
-
-def is_head(name: str, module: nn.Module) -> bool:
-    """Whether a module of a detector predicts by itself: 'bbox_head', 'roi_head.mask_head', 'roi_head.bbox_head.0'."""
-    return name.rstrip('.0123456789').endswith('_head') and not isinstance(
-        module, (BaseRoIHead, nn.ModuleList)
-    )
-
-
-def as_float32(item: Any, contiguous: bool = False) -> Any:
-    """`item` with its bfloat16 tensors in float32, in nested tuples, lists and dicts; all `contiguous`, if need be."""
-    if isinstance(item, Tensor):
-        item = item.float() if item.dtype == torch.bfloat16 else item
-        return item.contiguous() if contiguous else item
-    if isinstance(item, (tuple, list)) and type(item) in (tuple, list):
-        return type(item)(as_float32(part, contiguous) for part in item)
-    if isinstance(item, dict):
-        return {key: as_float32(value, contiguous) for key, value in item.items()}
-    return item

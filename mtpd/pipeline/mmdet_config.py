@@ -29,7 +29,7 @@ from ..config.files import (
 )
 from ..config.recipe import Recipe, load_recipe
 from ..data import coco
-from ..distill.initialization import initialise
+from ..distill.initialization import initialise_weights
 from ..engine import loop, memory, pipelines
 from ..engine.evaluation import DetectionTask, check_metrics, evaluate_model, metrics_of_checkpoint
 from ..errors import RecipeError, unknown_name
@@ -136,7 +136,7 @@ def train_config(config: PlainConfig, work_dir: str | Path | None = None) -> dic
         settings = _for_training(config, out)
         about = {'student_config': config.text, 'seed': cfg.seed}
         build = partial(_initialised, config)
-        named = memory.config_setting_names(cfg.data, config.batch, 'val_dataloader')
+        named = memory.config_setting_names(cfg, config.batch, 'val_dataloader')
         loop.train_by_config(
             settings, build, source, named, bool(settings.get('evaluation')), meta=about
         )
@@ -182,7 +182,7 @@ def test_config(
         device,
         config.processes,
         config.corrupt_limit,
-        memory.config_setting_names(cfg.data, config.batch, 'test_dataloader'),
+        memory.config_setting_names(cfg, config.batch, 'test_dataloader'),
     )
     return evaluate_model(model.eval(), work, checkpoint, metrics, out)
 
@@ -215,15 +215,19 @@ def _for_training(config: PlainConfig, out: Path) -> Config:
     cfg.work_dir, cfg.workflow = str(out), [('train', 1)]
     cfg.gpu_ids, cfg.corrupt_limit = list(range(config.processes)), config.corrupt_limit
     cfg.resume_from, cfg.load_from = None, cfg.get('load_from')
-    lr, scale = cfg.optimizer.get('lr'), cfg.get('auto_scale_lr') or {}
+    scale = cfg.get('auto_scale_lr') or {}
     batch = cfg.data.train_dataloader.get('samples_per_gpu', 2) * config.processes
     meant = scale.get('base_batch_size')
     if meant not in (None, batch):
         if scale.get('enable'):
-            print(f'learning rate {lr * batch / meant:g}: {lr:g} is for {meant} images an update')
+            cfg.optimizer, cfg.lr_config = loop.scale_rates(
+                cfg.optimizer, cfg.lr_config, batch, meant
+            )
+            cfg.auto_scale_lr.enable = False  # mmdet's own scales `optimizer.lr` alone
         else:
+            rate = loop.peak_rate(cfg.optimizer, cfg.lr_config)
             print(
-                f'learning rate {lr:g} is for {meant} images an update, this run has {batch}: '
+                f'learning rate {rate} is for {meant} images an update, this run has {batch}: '
                 '--cfg-options auto_scale_lr.enable=True scales it'
             )
     return cfg
@@ -252,7 +256,7 @@ def _initialised(config: PlainConfig) -> nn.Module:
     model = _build(config)
     validation = dataset_leaves(config.cfg.data.val)[0]
     check_metrics(config.metrics, model, Path(validation.ann_file), config.source)
-    initialise(model, config.cfg.model.backbone, 'model')
+    initialise_weights(model, config.cfg.model.backbone, 'model')
     return model
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from ..config.plan import arm_trainings, detector_training, distill_cfg, stage_dir
 from ..config.recipe import Arm, Recipe
 from ..distill.distiller import Distiller
-from ..distill.initialization import initialise, warm_start
+from ..distill.initialization import initialise_weights, warm_start
 from ..engine.evaluation import evaluate, metrics_of_checkpoint, model_cost
 from ..engine.loop import train_model
 from ..errors import RecipeError
@@ -203,7 +203,7 @@ def _stage_model(recipe: Recipe, teacher: str | None, start: Path | None, origin
 def _warm_detector(cfg: dict, name: str, origin: Path | None) -> nn.Module:
     model = build_detector(ConfigDict(cfg))
     key = name if name == 'student' else f'teachers.{name}'
-    initialise(model, cfg['backbone'], f'{key}.model')
+    initialise_weights(model, cfg['backbone'], f'{key}.model')
     if origin:
         print(f'{name}: {warm_start(model, origin)} tensors from {origin}')
     return model
@@ -214,7 +214,7 @@ def _plain_student(cfg: dict, start: Path | None) -> nn.Module:
     if start:
         checkpoints.load_student(model, start)
     else:
-        initialise(model, cfg['backbone'], 'student.model')
+        initialise_weights(model, cfg['backbone'], 'student.model')
     return model
 
 

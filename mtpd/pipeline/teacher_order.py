@@ -9,7 +9,7 @@ import numpy as np
 
 from ..config.recipe import Recipe, load_recipe
 from ..distill.adaptation_cost import common_strides, costs_from_features
-from ..distill.teacher_sequence import SEARCHES, choose_sequence
+from ..distill.teacher_sequence import SEARCH_METHODS, choose_sequence
 from ..utils.files import read_json, write_json
 
 
@@ -118,7 +118,7 @@ def suggest_sequence(recipe: Recipe, costs: dict, work_dir: str | Path | None = 
     }
     ap = {name: found['bbox_mAP'] for name, found in metrics.items()}
     limits = {'max_length': plan.max_length, 'min_gain': plan.min_gain}
-    other = next(name for name in SEARCHES if name != plan.method)
+    other = next(name for name in SEARCH_METHODS if name != plan.method)
     found = choose_sequence(costs, ap, method=plan.method, **limits) | {'ap': ap}
     found['check'] = choose_sequence(costs, ap, method=other, **limits)
     write_json(recipe.run_dir(work_dir) / 'order' / 'sequence.json', found)

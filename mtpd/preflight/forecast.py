@@ -20,7 +20,7 @@ from ..data import coco
 from ..distill.losses import build_losses
 from ..engine import memory
 from ..engine.loop import data_workers, process_count, recipe_device
-from ..engine.memory import advise, scaled_image
+from ..engine.memory import largest_fit, scaled_image
 from ..errors import MtpdError
 from ..runtime.launch import launch
 from ..utils.files import accepts_files, nearest_existing_folder, read_json_if_valid, write_json
@@ -102,7 +102,7 @@ def memory_problems(recipe: Recipe, rows: dict[str, dict]) -> list[str]:
 
 def _what_to_lower(recipe: Recipe, row: dict, processes: int) -> str:
     batch = recipe.cfg.schedule.batch_size
-    fit = advise(batch, processes, row['fixed'], row['wanted'], row['there'])
+    fit = largest_fit(batch, processes, row['fixed'], row['wanted'], row['there'])
     if fit.side is None:
         return 'the weights alone do not fit. A smaller detector, or more memory, is needed.'
     scale = f'image.scale to {scaled_image(recipe.cfg.image.scale, fit.side)}'

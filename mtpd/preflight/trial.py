@@ -60,7 +60,7 @@ def measure_updates(
     get_root_logger(log_level=log_level())
     recipe = load_recipe(source, overrides)
     device = loop.recipe_device(recipe)
-    loop.use_threads(device, recipe.cfg.runtime.threads)
+    loop.set_threads(device, recipe.cfg.runtime.threads)
     with tempfile.TemporaryDirectory() as folder:
         if recipe.cfg.data.root is None:  # as many scenes as are needed here
             scenes = {

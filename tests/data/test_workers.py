@@ -17,7 +17,7 @@ from helpers.tiny_training import MINI, SMALL
 from mtpd import load_recipe
 from mtpd.data import loading
 from mtpd.engine import evaluation, features, memory, pipelines
-from mtpd.engine.loop import mmdet_cfg
+from mtpd.engine.loop import training_config
 from mtpd.errors import MtpdError
 from mtpd.pipeline.stages import prepare_detector, train_detector_run
 from mtpd.runtime import checkpoints, gpu_ops
@@ -139,7 +139,7 @@ def test_a_test_ends_with_the_message(monkeypatch):
         work = evaluation.DetectionTask(
             {}, {}, 'cpu', 1, 0, memory.recipe_setting_names(recipe.cfg, 1)
         )
-        evaluation._detections(torch.nn.Identity(), None, work, '')
+        evaluation._detect(torch.nn.Identity(), None, work, '')
 
 
 @pytest.mark.parametrize(
@@ -183,11 +183,13 @@ def test_recipes_share_their_cores(monkeypatch, tmp_path, name):
         recipe = load_recipe(
             f'configs/{name}.py', {'runtime.jobs': 1, 'runtime.device': 'cuda'} | more
         )
-        made = mmdet_cfg(recipe, {}, {}, tmp_path, 4, 0, 'cpu').data
+        made = training_config(recipe, {}, {}, tmp_path, 4, 0, 'cpu').data
         assert made.train_dataloader.workers_per_gpu == wanted
         assert made.train_dataloader.persistent_workers
         assert made.val_dataloader.workers_per_gpu == wanted
-    made = mmdet_cfg(load_recipe(recipe, {'runtime.device': 'cpu'}), {}, {}, tmp_path, 4, 0, 'cpu')
+    made = training_config(
+        load_recipe(recipe, {'runtime.device': 'cpu'}), {}, {}, tmp_path, 4, 0, 'cpu'
+    )
     loaders = made.data.train_dataloader, made.data.val_dataloader
     assert [loader.workers_per_gpu for loader in loaders] == [1, 0]
 

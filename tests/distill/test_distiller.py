@@ -21,7 +21,7 @@ import torch
 from helpers.tiny import batch, detector, retinanet
 from mtpd import load_recipe
 from mtpd.config.plan import distill_cfg
-from mtpd.distill.distiller import Distiller
+from mtpd.distill import Distiller
 from mtpd.errors import MtpdError
 from mtpd.runtime import checkpoints
 
@@ -153,15 +153,15 @@ def test_a_loss_gets_the_boxes_and_sizes_of_the_batch(files):
     distiller = Distiller(STUDENT, TEACHER, cfg, files['student'], files['teacher'])
     of_student = detector(STUDENT, 1).train().extract_feat(data['img'])[0]
     of_teacher = detector(TEACHER, 2).extract_feat(data['img'])[0]
-    found = distiller.forward_train(**data)[name].item()
+    loss = distiller.forward_train(**data)[name].item()
 
     def value(**changed):
         given = {key: data[key] for key in ('gt_bboxes', 'img_metas')} | changed
         return distiller.distill_losses[name](of_student, of_teacher, **given).item()
 
-    assert found == pytest.approx(value(), rel=1e-5)
-    assert found != pytest.approx(value(gt_bboxes=data['gt_bboxes'][::-1]), rel=1e-2)
-    assert found != pytest.approx(value(img_metas=batch()['img_metas']), rel=1e-2)
+    assert loss == pytest.approx(value(), rel=1e-5)
+    assert loss != pytest.approx(value(gt_bboxes=data['gt_bboxes'][::-1]), rel=1e-2)
+    assert loss != pytest.approx(value(img_metas=batch()['img_metas']), rel=1e-2)
 
 
 def test_a_batch_without_ground_truth(distiller):
@@ -316,9 +316,9 @@ def test_mmdet_builds_it_and_calls_init_weights_without_harm(files):
     assert distiller.student.test_cfg == STUDENT['test_cfg']
     assert 'loss_cls' in distiller.forward_train(**batch())
     wanted = snapshot(detector(TEACHER, 2))
-    found = snapshot(distiller.teacher)
-    assert found.keys() == {k for k in wanted if not k.startswith('bbox_head.')}
-    assert all(torch.equal(value, wanted[key]) for key, value in found.items())
+    weights = snapshot(distiller.teacher)
+    assert weights.keys() == {k for k in wanted if not k.startswith('bbox_head.')}
+    assert all(torch.equal(value, wanted[key]) for key, value in weights.items())
 
 
 def test_all_problems_of_distill_cfg_come_at_once(files):
@@ -403,8 +403,8 @@ def test_init_student_takes_neck_and_head_of_the_teacher(files):
     assert inheriting.inherit_report.skipped == {}
     theirs = snapshot(detector(deep, 3))
     for key, value in inheriting.student.state_dict().items():
-        own = plain.student.state_dict()[key]
-        assert torch.equal(value, own if key.startswith('backbone.') else theirs[key]), key
+        weight = plain.student.state_dict()[key]
+        assert torch.equal(value, weight if key.startswith('backbone.') else theirs[key]), key
 
 
 def test_init_student_from_a_teacher_that_differs(files):
@@ -557,3 +557,16 @@ def test_mmdets_own_test_tool_runs_the_exported_student(distiller, tmp_path):
     for image, other in zip(ours, mmcv.load(str(out)), strict=True):
         for boxes, others in zip(image, other, strict=True):
             np.testing.assert_allclose(boxes, others, rtol=1e-4, atol=1e-4)
+
+
+def test_the_room_gives_the_distiller_and_is_light_until_then():
+    code = (
+        'import sys\n'
+        'from mtpd.distill import adaptation_cost, teacher_sequence\n'
+        "assert 'mmdet' not in sys.modules\n"
+        'from mtpd.distill import Distiller\n'
+        "assert Distiller.__module__ == 'mtpd.distill.distiller' and 'mmdet' in sys.modules\n"
+    )
+    subprocess.run([sys.executable, '-c', code], check=True)
+    with pytest.raises(ImportError, match='Distillery'):
+        from mtpd.distill import Distillery  # noqa: F401

@@ -31,11 +31,11 @@ def test_masks_of_many_boxes_follow_the_definition_cell_by_cell():
     rows = np.concatenate([start, start + rng.uniform(0.5, 30, (2, 12, 2))], axis=2)
     sizes = [(64, 96), (57.0, 80.0)]
     feature = torch.zeros(2, 3, 7, 12, dtype=torch.float64)
-    found = foreground_background_masks(feature, list(torch.from_numpy(rows)), sizes)
+    masks = foreground_background_masks(feature, list(torch.from_numpy(rows)), sizes)
     for i in range(2):
         wanted = fgd_masks(rows[i], sizes[i], 7, 12)
         assert len(np.unique(wanted[0])) > 5
-        for mask, numbers in zip(found, wanted, strict=True):
+        for mask, numbers in zip(masks, wanted, strict=True):
             np.testing.assert_allclose(mask[i, 0].numpy(), numbers, rtol=1e-12)
 
 

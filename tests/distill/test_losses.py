@@ -83,8 +83,8 @@ def test_value_and_gradients_follow_the_formula(kind, more, student_channels):
     for name, grad in expected.items():
         scale = largest if name in IDLE.get(kind, ()) else np.abs(grad).max()
         assert scale > 1e-3 * largest, f'{name}: too small to compare'
-        found = inputs[name].grad.numpy()
-        np.testing.assert_allclose(found, grad, rtol=0, atol=1e-7 * scale, err_msg=name)
+        gradient = inputs[name].grad.numpy()
+        np.testing.assert_allclose(gradient, grad, rtol=0, atol=1e-7 * scale, err_msg=name)
     errors = [
         np.abs(inputs[name].grad.numpy() - grad).max() / np.abs(grad).max()
         for name, grad in expected.items()
@@ -229,11 +229,13 @@ def test_mgd_value_and_gradients_follow_the_formula(student_channels, mask_ratio
     result.backward()
 
     np.testing.assert_allclose(result.item(), value, rtol=1e-12)
-    found = {name: parameter.grad for name, parameter in loss.named_parameters()}
-    found['student'] = student.grad
-    assert found.keys() == grads.keys()
+    gradients = {name: parameter.grad for name, parameter in loss.named_parameters()}
+    gradients['student'] = student.grad
+    assert gradients.keys() == grads.keys()
     for name, grad in grads.items():
-        np.testing.assert_allclose(found[name].numpy(), grad, rtol=1e-10, atol=1e-13, err_msg=name)
+        np.testing.assert_allclose(
+            gradients[name].numpy(), grad, rtol=1e-10, atol=1e-13, err_msg=name
+        )
 
 
 def test_mgd_is_zero_when_the_generation_reproduces_the_teacher():

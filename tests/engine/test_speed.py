@@ -122,22 +122,22 @@ def test_a_folded_teacher_in_channels_last_gives_the_same_features(name):
             plain.fold()
             plain.to(memory_format=torch.channels_last)
             speed.keep_operators_plain(plain, device='cpu')
-            found = plain(images)
+            features = plain(images)
         after = sum(isinstance(m, nn.BatchNorm2d) for m in plain.backbone.modules())
         deformable = sum(
             isinstance(m, ModulatedDeformConv2d | DeformConv2d) for m in plain.modules()
         )
         assert after == min(before, deformable)  # theirs stay
         assert not any(p.requires_grad for p in plain.parameters())
-        for a, b in zip(expected, found, strict=True):
+        for a, b in zip(expected, features, strict=True):
             assert ((a - b).norm() / a.norm()) < 1e-5
 
 
 @pytest.mark.parametrize('switch', ['channels_last', 'fold_teacher'])
 def test_losses_and_gradients_are_those_of_the_plain_path(switch):
     plain, fast = pair(OFF._replace(**{switch: True}))
-    (expected, plain_grads), (found, fast_grads) = gradients(plain), gradients(fast)
-    assert found == pytest.approx(expected, rel=1e-5)
+    (expected, plain_grads), (losses, fast_grads) = gradients(plain), gradients(fast)
+    assert losses == pytest.approx(expected, rel=1e-5)
     assert plain_grads.keys() == fast_grads.keys()
     for key, value in plain_grads.items():
         torch.testing.assert_close(fast_grads[key], value, rtol=1e-3, atol=1e-5 * value.abs().max())
@@ -206,7 +206,7 @@ def test_bfloat16_trains_every_kind_of_detector(name, kind_of):
     switches, whole = speed.resolve_speed(None, 'cpu'), kind_of == 'as on a GPU'
     if kind_of == 'off':
         switches = OFF
-    recipe, found, dtypes = mini(name), [], {}
+    recipe, results, dtypes = mini(name), [], {}
     for kind in ('fp32', 'bf16'):
         torch.manual_seed(0)
         model = trial.untrained_detector(recipe, 'student', recipe.pool[0]).train()
@@ -222,7 +222,7 @@ def test_bfloat16_trains_every_kind_of_detector(name, kind_of):
                     module.register_forward_hook(
                         lambda m, a, out, path=path: dtypes.update({path: out.dtype})
                     )
-        found.append(gradients(model, **large_batch('mask' in name)))
+        results.append(gradients(model, **large_batch('mask' in name)))
         assert not torch.is_autocast_enabled('cpu')
     half = {path for path, dtype in dtypes.items() if dtype == torch.bfloat16}
     dtypes.clear()
@@ -230,7 +230,7 @@ def test_bfloat16_trains_every_kind_of_detector(name, kind_of):
     with torch.no_grad():  # as evaluation during training does
         model.eval().simple_test(data['img'], data['img_metas'])
     assert dtypes and set(dtypes.values()) == {torch.float32}
-    (expected, plain_grads), (losses, grads) = found
+    (expected, plain_grads), (losses, grads) = results
     assert losses.keys() == expected.keys()
     for key, value in expected.items():
         assert losses[key] == pytest.approx(value, rel=0.1, abs=0.05), key
@@ -272,8 +272,8 @@ def test_a_scope_of_full_precision_takes_float32_inside_one_of_bfloat16():
         def forward(self, x):
             made = self.conv(x)
             assert made.dtype == torch.bfloat16
-            kept = self.inner([made], other=made)
-            return {'again': (self.conv(kept), [kept])}
+            inner_output = self.inner([made], other=made)
+            return {'again': (self.conv(inner_output), [inner_output])}
 
     module = Outer()
     speed.AutocastScope('cpu', True, full_output=True).on(module)
@@ -302,8 +302,11 @@ def test_with_everything_off_the_losses_are_the_originals():
     )
     ours = speed.apply_speed(ours.train(), OFF, 'cpu')
     data = dict(batch(num_classes=10))
-    (expected, their_grads), (found, our_grads) = gradients(theirs, **data), gradients(ours, **data)
-    assert found == pytest.approx(expected, rel=1e-6)
+    (expected, their_grads), (losses, our_grads) = (
+        gradients(theirs, **data),
+        gradients(ours, **data),
+    )
+    assert losses == pytest.approx(expected, rel=1e-6)
     their_grads = {k: v for k, v in their_grads.items() if not k.startswith('teacher.')}
     assert their_grads.keys() == our_grads.keys()
     for key, value in their_grads.items():
@@ -312,7 +315,7 @@ def test_with_everything_off_the_losses_are_the_originals():
 
 @pytest.mark.gpu
 def test_the_teachers_stream_and_bfloat16_on_a_gpu_give_the_plain_losses():
-    found = []
+    losses = []
     for switches in (OFF, OFF._replace(teacher_stream=True), speed.resolve_speed(None, 'cuda')):
         torch.manual_seed(0)
         model = (
@@ -326,8 +329,8 @@ def test_the_teachers_stream_and_bfloat16_on_a_gpu_give_the_plain_losses():
         data['img'] = data['img'].cuda()
         for key in ('gt_bboxes', 'gt_labels'):
             data[key] = [value.cuda() for value in data[key]]
-        found.append(gradients(model, **data)[0])
-    plain, streamed, default = found
+        losses.append(gradients(model, **data)[0])
+    plain, streamed, default = losses
     assert streamed == pytest.approx(plain, rel=1e-4)
     assert default == pytest.approx(plain, rel=0.1, abs=0.05)
 
@@ -386,15 +389,15 @@ def test_a_teacher_kept_in_bfloat16_gives_autocasts_numbers(name):
     cfg.backbone.init_cfg = None
     torch.manual_seed(0)
     cast = shaken(Teacher(cfg)).eval()
-    kept = copy.deepcopy(cast)
-    speed.keep_in_bfloat16(kept)
-    for teacher in (cast, kept):
+    bfloat16 = copy.deepcopy(cast)
+    speed.keep_in_bfloat16(bfloat16)
+    for teacher in (cast, bfloat16):
         speed.keep_operators_plain(teacher, device='cpu')
     images = torch.randn(2, 3, 96, 128)
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
-        for a, b in zip(cast(images), kept(images), strict=True):
+        for a, b in zip(cast(images), bfloat16(images), strict=True):
             assert torch.equal(a, b)
-    weights = [m.weight for m in kept.modules() if type(m) is nn.Conv2d]
+    weights = [m.weight for m in bfloat16.modules() if type(m) is nn.Conv2d]
     assert sum(w.dtype == torch.bfloat16 for w in weights) > 10
 
 
@@ -404,16 +407,16 @@ def test_a_swin_teacher_kept_in_bfloat16_is_as_near_to_float32_as_under_autocast
     cfg.backbone.init_cfg = None
     torch.manual_seed(0)
     full = Teacher(cfg).eval()
-    kept, images = copy.deepcopy(full), torch.randn(2, 3, 96, 128)
-    speed.keep_in_bfloat16(kept)
+    bfloat16, images = copy.deepcopy(full), torch.randn(2, 3, 96, 128)
+    speed.keep_in_bfloat16(bfloat16)
     between: list[torch.dtype] = []
-    kept.backbone.stages[1].blocks[0].register_forward_hook(
+    bfloat16.backbone.stages[1].blocks[0].register_forward_hook(
         lambda m, a, out: between.append(out.dtype)
     )
     with torch.no_grad():
         exact = full(images)
         with torch.autocast('cpu', torch.bfloat16):
-            cast, ours = full(images), kept(images)
+            cast, ours = full(images), bfloat16(images)
     assert between == [torch.bfloat16]
     for a, b, c in zip(ours, cast, exact, strict=True):
         assert (a.float() - c).norm() < 1.5 * (b.float() - c).norm()
@@ -493,7 +496,7 @@ def test_what_ends_a_training_does_not_leave_bfloat16_behind():
     image = torch.ones(1, 2, 3, 3)
     with pytest.raises(KeyboardInterrupt), speed.restored_autocast('cpu'):
         ended(image)
-    assert not torch.is_autocast_enabled('cpu') and speed._depth() == 0
+    assert not torch.is_autocast_enabled('cpu') and speed._autocast_depth() == 0
     plain = nn.Conv2d(2, 2, 1)
     assert plain(image).dtype == torch.float32
     with torch.autocast('cpu', torch.bfloat16), speed.restored_autocast('cpu'):

@@ -10,8 +10,8 @@ from helpers.tiny_training import MINI, SMALL
 from mtpd import load_recipe
 from mtpd.analysis.run import split_loss
 from mtpd.config.plan import distill_cfg
-from mtpd.engine.evaluation import NUMBERS, evaluate, model_cost
-from mtpd.engine.loop import mmdet_cfg
+from mtpd.engine.evaluation import COCO_NUMBERS, evaluate, model_cost
+from mtpd.engine.loop import training_config
 from mtpd.errors import MtpdError, RecipeError
 from mtpd.pipeline.stages import prepare_detector, train_detector_run, train_stage
 from mtpd.runtime import checkpoints
@@ -197,7 +197,7 @@ def test_a_warm_start_takes_what_fits(recipe, run_dir, progressive, tmp_path):
 
 def test_metrics_have_the_twelve_numbers_and_classes(recipe, run_dir, progressive):
     metrics = json.loads((run_dir / 'stages/progressive/2_r101/metrics.json').read_text())
-    for name in NUMBERS:
+    for name in COCO_NUMBERS:
         value = metrics[f'bbox_{name}']
         assert value is None or 0 <= value <= 1
     assert metrics['bbox_mAP_l'] is None  # no object of the tiny images is that large
@@ -285,7 +285,7 @@ def test_the_learning_rate_follows_batch_and_length(tmp_path, capsys):
     options = {'schedule.batch_size': 4, 'teachers.r101.checkpoint': None, 'data.root': '.'}
     coco = load_recipe('configs/coco/retinanet_r50__r101.py', options)
     for updates, steps in ((12 * 7330, [58640, 80630]), (24, [16, 22])):
-        cfg = mmdet_cfg(coco, {}, {}, tmp_path, updates, 0, 'cpu')
+        cfg = training_config(coco, {}, {}, tmp_path, updates, 0, 'cpu')
         assert cfg.lr_config.step == steps
         assert cfg.optimizer.lr == pytest.approx(0.01 * 4 / 16)
     assert 'learning rate 0.0025' in capsys.readouterr().out
@@ -306,7 +306,7 @@ def test_the_learning_rate_rises_and_falls_in_any_number_of_updates(recipe, upda
     """mmcv's own hook, for each update: never a division by zero, and its peak is the recipe's."""
     from mmcv.runner.hooks import OneCycleLrUpdaterHook
 
-    cfg = mmdet_cfg(recipe, {}, {}, tmp_path, updates, 0, 'cpu').lr_config.to_dict()
+    cfg = training_config(recipe, {}, {}, tmp_path, updates, 0, 'cpu').lr_config.to_dict()
     assert cfg.pop('policy') == 'OneCycle'
     hook = OneCycleLrUpdaterHook(**cfg)
     runner = SimpleNamespace(

@@ -12,7 +12,7 @@ from mtpd.config.plan import distill_cfg
 from mtpd.config.recipe import load_recipe
 from mtpd.distill.distiller import Distiller
 from mtpd.engine.evaluation import model_cost
-from mtpd.engine.loop import mmdet_cfg
+from mtpd.engine.loop import training_config
 from mtpd.engine.pipelines import test_pipeline as pipeline_of_val
 from mtpd.engine.pipelines import train_pipeline
 from mtpd.pipeline.mmdet_config import load_config
@@ -88,7 +88,9 @@ def test_there_is_a_recipe_for_each():
 def test_schedule_and_pipeline_are_mmdets(row, tmp_path):
     recipe, student, _, (lr, *_, masks) = row
     theirs = of_mmdet(student)
-    ours = mmdet_cfg(recipe, {}, {}, tmp_path, recipe.arm('progressive').stage_updates, 0, 'cpu')
+    ours = training_config(
+        recipe, {}, {}, tmp_path, recipe.arm('progressive').stage_updates, 0, 'cpu'
+    )
     assert ours.runner.max_iters == theirs.runner.max_epochs * EPOCH
     assert ours.optimizer == theirs.optimizer and ours.optimizer.lr == lr
     assert ours.find_unused_parameters  # where several processes train

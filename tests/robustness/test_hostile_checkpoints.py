@@ -95,7 +95,9 @@ def resumed(kind):
 def pretrained(path):
     model = retinanet()
     model['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint=str(path))
-    initialization.initialise(build_detector(ConfigDict(model)), model['backbone'], 'student.model')
+    initialization.initialise_weights(
+        build_detector(ConfigDict(model)), model['backbone'], 'student.model'
+    )
 
 
 WAYS = {

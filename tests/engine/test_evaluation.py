@@ -23,8 +23,10 @@ def test_perfect_detections_score_one(library, tiny_coco, tmp_path):
     recipe = load_recipe(MINI, {'data.root': str(tiny_coco(tmp_path / 'coco'))})
     data = pipelines.quiet_dataset(pipelines.dataset_config(recipe, 'val'))
     truth = json.loads(recipe.split('val')[0].read_text())['annotations']
-    found = [{k: a[k] for k in ('image_id', 'category_id', 'bbox')} | {'score': 0.9} for a in truth]
-    (tmp_path / 'found.json').write_text(json.dumps(found))
+    detections = [
+        {k: a[k] for k in ('image_id', 'category_id', 'bbox')} | {'score': 0.9} for a in truth
+    ]
+    (tmp_path / 'found.json').write_text(json.dumps(detections))
     numbers = evaluation.coco_metrics(
         data, {'bbox': str(tmp_path / 'found.json')}, ('bbox',), library
     )
@@ -52,10 +54,12 @@ def test_mask_numbers_are_mmdets(library, tmp_path):
             line[y : y + 2, x : x + w] = (
                 1  # of a large box and a small mask, scored above the object
             )
-            for sure, found in ((0.5 - k / 50, mask), (0.9 - k / 50, line)):
+            for sure, detection in ((0.5 - k / 50, mask), (0.9 - k / 50, line)):
                 boxes[truth['category_id']].append([x, y, x + w, y + h, sure])
-                masks[truth['category_id']].append(rle.encode(np.asfortranarray(found)))
-        results.append(([np.array(found, np.float32).reshape(-1, 5) for found in boxes], masks))
+                masks[truth['category_id']].append(rle.encode(np.asfortranarray(detection)))
+        results.append(
+            ([np.array(detection, np.float32).reshape(-1, 5) for detection in boxes], masks)
+        )
     files, _ = data.format_results(results, str(tmp_path / 'found'))
     ours = evaluation.coco_metrics(data, files, ('bbox', 'segm'), library)
     theirs = data.evaluate(results, metric=['bbox', 'segm'])
@@ -69,7 +73,7 @@ def test_mask_numbers_are_mmdets(library, tmp_path):
 @pytest.mark.parametrize('seed', range(4))
 def test_both_libraries_give_the_same_numbers(seed, tmp_path):
     """On random boxes and masks of all sizes, with crowds, equal scores, and a class that no image has."""
-    rng, truth, found = np.random.default_rng(seed), [], []
+    rng, truth, detections = np.random.default_rng(seed), [], []
     for image in range(24):
         for _ in range(rng.integers(0, 9)):
             x, y, w, h = (int(v) for v in rng.integers((0, 0, 4, 4), (120, 120, 136, 136)))
@@ -79,12 +83,12 @@ def test_both_libraries_give_the_same_numbers(seed, tmp_path):
                 box = [int(v) for v in np.array([x, y, w, h]) + rng.integers(-4, 5, 4)]
                 box = [max(box[0], 0), max(box[1], 0), max(box[2], 2), max(box[3], 2)]
                 sure = round(float(rng.random()), 1)
-                found.append(_item(image, int(rng.integers(4)), box, score=sure))
+                detections.append(_item(image, int(rng.integers(4)), box, score=sure))
     images = [dict(id=i, file_name=f'{i}.png', width=256, height=256) for i in range(24)]
     kinds = [dict(id=i, name=f'kind {i}') for i in range(4)]
     table = dict(images=images, annotations=truth, categories=kinds)
     (tmp_path / 'truth.json').write_text(json.dumps(table))
-    (tmp_path / 'found.json').write_text(json.dumps(found))
+    (tmp_path / 'found.json').write_text(json.dumps(detections))
     cfg = dict(
         type='CocoDataset',
         ann_file=str(tmp_path / 'truth.json'),

@@ -23,7 +23,7 @@ from mtpd import load_recipe
 from mtpd.cli.main import main
 from mtpd.data.seeded_loader import resume_at
 from mtpd.engine import pipelines
-from mtpd.engine.hooks import LOSS_CHECK_INTERVAL, FiniteLoss
+from mtpd.engine.hooks import MAX_SKIPPED_UPDATES, FiniteLoss
 from mtpd.engine.loop import train_model
 from mtpd.errors import MtpdError
 from mtpd.pipeline.mmdet_config import load_config
@@ -50,10 +50,10 @@ def train(path, out):
 
 
 def refused(path, out) -> str:
-    found = train(path, out)
-    assert found.exit_code == 2, (found.output, found.exception)
-    assert 'Traceback' not in found.output
-    return found.output
+    result = train(path, out)
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert 'Traceback' not in result.output
+    return result.output
 
 
 def finite(path) -> bool:
@@ -66,26 +66,26 @@ def finite(path) -> bool:
 @pytest.mark.parametrize('kind', ['nan', 'inf'])
 def test_a_loss_that_is_not_finite_ends_the_training_before_its_step(root, tmp_path, kind):
     out = tmp_path / 'run'
-    said = refused(plain(tmp_path, root, kind, 5), out)
+    output = refused(plain(tmp_path, root, kind, 5), out)
     assert (
         f'mtpd: training ended in update 5 of 6: a loss is not finite (loss_bbox {kind}, loss {kind}).\n'
         'latest.pth stays as update 3 left it: the same command goes on from there, and to the same end unless '
         f'something is changed: look at the boxes of the 2 image(s) that {out}/nonfinite.json names; lower the '
         'learning rate (optimizer.lr), or clip gradients to less (optimizer_config.grad_clip). Other settings need '
         'another --work-dir.\n'
-    ) in said
-    told = json.loads((out / 'nonfinite.json').read_text())
-    assert (told['update'], told['updates']) == (5, 6) and 0 < told['lr'] <= 0.01
-    assert told['losses'].keys() == {'loss_cls', 'loss_bbox', 'loss'}
-    assert told['losses']['loss_bbox'] == told['losses']['loss'] == kind
-    assert 0 < told['losses']['loss_cls'] < 10
-    names = [image['file'] for image in told['images']]
+    ) in output
+    report = json.loads((out / 'nonfinite.json').read_text())
+    assert (report['update'], report['updates']) == (5, 6) and 0 < report['lr'] <= 0.01
+    assert report['losses'].keys() == {'loss_cls', 'loss_bbox', 'loss'}
+    assert report['losses']['loss_bbox'] == report['losses']['loss'] == kind
+    assert 0 < report['losses']['loss_cls'] < 10
+    names = [image['file'] for image in report['images']]
     data = pipelines.quiet_dataset(load_config(tmp_path / f'{kind}5.py').cfg.data.train)
     loader = build_dataloader(data, 2, 0, dist=False, seed=0, runner_type='EpochBasedRunner')
     (fifth,) = (batch['img_metas'].data[0] for batch in [next(iter(resume_at(loader, 0, 4)))])
     assert names == [meta['ori_filename'] for meta in fifth]
-    assert [image['id'] for image in told['images']] == [int(name[:6]) for name in names]
-    assert {(image['rank'], image['loss']) for image in told['images']} == {(0, kind)}
+    assert [image['id'] for image in report['images']] == [int(name[:6]) for name in names]
+    assert {(image['rank'], image['loss']) for image in report['images']} == {(0, kind)}
     assert checkpoints.load_checkpoint(out / 'latest.pth')['meta']['iter'] == 3 and finite(
         out / 'latest.pth'
     )
@@ -109,19 +109,20 @@ def test_the_training_goes_on_where_the_cause_is_gone(root, tmp_path):
 def test_weights_that_are_not_finite_are_never_written(root, tmp_path):
     """In the last update of an epoch, after which there is a checkpoint; in others the next loss is not finite."""
     out = tmp_path / 'run'
-    said = refused(plain(tmp_path, root, 'gradients', 6), out)
+    output = refused(plain(tmp_path, root, 'gradients', 6), out)
     assert (
-        'training ended in update 6 of 6: it left ' in said and 'weights not finite (first ' in said
+        'training ended in update 6 of 6: it left ' in output
+        and 'weights not finite (first ' in output
     )
-    assert 'latest.pth stays as update 3 left it' in said
+    assert 'latest.pth stays as update 3 left it' in output
     assert checkpoints.load_checkpoint(out / 'latest.pth')['meta']['iter'] == 3 and finite(
         out / 'latest.pth'
     )
     assert not (out / 'model.pth').exists() and not (out / 'previous.pth').exists()
-    told = json.loads((out / 'nonfinite.json').read_text())
-    assert told['update'] == 6 and told['losses']['loss_root'] == 0.0
-    assert all(isinstance(value, float) for value in told['losses'].values())
-    assert 'bbox_head.retina_cls.weight' in told['weights'] and len(told['images']) == 2
+    report = json.loads((out / 'nonfinite.json').read_text())
+    assert report['update'] == 6 and report['losses']['loss_root'] == 0.0
+    assert all(isinstance(value, float) for value in report['losses'].values())
+    assert 'bbox_head.retina_cls.weight' in report['weights'] and len(report['images']) == 2
     assert 'update 5 of 6: a loss is not finite' in refused(
         plain(tmp_path, root, 'gradients', 4), tmp_path / 'other'
     )
@@ -159,13 +160,13 @@ def test_all_processes_end_together_and_tell_of_their_images(
     cfg = recipe.model('student')
     with pytest.raises(MtpdError, match=f'training ended in update {update} of 4') as error:
         train_model(recipe, partial(failing.build_on_rank_1, cfg), cfg, tmp_path, 4, 0)
-    told = json.loads((tmp_path / 'nonfinite.json').read_text())
-    assert [image['rank'] for image in told['images']] == [0, 1]
-    own = [image['loss'] for image in told['images']]
-    assert isinstance(own[0], float) and own[1] == (
-        'nan' if kind == 'nan' else pytest.approx(own[1])
+    report = json.loads((tmp_path / 'nonfinite.json').read_text())
+    assert [image['rank'] for image in report['images']] == [0, 1]
+    losses = [image['loss'] for image in report['images']]
+    assert isinstance(losses[0], float) and losses[1] == (
+        'nan' if kind == 'nan' else pytest.approx(losses[1])
     )
-    assert all(image['id'] == int(image['file'][:6]) for image in told['images'])
+    assert all(image['id'] == int(image['file'][:6]) for image in report['images'])
     assert 'of the 2 image(s)' in str(error.value)
     assert (tmp_path / 'latest.pth').exists() == (kind == 'nan')
     if kind == 'nan':
@@ -192,14 +193,14 @@ def test_a_loss_scaler_may_skip_updates(tmp_path):
     guard = FiniteLoss(str(tmp_path), 'advice')
     guard.after_train_iter(runner(1.0, False))
     for _ in range(2):
-        for _ in range(LOSS_CHECK_INTERVAL - 1):
+        for _ in range(MAX_SKIPPED_UPDATES - 1):
             guard.after_train_iter(runner(math.inf, True))
         guard.after_train_iter(runner(1.0, True))
-    for _ in range(LOSS_CHECK_INTERVAL - 1):
+    for _ in range(MAX_SKIPPED_UPDATES - 1):
         guard.after_train_iter(runner(math.inf, True))
     with pytest.raises(MtpdError, match=r'update 9 of 9: a loss is not finite \(loss inf\)'):
         guard.after_train_iter(runner(math.inf, True))
     with pytest.raises(MtpdError):
         FiniteLoss(str(tmp_path), 'advice').after_train_iter(runner(math.inf, False))
-    told = json.loads((tmp_path / 'nonfinite.json').read_text())
-    assert told['images'] == [{'file': 'a.png', 'id': 7, 'rank': 0, 'loss': 'inf'}]
+    report = json.loads((tmp_path / 'nonfinite.json').read_text())
+    assert report['images'] == [{'file': 'a.png', 'id': 7, 'rank': 0, 'loss': 'inf'}]
