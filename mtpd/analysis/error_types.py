@@ -11,11 +11,19 @@ from ..config.recipe import Recipe
 from . import dataset
 from .run import Run
 
-HIT, NEAR = 0.5, 0.1  # IoU: a match; overlaps at all
-TYPES = ('correct', 'localisation', 'classification', 'both', 'duplicate', 'background', 'missed')
+MATCH_IOU, TOUCH_IOU = 0.5, 0.1  # IoU: a match; overlaps at all
+ERROR_TYPES = (
+    'correct',
+    'localisation',
+    'classification',
+    'both',
+    'duplicate',
+    'background',
+    'missed',
+)
 
 
-class Found(NamedTuple):
+class ErrorCounts(NamedTuple):
     """Counts by `TYPES`, and the objects that were found, by (image id, place in the image).
 
     A detection is *correct* where it matches an object of its class (IoU at least 0.5) that no higher scored one has
@@ -28,7 +36,7 @@ class Found(NamedTuple):
     objects: set[tuple[int, int]]
 
 
-def error_types(recipe: Recipe, detections: str | Path) -> Found:
+def count_errors(recipe: Recipe, detections: str | Path) -> ErrorCounts:
     """Of a detections.json on the recipe's validation split, the best scored detections, as many as there are objects.
 
     So all detectors are judged by equally many: a score to be reached would favour the one that is surer of itself.
@@ -38,17 +46,17 @@ def error_types(recipe: Recipe, detections: str | Path) -> Found:
     best = sorted((s for items in found.values() for s in items['scores']), reverse=True)
     best = best[: sum(len(there['labels']) for there in truth.values())]
     threshold = best[-1] if best else 0.0
-    counts, objects = dict.fromkeys(TYPES, 0), set()
+    counts, objects = dict.fromkeys(ERROR_TYPES, 0), set()
     for image, there in truth.items():
-        judged = judge(there, found[image], threshold)
+        judged = classify_detections(there, found[image], threshold)
         for kind in filter(None, judged.kinds):
             counts[kind] += 1
         counts['missed'] += len(there['labels']) - len(judged.matched | judged.touched)
         objects |= {(image, place) for place in judged.matched}
-    return Found(counts, objects)
+    return ErrorCounts(counts, objects)
 
 
-class Judged(NamedTuple):
+class ClassifiedDetections(NamedTuple):
     """Of one image: each detection's type, '' below the threshold; the objects that are matched; those that others err on."""
 
     kinds: list[str]
@@ -56,7 +64,7 @@ class Judged(NamedTuple):
     touched: set[int]
 
 
-def judge(truth: dict, found: dict, threshold: float) -> Judged:
+def classify_detections(truth: dict, found: dict, threshold: float) -> ClassifiedDetections:
     """One image's detections, scored at least `threshold`, held against its objects; see `Found`.
 
     Args:
@@ -65,7 +73,7 @@ def judge(truth: dict, found: dict, threshold: float) -> Judged:
     """
     kept = np.flatnonzero(found['scores'] >= threshold)
     order = kept[np.argsort(-found['scores'][kept], kind='stable')]
-    overlaps = iou(found['boxes'], truth['boxes'])
+    overlaps = box_iou(found['boxes'], truth['boxes'])
     kinds = [''] * len(found['scores'])
     matched: set[int] = set()
     touched: set[int] = set()
@@ -73,25 +81,25 @@ def judge(truth: dict, found: dict, threshold: float) -> Judged:
         row = overlaps[k]
         same = truth['labels'] == found['labels'][k]
         own, other = np.where(same, row, 0.0), np.where(same, 0.0, row)
-        free = [place for place in np.flatnonzero(own >= HIT) if place not in matched]
+        free = [place for place in np.flatnonzero(own >= MATCH_IOU) if place not in matched]
         if free:
             best = int(max(free, key=own.__getitem__))
             matched.add(best)
             kinds[k] = 'correct'
-        elif own.max(initial=0) >= HIT:
+        elif own.max(initial=0) >= MATCH_IOU:
             kinds[k] = 'duplicate'
-        elif own.max(initial=0) >= NEAR:
+        elif own.max(initial=0) >= TOUCH_IOU:
             touched.add(int(own.argmax()))
             kinds[k] = 'localisation'
-        elif other.max(initial=0) >= HIT:
+        elif other.max(initial=0) >= MATCH_IOU:
             touched.add(int(other.argmax()))
             kinds[k] = 'classification'
         else:
-            kinds[k] = 'both' if other.max(initial=0) >= NEAR else 'background'
-    return Judged(kinds, matched, touched)
+            kinds[k] = 'both' if other.max(initial=0) >= TOUCH_IOU else 'background'
+    return ClassifiedDetections(kinds, matched, touched)
 
 
-def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Intersection over union (N, M) of boxes (N, 4) and (M, 4), xyxy."""
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
@@ -100,13 +108,13 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return inside / np.maximum(areas[0][:, None] + areas[1][None] - inside, 1e-9)
 
 
-def errors_by_detector(recipe: Recipe, run: Run) -> dict[str, Found]:
+def errors_by_detector(recipe: Recipe, run: Run) -> dict[str, ErrorCounts]:
     """Of the student's baseline and each arm that is evaluated, by label."""
     files = {'baseline': run.path / 'detectors' / 'student' / 'detections.json'}
     for arm in run.arms:
         if folders := run.stage_dirs(arm['name']):
             files[arm.get('label') or arm['name']] = folders[-1] / 'detections.json'
-    return {label: error_types(recipe, path) for label, path in files.items() if path.is_file()}
+    return {label: count_errors(recipe, path) for label, path in files.items() if path.is_file()}
 
 
 def count_objects(recipe: Recipe) -> int:
@@ -114,7 +122,7 @@ def count_objects(recipe: Recipe) -> int:
     return sum(len(there['labels']) for there in dataset.objects_by_image(recipe, 'val').values())
 
 
-def found_and_lost(found: dict[str, Found]) -> list[dict]:
+def objects_found_and_lost(found: dict[str, ErrorCounts]) -> list[dict]:
     """A row for each detector: how many objects it finds, and against the first one which are new and which are lost."""
     if not found:
         return []

@@ -21,7 +21,9 @@ from ..pipeline.stages import detector_checkpoint, train_stage
 from ..pipeline.teacher_order import image_features, resolve_auto_arms
 from ..utils.statistics import Interval, format_interval
 
-Row = list[tuple[str, Tensor]]  # (label, features (C, H, W)) of one image, a detector each
+DetectorFeatures = list[
+    tuple[str, Tensor]
+]  # (label, features (C, H, W)) of one image, a detector each
 
 
 def feature_strength(feature: Tensor) -> Tensor:
@@ -29,14 +31,14 @@ def feature_strength(feature: Tensor) -> Tensor:
     return feature.abs().mean(0)
 
 
-def feature_strengths(rows: Sequence[Row]) -> list[list[tuple[str, np.ndarray]]]:
+def feature_strengths(rows: Sequence[DetectorFeatures]) -> list[list[tuple[str, np.ndarray]]]:
     """(label, (H, W)) per detector, for `plots.feature_maps`."""
     return [
         [(label, feature_strength(feature).cpu().numpy()) for label, feature in row] for row in rows
     ]
 
 
-def feature_differences(rows: Sequence[Row]) -> list[list[tuple[str, np.ndarray]]]:
+def feature_differences(rows: Sequence[DetectorFeatures]) -> list[list[tuple[str, np.ndarray]]]:
     """How much stronger each detector's features are than the first one's: (label, (H, W)), for
     `plots.feature_differences`. Those of another size are left out."""
     found = []
@@ -48,7 +50,7 @@ def feature_differences(rows: Sequence[Row]) -> list[list[tuple[str, np.ndarray]
     return found
 
 
-def pca_colours(rows: Sequence[Row], of: str) -> list[list[tuple[str, np.ndarray]]]:
+def pca_colours(rows: Sequence[DetectorFeatures], of: str) -> list[list[tuple[str, np.ndarray]]]:
     """The first three principal components of one detector's features as red, green and blue, and of the others what
     the best linear map (least squares over all rows, with bias) makes of them: (label, (H, W, 3) in 0..1).
 
@@ -58,7 +60,7 @@ def pca_colours(rows: Sequence[Row], of: str) -> list[list[tuple[str, np.ndarray
         of: the detector that the basis and its scale are fitted on. Those with maps of another size are left out.
     """
     by_label = [dict(row) for row in rows]
-    cells = _cells([found[of] for found in by_label])
+    cells = _cell_matrix([found[of] for found in by_label])
     mean = cells.mean(0)
     _, _, axes = torch.linalg.svd(cells - mean, full_matrices=False)
     axes = axes[:3]
@@ -69,7 +71,7 @@ def pca_colours(rows: Sequence[Row], of: str) -> list[list[tuple[str, np.ndarray
 
     def coloured(label: str) -> list[np.ndarray]:
         features = [found[label] for found in by_label]
-        values = _cells(features)
+        values = _cell_matrix(features)
         values = torch.cat([values, torch.ones_like(values[:, :1])], 1)
         mapped = values @ torch.linalg.lstsq(values, target, driver='gelsd').solution
         scaled = ((mapped - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
@@ -87,7 +89,7 @@ def pca_colours(rows: Sequence[Row], of: str) -> list[list[tuple[str, np.ndarray
     return found
 
 
-def _cells(features: Sequence[Tensor]) -> Tensor:
+def _cell_matrix(features: Sequence[Tensor]) -> Tensor:
     """A row for each cell of all the maps, a column for each channel."""
     return torch.cat([feature.flatten(1).T for feature in features]).double().cpu()
 

@@ -28,8 +28,8 @@ from ..utils.progress import progress_bar
 from . import study
 from .run import Run
 
-SIZES = (0.05, 0.1, 0.2)  # of perturbations, relative to each filter's norm
-KEPT = Path('analysis', 'generalisation.json')
+PERTURBATION_SIZES = (0.05, 0.1, 0.2)  # of perturbations, relative to each filter's norm
+MEASUREMENTS_FILE = Path('analysis', 'generalisation.json')
 
 
 def measure_run(
@@ -47,15 +47,22 @@ def measure_run(
         (``{'size', 'direction', 'loss'}`` each, size 0 being the student as it is). Also in the run's
         analysis/generalisation.json, by `settings` and the checkpoint's SHA-256.
     """
-    kept, rows = read_json_if_whole(run.path / KEPT, {}), []
-    for name, label, checkpoint in progress_bar('fit and flatness', list(_students(recipe, run))):
-        key = {'images': images, 'probed': probed, 'directions': directions, 'sizes': list(SIZES)}
+    kept, rows = read_json_if_whole(run.path / MEASUREMENTS_FILE, {}), []
+    for name, label, checkpoint in progress_bar(
+        'fit and flatness', list(_student_checkpoints(recipe, run))
+    ):
+        key = {
+            'images': images,
+            'probed': probed,
+            'directions': directions,
+            'sizes': list(PERTURBATION_SIZES),
+        }
         key |= {'sha256': sha256(checkpoint), 'name': name, 'label': label}
         found = kept.get(name, {})
         if not key.items() <= found.items():
-            found = key | _row(recipe, checkpoint, images, probed, directions)
+            found = key | _measure_student(recipe, checkpoint, images, probed, directions)
             kept[name] = found
-            write_json(run.path / KEPT, kept)
+            write_json(run.path / MEASUREMENTS_FILE, kept)
         rows.append(found)
     return rows
 
@@ -64,15 +71,15 @@ def measure_seeds(recipe: Recipe, run: Run, folders: Sequence[str] = ()) -> dict
     """`of_run` by seed: of `run`, and what is kept of those that differ in the seed only (`study.comparable_runs`)."""
     found = {run.info.get('seed'): measure_run(recipe, run)}
     for seed, other in study.comparable_runs(run, folders)[0].items():
-        kept = read_json_if_whole(other.path / KEPT, {})
+        kept = read_json_if_whole(other.path / MEASUREMENTS_FILE, {})
         names = [row['name'] for row in other.results() if row['role'] == 'arm']
         rows = [kept[name] for name in ['baseline', *names] if name in kept]
-        if rows and all(row['sizes'] == list(SIZES) for row in rows):
+        if rows and all(row['sizes'] == list(PERTURBATION_SIZES) for row in rows):
             found.setdefault(seed, rows)
     return found
 
 
-def _students(recipe: Recipe, run: Run) -> Iterator[tuple[str, str, Path]]:
+def _student_checkpoints(recipe: Recipe, run: Run) -> Iterator[tuple[str, str, Path]]:
     """Name, label and checkpoint of the baseline and of each arm that is done."""
     baseline = recipe.fetch('student') or run.path / 'detectors' / 'student' / 'model.pth'
     if baseline.is_file():
@@ -82,7 +89,9 @@ def _students(recipe: Recipe, run: Run) -> Iterator[tuple[str, str, Path]]:
             yield row['name'], row['label'], run.stage_dirs(row['name'])[-1] / 'student.pth'
 
 
-def _row(recipe: Recipe, checkpoint: Path, images: int, probed: int, directions: int) -> dict:
+def _measure_student(
+    recipe: Recipe, checkpoint: Path, images: int, probed: int, directions: int
+) -> dict:
     model = load_detector(recipe, checkpoint).to(recipe_device(recipe))
     sides = {
         split: {
@@ -91,7 +100,9 @@ def _row(recipe: Recipe, checkpoint: Path, images: int, probed: int, directions:
         }
         for split in ('train', 'val')
     }
-    return sides | {'flat': flatness(model, training_batches(recipe, 'train', probed), directions)}
+    return sides | {
+        'flat': perturbed_losses(model, training_batches(recipe, 'train', probed), directions)
+    }
 
 
 def training_batches(recipe: Recipe, split: str, images: int):
@@ -151,8 +162,8 @@ def _box_ap(recipe: Recipe, model: nn.Module, checkpoint: Path, split: str, imag
     return None if found is None else 100 * found
 
 
-def flatness(
-    model: nn.Module, loader, directions: int = 4, sizes: Sequence[float] = SIZES
+def perturbed_losses(
+    model: nn.Module, loader, directions: int = 4, sizes: Sequence[float] = PERTURBATION_SIZES
 ) -> list[dict]:
     """The loss of `model`, and of it with random weights added: the flatter the minimum, the less it rises.
 
@@ -169,7 +180,7 @@ def flatness(
         images = len(batch['img_metas'].data[0])
         count += images
         for size, direction in tried:
-            with perturbed(model, size, direction):
+            with perturbed_weights(model, size, direction):
                 total[size, direction] += images * _batch_loss(model, batch)
     return [
         {'size': size, 'direction': direction, 'loss': total[size, direction] / count}
@@ -178,7 +189,7 @@ def flatness(
 
 
 @contextlib.contextmanager
-def perturbed(model: nn.Module, size: float, seed: int) -> Iterator[None]:
+def perturbed_weights(model: nn.Module, size: float, seed: int) -> Iterator[None]:
     """`model` with filters moved by `size` times their norm, in directions that follow from `seed` and their shapes."""
     weights = [weight for weight in model.parameters() if weight.dim() > 1]
     before = [weight.detach().clone() for weight in weights]
@@ -187,7 +198,9 @@ def perturbed(model: nn.Module, size: float, seed: int) -> Iterator[None]:
         with torch.no_grad():
             for weight in weights if size else ():
                 step = torch.randn(weight.shape, generator=random).to(weight)
-                weight += size * step * (_norms(weight) / _norms(step).clamp(min=1e-12))
+                weight += (
+                    size * step * (_filter_norms(weight) / _filter_norms(step).clamp(min=1e-12))
+                )
         yield
     finally:
         with torch.no_grad():
@@ -195,6 +208,6 @@ def perturbed(model: nn.Module, size: float, seed: int) -> Iterator[None]:
                 weight.copy_(old)
 
 
-def _norms(weight: Tensor) -> Tensor:
+def _filter_norms(weight: Tensor) -> Tensor:
     """Of each filter, in a shape that multiplies with the weights."""
     return torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.dim())), keepdim=True)

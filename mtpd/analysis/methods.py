@@ -24,13 +24,19 @@ from .settings import (
     sibling_runs,
 )
 
-ARMS = ('direct', 'progressive')
-METRICS = {'box': 'AP', 'mask': 'mask_AP'}  # and their columns in `Run.results()`
-ORDER = ('CWD', 'FGD', 'MGD', 'PKD', 'FeatureMSE')  # the paper's, then those that it does not have
+COMPARED_KINDS = ('direct', 'progressive')
+METRIC_COLUMNS = {'box': 'AP', 'mask': 'mask_AP'}  # and their columns in `Run.results()`
+METHOD_ORDER = (
+    'CWD',
+    'FGD',
+    'MGD',
+    'PKD',
+    'FeatureMSE',
+)  # the paper's, then those that it does not have
 
 
 @dataclass(frozen=True)
-class Comparison:
+class MethodComparison:
     """AP of the direct and the progressive arm by method.
 
     Attributes:
@@ -47,7 +53,7 @@ class Comparison:
 
 def compare_methods(
     recipe: Recipe, run: Run, folders: Sequence[str] = (), results: Path = ROOT / 'results'
-) -> Comparison:
+) -> MethodComparison:
     """The comparison over `run`, others of its recipe, and committed results.
 
     Runs are comparable where they differ in the seed, and in the method with its settings, levels and hook points;
@@ -61,7 +67,7 @@ def compare_methods(
     Raises:
         MtpdError: a folder that was given is no run, or not comparable: all of them in one message.
     """
-    measured = _Measured(run_settings(run) or recipe_settings(recipe, display_path(run.path)))
+    measured = _ComparableRuns(run_settings(run) or recipe_settings(recipe, display_path(run.path)))
     measured.add(measured.own, run.results())
     others = named_runs(recipe.source, folders) if folders else sibling_runs(run)
     problems = [measured.add_run(path) for path in others if path != run.path.resolve()]
@@ -72,11 +78,11 @@ def compare_methods(
     for setup, rows in committed_results(recipe, run.arms, results / recipe.name):
         if setup.method not in methods:
             measured.add(setup, rows)
-    measured.kept.sort(key=lambda item: _place(item[0].method))
-    return Comparison(measured.bars(), measured.sources(), problems)
+    measured.kept.sort(key=lambda item: _method_rank(item[0].method))
+    return MethodComparison(measured.bars(), measured.sources(), problems)
 
 
-class _Measured:
+class _ComparableRuns:
     """Setups and their AP (points) by metric and arm, all comparable with `own`."""
 
     def __init__(self, own: Settings):
@@ -102,9 +108,9 @@ class _Measured:
                 return f'{setup.source} differs from {other.source} in {keys}{more}.'
         ap = {
             (metric, row['kind']): row[column]
-            for metric, column in METRICS.items()
+            for metric, column in METRIC_COLUMNS.items()
             for row in rows
-            if row['kind'] in ARMS and row.get(column) is not None
+            if row['kind'] in COMPARED_KINDS and row.get(column) is not None
         }
         twin = next((kept for kept in same if kept.seed == setup.seed), None)
         if ap and twin:
@@ -121,7 +127,7 @@ class _Measured:
                 arms.setdefault(arm, []).append(value)
         return {
             metric: {
-                method: {arm: _summary(found) for arm, found in arms.items()}
+                method: {arm: _bar(found) for arm, found in arms.items()}
                 for method, arms in methods.items()
             }
             for metric, methods in values.items()
@@ -136,11 +142,11 @@ class _Measured:
         return found
 
 
-def _place(method: str) -> tuple[int, str]:
-    return ORDER.index(method) if method in ORDER else len(ORDER), method
+def _method_rank(method: str) -> tuple[int, str]:
+    return METHOD_ORDER.index(method) if method in METHOD_ORDER else len(METHOD_ORDER), method
 
 
-def _summary(values: list[float]) -> dict:
+def _bar(values: list[float]) -> dict:
     return {
         'mean': mean(values),
         'sd': stdev(values) if len(values) > 1 else None,
@@ -148,7 +154,9 @@ def _summary(values: list[float]) -> dict:
     }
 
 
-def methods_caption(comparison: Comparison, paper: dict, student: str | None, dataset: str) -> str:
+def methods_caption(
+    comparison: MethodComparison, paper: dict, student: str | None, dataset: str
+) -> str:
     """What a reader of the two charts must know: scales, sources, seeds, what is missing.
 
     Args:
@@ -171,7 +179,7 @@ def methods_caption(comparison: Comparison, paper: dict, student: str | None, da
             'Only the direction from direct to progressive can be compared.'
         )
     text += [
-        f'{method}: {_seeds(method, comparison.bars)} ({_folders(sources)}).'
+        f'{method}: {_seeds_text(method, comparison.bars)} ({_sources_text(sources)}).'
         for method, sources in comparison.sources.items()
     ]
     numbers = [
@@ -184,7 +192,7 @@ def methods_caption(comparison: Comparison, paper: dict, student: str | None, da
     missing = [
         f'{method} {arm}'
         for method in comparison.bars.get('box', {})
-        for arm in ARMS
+        for arm in COMPARED_KINDS
         if arm not in comparison.bars['box'][method]
     ]
     if missing:
@@ -194,7 +202,7 @@ def methods_caption(comparison: Comparison, paper: dict, student: str | None, da
     return ' '.join(text)
 
 
-def _folders(sources: list[str]) -> str:
+def _sources_text(sources: list[str]) -> str:
     """Runs of one folder together: runs/a/0, 1, 2."""
     by_folder: dict[str, list[str]] = {}
     for source in sources:
@@ -203,7 +211,7 @@ def _folders(sources: list[str]) -> str:
     return '; '.join(f'{folder}/{", ".join(names)}' for folder, names in by_folder.items())
 
 
-def _seeds(method: str, bars: dict) -> str:
+def _seeds_text(method: str, bars: dict) -> str:
     counts = {bar['n'] for methods in bars.values() for bar in methods.get(method, {}).values()}
     few, most = min(counts), max(counts)
     return f'{few if few == most else f"{few} to {most}"} seed{"s" if most > 1 else ""}'
@@ -229,8 +237,8 @@ def committed_results(
     for path, content in files:
         if {'run', 'results'} <= content.keys() and not content['run'].get('smoke'):
             info = content['run']
-            if _plan(info['arms']) == _plan(arms):
-                yield from _committed_settings(
+            if _arm_plans(info['arms']) == _arm_plans(arms):
+                yield from _settings_of_command(
                     recipe, info['command'], info['seed'], path, content['results']
                 )
     for path, content in files:
@@ -242,14 +250,14 @@ def committed_results(
                 continue
             for k, seed in enumerate(content['seeds']):
                 rows = [{'kind': kinds[arm['name']], 'AP': row['AP'][k]} for row, arm in known]
-                yield from _committed_settings(recipe, content['commands'][k], seed, path, rows)
+                yield from _settings_of_command(recipe, content['commands'][k], seed, path, rows)
 
 
-def _plan(arms: list[dict]) -> list[tuple]:
+def _arm_plans(arms: list[dict]) -> list[tuple]:
     return [(arm['name'], arm['teachers'], arm['updates']) for arm in arms]
 
 
-def _committed_settings(
+def _settings_of_command(
     recipe: Recipe, command: str, seed: int, path: Path, rows: list[dict]
 ) -> Iterator:
     words = shlex.split(command)

@@ -146,7 +146,7 @@ class Run:
             rows.append(
                 {'name': name, 'label': self.label(name), 'kind': None, 'stages': []}
                 | {'role': 'baseline' if detector['role'] == 'student' else 'teacher'}
-                | {'updates': done, 'seconds': _seconds(self.path / 'detectors' / name)}
+                | {'updates': done, 'seconds': _training_seconds(self.path / 'detectors' / name)}
                 | ap_points(measured)
                 | self._model(name)
             )
@@ -156,7 +156,11 @@ class Run:
                 {'name': arm['name'], 'label': arm.get('label') or arm['name'], 'role': 'arm'}
                 | {'kind': kinds[arm['name']], 'stages': arm['teachers']}
                 | {'updates': arm.get('updates')}
-                | {'seconds': _total([_seconds(f) for f in self.stage_dirs(arm['name'])])}
+                | {
+                    'seconds': _sum_if_known(
+                        [_training_seconds(f) for f in self.stage_dirs(arm['name'])]
+                    )
+                }
                 | ap_points(self.metrics('arm', arm['name']))
                 | self._model(self.student)
             )
@@ -241,11 +245,11 @@ class Run:
         return {key: value for key, value in found.items() if value is not None}
 
 
-def _seconds(folder: Path) -> float | None:
+def _training_seconds(folder: Path) -> float | None:
     return read_json(folder / 'training.json', {}).get('seconds')
 
 
-def _total(values: list[float | None]) -> float | None:
+def _sum_if_known(values: list[float | None]) -> float | None:
     return sum(values) if values and None not in values else None
 
 
@@ -253,7 +257,7 @@ def _total(values: list[float | None]) -> float | None:
 
 
 # A loss with its FPN level, as `plan.distill_cfg` names them, by any method.
-DISTILLATION = re.compile(r'loss_.+_fpn_(\d+)')
+DISTILLATION_LOSS = re.compile(r'loss_.+_fpn_(\d+)')
 
 
 def split_loss(row: dict) -> tuple[float | None, float | None]:
@@ -262,8 +266,8 @@ def split_loss(row: dict) -> tuple[float | None, float | None]:
     What mmdet trains is what has 'loss' in its name: also a cascade's ``s0.loss_cls``.
     """
     parts = {k: v for k, v in row.items() if 'loss' in k and k != 'loss' and v is not None}
-    distillation = [v for k, v in parts.items() if DISTILLATION.fullmatch(k)]
-    detection = [v for k, v in parts.items() if not DISTILLATION.fullmatch(k)]
+    distillation = [v for k, v in parts.items() if DISTILLATION_LOSS.fullmatch(k)]
+    detection = [v for k, v in parts.items() if not DISTILLATION_LOSS.fullmatch(k)]
     if detection:
         total = sum(detection)
     else:
@@ -304,3 +308,15 @@ def arm_kinds(arms: list[dict]) -> dict[str, str]:
         else:
             kinds[arm['name']] = 'other'
     return kinds
+
+
+def class_aps(run) -> tuple[dict, dict, tuple[str, str]]:
+    """AP by class of the arm without a teacher and of the best arm of a `Run`, and their labels, as `plots.per_class`
+    takes them; empty before an arm is evaluated. Without such a control it is the best arm twice."""
+    arms = [row for row in run.results() if row['role'] == 'arm' and row['AP'] is not None]
+    if not arms:
+        return {}, {}, ('no teacher', 'best arm')
+    best = max(arms, key=lambda row: row['AP'])
+    control = next((row for row in arms if row['kind'] == 'control'), best)
+    aps = [run.metrics('arm', row['name'])['per_class']['bbox'] for row in (control, best)]
+    return *aps, (control['label'], best['label'])

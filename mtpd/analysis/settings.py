@@ -16,14 +16,19 @@ from ..utils.paths import display_path, resolve_path
 from .run import Run
 
 # Keys without influence on the student's AP, and what a method brings with it.
-IDLE = {'seed', 'name', 'title', 'paper', 'order', 'runtime', 'evaluation'}
-IDLE |= (
+KEYS_WITHOUT_EFFECT = {'seed', 'name', 'title', 'paper', 'order', 'runtime', 'evaluation'}
+KEYS_WITHOUT_EFFECT |= (
     {'data.cache', 'data.corrupt_limit'}
     | {f'schedule.{key}_interval' for key in ('log', 'checkpoint', 'eval')}
     | {'distill.method', 'schedule.loggers'}
     | {f'speed.{switch}' for switch in SWITCHES}
 )
-OWN = {'distill.settings', 'distill.levels', 'distill.student_module', 'distill.teacher_module'}
+METHOD_KEYS = {
+    'distill.settings',
+    'distill.levels',
+    'distill.student_module',
+    'distill.teacher_module',
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Settings:
 
 def recipe_settings(recipe: Recipe, source: str) -> Settings:
     """The setup of a run of `recipe`."""
-    return _settings_of(recipe.cfg._cfg_dict.to_dict(), source)
+    return _comparable_settings(recipe.cfg._cfg_dict.to_dict(), source)
 
 
 def run_settings(run: Run) -> Settings | None:
@@ -47,13 +52,13 @@ def run_settings(run: Run) -> Settings | None:
     Raises:
         MtpdError: it is not one that the kit wrote.
     """
-    return _kept(run.path)
+    return _folder_settings(run.path)
 
 
-def refuse_other(recipe: Recipe, folder: Path) -> None:
+def refuse_other_settings(recipe: Recipe, folder: Path) -> None:
     """Raises MtpdError where a run directory is that of other data, detectors, schedule or seed."""
     own = recipe_settings(recipe, recipe.name)
-    for other in filter(None, map(_kept, (folder, folder / 'order'))):
+    for other in filter(None, map(_folder_settings, (folder, folder / 'order'))):
         keys = [key for key in setting_differences(own, other) if not key.startswith('arms.')]
         keys += ['seed'] * (own.seed != other.seed)
         if keys:
@@ -63,21 +68,21 @@ def refuse_other(recipe: Recipe, folder: Path) -> None:
             )
 
 
-def _kept(folder: Path) -> Settings | None:
+def _folder_settings(folder: Path) -> Settings | None:
     path = folder / 'recipe.py'
     if not path.is_file():
         return None
     try:
         lines = ast.parse(path.read_text(encoding='utf-8')).body
         cfg = {line.targets[0].id: ast.literal_eval(line.value) for line in lines}
-        return _settings_of(cfg, display_path(folder.resolve()))
+        return _comparable_settings(cfg, display_path(folder.resolve()))
     except (SyntaxError, ValueError, AttributeError, KeyError, TypeError):
         raise MtpdError(
             f'{display_path(path)} does not tell how the run was distilled: it is not as the kit wrote it.'
         ) from None
 
 
-def _settings_of(cfg: dict, source: str) -> Settings:
+def _comparable_settings(cfg: dict, source: str) -> Settings:
     method = cfg['distill']['settings'][cfg['distill']['method']]
     cfg = {**cfg, 'distill': {**cfg['distill'], 'settings': method}}
     settings = {key: value for key, value in flatten(json_value(cfg)) if _counts(key, value)}
@@ -86,7 +91,10 @@ def _settings_of(cfg: dict, source: str) -> Settings:
 
 def _counts(key: str, value: Any) -> bool:
     """Whether a setting may make a difference; an older recipe.py may lack one that is None or 'auto'."""
-    idle = any(f'{key}.'.startswith(f'{name}.') for name in IDLE) or key.split('.')[-1] == 'label'
+    idle = (
+        any(f'{key}.'.startswith(f'{name}.') for name in KEYS_WITHOUT_EFFECT)
+        or key.split('.')[-1] == 'label'
+    )
     return not idle and value is not None and (key, value) != ('speed.precision', 'auto')
 
 
@@ -97,7 +105,11 @@ def setting_differences(a: Settings, b: Settings) -> list[str]:
     )
     if a.method == b.method:
         return keys
-    return [key for key in keys if not any(key == own or key.startswith(f'{own}.') for own in OWN)]
+    return [
+        key
+        for key in keys
+        if not any(key == own or key.startswith(f'{own}.') for own in METHOD_KEYS)
+    ]
 
 
 def named_runs(source: Path, folders: Sequence[str]) -> list[Path]:

@@ -14,7 +14,7 @@ from ..utils.statistics import Interval
 from .run import Run, ap_points, load_run
 from .settings import Settings, named_runs, run_settings, setting_differences, sibling_runs
 
-POWER = 2.0  # of a hop's cost in the cost of a path, as in `choose_sequence`
+PATH_COST_POWER = 2.0  # of a hop's cost in the cost of a path, as in `choose_sequence`
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Study:
         if not order.teachers or not set(path) <= set(names):
             return None
         index = [names.index(name) for name in path]
-        return sum(self.costs['cost'][a][b] ** POWER for a, b in pairwise(index))
+        return sum(self.costs['cost'][a][b] ** PATH_COST_POWER for a, b in pairwise(index))
 
     def correlation(self) -> Interval | None:
         """Spearman's rank correlation of path cost and mean AP over the sequences; -1 is a perfect forecast."""
@@ -123,8 +123,8 @@ class Study:
                 'updates': order.updates,
                 'ap': order.ap,
                 'mean': order.mean,
-                'above_control': _above(order, self.control),
-                'above_direct': _above(order, self.direct),
+                'above_control': _paired_difference(order, self.control),
+                'above_direct': _paired_difference(order, self.direct),
                 'path_cost': self.path_cost(order),
                 'chosen': order.teachers in self.chosen,
             }
@@ -149,7 +149,7 @@ class Study:
         }
 
 
-def _above(order: Order, other: Order | None) -> Interval | None:
+def _paired_difference(order: Order, other: Order | None) -> Interval | None:
     return (
         None
         if other is None or other is order
@@ -206,10 +206,10 @@ def load_study(run: Run, folders: Sequence[str] = ()) -> Study:
         if row['role'] == 'baseline' and row['AP'] is not None
     }
     return Study(
-        [_order(arm, runs) for arm in run.arms],
+        [_load_order(arm, runs) for arm in run.arms],
         baseline,
         {name: ap for name, ap in teachers.items() if ap is not None},
-        *_forecast(run),
+        *_costs_and_suggestions(run),
         left_out,
     )
 
@@ -221,7 +221,7 @@ def _readable_settings(run: Run) -> Settings | None:
         return None
 
 
-def _order(arm: dict, runs: dict[int, Run]) -> Order:
+def _load_order(arm: dict, runs: dict[int, Run]) -> Order:
     last = {seed: ap_points(run.metrics('arm', arm['name']))['AP'] for seed, run in runs.items()}
     ap = {seed: value for seed, value in sorted(last.items()) if value is not None}
     return Order(
@@ -254,7 +254,7 @@ def ap_curve(run: Run, arm: str) -> list[dict]:
     return sorted([*ends, *inside], key=lambda row: row['updates'])
 
 
-def _forecast(run: Run) -> tuple[dict | None, list[tuple[str, ...]]]:
+def _costs_and_suggestions(run: Run) -> tuple[dict | None, list[tuple[str, ...]]]:
     """Costs and the sequences that they suggest: the run's own, or those of the sweep that it is part of."""
     sweep = run.path.resolve().parents[1]
     info = read_json(sweep / 'sweep.json')

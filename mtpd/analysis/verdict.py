@@ -23,37 +23,18 @@ def study_verdict(study: Study) -> dict[str, str]:
     several = [row for row in taught if len(row['teachers']) > 1]
     direct = f'direct distillation ({study.direct.label})' if study.direct else ''
     found = {
-        'What is compared?': _setting(rows, study.seeds),
+        'What is compared?': _comparison_text(rows, study.seeds),
         'Which arm is best?': f'"{rows[0]["label"]}", with AP {format_interval(rows[0]["mean"])}.',
-        'Does a teacher help?': _distillation(taught),
-        'Does a sequence beat the strongest teacher alone?': _several_teachers(several, direct),
-        'Did the adaptation costs foretell the best sequence?': _forecast(
+        'Does a teacher help?': _teacher_text(taught),
+        'Does a sequence beat the strongest teacher alone?': _sequence_text(several, direct),
+        'Did the adaptation costs foretell the best sequence?': _forecast_text(
             taught, study.correlation()
         ),
     }
     return {question: answer for question, answer in found.items() if answer}
 
 
-def study_rows(study: Study) -> list[dict]:
-    """`Study.table` as `mtpd.report.tables.markdown_table` shows it: AP points with 95 % intervals, differences paired by seed; a star:
-    the interval leaves out 0."""
-    return [
-        {
-            'arm': row['label'],
-            'suggested': 'yes' if row['chosen'] else '',
-            'AP': format_interval(row['mean']),
-            'seeds': len(row['ap']),
-            'against no teacher': format_interval(row['above_control'], sign=True, star=True),
-            'against direct, strongest teacher': format_interval(
-                row['above_direct'], sign=True, star=True
-            ),
-            'path cost': row['path_cost'],
-        }
-        for row in study.table()
-    ]
-
-
-def _setting(rows: list[dict], seeds: list[int]) -> str:
+def _comparison_text(rows: list[dict], seeds: list[int]) -> str:
     updates, counts = {row['updates'] for row in rows}, {len(row['ap']) for row in rows}
     text = f'Every arm trained {max(updates):,} updates after the same baseline'
     if len(updates) > 1:
@@ -65,7 +46,7 @@ def _setting(rows: list[dict], seeds: list[int]) -> str:
     return f'{text}; {named}.'
 
 
-def _distillation(taught: list[dict]) -> str:
+def _teacher_text(taught: list[dict]) -> str:
     known = [row['above_control'] for row in taught if row['above_control']]
     signs = [found.sign for found in known if found.n > 1]
     if not signs:
@@ -77,7 +58,7 @@ def _distillation(taught: list[dict]) -> str:
     return words + (f'; for {signs.count(0)} no difference is shown.' if 0 in signs else '.')
 
 
-def _several_teachers(several: list[dict], direct: str) -> str:
+def _sequence_text(several: list[dict], direct: str) -> str:
     """Sequences of several teachers against direct distillation from the best one."""
     text = []
     for row in several if direct else ():
@@ -97,7 +78,7 @@ def _several_teachers(several: list[dict], direct: str) -> str:
     return ' '.join(text)
 
 
-def _forecast(taught: list[dict], correlation: Interval | None) -> str:
+def _forecast_text(taught: list[dict], correlation: Interval | None) -> str:
     text = []
     for place, row in enumerate(taught, 1):
         if row['chosen']:
@@ -184,18 +165,6 @@ def conclusion(rows: list[dict], seeds: int | None = None) -> str:
     return ' '.join(text)
 
 
-def class_aps(run) -> tuple[dict, dict, tuple[str, str]]:
-    """AP by class of the arm without a teacher and of the best arm of a `Run`, and their labels, as `plots.per_class`
-    takes them; empty before an arm is evaluated. Without such a control it is the best arm twice."""
-    arms = [row for row in run.results() if row['role'] == 'arm' and row['AP'] is not None]
-    if not arms:
-        return {}, {}, ('no teacher', 'best arm')
-    best = max(arms, key=lambda row: row['AP'])
-    control = next((row for row in arms if row['kind'] == 'control'), best)
-    aps = [run.metrics('arm', row['name'])['per_class']['bbox'] for row in (control, best)]
-    return *aps, (control['label'], best['label'])
-
-
 def _best(best: dict, baseline: float | None) -> str:
     label = best['label'][:1].upper() + best['label'][1:]
     text = f'{label} is the best arm with AP {best["AP"]:.1f}'
@@ -248,7 +217,7 @@ def _words(ap: float, other: float) -> str:
 # The answer of a run, or of its seeds together, in two sentences: which arm wins and by how much, and how sure that is.
 
 
-def answer(study: Study) -> str:
+def study_summary(study: Study) -> str:
     """Two sentences; of one seed the second says what one seed can't."""
     rows = study.table()
     if not rows:
@@ -307,7 +276,7 @@ def _verdict(found: Interval, other: str) -> str:
     return f'{"better" if found.sign > 0 else "worse"} than {other} by {format_interval(value)} AP'
 
 
-def closing_sentences(run: Run) -> str:
+def run_summary(run: Run) -> str:
     """What a run says in the end, or, where other seeds of it were run, what they all say."""
     study = load_study(run)
-    return answer(study) if len(study.seeds) > 1 else conclusion(run.results())
+    return study_summary(study) if len(study.seeds) > 1 else conclusion(run.results())

@@ -66,7 +66,7 @@ def train(recipe, work_dir, detector: str | None, arm: str | None, stage: int, a
     CONFIG is a recipe, or an mmdet config (a file, or mmdet::retinanet/retinanet_r50_fpn_1x_coco.py), which is trained
     as it says; --cfg-options are its keys then, and data.root=FOLDER for any COCO-format dataset.
     """
-    from ..analysis.settings import refuse_other
+    from ..analysis.settings import refuse_other_settings
     from ..pipeline.mmdet_config import config_run_dir
     from ..pipeline.mmdet_config import train_config as train_plain
     from ..pipeline.stages import train_detector_run, train_stage
@@ -79,7 +79,7 @@ def train(recipe, work_dir, detector: str | None, arm: str | None, stage: int, a
     apart = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
     with apart, run_lock(run_dir, ['mtpd', *sys.argv[1:]]):
         if not plain:
-            refuse_other(recipe, run_dir)
+            refuse_other_settings(recipe, run_dir)
         if plain:
             made = train_plain(recipe, work_dir)
         elif arm:
@@ -98,7 +98,7 @@ def train(recipe, work_dir, detector: str | None, arm: str | None, stage: int, a
 @recipe_options
 def order(recipe, work_dir: Path | None) -> None:
     """How far RECIPE's detectors are from each other, and the sequence of teachers that suggests."""
-    from ..analysis.settings import refuse_other
+    from ..analysis.settings import refuse_other_settings
     from ..pipeline.teacher_order import (
         adaptation_costs,
         calibration,
@@ -110,7 +110,7 @@ def order(recipe, work_dir: Path | None) -> None:
     from ..utils.paths import display_path
 
     run_dir = recipe.run_dir(work_dir)
-    refuse_other(recipe, run_dir)
+    refuse_other_settings(recipe, run_dir)
     check_before_training(recipe, recipe.detectors)  # before what is not trained yet is trained
     labels = {name: spec.get('label', name) for name, spec in recipe.detectors.items()}
     costs = adaptation_costs(recipe, work_dir)

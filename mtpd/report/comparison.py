@@ -11,7 +11,7 @@ from ..analysis.run import Run, load_run
 from ..errors import MtpdError
 from ..utils.files import flatten, write_text
 from ..utils.paths import display_path
-from .html import fill_template, gallery
+from .html import encode_figures, fill_template
 
 
 def compare_runs(folders: Sequence[str | Path], out: str | Path) -> Path:
@@ -49,12 +49,12 @@ def compare_runs(folders: Sequence[str | Path], out: str | Path) -> Path:
             (name, path, state, run.info.get('smoke'))
             for name, state, (path, run) in zip(names, states, runs.items(), strict=True)
         ],
-        rows=_table(list(runs.values())),
+        rows=_ap_rows(list(runs.values())),
         same_images=same_images,
         differences=apart,
-        figures=gallery(_figures(dict(zip(names, runs.values(), strict=True)))),
+        figures=encode_figures(_run_figures(dict(zip(names, runs.values(), strict=True)))),
         commands=[run.info.get('command') for run in runs.values()],
-        environment=_environments(list(runs.values())),
+        environment=_joint_environment(list(runs.values())),
     )
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def compare_runs(folders: Sequence[str | Path], out: str | Path) -> Path:
 
 def run_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """Settings by dotted key whose values are not the same in all runs, and the value of each; – where it has none."""
-    flat = [dict(flatten(_settings(run))) for run in runs]
+    flat = [dict(flatten(_stated_settings(run))) for run in runs]
     keys = dict.fromkeys(key for values in flat for key in values)
     found = []
     for key in keys:
@@ -74,7 +74,7 @@ def run_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     return found
 
 
-def _settings(run: Run) -> dict:
+def _stated_settings(run: Run) -> dict:
     """What recipe.py states; nothing of it is run."""
     path = run.path / 'recipe.py'
     try:
@@ -84,7 +84,7 @@ def _settings(run: Run) -> dict:
         return {'recipe.py': 'not as the kit writes it'}
 
 
-def _table(runs: list[Run]) -> list[dict]:
+def _ap_rows(runs: list[Run]) -> list[dict]:
     """A row for each detector and arm that any run has: its AP in each, and the best of them."""
     rows: dict[tuple, dict] = {}
     for place, run in enumerate(runs):
@@ -99,7 +99,7 @@ def _table(runs: list[Run]) -> list[dict]:
     return list(rows.values())
 
 
-def _environments(runs: list[Run]) -> dict[str, str]:
+def _joint_environment(runs: list[Run]) -> dict[str, str]:
     """What they ran on: one value where it was the same."""
     keys = dict.fromkeys(key for run in runs for key in run.environment)
     found = {}
@@ -109,7 +109,7 @@ def _environments(runs: list[Run]) -> dict[str, str]:
     return found
 
 
-def _figures(runs: dict[str, Run]):
+def _run_figures(runs: dict[str, Run]):
     arms = dict.fromkeys(arm['name'] for run in runs.values() for arm in run.arms)
     curves: dict = {}
     for arm in arms:

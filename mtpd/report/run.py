@@ -11,14 +11,15 @@ from pathlib import Path
 from .. import plots
 from ..analysis.run import Run, load_run
 from ..analysis.study import Study, comparable_runs, load_study
-from ..analysis.verdict import answer, study_verdict
+from ..analysis.verdict import study_summary, study_verdict
 from ..plots import Figure
 from ..utils import statistics
 from ..utils.files import read_json, write_json, write_text
 from ..utils.statistics import format_interval, printed_difference
-from .html import fill_template, format_duration, gallery, render_pages, run_pages
+from .html import encode_figures, fill_template, render_pages, run_pages
+from .tables import format_duration
 
-GROUPS = ('Student before distillation', 'Student after training in each arm', 'Teachers')
+ROW_GROUPS = ('Student before distillation', 'Student after training in each arm', 'Teachers')
 HEADLINES = {
     'complete': 'Complete.',
     'failed': 'Failed.',
@@ -40,13 +41,13 @@ def make_report(run_dir: str | Path) -> Path:
     pages = run_pages(run)
     for href, html in render_pages(pages):
         write_text(folder / href, html)
-    write_text(folder / 'index.html', _index(run, pages))
+    write_text(folder / 'index.html', _index_page(run, pages))
     kept = {'run': run.info, 'environment': run.environment, 'results': run.results()}
     write_json(run.path / 'results.json', kept)
     return folder / 'index.html'
 
 
-def _index(run: Run, pages: list[dict]) -> str:
+def _index_page(run: Run, pages: list[dict]) -> str:
     results, study = run.results(), load_study(run)
     recipe = run.path / 'recipe.py'
     return fill_template(
@@ -56,19 +57,19 @@ def _index(run: Run, pages: list[dict]) -> str:
         facts=_facts(run),
         state=run.state,
         headline=HEADLINES[run.state],
-        detail=_detail(run) + _corrupt(run),
+        detail=_progress_text(run) + _corrupt_text(run),
         missing=[step for step in run.steps if step['state'] != 'done'],
-        answer='' if run.info.get('smoke') else answer(study),
+        answer='' if run.info.get('smoke') else study_summary(study),
         questions={}
         if run.info.get('smoke') or not results
-        else study_verdict(study) | _papers(run.info),
+        else study_verdict(study) | _paper_finding(run.info),
         commands=_commands(run),
-        rows=_table(run, results, study),
+        rows=_result_rows(run, results, study),
         seeds=len(study.seeds),
-        groups=GROUPS,
+        groups=ROW_GROUPS,
         paper_shown=bool(run.info.get('paper')),
         masks_shown=any(row['mask_AP'] is not None for row in results),
-        figures=_figures(run, results, study),
+        figures=_run_figures(run, results, study),
         pages=pages,
         environment=run.environment,
         recipe=recipe.read_text(encoding='utf-8') if recipe.is_file() else None,
@@ -87,7 +88,7 @@ def _facts(run: Run) -> list[str]:
     return facts
 
 
-def _detail(run: Run) -> str:
+def _progress_text(run: Run) -> str:
     done = sum(step['state'] == 'done' for step in run.steps)
     count = f'{done} of {len(run.steps)} steps are done'
     if run.state == 'complete':
@@ -100,7 +101,7 @@ def _detail(run: Run) -> str:
     return f'{count}. The command below goes on from there.'
 
 
-def _corrupt(run: Run) -> str:
+def _corrupt_text(run: Run) -> str:
     """What was left out of the data."""
     found = [read_json(path) for path in run.path.glob('[ds]*/**/metrics.json')]
     tested = max((numbers.get('corrupt_images', 0) for numbers in found), default=0)
@@ -110,7 +111,7 @@ def _corrupt(run: Run) -> str:
     return f' Corrupt images were left out: {tested} of the validation images, {trained} of a training’s.'
 
 
-def _table(run: Run, results: list[dict], study: Study) -> list[dict]:
+def _result_rows(run: Run, results: list[dict], study: Study) -> list[dict]:
     paper = run.info.get('paper') or {}
     base = next((r['AP'] for r in results if r['role'] == 'baseline'), None)
     aps = [round(r['AP'], 1) for r in results if r['role'] == 'arm' and r['AP'] is not None]
@@ -156,7 +157,7 @@ def study_figures(study: Study) -> list[tuple[Figure, str]]:
     ]
 
 
-def _papers(info: dict) -> dict[str, str]:
+def _paper_finding(info: dict) -> dict[str, str]:
     paper = info.get('paper') or {}
     if not {'result', 'direct'} <= set(paper):
         return {}
@@ -180,7 +181,7 @@ def _commands(run: Run) -> list[dict]:
     ]
 
 
-def _figures(run: Run, results: list[dict], study: Study) -> list[dict]:
+def _run_figures(run: Run, results: list[dict], study: Study) -> list[dict]:
     costs = read_json(run.path / 'order' / 'costs.json', {'detectors': [], 'cost': []})
     names = [run.label(name) for name in costs['detectors']]
     drawn = study_figures(study) if len(study.seeds) > 1 else []
@@ -220,4 +221,4 @@ def _figures(run: Run, results: list[dict], study: Study) -> list[dict]:
             'another’s (row) leaves unexplained. Low means close.',
         ),
     ]
-    return gallery(drawn)
+    return encode_figures(drawn)

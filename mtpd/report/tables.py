@@ -14,10 +14,12 @@ from typing import Any
 from IPython.display import Markdown
 
 from ..analysis.run import ap_points
+from ..analysis.study import Study
 from ..config.plan import stage_dir
 from ..config.recipe import Recipe
 from ..pipeline.stages import began_from, prepare_detector
 from ..utils.files import read_json
+from ..utils.statistics import format_interval
 
 
 def markdown_table(
@@ -32,8 +34,13 @@ def markdown_table(
     if not rows:
         return Markdown('')
     columns = columns or {key: key for key in rows[0]}
-    lines = [_line(map(escape_markdown, columns.values())), _line('---' for _ in columns)]
-    lines += [_line(escape_markdown(cell_text(row.get(key))) for key in columns) for row in rows]
+    lines = [
+        _table_line(map(escape_markdown, columns.values())),
+        _table_line('---' for _ in columns),
+    ]
+    lines += [
+        _table_line(escape_markdown(cell_text(row.get(key))) for key in columns) for row in rows
+    ]
     return Markdown('\n'.join(lines))
 
 
@@ -60,7 +67,7 @@ def cell_text(value: Any) -> str:
     return str(value)
 
 
-def _line(cells) -> str:
+def _table_line(cells) -> str:
     return '| ' + ' | '.join(cells) + ' |'
 
 
@@ -90,7 +97,7 @@ def detector_rows(recipe: Recipe, work_dir: str | Path | None = None) -> list[di
                 'updates': spec.get('updates', recipe.cfg.schedule.baseline),
                 'scenes': spec.get('scenes', recipe.cfg.data.scenes.train),
                 'init': began_from(recipe, name),
-                **_points(found['metrics']),
+                **_comparable_points(found['metrics']),
                 **found['model'],
             }
         )
@@ -123,12 +130,44 @@ def stage_rows(
     masks = 'segm' in recipe.cfg.evaluation.metrics
     columns = {title: key for title, key in SHOWN.items() if masks or key != 'mask_AP'}
     return [
-        {'student': name} | {title: _points(metrics)[key] for title, key in columns.items()}
+        {'student': name}
+        | {title: _comparable_points(metrics)[key] for title, key in columns.items()}
         for name, metrics in found.items()
     ]
 
 
-def _points(metrics: dict | None) -> dict:
+def _comparable_points(metrics: dict | None) -> dict:
     """As `points`; the AP of a split without objects is 0, so that it can be compared."""
     found = ap_points(metrics)
     return found | {'AP': found['AP'] or 0.0}
+
+
+def study_rows(study: Study) -> list[dict]:
+    """`Study.table` as `mtpd.report.tables.markdown_table` shows it: AP points with 95 % intervals, differences paired by seed; a star:
+    the interval leaves out 0."""
+    return [
+        {
+            'arm': row['label'],
+            'suggested': 'yes' if row['chosen'] else '',
+            'AP': format_interval(row['mean']),
+            'seeds': len(row['ap']),
+            'against no teacher': format_interval(row['above_control'], sign=True, star=True),
+            'against direct, strongest teacher': format_interval(
+                row['above_direct'], sign=True, star=True
+            ),
+            'path cost': row['path_cost'],
+        }
+        for row in study.table()
+    ]
+
+
+def format_duration(seconds: float | None) -> str:
+    """Seconds in words: 45 s, 13 min 32 s, 2 h 5 min; – for None."""
+    if seconds is None:
+        return '–'
+    seconds = round(seconds)
+    if seconds < 60:
+        return f'{seconds} s'
+    if seconds < 3600:
+        return f'{seconds // 60} min {seconds % 60} s'
+    return f'{seconds // 3600} h {seconds % 3600 // 60} min'

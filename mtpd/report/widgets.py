@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import plots
 from ..analysis import dataset, feature_maps
-from ..analysis.error_types import judge
+from ..analysis.error_types import classify_detections
 from ..analysis.run import Run
 from ..config.recipe import Recipe
 from ..engine.features import image_batches, load_detectors, neck_features
@@ -34,7 +34,7 @@ def show_with_controls(
     """
     import ipywidgets
 
-    controls = {name: _control(name, *choice) for name, choice in choices.items()}
+    controls = {name: make_control(name, *choice) for name, choice in choices.items()}
 
     def drawn() -> Figure:
         return draw(**{name: control.value for name, control in controls.items()})
@@ -51,7 +51,7 @@ def show_with_controls(
     display(box._repr_mimebundle_() | {'text/plain': ''}, raw=True)
 
 
-def _control(name: str, first: Any, others: Sequence[Any]):
+def make_control(name: str, first: Any, others: Sequence[Any]):
     import ipywidgets
 
     text = name.replace('_', ' ')
@@ -103,7 +103,7 @@ class DetectionsView:
             found = dataset.read_detections(path, self.recipe, [example['id']], masks=True)[
                 example['id']
             ]
-            judged = judge(truth, found, threshold)
+            judged = classify_detections(truth, found, threshold)
             first = judged.matched if first is None else first
             panels[label] = found | {
                 'right': np.array([kind == 'correct' for kind in judged.kinds], bool),

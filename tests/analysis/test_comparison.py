@@ -12,8 +12,8 @@ import pytest
 
 from helpers.fake_run import put, trained
 from mtpd.analysis import paper
-from mtpd.analysis.methods import Comparison, compare_methods, methods_caption
-from mtpd.analysis.paper import run_or_plan
+from mtpd.analysis.methods import MethodComparison, compare_methods, methods_caption
+from mtpd.analysis.paper import load_run_or_plan
 from mtpd.analysis.run import arm_kinds, load_run
 from mtpd.config.recipe import load_recipe
 from mtpd.errors import MtpdError
@@ -143,7 +143,7 @@ def test_a_summary_over_seeds_counts_each_seed_once(tmp_path):
     command = [sys.executable, str(ROOT / 'benchmarks' / 'seeds.py'), str(tmp_path / 'runs')]
     subprocess.run([*command, '--out', str(results / 'seeds.json')], check=True, cwd=ROOT)
     recipe = load_recipe(MINI)
-    plan = run_or_plan(recipe, tmp_path / 'none', 'a.pth')
+    plan = load_run_or_plan(recipe, tmp_path / 'none', 'a.pth')
     found = compare_methods(recipe, plan, results=tmp_path / 'results')
     bar = found.bars['box']['CWD']['progressive']
     assert (bar['n'], bar['mean']) == (3, pytest.approx((7 + 8 + 11) / 3))
@@ -159,7 +159,7 @@ def test_a_summary_of_other_updates_is_passed_over(tmp_path):
         'updates': recipe.arms['direct'].updates,
     }
     kept = {'seeds': [0], 'rows': [row], 'commands': ['mtpd run x.py']}
-    plan = run_or_plan(recipe, tmp_path, 'a.pth')
+    plan = load_run_or_plan(recipe, tmp_path, 'a.pth')
     counts = []
     for updates in (row['updates'], row['updates'] + 2):
         put(tmp_path / NAME / 'seeds.json', kept | {'rows': [row | {'updates': updates}]})
@@ -177,7 +177,7 @@ def test_what_is_committed_is_found(tmp_path):
     own = {row['label']: row['AP'] for row in single['results']}
     wanted = {row['label']: np.mean([own[row['label']], *row['AP'][1:]]) for row in seeds['rows']}
     recipe = load_recipe(MINI)
-    found = compare_methods(recipe, run_or_plan(recipe, tmp_path, 'a.pth')).bars['box']['MGD']
+    found = compare_methods(recipe, load_run_or_plan(recipe, tmp_path, 'a.pth')).bars['box']['MGD']
     for arm in ('direct', 'progressive'):
         assert found[arm]['mean'] == pytest.approx(wanted[recipe.arms[arm].label])
 
@@ -185,9 +185,9 @@ def test_what_is_committed_is_found(tmp_path):
 def test_no_run_and_no_results_leave_the_papers_bars(tmp_path):
     recipe = load_recipe(MINI)
     found = compare_methods(
-        recipe, run_or_plan(recipe, tmp_path / 'none', 'a.pth'), results=tmp_path
+        recipe, load_run_or_plan(recipe, tmp_path / 'none', 'a.pth'), results=tmp_path
     )
-    assert found == Comparison({}, {}, [])
+    assert found == MethodComparison({}, {}, [])
     chart = paper.paper_chart('RetinaNet R50')
     text = methods_caption(found, chart, 'RetinaNet R50', 'DigitScenes')
     assert 'Nothing has been measured here yet' in text and 'to about 0.05 points' in text

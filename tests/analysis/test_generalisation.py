@@ -12,7 +12,7 @@ from torch import nn
 from helpers.fake_run import make_run
 from mtpd import load_recipe, load_run, plots
 from mtpd.analysis import generalisation, generalisation_gap
-from mtpd.analysis.run import DISTILLATION
+from mtpd.analysis.run import DISTILLATION_LOSS
 from mtpd.engine.evaluation import load_detector
 
 RECIPE = 'configs/mini/retinanet_r50__r101_rx101.py'
@@ -35,7 +35,7 @@ def test_a_perturbation_has_the_size_asked_for_filter_by_filter_and_goes_again()
     before = [weight.detach().clone() for weight in model.parameters()]
     moved = []
     for seed in (1, 1, 2):
-        with generalisation.perturbed(model, 0.1, seed):
+        with generalisation.perturbed_weights(model, 0.1, seed):
             moved.append([weight.detach().clone() for weight in model.parameters()])
     assert all(map(torch.equal, before, model.parameters()))
     assert all(map(torch.equal, moved[0], moved[1]))
@@ -51,7 +51,7 @@ def test_a_perturbation_has_the_size_asked_for_filter_by_filter_and_goes_again()
 def test_weights_come_back_when_what_was_measured_fails():
     model = nn.Conv2d(1, 1, 3)
     before = model.weight.detach().clone()
-    with pytest.raises(ZeroDivisionError), generalisation.perturbed(model, 0.5, 0):
+    with pytest.raises(ZeroDivisionError), generalisation.perturbed_weights(model, 0.5, 0):
         raise ZeroDivisionError
     assert torch.equal(model.weight, before)
 
@@ -73,7 +73,7 @@ def test_the_loss_is_the_detectors_own_mean_over_images(recipe, teacher):
 def test_flatness_rises_with_the_perturbation_and_leaves_the_model(recipe, teacher):
     loader = generalisation.training_batches(recipe, 'train', 4)
     before = generalisation.detection_loss(teacher, loader)
-    rows = generalisation.flatness(teacher, loader, directions=2, sizes=(0.1, 0.5))
+    rows = generalisation.perturbed_losses(teacher, loader, directions=2, sizes=(0.1, 0.5))
     assert [(row['size'], row['direction']) for row in rows] == [
         (0, 0), (0.1, 0), (0.1, 1), (0.5, 0), (0.5, 1)
     ]  # fmt: skip
@@ -153,8 +153,8 @@ def test_what_is_kept_is_not_measured_again(recipe, tmp_path):
     rows = generalisation.measure_run(recipe, run, **few)
     assert [row['name'] for row in rows] == ['baseline', *(arm['name'] for arm in run.arms)]
     assert rows[0]['train'] == rows[1]['train']  # the same weights
-    assert len(rows[0]['flat']) == 1 + len(generalisation.SIZES)
-    path = run.path / generalisation.KEPT
+    assert len(rows[0]['flat']) == 1 + len(generalisation.PERTURBATION_SIZES)
+    path = run.path / generalisation.MEASUREMENTS_FILE
     kept = json.loads(path.read_text())
     kept['none']['train']['loss'] = kept['direct']['train']['loss'] = 123.0
     path.write_text(json.dumps(kept))
@@ -178,12 +178,12 @@ def test_shares_of_levels():
     ]  # fmt: skip
     fig = plots.level_shares(rows)
     assert 'level 0 from 75 to 25 %, level 1 from 25 to 75 %' in fig.alt
-    assert DISTILLATION.fullmatch('loss_mgd_fpn_3')[1] == '3'
+    assert DISTILLATION_LOSS.fullmatch('loss_mgd_fpn_3')[1] == '3'
     assert not plots.level_shares([{'update': 1, 'distillation': None}]).axes
 
 
 def test_the_pareto_front_by_hand():
-    from mtpd.plots.results import pareto
+    from mtpd.plots.results import pareto_front
 
     points = [(1, 10), (1, 12), (2, 11), (3, 12), (4, 20), (5, 19)]
-    assert pareto(points) == [(1, 12), (4, 20)]
+    assert pareto_front(points) == [(1, 12), (4, 20)]

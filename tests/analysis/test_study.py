@@ -9,8 +9,9 @@ from scipy.stats import spearmanr
 from helpers.fake_run import put, trained
 from mtpd import plots
 from mtpd.analysis.study import Order, Study, ap_curve, load_study
-from mtpd.analysis.verdict import difference_text, study_rows, study_verdict
+from mtpd.analysis.verdict import difference_text, study_verdict
 from mtpd.errors import MtpdError
+from mtpd.report.tables import study_rows
 from mtpd.utils import statistics
 from mtpd.utils.statistics import Interval
 

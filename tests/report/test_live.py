@@ -20,15 +20,15 @@ def put(path, updates: int) -> None:
 def test_the_figure_grows_and_says_the_time_left(tmp_path, monkeypatch):
     import threading
 
-    monkeypatch.setattr(live, 'LEAST', 0.01)
-    monkeypatch.setattr(live, 'SHARE', 0)
+    monkeypatch.setattr(live, 'MIN_PAUSE', 0.01)
+    monkeypatch.setattr(live, 'PAUSE_FACTOR', 0)
     told, seen = [], threading.Event()
 
     def show(fig):
         told.append(fig.alt)
         seen.set()
 
-    with live.losses(tmp_path, 'teacher A', show):
+    with live.live_losses(tmp_path, 'teacher A', show):
         for updates in (10, 30):
             seen.clear()
             put(tmp_path / 'log.json', updates)
@@ -42,8 +42,8 @@ def test_the_figure_grows_and_says_the_time_left(tmp_path, monkeypatch):
 def test_what_is_trained_first_is_shown_and_named(tmp_path, monkeypatch):
     import threading
 
-    monkeypatch.setattr(live, 'LEAST', 0.01)
-    monkeypatch.setattr(live, 'SHARE', 0)
+    monkeypatch.setattr(live, 'MIN_PAUSE', 0.01)
+    monkeypatch.setattr(live, 'PAUSE_FACTOR', 0)
     told, seen = [], threading.Event()
     first, old, stage = (tmp_path / name for name in ('first', 'old', 'stage'))
     for folder in (first, old, stage):
@@ -54,7 +54,7 @@ def test_what_is_trained_first_is_shown_and_named(tmp_path, monkeypatch):
         told.append(fig.alt)
         seen.set()
 
-    with live.losses(stage, 'teacher A', show, {old: 'baseline', first: 'stage 1'}):
+    with live.live_losses(stage, 'teacher A', show, {old: 'baseline', first: 'stage 1'}):
         for folder in (first, stage):
             seen.clear()
             put(folder / 'log.json', 20)
@@ -66,7 +66,7 @@ def test_what_is_trained_first_is_shown_and_named(tmp_path, monkeypatch):
 
 def test_the_end_is_shown_also_of_a_training_that_fails(tmp_path):
     shown = []
-    with pytest.raises(ZeroDivisionError), live.losses(tmp_path, None, shown.append):
+    with pytest.raises(ZeroDivisionError), live.live_losses(tmp_path, None, shown.append):
         put(tmp_path / 'log.json', 40)
         raise ZeroDivisionError
     assert len(shown) == 1
@@ -74,5 +74,5 @@ def test_the_end_is_shown_also_of_a_training_that_fails(tmp_path):
 
 
 def test_before_the_first_update():
-    assert live.left([]) == 'no update yet'
-    assert live.left([{'update': 5, 'updates': 5, 'bbox_mAP': 0.1}]) == 'no update yet'
+    assert live.progress_text([]) == 'no update yet'
+    assert live.progress_text([{'update': 5, 'updates': 5, 'bbox_mAP': 0.1}]) == 'no update yet'

@@ -11,8 +11,8 @@ import pytest
 from helpers.fake_run import ARMS, make_run, metrics, put, trained
 from helpers.page import Page
 from mtpd.errors import MtpdError
-from mtpd.report.html import format_duration
 from mtpd.report.run import make_report
+from mtpd.report.tables import format_duration
 
 
 @pytest.fixture(scope='module')

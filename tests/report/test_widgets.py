@@ -21,7 +21,7 @@ from mtpd.analysis import dataset, feature_maps
 from mtpd.analysis.run import Run
 from mtpd.config.recipe import load_recipe
 from mtpd.report import widgets
-from mtpd.report.widgets import _control
+from mtpd.report.widgets import make_control
 from mtpd.runtime import checkpoints
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
@@ -55,14 +55,14 @@ def test_a_moved_control_redraws_the_figure_in_its_place():
 
 
 def test_controls_fit_what_there_is_to_choose():
-    slider = _control('image', 2, range(8))
+    slider = make_control('image', 2, range(8))
     assert isinstance(slider, ipywidgets.IntSlider) and (slider.min, slider.max) == (0, 7)
     assert slider.value == 2
-    scores = _control('least_score', 0.3, [0.5, 0.3])
+    scores = make_control('least_score', 0.3, [0.5, 0.3])
     assert isinstance(scores, ipywidgets.SelectionSlider) and scores.value == 0.3
     assert scores.description == 'least score' and scores.options == (0.3, 0.5)
-    assert _control('threshold', 0.4, [0.3, 0.5]).options == (0.3, 0.4, 0.5)
-    menu = _control('view', 'b', ('a', 'b'))
+    assert make_control('threshold', 0.4, [0.3, 0.5]).options == (0.3, 0.4, 0.5)
+    menu = make_control('view', 'b', ('a', 'b'))
     assert isinstance(menu, ipywidgets.Dropdown) and menu.value == 'b'
 
 
