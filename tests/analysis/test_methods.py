@@ -74,17 +74,20 @@ def test_neighbours_that_differ_in_more_are_left_out_and_named(family, tmp_path)
     trained(family / NAME / 'again', seed=2, direct=33.0)
     trained(family / NAME / 'unfinished', seed=9)
     put(family / NAME / 'broken' / 'run.json', {})
+    put(family / NAME / 'plain' / 'run.json', {})
+    (family / NAME / 'plain' / 'recipe.py').write_text(f"name = '{NAME}'\n")
     (family / NAME / 'broken' / 'recipe.py').write_text(f"name = '{NAME}'\nimport os\n")
     run = load_run(family / NAME / '0')
     found = compare_methods(recipe_of(run), run, results=tmp_path)
     bar = found.bars['box']['MGD']['direct']
     assert (bar['n'], bar['mean']) == (4, pytest.approx((10 + 12 + 14.5 + 15.5) / 4))
     said = ' '.join(found.left_out)
-    assert len(found.left_out) == 4
+    assert len(found.left_out) == 5
+    assert 'plain/recipe.py does not tell how the run was distilled' in said
     assert f'{NAME}-long/5 differs from {family}/{NAME}/0 in schedule.arm.' in said
     assert f'{NAME}-alpha/6 differs' in said and 'distill.settings.alpha' in said
     assert f'again repeats {family}/{NAME}/2 (MGD, seed 2)' in said
-    assert 'broken/recipe.py does not tell how the run was distilled' in said
+    assert 'broken/recipe.py is not as the kit writes it' in said
 
 
 def test_named_folders_alone_count_and_must_fit(family, tmp_path):
@@ -106,7 +109,10 @@ def test_a_runs_recipe_is_read_without_running_it(family, tmp_path):
     path = family / NAME / '1' / 'recipe.py'
     path.write_text(path.read_text() + f"open('{tmp_path}/ran', 'w')\n")
     run = load_run(family / NAME / '0')
-    assert 'does not tell' in compare_methods(recipe_of(run), run, results=tmp_path).left_out[0]
+    assert (
+        'is not as the kit writes it'
+        in compare_methods(recipe_of(run), run, results=tmp_path).left_out[0]
+    )
     assert not (tmp_path / 'ran').exists()
 
 
