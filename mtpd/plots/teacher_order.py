@@ -36,8 +36,8 @@ def ap_versus_order(rows: Sequence[Mapping], baseline: float | None = None) -> F
     rows = [row for row in rows if row['mean'] is not None]
     if not rows:
         return empty('No arm has been evaluated yet.')
-    compared = any(row['above_direct'] for row in rows)
-    key, other = ('above_direct', 'direct, strongest teacher')
+    compared = any(row['above_best_teacher'] for row in rows)
+    key, other = ('above_best_teacher', 'direct, strongest teacher')
     if not compared:
         key, other = ('above_control', 'no teacher')
     paired = any(row[key] for row in rows)
