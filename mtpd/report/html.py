@@ -32,14 +32,7 @@ def fill_template(name: str, **values: Any) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {
-        'ap': lambda v: '–' if v is None else f'{v:.1f}',
-        'two': lambda v: '–' if v is None else f'{v:.2f}',
-        'whole': lambda v: '–' if v is None else f'{v:,}',
-        'millions': lambda v: '–' if v is None else f'{v / 1e6:.2f}',
-        'duration': format_duration,
-        'cell': cell_text,
-    }
+    environment.filters |= {'duration': format_duration, 'cell': cell_text}
     style = (TEMPLATES / 'style.css').read_text(encoding='utf-8')
     return environment.get_template(name).render(
         policy=CONTENT_POLICY.format("'none'"), style=style, **values
