@@ -37,9 +37,9 @@ def sample_images(recipe: Recipe, split: str = 'val', count: int = 8, skip: int 
     """
     annotations, folder = recipe.split(split)
     images, by_image, index = _index_annotations(annotations)
-    found = []
+    samples: list[dict] = []
     for item in images[skip:]:
-        if len(found) == count:
+        if len(samples) == count:
             break
         try:
             pixels = np.asarray(Image.open(folder / item['file_name']).convert('RGB'))
@@ -47,17 +47,17 @@ def sample_images(recipe: Recipe, split: str = 'val', count: int = 8, skip: int 
             if not recipe.corrupt_limit:
                 raise
             continue
-        single = _without_crowds(by_image, item['id'])
-        found.append(
+        objects = _without_crowds(by_image, item['id'])
+        samples.append(
             {
                 'id': item['id'],
                 'name': item['file_name'],
                 'image': pixels,
-                **_boxes_and_labels(single, index),
-                'masks': _object_masks(single, pixels.shape[:2]),
+                **_boxes_and_labels(objects, index),
+                'masks': _object_masks(objects, pixels.shape[:2]),
             }
         )
-    return found
+    return samples
 
 
 def objects_by_image(recipe: Recipe, split: str = 'val') -> dict[int, dict]:
@@ -91,13 +91,13 @@ def dataset_statistics(recipe: Recipe) -> dict[str, dict]:
     """Per split: ``images``, ``objects``, ``sizes`` (width x height -> images), ``areas`` in square
     pixels, ``counts`` of objects per class, ``crowds`` (regions that hold many objects).
     """
-    found = {}
+    statistics = {}
     for split in ('train', 'val'):
         images, by_image, index = _index_annotations(recipe.split(split)[0])
         objects = [o for items in by_image.values() for o in items]
         single = [o for o in objects if not o.get('iscrowd')]
         counts = Counter(index[o['category_id']] for o in single)
-        found[split] = {
+        statistics[split] = {
             'images': len(images),
             'objects': len(single),
             'crowds': len(objects) - len(single),
@@ -105,13 +105,13 @@ def dataset_statistics(recipe: Recipe) -> dict[str, dict]:
             'areas': [o['area'] for o in single],
             'counts': [counts[i] for i in range(len(index))],
         }
-    return found
+    return statistics
 
 
 def read_detections(
     path: str | Path, recipe: Recipe, image_ids: list[int], masks: bool = False
 ) -> dict[int, dict]:
-    """What a detections.json found in some images: {id: boxes (n, 4) xyxy, labels (n,), scores (n,)}.
+    """The detections of a detections.json in some images: {id: boxes (n, 4) xyxy, labels (n,), scores (n,)}.
 
     Args:
         masks: where it has them all, ``masks`` (n, H, W) bool, too.
@@ -122,10 +122,10 @@ def read_detections(
     for item in json.loads(Path(path).read_text()):
         if item['image_id'] in wanted:
             wanted[item['image_id']].append(item)
-    found = {}
+    detections = {}
     for image, items in wanted.items():
         scores = np.array([item['score'] for item in items], float)
-        found[image] = _boxes_and_labels(items, index) | {'scores': scores}
+        detections[image] = _boxes_and_labels(items, index) | {'scores': scores}
         if masks and (drawn := _object_masks(items, sizes[image])) is not None:
-            found[image]['masks'] = drawn
-    return found
+            detections[image]['masks'] = drawn
+    return detections

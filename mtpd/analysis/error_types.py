@@ -24,7 +24,7 @@ ERROR_TYPES = (
 
 
 class ErrorCounts(NamedTuple):
-    """Counts by `TYPES`, and the objects that were found, by (image id, place in the image).
+    """Counts by `ERROR_TYPES`, and the objects that are matched, by (image id, place in the image).
 
     A detection is *correct* where it matches an object of its class (IoU at least 0.5) that no higher scored one has
     matched, else *duplicate* where one has. Of its class but badly placed (IoU 0.1 to 0.5): *localisation*. On an object
@@ -37,59 +37,65 @@ class ErrorCounts(NamedTuple):
 
 
 def count_errors(recipe: Recipe, detections: str | Path) -> ErrorCounts:
-    """Of a detections.json on the recipe's validation split, the best scored detections, as many as there are objects.
+    """Errors among a detections.json's best scored detections on the recipe's validation split, as many as there are objects.
 
     So all detectors are judged by equally many: a score to be reached would favour the one that is surer of itself.
     """
     truth = dataset.objects_by_image(recipe, 'val')
-    found = dataset.read_detections(detections, recipe, list(truth))
-    best = sorted((s for items in found.values() for s in items['scores']), reverse=True)
-    best = best[: sum(len(there['labels']) for there in truth.values())]
-    threshold = best[-1] if best else 0.0
-    counts, objects = dict.fromkeys(ERROR_TYPES, 0), set()
-    for image, there in truth.items():
-        judged = classify_detections(there, found[image], threshold)
-        for kind in filter(None, judged.kinds):
+    by_image = dataset.read_detections(detections, recipe, list(truth))
+    scores = sorted((s for items in by_image.values() for s in items['scores']), reverse=True)
+    scores = scores[: sum(len(objects['labels']) for objects in truth.values())]
+    threshold = scores[-1] if scores else 0.0
+    counts, matched = dict.fromkeys(ERROR_TYPES, 0), set()
+    for image, objects in truth.items():
+        classified = classify_detections(objects, by_image[image], threshold)
+        for kind in filter(None, classified.kinds):
             counts[kind] += 1
-        counts['missed'] += len(there['labels']) - len(judged.matched | judged.touched)
-        objects |= {(image, place) for place in judged.matched}
-    return ErrorCounts(counts, objects)
+        counts['missed'] += len(objects['labels']) - len(classified.matched | classified.touched)
+        matched |= {(image, place) for place in classified.matched}
+    return ErrorCounts(counts, matched)
 
 
 class ClassifiedDetections(NamedTuple):
-    """Of one image: each detection's type, '' below the threshold; the objects that are matched; those that others err on."""
+    """One image's detections.
+
+    Attributes:
+        kinds: each detection's type, '' below the threshold.
+        matched: places of the objects that a detection matches.
+        touched: places of those that one errs on by localisation or classification.
+    """
 
     kinds: list[str]
     matched: set[int]
     touched: set[int]
 
 
-def classify_detections(truth: dict, found: dict, threshold: float) -> ClassifiedDetections:
-    """One image's detections, scored at least `threshold`, held against its objects; see `Found`.
+def classify_detections(truth: dict, detections: dict, threshold: float) -> ClassifiedDetections:
+    """One image's detections, scored at least `threshold`, held against its objects; see `ErrorCounts`.
 
     Args:
         truth: boxes (n, 4) xyxy, labels (n,).
-        found: the same of m detections, with scores (m,).
+        detections: the same of m detections, with scores (m,).
     """
-    kept = np.flatnonzero(found['scores'] >= threshold)
-    order = kept[np.argsort(-found['scores'][kept], kind='stable')]
-    overlaps = box_iou(found['boxes'], truth['boxes'])
-    kinds = [''] * len(found['scores'])
+    scores = detections['scores']
+    scored = np.flatnonzero(scores >= threshold)
+    order = scored[np.argsort(-scores[scored], kind='stable')]
+    overlaps = box_iou(detections['boxes'], truth['boxes'])
+    kinds = [''] * len(scores)
     matched: set[int] = set()
     touched: set[int] = set()
     for k in order:
-        row = overlaps[k]
-        same = truth['labels'] == found['labels'][k]
-        own, other = np.where(same, row, 0.0), np.where(same, 0.0, row)
-        free = [place for place in np.flatnonzero(own >= MATCH_IOU) if place not in matched]
+        same_class = truth['labels'] == detections['labels'][k]
+        same = np.where(same_class, overlaps[k], 0.0)
+        other = np.where(same_class, 0.0, overlaps[k])
+        free = [place for place in np.flatnonzero(same >= MATCH_IOU) if place not in matched]
         if free:
-            best = int(max(free, key=own.__getitem__))
-            matched.add(best)
+            matched.add(int(max(free, key=same.__getitem__)))
             kinds[k] = 'correct'
-        elif own.max(initial=0) >= MATCH_IOU:
+        elif same.max(initial=0) >= MATCH_IOU:
             kinds[k] = 'duplicate'
-        elif own.max(initial=0) >= TOUCH_IOU:
-            touched.add(int(own.argmax()))
+        elif same.max(initial=0) >= TOUCH_IOU:
+            touched.add(int(same.argmax()))
             kinds[k] = 'localisation'
         elif other.max(initial=0) >= MATCH_IOU:
             touched.add(int(other.argmax()))
@@ -109,7 +115,7 @@ def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def errors_by_detector(recipe: Recipe, run: Run) -> dict[str, ErrorCounts]:
-    """Of the student's baseline and each arm that is evaluated, by label."""
+    """The errors of the student's baseline and of each arm that is evaluated, by label."""
     files = {'baseline': run.path / 'detectors' / 'student' / 'detections.json'}
     for arm in run.arms:
         if folders := run.stage_dirs(arm['name']):
@@ -118,15 +124,15 @@ def errors_by_detector(recipe: Recipe, run: Run) -> dict[str, ErrorCounts]:
 
 
 def count_objects(recipe: Recipe) -> int:
-    """Of the validation split, without crowds."""
-    return sum(len(there['labels']) for there in dataset.objects_by_image(recipe, 'val').values())
+    """How many objects the validation split has, without crowds."""
+    return sum(len(item['labels']) for item in dataset.objects_by_image(recipe, 'val').values())
 
 
-def objects_found_and_lost(found: dict[str, ErrorCounts]) -> list[dict]:
+def objects_found_and_lost(errors: dict[str, ErrorCounts]) -> list[dict]:
     """A row for each detector: how many objects it finds, and against the first one which are new and which are lost."""
-    if not found:
+    if not errors:
         return []
-    first, before = next(iter(found.items()))
+    first, before = next(iter(errors.items()))
     return [
         {
             'student': label,
@@ -134,5 +140,5 @@ def objects_found_and_lost(found: dict[str, ErrorCounts]) -> list[dict]:
             f'that the {first} does not find': len(after.objects - before.objects),
             f'lost of those of the {first}': len(before.objects - after.objects),
         }
-        for label, after in found.items()
+        for label, after in errors.items()
     ]

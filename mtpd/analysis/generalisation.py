@@ -35,7 +35,8 @@ MEASUREMENTS_FILE = Path('analysis', 'generalisation.json')
 def measure_run(
     recipe: Recipe, run: Run, images: int = 200, probed: int = 64, directions: int = 4
 ) -> list[dict]:
-    """The student's baseline and its arms on training and on validation images; what is kept is not measured again.
+    """Measures the student's baseline and its arms on training and on validation images; what is in the file is not
+    measured again.
 
     Args:
         images: of either split, the first in file order.
@@ -45,38 +46,35 @@ def measure_run(
     Returns:
         A row each: ``name``, ``label``, ``train`` and ``val`` (``{'loss', 'AP'}``, AP in points or None), ``flat``
         (``{'size', 'direction', 'loss'}`` each, size 0 being the student as it is). Also in the run's
-        analysis/generalisation.json, by `settings` and the checkpoint's SHA-256.
+        analysis/generalisation.json, with these settings and the checkpoint's SHA-256.
     """
-    kept, rows = read_json_if_whole(run.path / MEASUREMENTS_FILE, {}), []
-    for name, label, checkpoint in progress_bar(
-        'fit and flatness', list(_student_checkpoints(recipe, run))
-    ):
+    file = run.path / MEASUREMENTS_FILE
+    measured, rows = read_json_if_whole(file, {}), []
+    students = list(_student_checkpoints(recipe, run))
+    for name, label, checkpoint in progress_bar('fit and flatness', students):
         key = {
-            'images': images,
-            'probed': probed,
-            'directions': directions,
-            'sizes': list(PERTURBATION_SIZES),
+            **{'images': images, 'probed': probed, 'directions': directions},
+            **{'sizes': list(PERTURBATION_SIZES), 'sha256': sha256(checkpoint)},
+            **{'name': name, 'label': label},
         }
-        key |= {'sha256': sha256(checkpoint), 'name': name, 'label': label}
-        found = kept.get(name, {})
-        if not key.items() <= found.items():
-            found = key | _measure_student(recipe, checkpoint, images, probed, directions)
-            kept[name] = found
-            write_json(run.path / MEASUREMENTS_FILE, kept)
-        rows.append(found)
+        if not key.items() <= measured.get(name, {}).items():
+            measured[name] = key | _measure_student(recipe, checkpoint, images, probed, directions)
+            write_json(file, measured)
+        rows.append(measured[name])
     return rows
 
 
 def measure_seeds(recipe: Recipe, run: Run, folders: Sequence[str] = ()) -> dict[int, list[dict]]:
-    """`of_run` by seed: of `run`, and what is kept of those that differ in the seed only (`study.comparable_runs`)."""
-    found = {run.info.get('seed'): measure_run(recipe, run)}
+    """`measure_run` of `run` by its seed, and what was measured of the runs that differ in the seed only
+    (`study.comparable_runs`)."""
+    by_seed = {run.info.get('seed'): measure_run(recipe, run)}
     for seed, other in study.comparable_runs(run, folders)[0].items():
-        kept = read_json_if_whole(other.path / MEASUREMENTS_FILE, {})
+        measured = read_json_if_whole(other.path / MEASUREMENTS_FILE, {})
         names = [row['name'] for row in other.results() if row['role'] == 'arm']
-        rows = [kept[name] for name in ['baseline', *names] if name in kept]
+        rows = [measured[name] for name in ['baseline', *names] if name in measured]
         if rows and all(row['sizes'] == list(PERTURBATION_SIZES) for row in rows):
-            found.setdefault(seed, rows)
-    return found
+            by_seed.setdefault(seed, rows)
+    return by_seed
 
 
 def _student_checkpoints(recipe: Recipe, run: Run) -> Iterator[tuple[str, str, Path]]:
@@ -147,10 +145,10 @@ def _box_ap(recipe: Recipe, model: nn.Module, checkpoint: Path, split: str, imag
     cfg |= dict(pipeline=pipelines.test_pipeline(recipe.cfg.image), test_mode=True)
     table = coco.read_annotations(Path(cfg['ann_file']))
     ids = {item['id'] for item in table['images'][:images]}
-    few = [item for item in table['annotations'] if item['image_id'] in ids]
+    annotations = [item for item in table['annotations'] if item['image_id'] in ids]
     with tempfile.TemporaryDirectory() as folder:
         cfg['ann_file'] = f'{folder}/{split}.json'
-        small = {**table, 'images': table['images'][:images], 'annotations': few}
+        small = {**table, 'images': table['images'][:images], 'annotations': annotations}
         Path(cfg['ann_file']).write_text(json.dumps(small))
         batch = evaluation_batch(recipe)
         library = recipe.cfg.evaluation.get('library', 'auto')
@@ -158,8 +156,8 @@ def _box_ap(recipe: Recipe, model: nn.Module, checkpoint: Path, split: str, imag
         work = DetectionTask(
             cfg, batch, recipe_device(recipe), 1, recipe.corrupt_limit, named, library
         )
-        found = evaluate_model(model, work, checkpoint, ('bbox',))['bbox_mAP']
-    return None if found is None else 100 * found
+        ap = evaluate_model(model, work, checkpoint, ('bbox',))['bbox_mAP']
+    return None if ap is None else 100 * ap
 
 
 def perturbed_losses(
@@ -174,17 +172,17 @@ def perturbed_losses(
     Returns:
         ``{'size', 'direction', 'loss'}`` each; size 0, direction 0 is the model as it is. It is left as it was.
     """
-    tried = [(0.0, 0)] + [(size, k) for size in sizes for k in range(directions)]
-    total, count = dict.fromkeys(tried, 0.0), 0
+    perturbations = [(0.0, 0)] + [(size, k) for size in sizes for k in range(directions)]
+    total, count = dict.fromkeys(perturbations, 0.0), 0
     for batch in loader:
         images = len(batch['img_metas'].data[0])
         count += images
-        for size, direction in tried:
+        for size, direction in perturbations:
             with perturbed_weights(model, size, direction):
                 total[size, direction] += images * _batch_loss(model, batch)
     return [
         {'size': size, 'direction': direction, 'loss': total[size, direction] / count}
-        for size, direction in tried
+        for size, direction in perturbations
     ]
 
 

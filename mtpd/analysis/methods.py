@@ -67,79 +67,80 @@ def compare_methods(
     Raises:
         MtpdError: a folder that was given is no run, or not comparable: all of them in one message.
     """
-    measured = _ComparableRuns(run_settings(run) or recipe_settings(recipe, display_path(run.path)))
-    measured.add(measured.own, run.results())
+    reference = run_settings(run) or recipe_settings(recipe, display_path(run.path))
+    measured = _ComparableRuns(reference)
+    measured.add(reference, run.results())
     others = named_runs(recipe.source, folders) if folders else sibling_runs(run)
     problems = [measured.add_run(path) for path in others if path != run.path.resolve()]
     problems = [problem for problem in problems if problem]
     if folders and problems:
         raise MtpdError('\n'.join(f'compare: {problem}' for problem in problems))
-    methods = {setup.method for setup, _ in measured.kept}
-    for setup, rows in committed_results(recipe, run.arms, results / recipe.name):
-        if setup.method not in methods:
-            measured.add(setup, rows)
-    measured.kept.sort(key=lambda item: _method_rank(item[0].method))
+    methods = {settings.method for settings, _ in measured.entries}
+    for settings, rows in committed_results(recipe, run.arms, results / recipe.name):
+        if settings.method not in methods:
+            measured.add(settings, rows)
+    measured.entries.sort(key=lambda entry: _method_rank(entry[0].method))
     return MethodComparison(measured.bars(), measured.sources(), problems)
 
 
 class _ComparableRuns:
-    """Setups and their AP (points) by metric and arm, all comparable with `own`."""
+    """Settings and the AP (points) by metric and arm of runs, all comparable with `reference`."""
 
-    def __init__(self, own: Settings):
-        self.own = own
-        self.kept: list[tuple[Settings, dict[tuple[str, str], float]]] = []
+    def __init__(self, reference: Settings):
+        self.reference = reference
+        self.entries: list[tuple[Settings, dict[tuple[str, str], float]]] = []
 
     def add_run(self, path: Path) -> str | None:
         """Counts a run directory in, or says why not."""
         try:
             run = load_run(path)
-            if setup := run_settings(run):
-                return self.add(setup, run.results())
+            if settings := run_settings(run):
+                return self.add(settings, run.results())
         except MtpdError as error:
             return str(error)
         return f'{display_path(path)} has no recipe.py.'
 
-    def add(self, setup: Settings, rows: list[dict]) -> str | None:
-        same = [kept for kept, _ in self.kept if kept.method == setup.method]
-        for other in (self.own, *same[:1]):
-            if keys := setting_differences(other, setup):
+    def add(self, settings: Settings, rows: list[dict]) -> str | None:
+        """Counts rows as `Run.results()` gives them in, or says why not."""
+        same_method = [entry for entry, _ in self.entries if entry.method == settings.method]
+        for other in (self.reference, *same_method[:1]):
+            if keys := setting_differences(other, settings):
                 more = f' and {len(keys) - 3} more' if len(keys) > 3 else ''
-                keys = ', '.join(keys[:3])
-                return f'{setup.source} differs from {other.source} in {keys}{more}.'
-        ap = {
+                return (
+                    f'{settings.source} differs from {other.source} in {", ".join(keys[:3])}{more}.'
+                )
+        aps = {
             (metric, row['kind']): row[column]
             for metric, column in METRIC_COLUMNS.items()
             for row in rows
             if row['kind'] in COMPARED_KINDS and row.get(column) is not None
         }
-        twin = next((kept for kept in same if kept.seed == setup.seed), None)
-        if ap and twin:
-            return f'{setup.source} repeats {twin.source} ({setup.method}, seed {setup.seed}).'
-        if ap:
-            self.kept.append((setup, ap))
+        twin = next((entry for entry in same_method if entry.seed == settings.seed), None)
+        if aps and twin:
+            return f'{settings.source} repeats {twin.source} ({settings.method}, seed {settings.seed}).'
+        if aps:
+            self.entries.append((settings, aps))
         return None
 
     def bars(self) -> dict:
         values: dict[str, dict] = {}
-        for setup, ap in self.kept:
-            for (metric, arm), value in ap.items():
-                arms = values.setdefault(metric, {}).setdefault(setup.method, {})
+        for settings, aps in self.entries:
+            for (metric, arm), value in aps.items():
+                arms = values.setdefault(metric, {}).setdefault(settings.method, {})
                 arms.setdefault(arm, []).append(value)
         return {
             metric: {
-                method: {arm: _bar(found) for arm, found in arms.items()}
+                method: {arm: _bar(aps) for arm, aps in arms.items()}
                 for method, arms in methods.items()
             }
             for metric, methods in values.items()
         }
 
     def sources(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
-        for setup, _ in self.kept:
-            names = found.setdefault(setup.method, [])
-            if setup.source not in names:
-                names.append(setup.source)
-        return found
+        by_method: dict[str, dict[str, None]] = {}
+        for settings, _ in self.entries:
+            by_method.setdefault(settings.method, {})[settings.source] = None
+        return {method: list(sources) for method, sources in by_method.items()}
 
 
 def _method_rank(method: str) -> tuple[int, str]:
@@ -147,6 +148,7 @@ def _method_rank(method: str) -> tuple[int, str]:
 
 
 def _bar(values: list[float]) -> dict:
+    """AP over seeds."""
     return {
         'mean': mean(values),
         'sd': stdev(values) if len(values) > 1 else None,
@@ -213,19 +215,19 @@ def _sources_text(sources: list[str]) -> str:
 
 def _seeds_text(method: str, bars: dict) -> str:
     counts = {bar['n'] for methods in bars.values() for bar in methods.get(method, {}).values()}
-    few, most = min(counts), max(counts)
-    return f'{few if few == most else f"{few} to {most}"} seed{"s" if most > 1 else ""}'
+    low, high = min(counts), max(counts)
+    return f'{low if low == high else f"{low} to {high}"} seed{"s" if high > 1 else ""}'
 
 
-# Committed results of a recipe: copies of a run's results.json, and summaries by benchmarks/seeds.py.
+# Committed results: copies of a run's results.json, and summaries by benchmarks/seeds.py.
 
 
 def committed_results(
     recipe: Recipe, arms: list[dict], folder: Path
 ) -> Iterator[tuple[Settings, list[dict]]]:
-    """Every seed in `folder`'s JSON files, single runs first: its setup, and rows as `Run.results()` gives them.
+    """Every seed in `folder`'s JSON files, single runs first: its settings, and rows as `Run.results()` gives them.
 
-    The setup is that of today's recipe with the overrides of the command in the file.
+    The settings are those of today's recipe with the overrides of the command in the file.
 
     Args:
         arms: those of the run to compare with, as in run.json. Files with other arms or updates are passed over.
@@ -262,9 +264,9 @@ def _settings_of_command(
 ) -> Iterator:
     words = shlex.split(command)
     start = words.index('--cfg-options') + 1 if '--cfg-options' in words else len(words)
-    given = takewhile(lambda word: not word.startswith('--'), words[start:])
+    overrides = takewhile(lambda word: not word.startswith('--'), words[start:])
     try:
-        same = load_recipe(recipe.source, parse_overrides(' '.join(given)))
+        same = load_recipe(recipe.source, parse_overrides(' '.join(overrides)))
     except (MtpdError, ValueError):  # overrides that the recipe does not know any more
         return
     yield replace(recipe_settings(same, display_path(path)), seed=seed), rows

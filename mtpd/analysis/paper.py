@@ -50,8 +50,7 @@ def dataset_name(recipe: Recipe) -> str:
     return Path(recipe.data_root()).name
 
 
-# A student that is at hand as a checkpoint only: tested, and its numbers beside the paper's.
-
+# A student that is at hand as a checkpoint only.
 
 METRIC_NAMES = {'bbox': 'box', 'segm': 'mask'}
 AP_NAMES = {'': 'AP', '_50': 'AP50', '_75': 'AP75', '_s': 'AP small', '_m': 'AP medium', '_l': 'AP large'}  # fmt: skip
@@ -98,7 +97,7 @@ def checkpoint_metrics(
 
 
 def checkpoint_detections(numbers: dict | None) -> dict[str, Path]:
-    """{label: detections.json} of what `numbers_of` gave, empty for nothing."""
+    """{label: detections.json} of what `checkpoint_metrics` gave, empty for None."""
     return {numbers['checkpoint']: numbers['folder'] / 'detections.json'} if numbers else {}
 
 
@@ -107,25 +106,24 @@ def paper_rows(numbers: dict | None, recipe: Recipe) -> list[dict]:
 
     The paper gives box AP and mask AP only, and the difference is there where ours is on COCO too; else None.
     """
-    known, rows = recipe.cfg.get('paper', {}), []
+    paper, rows = recipe.cfg.get('paper', {}), []
     comparable = numbers is not None and dataset_name(recipe) == 'COCO'
     for metric, name in METRIC_NAMES.items():
         for end, kind in AP_NAMES.items():
             ours = (numbers or {}).get(f'{metric}_mAP{end}')
             if ours is None:
                 continue
-            base, result = (known.get(key) if not end else None for key in PAPER_KEYS[metric])
-            compared = comparable and result is not None
-            gap = format_signed(round(100 * ours, 1) - result) if compared else None
-            rows.append(
-                {'name': f'{name} {kind}', 'ours': 100 * ours, 'paper': result, 'baseline': base}
-                | {'difference': gap}
-            )
+            base, result = (paper.get(key) if not end else None for key in PAPER_KEYS[metric])
+            row = {'name': f'{name} {kind}', 'ours': 100 * ours, 'paper': result, 'baseline': base}
+            row['difference'] = None
+            if comparable and result is not None:
+                row['difference'] = format_signed(round(100 * ours, 1) - result)
+            rows.append(row)
     return rows
 
 
 def paper_verdict(numbers: dict | None, recipe: Recipe) -> str:
-    """What the rows of `beside_paper` say, in words; nothing without a checkpoint."""
+    """What `paper_rows` say, in a sentence; '' without a checkpoint."""
     if numbers is None:
         return ''
     data = dataset_name(recipe)

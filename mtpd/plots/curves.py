@@ -58,7 +58,9 @@ def loss_curves(curves: Mapping[str, list[dict]] | list[dict]) -> Figure:
                 title='' if row else label,
                 grid='y',
             )
-            _shade_stages(ax, rows, named=taught and row == 0)
+            end = _shade_stages(ax, rows, 'update', named=taught and row == 0)
+            ax.set_xlim(0, end)
+            ax.xaxis.set_major_locator(MaxNLocator(4, prune='upper'))
             drawn = _draw_losses(ax, rows, name, COLOURS[2] if row else COLOURS[6])
             if drawn is None:
                 ax.text(0.5, 0.5, 'no teacher', transform=ax.transAxes, ha='center', color=INK)
@@ -72,11 +74,16 @@ def loss_curves(curves: Mapping[str, list[dict]] | list[dict]) -> Figure:
     return fig
 
 
-def _shade_stages(ax: Axes, rows: list[dict], named: bool) -> None:
-    start, stages = 0, sorted({r['stage'] for r in rows})
+def _shade_stages(ax: Axes, rows: Sequence[Mapping], key: str, named: bool = True) -> int:
+    """Shades the stages of rows with 'stage', 'teacher' and updates under `key`; returns the last update.
+
+    Args:
+        named: write the stage and its teacher at the top.
+    """
+    start, stages = 0, sorted({row['stage'] for row in rows} - {0})  # 0: the baseline
     for stage in stages:
-        part = [r for r in rows if r['stage'] == stage]
-        end = part[-1]['update']
+        part = [row for row in rows if row['stage'] == stage]
+        end = part[-1][key]
         ax.axvspan(start, end, color=STAGE_SHADES[(stage - 1) % 2], linewidth=0, zorder=0)
         if named:
             teacher = break_label(part[0]['teacher'])
@@ -91,8 +98,7 @@ def _shade_stages(ax: Axes, rows: list[dict], named: bool) -> None:
                 color=INK,
             )
         start = end
-    ax.set_xlim(0, start)
-    ax.xaxis.set_major_locator(MaxNLocator(4, prune='upper'))
+    return start
 
 
 def _draw_losses(ax: Axes, rows: list[dict], key: str, colour: str) -> tuple[float, float] | None:
@@ -246,19 +252,18 @@ def level_shares(rows: list[dict]) -> Figure:
     ax.set_xlim(at[0], max(at[-1], at[0] + 1))
     ax.set_ylim(0, 100)
     fig.legend(loc='outside right upper', frameon=False, fontsize=TEXT - 1, reverse=True)
-    said = [
+    parts = [
         f'level {n} from {100 * first:.0f} to {100 * last:.0f} %'
         for n, first, last in zip(levels, shares[0], shares[-1], strict=True)
     ]
-    fig.alt = f'Share of each FPN level (0 the finest) in the distillation loss: {", ".join(said)}.'
+    fig.alt = (
+        f'Share of each FPN level (0 the finest) in the distillation loss: {", ".join(parts)}.'
+    )
     return fig
 
 
 def _fpn_level(key: str) -> int:
     return int(DISTILLATION_LOSS.fullmatch(key)[1])
-
-
-# Curves of several runs in the same axes.
 
 
 def overlaid_curves(arms: Mapping[str, Mapping[str, list[dict]]]) -> Figure:
@@ -287,13 +292,13 @@ def overlaid_curves(arms: Mapping[str, Mapping[str, list[dict]]]) -> Figure:
                 grid='y',
             )
             for name, part in runs.items():
-                there = [row for row in part if row[kind] is not None]
-                if not there:
+                logged = [row for row in part if row[kind] is not None]
+                if not logged:
                     continue
-                values = np.array([row[kind] for row in there], float)
+                values = np.array([row[kind] for row in logged], float)
                 smooth = moving_mean(values, max(1, len(values) // 20))
                 look = series_style(names.index(name)) | {'marker': None}
-                ax.plot([row['update'] for row in there], smooth, **look, linewidth=1.7)
+                ax.plot([row['update'] for row in logged], smooth, **look, linewidth=1.7)
                 if kind == 'detection':
                     ends.append(f'{arm}, {name}: from {smooth[0]:.2f} to {smooth[-1]:.2f}')
     handles = [
@@ -303,9 +308,6 @@ def overlaid_curves(arms: Mapping[str, Mapping[str, list[dict]]]) -> Figure:
     fig.legend(handles=handles, loc='outside lower center', ncols=min(3, len(names)), frameon=False)
     fig.alt = f'Losses of {len(names)} runs, overlaid. Detection loss: {"; ".join(ends)}.'
     return fig
-
-
-# AP over the student's updates along one sequence of teachers, as in the paper's walk-through.
 
 
 def walk_through(
@@ -328,21 +330,18 @@ def walk_through(
         grid='y',
     )
     longest = max(curves.values(), key=len)
-    start = 0
-    for stage in sorted({row['stage'] for row in longest} - {0}):
-        part = [row for row in longest if row['stage'] == stage]
-        ax.axvspan(
-            start, part[-1]['updates'], color=STAGE_SHADES[(stage - 1) % 2], linewidth=0, zorder=0
-        )
-        ax.text(
-            (start + part[-1]['updates']) / 2, 0.97, f'stage {stage}\n{break_label(part[0]["teacher"])}',
-            transform=ax.get_xaxis_transform(), ha='center', va='top', fontsize=TEXT - 1, color=INK,
-        )  # fmt: skip
-        start = part[-1]['updates']
+    last = _shade_stages(ax, longest, 'updates')
     for seed, rows in curves.items():
         marker = MARKERS[list(curves).index(seed) % len(MARKERS)]
-        ax.plot([r['updates'] for r in rows], [r['AP'] for r in rows], color=COLOURS[2], marker=marker, markersize=4,
-                linewidth=0.8, alpha=0.45)  # fmt: skip
+        ax.plot(
+            [row['updates'] for row in rows],
+            [row['AP'] for row in rows],
+            color=COLOURS[2],
+            marker=marker,
+            markersize=4,
+            linewidth=0.8,
+            alpha=0.45,
+        )
     at = sorted({row['updates'] for rows in curves.values() for row in rows})
     means = [
         np.mean([r['AP'] for rows in curves.values() for r in rows if r['updates'] == u])
@@ -373,14 +372,11 @@ def walk_through(
         ax.axhline(level, color=COLOURS[0], linestyle=':', linewidth=1.4)
         ax.annotate(f'no teacher, as many updates: {level:.1f}', (0.01, level), (0, -11), xycoords=('axes fraction', 'data'),
                     textcoords='offset points', fontsize=TEXT - 1, color=INK)  # fmt: skip
-    ax.set_xlim(-0.04 * start, 1.04 * start)
+    ax.set_xlim(-0.04 * last, 1.04 * last)
     low, high = ax.get_ylim()
     ax.set_ylim(low, high + 0.28 * (high - low))
     steps = ', '.join(f'{y:.1f} at {x}' for x, y in zip(at, means, strict=True))
     fig.alt = f'AP over updates, mean of {len(curves)} seed(s): {steps}.'
-    fig.alt += (
-        f' Without a teacher {level:.1f}, {format_signed(means[-1] - level)} points.'
-        if control
-        else ''
-    )
+    if control:
+        fig.alt += f' Without a teacher {level:.1f}, {format_signed(means[-1] - level)} points.'
     return fig

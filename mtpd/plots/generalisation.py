@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..analysis.generalisation_gap import loss_rise, measure_values
+from ..analysis.generalisation_gap import loss_rise, loss_rises, measure_values
 from ..utils import statistics
 from .figure import INK, TEXT, Figure, break_label, empty, new_figure, series_style, style_axes
 
@@ -20,7 +20,7 @@ def generalisation(by_seed: Mapping[int, Sequence[dict]]) -> Figure:
         return empty('No student has been evaluated yet.')
     fig = new_figure(9, 1.5 + 0.42 * len(rows))
     axes = fig.subplots(1, 2, sharey=True)
-    said = []
+    parts = []
     over = f'mean of {len(by_seed)} seeds' if len(by_seed) > 1 else 'one seed'
     for ax, key, label in zip(
         axes, ('loss', 'AP'), ('detection loss', 'box AP (points)'), strict=True
@@ -29,8 +29,8 @@ def generalisation(by_seed: Mapping[int, Sequence[dict]]) -> Figure:
         for index, row in enumerate(rows):
             ends = []
             for side in ('train', 'val'):
-                known = measure_values(by_seed, row['name'], lambda r, s=side, k=key: r[s][k])
-                ends.append(statistics.mean_interval(list(known.values())))
+                values = measure_values(by_seed, row['name'], lambda r, s=side, k=key: r[s][k])
+                ends.append(statistics.mean_interval(list(values.values())))
             if None in ends:
                 continue
             look = _student_style(row, index) | {'linestyle': 'none'}
@@ -39,7 +39,7 @@ def generalisation(by_seed: Mapping[int, Sequence[dict]]) -> Figure:
             ax.plot([a, b], [y, y], color=look['color'], linewidth=2, zorder=2)
             ax.plot(a, y, **look, markersize=8, markerfacecolor='white', zorder=3)
             ax.plot(b, y, **look, markersize=8, zorder=3)
-            said.append(f'{row["label"]}, {label}: training {a:.3g}, validation {b:.3g}')
+            parts.append(f'{row["label"]}, {label}: training {a:.3g}, validation {b:.3g}')
         ax.margins(x=0.1)
     axes[0].set_yticks(range(len(rows)), [break_label(row['label']) for row in reversed(rows)])
     axes[0].set_ylim(-0.6, len(rows) - 0.4)
@@ -55,7 +55,7 @@ def generalisation(by_seed: Mapping[int, Sequence[dict]]) -> Figure:
         frameon=False,
         fontsize=TEXT - 1,
     )
-    fig.alt = f'Fit and generalisation. {"; ".join(said)}.'
+    fig.alt = f'Fit and generalisation. {"; ".join(parts)}.'
     return fig
 
 
@@ -77,37 +77,32 @@ def flatness(by_seed: Mapping[int, Sequence[dict]]) -> Figure:
         'rise of the detection loss on training images',
         grid='y',
     )
-    said = []
+    parts = []
     for index, row in enumerate(rows):
         look, lows, means, highs = _student_style(row, index), [0.0], [0.0], [0.0]
         for size in sizes:
-            found = list(
+            rises = list(
                 measure_values(by_seed, row['name'], lambda r, s=size: loss_rise(r, s)).values()
             )
-            spread = found if len(found) > 1 else _rise_by_direction(row, size)
-            means.append(sum(found) / len(found))
+            spread = rises if len(rises) > 1 else loss_rises(row, size)
+            means.append(sum(rises) / len(rises))
             lows.append(min(spread))
             highs.append(max(spread))
         at = [0, *(100 * size for size in sizes)]
         ax.fill_between(at, lows, highs, color=look['color'], alpha=0.12, linewidth=0)
         ax.plot(at, means, **look, linewidth=1.8, markersize=6, label=row['label'])
-        said.append(f'{row["label"]} {means[-1]:.3f}')
+        parts.append(f'{row["label"]} {means[-1]:.3f}')
     ax.legend(frameon=False, fontsize=TEXT - 1, loc='upper left')
     spread = f'{len(by_seed)} seeds' if len(by_seed) > 1 else 'the directions'
     ax.set_title(
         f'shaded: from least to most over {spread}', fontsize=TEXT - 1, color=INK, loc='right'
     )
-    fig.alt = f'Rise of the training loss under perturbations of {100 * sizes[-1]:.0f} % of the weights: {"; ".join(said)}.'
+    fig.alt = f'Rise of the training loss under perturbations of {100 * sizes[-1]:.0f} % of the weights: {"; ".join(parts)}.'
     return fig
 
 
 def _student_style(row: dict, index: int) -> dict:
-    """The arms' looks are those of the other figures; the baseline, which comes first, has none there."""
+    """An arm's style is that of the other figures. The baseline, which comes first, has none there."""
     if row['name'] == 'baseline':
         return {'color': INK, 'marker': 'p', 'linestyle': '-'}
     return series_style(index - 1)
-
-
-def _rise_by_direction(row: dict, size: float) -> list[float]:
-    (still,) = (item['loss'] for item in row['flat'] if not item['size'])
-    return [item['loss'] - still for item in row['flat'] if item['size'] == size]

@@ -45,10 +45,10 @@ def scenes(
     for ax in axes:
         ax.axis('off')
     for k, image in enumerate(images):
-        found = {'boxes': boxes[k], 'labels': labels[k]}
+        objects = {'boxes': boxes[k], 'labels': labels[k]}
         if masks is not None:
-            found['masks'] = masks[k]
-        _draw_objects(axes[k], image, found, classes)
+            objects['masks'] = masks[k]
+        _draw_objects(axes[k], image, objects, classes)
     counts = np.bincount(np.concatenate([np.asarray(x, int) for x in labels]))
     parts = ', '.join(f'{n} of class {_class_name(c, classes)}' for c, n in enumerate(counts) if n)
     fig.alt = f'{len(images)} images with {int(counts.sum())} marked objects: {parts or "none"}.'
@@ -58,7 +58,7 @@ def scenes(
 def detections(
     image: np.ndarray,
     gt: Mapping,
-    found: Mapping[str, Mapping],
+    detected: Mapping[str, Mapping],
     classes: Sequence[str] = (),
     threshold: float = 0.3,
     columns: int = 3,
@@ -68,13 +68,13 @@ def detections(
     Args:
         image: RGB uint8 (H, W, 3).
         gt: boxes (n, 4) xyxy in pixels, labels (n,) and, if any, masks (n, H, W) bool.
-        found: {detector: the same with scores (n,)}; if it was judged, also ``right``, (n,) bool, and the objects of `gt`
+        detected: {detector: the same with scores (n,)}; if it was classified, also ``right``, (n,) bool, and the objects of `gt`
             that it matches and that the detector before did, ``matched`` and ``before``, sets of indices.
         classes: class names.
         threshold: detections below this score are left out.
     """
-    panels, said = {f'ground truth: {len(gt["boxes"])} objects': dict(gt)}, []
-    for name, objects in found.items():
+    panels = {f'ground truth: {len(gt["boxes"])} objects': dict(gt)}
+    for name, objects in detected.items():
         keep = np.asarray(objects['scores']) >= threshold
         panel = {k: np.asarray(objects[k])[keep] for k in (*gt, 'scores', 'right') if k in objects}
         title = f'{name}: {keep.sum()} objects'
@@ -85,7 +85,10 @@ def detections(
             )
             panel |= {'new': np.asarray(gt['boxes'])[gained], 'lost': np.asarray(gt['boxes'])[lost]}
             title = f'{name}:\n{panel["right"].sum()} found, {(~panel["right"]).sum()} wrong'
-            title += f', {len(gained)} new' * bool(gained) + f', {len(lost)} lost' * bool(lost)
+            if gained:
+                title += f', {len(gained)} new'
+            if lost:
+                title += f', {len(lost)} lost'
         panels[title] = panel
     columns = min(columns, len(panels))
     rows = ceil(len(panels) / columns)
@@ -94,11 +97,12 @@ def detections(
     axes = fig.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes:
         ax.axis('off')
+    parts = []
     for ax, (title, objects) in zip(axes, panels.items(), strict=False):
         _draw_objects(ax, image, objects, classes)
         ax.set_title(title, fontsize=TEXT - 0.5, color=INK)
         names = ', '.join(_class_name(c, classes) for c in objects['labels'])
-        said.append(title.replace('\n', ' ') + (f' ({names})' if names else ''))
+        parts.append(title.replace('\n', ' ') + (f' ({names})' if names else ''))
     if any('right' in objects for objects in panels.values()):
         fig.suptitle(
             f'score at least {threshold:g}; dashed: wrong; +: object that the first student does not find; dotted: one that it finds '
@@ -106,7 +110,7 @@ def detections(
             fontsize=TEXT - 1,
             color=INK,
         )
-    fig.alt = f'Objects with a score of at least {threshold:g}. ' + '; '.join(said) + '.'
+    fig.alt = f'Objects with a score of at least {threshold:g}. ' + '; '.join(parts) + '.'
     return fig
 
 
@@ -135,7 +139,7 @@ def _draw_objects(ax: Axes, image: np.ndarray, objects: Mapping, classes: Sequen
             while any(
                 abs(x - a) < 0.1 * width and abs(bottom - b) < 0.05 * height for a, b in taken
             ):
-                bottom -= 0.055 * height  # above the label that is there
+                bottom -= 0.055 * height  # above the other label
             taken.append((x, bottom))
             _draw_text(ax, x, bottom - 1, text, 'bottom')
         elif top > 0.08 * height:
@@ -171,8 +175,7 @@ def _draw_text(ax: Axes, x: float, y: float, text: str, va: str, size: float = T
     )
 
 
-# What the data and the detectors are like: sizes, classes, adaptation costs.
-
+# Sizes and classes of objects.
 
 # COCO's area ranges, in square pixels.
 SMALL_AREA, MEDIUM_AREA = 32**2, 96**2

@@ -80,7 +80,6 @@ def _gain_bars(source: Mapping, walk: bool) -> list[tuple[str, float, int]]:
 
 # Direct against progressive distillation, by method.
 
-
 ARM_LABELS = {
     'direct': 'direct: last teacher only',
     'progressive': 'progressive: teachers in sequence',
@@ -111,17 +110,17 @@ def direct_against_progressive(paper: Mapping, ours: Mapping, dataset: str = 'th
         for metric, methods in paper.items()
     }
     sides = {'The paper, on COCO': single, f'Ours, on {dataset}': ours}
-    sides = {name: found for name, found in sides.items() if any(found.values())}
+    sides = {name: metrics for name, metrics in sides.items() if any(metrics.values())}
     if not sides:
         return empty('Neither the paper nor a run has bars for this student.')
-    metrics = [m for m in ('box', 'mask') if any(found.get(m) for found in sides.values())]
-    counts = [max(1.6, *(len(found.get(m, {})) for m in metrics)) for found in sides.values()]
+    metrics = [m for m in ('box', 'mask') if any(side.get(m) for side in sides.values())]
+    counts = [max(1.6, *(len(side.get(m, {})) for m in metrics)) for side in sides.values()]
     width = max(5.4, 1.4 + 1.15 * sum(counts) + 0.7 * len(sides))  # the legend's width
     fig = new_figure(width, 0.7 + 3.1 * len(metrics))
     grid = fig.subplots(len(metrics), len(sides), squeeze=False, width_ratios=counts)
     alt = []
     for row, metric in zip(grid, metrics, strict=True):
-        panels = [found.get(metric, {}) for found in sides.values()]
+        panels = [side.get(metric, {}) for side in sides.values()]
         span = max([1.0, *(high - low for low, high in map(_ap_range, filter(None, panels)))])
         for ax, name, methods, slots in zip(row, sides, panels, counts, strict=True):
             if not methods:
@@ -183,8 +182,8 @@ def _seeds_text(arms: Mapping) -> str:
 def _bars_text(methods: Mapping) -> str:
     parts = []
     for method, arms in methods.items():
-        found = [f'{arm} {bar["mean"]:.1f}{_spread_text(bar)}' for arm, bar in arms.items()]
-        parts.append(f'{method} {", ".join(found)}')
+        bars = [f'{arm} {bar["mean"]:.1f}{_spread_text(bar)}' for arm, bar in arms.items()]
+        parts.append(f'{method} {", ".join(bars)}')
     return '; '.join(parts)
 
 

@@ -174,20 +174,22 @@ def per_class(
         labels: names of the two.
         most: with more classes than this, those that change most.
     """
-    found = [
+    classes = [
         (name, 100 * ap, 100 * after[name])
         for name, ap in before.items()
         if ap is not None and after.get(name) is not None
     ]
-    if not found:
+    if not classes:
         return empty('No class has an AP in both.')
-    total = len(found)
-    found = sorted(found, key=lambda f: -abs(f[2] - f[1]))[:most]
-    found.sort(key=lambda f: f[2] - f[1])
-    fig = new_figure(7.5, 1.2 + 0.3 * len(found))
-    note = f' ({len(found)} of {total} classes, those that change most)' if total > most else ''
-    ax = style_axes(fig.subplots(), xlabel='box AP of the class (points)' + note, grid='x')
-    for y, (_, a, b) in enumerate(found):
+    total = len(classes)
+    classes = sorted(classes, key=lambda item: -abs(item[2] - item[1]))[:most]
+    classes.sort(key=lambda item: item[2] - item[1])
+    fig = new_figure(7.5, 1.2 + 0.3 * len(classes))
+    xlabel = 'box AP of the class (points)'
+    if total > most:
+        xlabel += f' ({len(classes)} of {total} classes, those that change most)'
+    ax = style_axes(fig.subplots(), xlabel=xlabel, grid='x')
+    for y, (_, a, b) in enumerate(classes):
         colour = COLOURS[2] if b >= a else COLOURS[6]
         line = '-' if b >= a else ':'
         ax.plot([a, b], [y, y], color=colour, linewidth=2.2, linestyle=line, zorder=2)
@@ -206,21 +208,18 @@ def per_class(
     ax.plot([], [], 'D', color=COLOURS[2], label=f'{labels[1]}, better')
     ax.plot([], [], 'D', color=COLOURS[6], label=f'{labels[1]}, worse (dotted)')
     fig.legend(loc='outside upper right', ncols=3, frameon=False, fontsize=TEXT - 1)
-    ax.set_yticks(range(len(found)), [f[0] for f in found])
-    ax.set_ylim(-0.7, len(found) - 0.3)
+    ax.set_yticks(range(len(classes)), [name for name, *_ in classes])
+    ax.set_ylim(-0.7, len(classes) - 0.3)
     ax.margins(x=0.08)
-    up = sum(b > a for _, a, b in found)
-    down = sum(b < a for _, a, b in found)
-    name, a, b = found[-1]
+    up = sum(b > a for _, a, b in classes)
+    down = sum(b < a for _, a, b in classes)
+    name, a, b = classes[-1]
     fig.alt = (
         f'AP by class, {labels[0]} and {labels[1]}: {up} classes better, {down} worse. '
         f'Largest gain: {name}, {a:.1f} to {b:.1f}. '
-        f'At the bottom: {found[0][0]}, {found[0][1]:.1f} to {found[0][2]:.1f}.'
+        f'At the bottom: {classes[0][0]}, {classes[0][1]:.1f} to {classes[0][2]:.1f}.'
     )
     return fig
-
-
-# Kinds of errors, detector by detector.
 
 
 def error_types(counts: Mapping[str, Mapping[str, int]], objects: int) -> Figure:
@@ -240,14 +239,14 @@ def error_types(counts: Mapping[str, Mapping[str, int]], objects: int) -> Figure
         grid='x',
     )
     wide = 0.8 / len(counts)
-    for index, (name, found) in enumerate(counts.items()):
+    for index, (name, count) in enumerate(counts.items()):
         places = np.arange(len(kinds)) + (index - (len(counts) - 1) / 2) * wide
-        values = [found[kind] for kind in kinds]
+        values = [count[kind] for kind in kinds]
         bars = ax.barh(
             places,
             values,
             wide * 0.92,
-            # The arms' looks are those of the other figures; what comes first, the student before, has none there.
+            # An arm's style is that of the other figures. The student before, which comes first, has none there.
             color=COLOURS[(index - 1) % len(COLOURS)] if index else INK,
             hatch=HATCHES[(index - 1) % len(HATCHES)] if index else '',
             edgecolor='white',
@@ -263,9 +262,9 @@ def error_types(counts: Mapping[str, Mapping[str, int]], objects: int) -> Figure
     fig.legend(
         loc='outside upper left', ncols=min(5, len(counts)), frameon=False, fontsize=TEXT - 1
     )
-    told = [
-        f'{name}: ' + ', '.join(f'{found[kind]} {kind}' for kind in kinds)
-        for name, found in counts.items()
+    parts = [
+        f'{name}: ' + ', '.join(f'{count[kind]} {kind}' for kind in kinds)
+        for name, count in counts.items()
     ]
-    fig.alt = f'Kinds of detections by detector, of {objects} objects to find. {"; ".join(told)}.'
+    fig.alt = f'Kinds of detections by detector, of {objects} objects to find. {"; ".join(parts)}.'
     return fig

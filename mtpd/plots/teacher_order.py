@@ -27,7 +27,7 @@ CHOSEN_COLOUR, OTHER_COLOUR, CONTROL_COLOUR = COLOURS[2], COLOURS[1], COLOURS[0]
 
 
 def ap_versus_order(rows: Sequence[Mapping], baseline: float | None = None) -> Figure:
-    """AP by arm: a point per seed, mean and 95 % interval; beside it the paired difference from direct distillation.
+    """AP by arm: a point per seed, mean and 95 % interval; beside it the paired difference from the strongest teacher alone.
 
     Args:
         rows: `Study.table()`.
@@ -37,9 +37,9 @@ def ap_versus_order(rows: Sequence[Mapping], baseline: float | None = None) -> F
     if not rows:
         return empty('No arm has been evaluated yet.')
     compared = any(row['above_best_teacher'] for row in rows)
-    key, other = ('above_best_teacher', 'direct, strongest teacher')
+    key, other = 'above_best_teacher', 'strongest teacher alone'
     if not compared:
-        key, other = ('above_control', 'no teacher')
+        key, other = 'above_control', 'no teacher'
     paired = any(row[key] for row in rows)
     fig = new_figure(9.6 if paired else 7, 1.6 + 0.36 * len(rows))
     axes = fig.subplots(
@@ -80,14 +80,17 @@ def ap_versus_order(rows: Sequence[Mapping], baseline: float | None = None) -> F
     note = 'One seed: a single run, without an interval.'
     if seeds_text != '1':
         note = f'Small: {seeds_text} seeds, a marker each. Large: mean and 95 % t interval.'
-    note += ' ★, blue: suggested by adaptation cost.' if any(row['chosen'] for row in rows) else ''
+    if any(row['chosen'] for row in rows):
+        note += ' ★, blue: suggested by adaptation cost.'
     fig.suptitle(note, x=0.01, ha='left', fontsize=TEXT - 0.5, color=INK)
-    said = [f'{row["label"]} {_interval_text(row["mean"])}' for row in rows]
+    parts = [f'{row["label"]} {_interval_text(row["mean"])}' for row in rows]
     over = 'of one seed' if seeds_text == '1' else f'mean and 95 % interval over {seeds_text} seeds'
-    fig.alt = f'Box AP by arm, {over}, best first: {"; ".join(said)}.'
+    fig.alt = f'Box AP by arm, {over}, best first: {"; ".join(parts)}.'
     if paired:
-        said = [f'{row["label"]} {_interval_text(row[key], sign=True)}' for row in rows if row[key]]
-        fig.alt += f' Difference from {other}: {"; ".join(said)}.'
+        parts = [
+            f'{row["label"]} {_interval_text(row[key], sign=True)}' for row in rows if row[key]
+        ]
+        fig.alt += f' Difference from {other}: {"; ".join(parts)}.'
     return fig
 
 
@@ -137,10 +140,10 @@ def predicted_and_measured(rows: Sequence[Mapping], correlation: Interval | None
     low, high = ax.get_ylim()
     if high - low < 1:  # less than a point of AP is not to look like much
         ax.set_ylim((low + high) / 2 - 0.5, (low + high) / 2 + 0.5)
-    said = [
+    parts = [
         f'{row["label"]} cost {row["path_cost"]:.2f}, AP {row["mean"].value:.1f}' for row in rows
     ]
-    fig.alt = f'Cost of the path against mean AP: {"; ".join(said)}.'
+    fig.alt = f'Cost of the path against mean AP: {"; ".join(parts)}.'
     if correlation:
         text = f'rank correlation {correlation.value:.2f} [{correlation.low:.2f}, {correlation.high:.2f}]'
         ax.set_title(text, fontsize=TEXT, color=INK, loc='left')
@@ -154,19 +157,22 @@ def _arm_colour(row: Mapping) -> str:
     return CHOSEN_COLOUR if row['chosen'] else OTHER_COLOUR
 
 
-def _draw_interval(ax: Axes, found: Interval, place: float, colour: str) -> None:
-    if found.low is not None:
-        ax.plot([found.low, found.high], [place, place], color=colour, linewidth=2.2, zorder=2)
-    ax.plot(found.value, place, 'D', color=colour, markersize=7, markeredgecolor='white', zorder=3)
+def _draw_interval(ax: Axes, interval: Interval, place: float, colour: str) -> None:
+    if interval.low is not None:
+        ax.plot(
+            [interval.low, interval.high], [place, place], color=colour, linewidth=2.2, zorder=2
+        )
+    ax.plot(
+        interval.value, place, 'D', color=colour, markersize=7, markeredgecolor='white', zorder=3
+    )
 
 
-def _interval_text(found: Interval, sign: bool = False) -> str:
-    value = format_signed(found.value) if sign else f'{found.value:.1f}'
-    return value if found.low is None else f'{value} ({found.low:.1f} to {found.high:.1f})'
+def _interval_text(interval: Interval, sign: bool = False) -> str:
+    value = format_signed(interval.value) if sign else f'{interval.value:.1f}'
+    return value if interval.low is None else f'{value} ({interval.low:.1f} to {interval.high:.1f})'
 
 
-# Which teachers, in which order: adaptation costs, and the sequence that they suggest.
-
+# Adaptation costs, and the sequence that they suggest.
 
 CostTable = Sequence[Sequence[float | None]]
 

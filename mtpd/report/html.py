@@ -138,10 +138,10 @@ def mathml(formula: str, display: str = 'inline') -> str:
     from latex2mathml.converter import convert
 
     try:
-        found = convert(formula.strip(), display=display)
+        markup = convert(formula.strip(), display=display)
     except Exception:  # each of a dozen of its own
-        found = ''
-    return found if found and 'href' not in found else f'<code>{escape(formula)}</code>'
+        markup = ''
+    return markup if markup and 'href' not in markup else f'<code>{escape(formula)}</code>'
 
 
 def disarm_links(html: str) -> str:

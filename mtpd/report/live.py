@@ -16,7 +16,7 @@ from ..config.recipe import Recipe
 from ..utils.files import read_log
 
 MIN_PAUSE = 2.0  # seconds between two figures
-PAUSE_FACTOR = 20  # drawing takes at most this part of the time
+PAUSE_FACTOR = 20  # a pause is at least this many times as long as drawing took
 
 
 @contextmanager
@@ -39,30 +39,32 @@ def live_losses(
     """
     show, log, ended = show or _display_place(), folder / 'log.json', threading.Event()
     names = {path / 'log.json': name for path, name in (before or {}).items()}
-    there = {path: _modified_ns(path) for path in names}
+    modified = {path: _modified_ns(path) for path in names}
 
     def current() -> Path:
         """The log of what is being trained: of those before, one that was written since; else the folder's."""
-        news = [path for path in names if _modified_ns(path) != there[path]]
-        return max([*news, log], key=_modified_ns) if news else log
+        changed = [path for path in names if _modified_ns(path) != modified[path]]
+        return max([*changed, log], key=_modified_ns) if changed else log
 
     def draw(shown: Path = log) -> float:
         began = time.perf_counter()
         fig = plots.loss_curves(loss_rows(shown, teacher if shown == log else None))
-        words = progress_text(read_log(shown))
-        words = f'{names[shown]}, first: {words}' if shown in names else words
+        title = progress_text(read_log(shown))
+        if shown in names:
+            title = f'{names[shown]}, first: {title}'
         if fig.axes:
-            fig.suptitle(words, x=0.01, ha='left', fontsize=9)
-            fig.alt = f'{words}. {fig.alt}'
+            fig.suptitle(title, x=0.01, ha='left', fontsize=9)
+            fig.alt = f'{title}. {fig.alt}'
         show(fig)
         return time.perf_counter() - began
 
     def watch() -> None:
-        pause, seen = MIN_PAUSE, None
+        pause, drawn = MIN_PAUSE, None
         while not ended.wait(pause):
             shown = current()
-            if (shown, _modified_ns(shown)) != seen:
-                seen = shown, _modified_ns(shown)
+            state = shown, _modified_ns(shown)
+            if state != drawn:
+                drawn = state
                 pause = max(MIN_PAUSE, PAUSE_FACTOR * draw(shown))
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -91,7 +93,7 @@ def train_stage_live(
 
 
 def _modified_ns(log: Path) -> int:
-    """When, in ns; 0 where it is not there."""
+    """When a log was written, in ns; 0 where there is none."""
     return log.stat().st_mtime_ns if log.is_file() else 0
 
 
@@ -100,14 +102,16 @@ def progress_text(rows: list[dict]) -> str:
     rows = [row for row in rows if 'time' in row]
     if not rows:
         return 'no update yet'
-    done, of, seconds = rows[-1]['update'], rows[-1]['updates'], rows[-1]['time']
-    text = f'update {done} of {of}, {seconds:.2f} s an update'
-    return text if done >= of else f'{text}, {timedelta(seconds=round(seconds * (of - done)))} left'
+    update, updates, seconds = (rows[-1][key] for key in ('update', 'updates', 'time'))
+    text = f'update {update} of {updates}, {seconds:.2f} s an update'
+    if update >= updates:
+        return text
+    return f'{text}, {timedelta(seconds=round(seconds * (updates - update)))} left'
 
 
 def _display_place() -> Callable[[plots.Figure], None]:
+    """Shows each figure below the cell in the place of the one before; nowhere outside of a notebook."""
     from IPython.display import display
 
-    shown = display(plots.empty('The first losses come soon.'), display_id=True)
-    # None outside of a notebook.
-    return shown.update if shown else lambda figure: None
+    handle = display(plots.empty('The first losses come soon.'), display_id=True)
+    return handle.update if handle else lambda figure: None

@@ -54,7 +54,7 @@ def recipe(tmp_path, tiny_coco):
 
 def test_each_kind_by_hand(recipe, tmp_path):
     plan, (first, second), (cat, dog) = recipe
-    found = [
+    detections = [
         (first, cat, [0, 0, 20, 20], 0.9),  # the first cat
         (first, cat, [1, 1, 20, 20], 0.8),  # again: duplicate
         (first, cat, [40, 0, 20, 20], 0.7),  # on the dog: classification
@@ -64,7 +64,7 @@ def test_each_kind_by_hand(recipe, tmp_path):
         (second, dog, [0, 0, 20, 20], 0.1),  # the second image's dog
     ]
     path = tmp_path / 'found.json'
-    items = [dict(image_id=i, category_id=c, bbox=b, score=s) for i, c, b, s in found]
+    items = [dict(image_id=i, category_id=c, bbox=b, score=s) for i, c, b, s in detections]
     path.write_text(json.dumps(items))
     truth = dataset.objects_by_image(plan, 'val')
     everything = dataset.read_detections(path, plan, list(truth))

@@ -37,13 +37,13 @@ def test_strength_and_difference_by_hand():
 
 def test_colours_are_the_teachers_principal_components():
     rows = [[('student', features(k)), ('teacher', features(10 + k))] for k in range(2)]
-    found = pca_colours(rows, 'teacher')
+    coloured = pca_colours(rows, 'teacher')
     cells = np.concatenate([row[1][1].flatten(1).T.numpy() for row in rows])
     theirs = PCA(3).fit(cells)
     student = np.concatenate([row[0][1].flatten(1).T.numpy() for row in rows])
     mapped = LinearRegression().fit(student, theirs.transform(cells)).predict(student)
     for line, row in enumerate(rows):
-        for (label, feature), (named, colours) in zip(row, found[line], strict=True):
+        for (label, feature), (named, colours) in zip(row, coloured[line], strict=True):
             assert label == named and colours.shape == (4, 5, 3)
             assert colours.min() >= 0 and colours.max() <= 1
             wanted = theirs.transform(feature.flatten(1).T.numpy())
@@ -59,9 +59,9 @@ def test_features_that_a_linear_map_makes_equal_have_equal_colours():
     same, small = features(1), torch.randn(6, 2, 2)
     mixed = torch.einsum('dc,chw->dhw', torch.randn(9, 6), same) + 3  # other channels, more of them
     row = [('student', mixed), ('teacher', same), ('other size', small), ('poor', same[:1])]
-    found = pca_colours([row], 'teacher')[0]
-    assert [label for label, _ in found] == ['student', 'teacher', 'poor']
-    (_, a), (_, b), (_, poor) = found
+    coloured = pca_colours([row], 'teacher')[0]
+    assert [label for label, _ in coloured] == ['student', 'teacher', 'poor']
+    (_, a), (_, b), (_, poor) = coloured
     assert a == pytest.approx(b, abs=1e-4)
     assert abs(poor - b).max() > 0.1  # one channel does not say what six say
 
@@ -131,9 +131,14 @@ def test_the_student_without_a_teacher_stands_beside_the_stages(recipe, tmp_path
     trained = tmp_path / 'stages/none/1_no_teacher/student.pth'
     trained.parent.mkdir(parents=True)
     trained.touch()
-    found = stage_checkpoints(recipe, 'progressive', tmp_path)
-    assert [*found][:4] == ['student before', 'after stage 1', 'after stage 2', 'no teacher']
-    assert found['no teacher'] == ('student', trained)
+    checkpointsred = stage_checkpoints(recipe, 'progressive', tmp_path)
+    assert [*checkpointsred][:4] == [
+        'student before',
+        'after stage 1',
+        'after stage 2',
+        'no teacher',
+    ]
+    assert checkpointsred['no teacher'] == ('student', trained)
     assert [*stage_checkpoints(recipe, 'none', tmp_path)][:3] == [
         'student before',
         'after stage 1',

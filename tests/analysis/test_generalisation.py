@@ -103,9 +103,9 @@ def test_arms_are_compared_seed_by_seed():
     assert (
         shown['validation loss'].startswith('+0.050 [−0.') and '*' not in shown['validation loss']
     )
-    said = generalisation_gap.gap_verdict({0: one, 1: two}, 'none')
-    assert said[0] == 'Better fit than without a teacher: shown for arm direct.'
-    assert said[1] == 'Better on other images than without a teacher: not shown.'
+    sentences = generalisation_gap.gap_verdict({0: one, 1: two}, 'none')
+    assert sentences[0] == 'Better fit than without a teacher: shown for arm direct.'
+    assert sentences[1] == 'Better on other images than without a teacher: not shown.'
     more = [[*rows, row('far', 0.9 + k / 9, 0.9, (0.1, 0.1))] for k, rows in enumerate((one, two))]
     assert generalisation_gap.gap_verdict(dict(enumerate(more)), 'none')[0].endswith(
         ': shown for arm direct.'
@@ -115,10 +115,10 @@ def test_arms_are_compared_seed_by_seed():
     assert 'With one seed' in generalisation_gap.gap_verdict({0: one}, 'none')[0]
     assert 'nothing to compare' in generalisation_gap.gap_verdict({0: one}, None)[0]
     rows = generalisation_gap.gap_rows({0: one, 1: two})
-    found = {line['mean over the seeds']: line for line in rows}
-    assert found['training loss']['arm none'] == '0.700'
-    assert found['loss, validation less training']['arm direct'] == '0.300'
-    assert found['AP, training less validation']['arm none'] is None
+    values = {line['mean over the seeds']: line for line in rows}
+    assert values['training loss']['arm none'] == '0.700'
+    assert values['loss, validation less training']['arm direct'] == '0.300'
+    assert values['AP, training less validation']['arm none'] is None
     known = dict(one[0], val={'loss': 0.9, 'AP': 18.5})
     (line,) = [
         row
@@ -130,11 +130,11 @@ def test_arms_are_compared_seed_by_seed():
 
 
 def test_figures_say_the_numbers():
-    found = {0: [row('none', 0.8, 0.9, (0.1, 0.3)), row('direct', 0.7, 0.75, (0.1, 0.2))]}
-    fig = plots.generalisation(found)
+    values = {0: [row('none', 0.8, 0.9, (0.1, 0.3)), row('direct', 0.7, 0.75, (0.1, 0.2))]}
+    fig = plots.generalisation(values)
     assert 'arm direct, detection loss: training 0.7, validation 0.75' in fig.alt
     assert 'box AP' not in fig.alt  # nobody has one on validation images
-    assert 'arm none 0.200; arm direct 0.150' in plots.flatness(found).alt
+    assert 'arm none 0.200; arm direct 0.150' in plots.flatness(values).alt
     assert not plots.flatness({}).axes and not plots.generalisation({}).axes
 
 
@@ -155,9 +155,9 @@ def test_what_is_kept_is_not_measured_again(recipe, tmp_path):
     assert rows[0]['train'] == rows[1]['train']  # the same weights
     assert len(rows[0]['flat']) == 1 + len(generalisation.PERTURBATION_SIZES)
     path = run.path / generalisation.MEASUREMENTS_FILE
-    kept = json.loads(path.read_text())
-    kept['none']['train']['loss'] = kept['direct']['train']['loss'] = 123.0
-    path.write_text(json.dumps(kept))
+    measured = json.loads(path.read_text())
+    measured['none']['train']['loss'] = measured['direct']['train']['loss'] = 123.0
+    path.write_text(json.dumps(measured))
     bias = model.state_dict()['bbox_head.retina_cls.bias']
     bias += 1
     torch.save(

@@ -62,8 +62,8 @@ def test_numbers_stand_beside_the_papers(tmp_path):
     assert (mask['baseline'], mask['paper']) == (34.7, 38.4)
     assert mask['difference'] == '−0.4'
     assert half['paper'] is half['difference'] is None
-    said = paper_verdict(NUMBERS, load_recipe(MASKS, {'data.root': str(root)}))
-    assert said == (
+    text = paper_verdict(NUMBERS, load_recipe(MASKS, {'data.root': str(root)}))
+    assert text == (
         'student-0.pth on 5,000 images of COCO: box AP 42.3, the paper 42.6; mask AP 38.0, the paper 38.4.'
     )
 
@@ -84,8 +84,8 @@ def test_a_checkpoint_is_tested_into_the_run_directory(tmp_path):
     numbers = checkpoint_metrics(recipe, str(file), work_dir=tmp_path / 'run')
     folder = tmp_path / 'run' / 'tested' / 'student-1'
     assert numbers['folder'] == folder and numbers['num_images'] == 8
-    kept = read_json(folder / 'metrics.json')
-    assert kept['sha256'] == sha256(file) and kept['bbox_mAP'] == numbers['bbox_mAP']
+    written = read_json(folder / 'metrics.json')
+    assert written['sha256'] == sha256(file) and written['bbox_mAP'] == numbers['bbox_mAP']
     assert checkpoint_detections(numbers) == {'student-1.pth': folder / 'detections.json'}
     assert (folder / 'detections.json').is_file()
     assert checkpoint_metrics(recipe, '') is None

@@ -17,10 +17,10 @@ from mtpd.utils.statistics import Interval
 
 
 def test_mean_and_interval_by_hand():
-    found = statistics.mean_interval([1.0, 2.0, 3.0])  # standard deviation 1
+    interval = statistics.mean_interval([1.0, 2.0, 3.0])  # standard deviation 1
     reach = T2 / 3**0.5
-    assert (found.value, found.n, found.sign) == (2.0, 3, 0)
-    assert (found.low, found.high) == (pytest.approx(2 - reach), pytest.approx(2 + reach))
+    assert (interval.value, interval.n, interval.sign) == (2.0, 3, 0)
+    assert (interval.low, interval.high) == (pytest.approx(2 - reach), pytest.approx(2 + reach))
     assert statistics.mean_interval([5.0]) == Interval(5.0, None, None, 1)
     assert statistics.mean_interval([]) is None
 
@@ -28,10 +28,10 @@ def test_mean_and_interval_by_hand():
 def test_differences_are_taken_seed_by_seed():
     """Seeds that move both arms alike leave a small interval; unpaired it would be wide."""
     a, b = {0: 11.0, 1: 21.1, 2: 30.9, 7: 50.0}, {2: 30.0, 1: 20.0, 0: 10.0, 9: 0.0}
-    found = statistics.paired_difference(a, b)  # 1.0, 1.1, 0.9
-    assert (found.value, found.n) == (pytest.approx(1.0), 3)
-    assert found.high - found.value == pytest.approx(T2 * 0.1 / 3**0.5)
-    assert found.sign == 1 and statistics.paired_difference(b, a).sign == -1
+    gap = statistics.paired_difference(a, b)  # 1.0, 1.1, 0.9
+    assert (gap.value, gap.n) == (pytest.approx(1.0), 3)
+    assert gap.high - gap.value == pytest.approx(T2 * 0.1 / 3**0.5)
+    assert gap.sign == 1 and statistics.paired_difference(b, a).sign == -1
     assert statistics.paired_difference({0: 1.0}, {1: 1.0}) is None
 
 
@@ -39,9 +39,11 @@ def test_rank_correlation_against_scipy_and_its_limits():
     rng = np.random.default_rng(3)
     x = rng.normal(size=30)
     y = -x + rng.normal(size=30)
-    found = statistics.rank_correlation(x, y)
-    assert found.value == pytest.approx(spearmanr(x, y).statistic)
-    assert -1 <= found.low < found.value < found.high < 0 and found.sign == -1
+    correlation = statistics.rank_correlation(x, y)
+    assert correlation.value == pytest.approx(spearmanr(x, y).statistic)
+    assert (
+        -1 <= correlation.low < correlation.value < correlation.high < 0 and correlation.sign == -1
+    )
     assert statistics.rank_correlation([1, 2, 3, 4], [1, 10, 100, 1000]).value == pytest.approx(1)
     assert statistics.rank_correlation([1, 1, 2, 2], [3, 3, 4, 4]).value == pytest.approx(1)  # ties
     assert statistics.rank_correlation([1, 2, 3], [1, 2, 3]) is None
@@ -52,11 +54,11 @@ def test_rank_correlation_against_scipy_and_its_limits():
 
 
 def test_the_table_has_the_best_first_and_its_differences():
-    found = made_up_study()
-    rows = {row['name']: row for row in found.table()}
+    study = made_up_study()
+    rows = {row['name']: row for row in study.table()}
     assert list(rows) == ['a-b', 'b-a', 'b', 'a', 'none']
     assert (
-        found.best_teacher_alone.name == 'b' and found.control.name == 'none' and found.start == 5.5
+        study.best_teacher_alone.name == 'b' and study.control.name == 'none' and study.start == 5.5
     )
     best = rows['a-b']
     assert best['mean'].value == pytest.approx(14.0) and best['chosen']
@@ -66,15 +68,15 @@ def test_the_table_has_the_best_first_and_its_differences():
     costs = {name: row['path_cost'] for name, row in rows.items()}
     assert costs == pytest.approx({'a-b': 0.41, 'b-a': 0.97, 'b': 0.81, 'a': 0.25, 'none': None})
     expected = spearmanr([0.41, 0.97, 0.81, 0.25], [14.0, 13.03, 13.0, 11.67]).statistic
-    assert found.correlation().value == pytest.approx(expected)
-    kept = json.loads(json.dumps(found.json()))
-    assert kept['orders'][0]['above_direct']['n'] == 3
-    assert kept['rank_correlation']['value'] == pytest.approx(expected)
+    assert study.correlation().value == pytest.approx(expected)
+    written = json.loads(json.dumps(study.json()))
+    assert written['orders'][0]['above_direct']['n'] == 3
+    assert written['rank_correlation']['value'] == pytest.approx(expected)
 
 
 def test_the_figures_show_every_seed_and_end(tmp_path):
-    found = made_up_study()
-    fig = plots.ap_versus_order(found.table(), found.start)
+    study = made_up_study()
+    fig = plots.ap_versus_order(study.table(), study.start)
     left, right = fig.axes
     dots = {(round(line.get_xdata()[0], 1)) for line in left.lines if line.get_markersize() == 4.5}
     assert dots == {value for values in AP.values() for value in values}
@@ -83,9 +85,9 @@ def test_the_figures_show_every_seed_and_end(tmp_path):
     ends = [tuple(line.get_xdata()) for line in right.lines if line.get_linewidth() == 2.2]
     assert (pytest.approx(1 - reach), pytest.approx(1 + reach)) in ends
     assert 'a → b +1.0 (0.8 to 1.2)' in fig.alt and 'over 3 seeds' in fig.alt
-    fig = plots.predicted_and_measured(found.table(), found.correlation())
+    fig = plots.predicted_and_measured(study.table(), study.correlation())
     assert 'a → b cost 0.41, AP 14.0' in fig.alt and 'Spearman' in fig.alt
-    fig = plots.walk_through(found.order('a-b').curves, found.control.ap)
+    fig = plots.walk_through(study.order('a-b').curves, study.control.ap)
     assert '5.0 at 0, 8.0 at 300, 9.0 at 600' in fig.alt and 'Without a teacher 11.0' in fig.alt
     shown = [text.get_text() for text in fig.axes[0].texts]
     assert 'stage 1\na' in shown and 'stage 2\nb' in shown
@@ -95,7 +97,7 @@ def test_the_figures_show_every_seed_and_end(tmp_path):
         plots.walk_through({}),
     ):
         assert not empty.axes and empty.alt
-    assert study_rows(found)[0]['against the strongest teacher alone'].startswith('+1.0 [0.8, 1.2]')
+    assert study_rows(study)[0]['against the strongest teacher alone'].startswith('+1.0 [0.8, 1.2]')
 
 
 # Which runs count
@@ -112,12 +114,12 @@ def test_runs_of_other_seeds_count_and_others_are_named(tmp_path):
     put(run.path / 'detectors' / 'rx101' / 'metrics.json', {'bbox_mAP': 0.5})
     put(run.path / 'detectors' / 'student' / 'metrics.json', {'bbox_mAP': 0.05})
     put(run.path / 'order' / 'sequence.json', {'sequence': ['r101', 'rx101']})
-    found = load_study(run)
-    assert found.best_teacher_alone.ap == {0: 10.0, 1: pytest.approx(12.0), 2: pytest.approx(14.0)}
-    assert found.order('progressive').ap == {0: 11.0, 1: 13.0}
-    assert found.control is None and found.baseline == {2: 5.0}
-    assert found.chosen == [('r101', 'rx101')] and found.seeds == [0, 1, 2]
-    (reason,) = found.left_out
+    study = load_study(run)
+    assert study.best_teacher_alone.ap == {0: 10.0, 1: pytest.approx(12.0), 2: pytest.approx(14.0)}
+    assert study.order('progressive').ap == {0: 11.0, 1: 13.0}
+    assert study.control is None and study.baseline == {2: 5.0}
+    assert study.chosen == [('r101', 'rx101')] and study.seeds == [0, 1, 2]
+    (reason,) = study.left_out
     assert 'long differs from' in reason and 'schedule.arm' in reason
     assert load_study(run, [str(runs / '0')]).seeds == [0, 2]
     with pytest.raises(MtpdError, match=r'cwd differs from .* in distill'):
@@ -136,5 +138,5 @@ def test_a_curve_has_the_evaluations_during_training(tmp_path):
     ]
     log = run.path / 'stages' / 'progressive' / '1_r101' / 'log.json'
     log.write_text('\n'.join(map(json.dumps, rows)))
-    found = [(row['updates'], row['AP'], row['stage']) for row in ap_curve(run, 'progressive')]
-    assert found == [(0, 5.0, 0), (150, pytest.approx(7.0), 1), (300, 12.0, 1), (600, 12.0, 2)]
+    curve = [(row['updates'], row['AP'], row['stage']) for row in ap_curve(run, 'progressive')]
+    assert curve == [(0, 5.0, 0), (150, pytest.approx(7.0), 1), (300, 12.0, 1), (600, 12.0, 2)]

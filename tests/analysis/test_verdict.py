@@ -14,8 +14,8 @@ from mtpd.utils.statistics import Interval
 
 
 def test_words_follow_from_the_intervals():
-    found = study_verdict(made_up_study())
-    compared, _, teacher, sequence, costs = found.values()
+    answers = study_verdict(made_up_study())
+    compared, _, teacher, sequence, costs = answers.values()
     assert compared == (
         'Every arm trained 600 updates after the same baseline, with a learning rate schedule for each stage: warm-up and '
         'decay come once a stage; seeds 0, 1, 2.'
@@ -33,7 +33,7 @@ def test_words_follow_from_the_intervals():
     assert teacher == (
         'Of 4 arms with a teacher 3 did better than training on without one, by 2.0 to 3.0 AP; for 1 no difference is shown.'
     )
-    assert list(found)[3] == 'Does a sequence beat the strongest teacher alone?'
+    assert list(answers)[3] == 'Does a sequence beat the strongest teacher alone?'
     other = study_verdict(made_up_study(chosen=[('b', 'a')]))[
         'Did the adaptation costs foretell the best sequence?'
     ]
@@ -45,7 +45,7 @@ def test_words_follow_from_the_intervals():
         'Did the adaptation costs foretell the best sequence?'
     ]
     assert other.startswith('Not shown: the one that they suggest, b → a, is number 2 of 4')
-    assert found['Which arm is best?'].startswith('"a → b", with AP 14.0 [')
+    assert answers['Which arm is best?'].startswith('"a → b", with AP 14.0 [')
     assert made_up_study().order('a-b').walk == [5, 8, 9]
     same = made_up_study(AP | {('a', 'b'): [11.9, 14.4, 12.7]})
     assert 'a → b is not shown to differ from the strongest teacher alone (b): ±0.0 AP' in ' '.join(
@@ -66,9 +66,9 @@ def test_one_seed_and_unequal_arms_are_said():
     assert 'better than' not in one
     fewer = ' '.join(study_verdict(made_up_study(AP | {('a', 'b'): [13.0]})).values())
     assert 'of which some arms have 1 only' in fewer
-    found = made_up_study()
-    found.orders[0] = Order('none', 'no teacher', (), 300, {0: 9.0}, {})
-    assert 'DIFFERENT numbers of updates' in study_verdict(found)['What is compared?']
+    study = made_up_study()
+    study.orders[0] = Order('none', 'no teacher', (), 300, {0: 9.0}, {})
+    assert 'DIFFERENT numbers of updates' in study_verdict(study)['What is compared?']
     assert list(study_verdict(made_up_study({})).values()) == ['No arm has been evaluated yet.']
 
 
@@ -128,8 +128,8 @@ def test_the_summary_subtracts_the_printed_figures_and_names_what_is_missing():
     assert 'level with the strongest teacher alone ("b")' in text
     # 30.04 - 27.96 is 2.08, but 30.0 and 28.0 are what a reader sees.
     assert '2.0 AP above the strongest teacher alone' in one_seed(b=27.96, ab=30.04)
-    found = made_up_study({('b',): [29.0], ('a', 'b'): []})
-    text = study_summary(found)
+    study = made_up_study({('b',): [29.0], ('a', 'b'): []})
+    text = study_summary(study)
     assert text.startswith('Of the arms evaluated so far (still missing: "a → b") the best student')
     assert 'No arm with several teachers has been evaluated.' in text
     assert 'nothing to answer so far' in study_summary(made_up_study({('b',): []}))

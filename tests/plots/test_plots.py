@@ -82,7 +82,7 @@ def figures(run):
 
 
 def test_alt_texts_say_the_numbers(figures):
-    said = {
+    parts_by_figure = {
         'loss_curves': ['Teacher 1 → teacher 2: detection loss from', 'over 800 updates'],
         'ap_over_stages': ['baseline at 20.2', '26.1 after Teacher 1, 30.6 after', '+10.4 points'],
         'ap_by_arm': ['No teacher 27.6', 'Teacher 2 52.3', 'baseline 20.2'],
@@ -102,7 +102,7 @@ def test_alt_texts_say_the_numbers(figures):
         'detections': ['ground truth: 1 objects (<b>one</b>)', 'ours: 1 objects (<b>one</b>)'],
         'feature_maps': ['from 1.00 to 3.00', 'teacher mean 3.00'],
     }
-    for name, parts in said.items():
+    for name, parts in parts_by_figure.items():
         for part in parts:
             assert part in figures[name].alt, (name, figures[name].alt)
 

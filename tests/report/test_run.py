@@ -131,9 +131,12 @@ def test_a_failed_run_says_so_and_markup_in_errors_is_text(failed):
     assert 'Of the arms evaluated so far (still missing: "Teacher 1 → teacher 2", ' in text
     assert 'Adaptation cost' in text and '06_analysis.html' not in failed
     assert 'alert' not in page.script
-    own = failed['04_distill_stage__progressive_2.html']
-    assert 'This notebook failed.' in own.text and 'bad <script>alert(1)' in own.text
-    assert 'alert' not in own.script
+    notebook_page = failed['04_distill_stage__progressive_2.html']
+    assert (
+        'This notebook failed.' in notebook_page.text
+        and 'bad <script>alert(1)' in notebook_page.text
+    )
+    assert 'alert' not in notebook_page.script
 
 
 def test_markup_in_any_name_is_text(tmp_path):
@@ -161,9 +164,11 @@ def test_markup_in_any_name_is_text(tmp_path):
     page = Page(index.read_text('utf-8'))
     assert page.text.count(evil) > 8 and 'A smoke run' in page.text
     assert all(image['src'].startswith('data:') for image in page.images)
-    own = Page((index.parent / '00_environment.html').read_text('utf-8'))
-    assert 'alert' not in own.script
-    assert [image['alt'] for image in own.images if image['src'][:5] == 'data:'] == [f'"{evil}']
+    notebook_page = Page((index.parent / '00_environment.html').read_text('utf-8'))
+    assert 'alert' not in notebook_page.script
+    assert [image['alt'] for image in notebook_page.images if image['src'][:5] == 'data:'] == [
+        f'"{evil}'
+    ]
 
 
 def test_of_equal_arms_none_is_best_and_a_smoke_run_has_no_verdict(tmp_path):

@@ -61,10 +61,10 @@ def test_markup_from_data_is_no_html_in_a_sentence(evil):
 def test_nothing_turns_jupyters_authentication_off():
     """No tracked file sets an empty token or password, or lets other sites in."""
     words = r"(token|password)\s*=\s*['\"]{2}|allow_unauthenticated|disable_check_xsrf|allow_origin"
-    found = subprocess.run(
+    matches = subprocess.run(
         ['git', 'grep', '-nE', words, '--', ':!tests', ':!*.ipynb'], cwd=ROOT, capture_output=True
     )
-    assert found.stdout == b''
+    assert matches.stdout == b''
 
 
 @pytest.fixture
