@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
+
+# isort: split
+
 import json
 
 import pytest
