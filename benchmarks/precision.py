@@ -73,11 +73,11 @@ def collected(options: argparse.Namespace) -> dict:
 def drawn(curves: dict, arm: str) -> figure.Figure:
     """Total loss by update: a line per seed and precision, in a panel per stage."""
     stages = sorted({row['stage'] for rows in curves['fp32'].values() for row in rows})
-    fig = figure.new(3.6 * len(stages) + 0.6, 3.2)
+    fig = figure.new_figure(3.6 * len(stages) + 0.6, 3.2)
     panels = fig.subplots(1, len(stages), sharey=True, squeeze=False)[0]
     for ax, stage in zip(panels, stages, strict=True):
         title = f'{arm}, stage {stage}'
-        figure.dress(
+        figure.style_axes(
             ax, xlabel='updates', ylabel='loss' if stage == 1 else '', title=title, grid='y'
         )
         for number, precision in enumerate(PRECISIONS):

@@ -46,7 +46,7 @@ show_sentences(
 # begins its learning rate schedule anew, with a warm-up. A stage that is done is not trained again.
 
 # %%
-made = live.train_stage(plan, stage, arm, work_dir)
+made = live.train_stage_live(plan, stage, arm, work_dir)
 
 # %% [markdown]
 # ## Accuracy

@@ -25,14 +25,15 @@ image: int = 3  # validation image to show detections on, in file order
 # %%
 from mtpd import load_recipe, plots
 from mtpd.analysis import methods, paper
-from mtpd.analysis.error_types import count_objects, errors_by_detector, found_and_lost
-from mtpd.analysis.verdict import class_aps, closing_sentences
+from mtpd.analysis.error_types import count_objects, errors_by_detector, objects_found_and_lost
+from mtpd.analysis.run import class_aps
+from mtpd.analysis.verdict import run_summary
 from mtpd.report import widgets
 from mtpd.report.tables import markdown_table, show_sentences
 from mtpd.report.widgets import show_with_controls
 
 plan = load_recipe(recipe, cfg_options, seed)
-run = paper.run_or_plan(plan, work_dir, checkpoint)
+run = paper.load_run_or_plan(plan, work_dir, checkpoint)
 rows = run.results()
 
 # %%
@@ -77,7 +78,7 @@ plots.error_types({label: found.counts for label, found in kinds.items()}, count
 # Objects that only one of two students finds, counted the same way:
 
 # %%
-markdown_table(found_and_lost(kinds))
+markdown_table(objects_found_and_lost(kinds))
 
 # %% [markdown]
 # ## Detections side by side
@@ -105,7 +106,7 @@ show_with_controls(detections, image=(image, range(len(detections))), threshold=
 # %%
 headings = {'name': '', 'ours': 'this checkpoint', 'paper': 'paper, after both teachers'}
 headings |= {'baseline': 'paper, baseline', 'difference': 'difference from the paper'}
-markdown_table(paper.beside_paper(numbers, plan), headings)
+markdown_table(paper.paper_rows(numbers, plan), headings)
 
 # %%
 show_sentences(paper.paper_verdict(numbers, plan))
@@ -132,7 +133,7 @@ plots.direct_against_progressive(chart, ours.bars, paper.dataset_name(plan))
 show_sentences(methods.methods_caption(ours, chart, student, paper.dataset_name(plan)))
 
 # %%
-show_sentences('**Conclusion.**', closing_sentences(run))
+show_sentences('**Conclusion.**', run_summary(run))
 
 # %% [markdown]
 # **Try this**

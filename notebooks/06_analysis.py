@@ -22,9 +22,9 @@ from mtpd import load_recipe, load_run, plots
 from mtpd.analysis import dataset, feature_maps, generalisation, generalisation_gap
 from mtpd.analysis.feature_maps import feature_rows, stage_checkpoints
 from mtpd.analysis.study import load_study
-from mtpd.analysis.verdict import answer, study_rows, study_verdict
+from mtpd.analysis.verdict import study_summary, study_verdict
 from mtpd.report import widgets
-from mtpd.report.tables import markdown_table, show_sentences
+from mtpd.report.tables import markdown_table, show_sentences, study_rows
 from mtpd.report.widgets import show_with_controls
 
 plan = load_recipe(recipe, cfg_options, seed)
@@ -175,7 +175,9 @@ show_sentences(*generalisation_gap.gap_verdict(by_seed, control))
 
 # %%
 walk = ' → '.join(f'{ap:.1f}' for ap in study.order(chosen['name']).walk)
-show_sentences(f'**Conclusion.** Along "{chosen["label"]}" the AP goes {walk}.', answer(study))
+show_sentences(
+    f'**Conclusion.** Along "{chosen["label"]}" the AP goes {walk}.', study_summary(study)
+)
 
 # %%
 markdown_table(

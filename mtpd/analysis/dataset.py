@@ -14,7 +14,7 @@ from ..config.recipe import Recipe
 from ..data import coco
 
 
-def _index(path: Path) -> tuple[list[dict], dict[int, list[dict]], dict[int, int]]:
+def _index_annotations(path: Path) -> tuple[list[dict], dict[int, list[dict]], dict[int, int]]:
     """Images by id, annotations by image, and class index by category id."""
     table = coco.read_annotations(path)
     by_image: dict[int, list[dict]] = {}
@@ -36,10 +36,10 @@ def sample_images(recipe: Recipe, split: str = 'val', count: int = 8, skip: int 
         ``labels`` (n,) class indices, ``masks`` (n, H, W) bool or None.
     """
     annotations, folder = recipe.split(split)
-    images, by_image, index = _index(annotations)
-    found = []
+    images, by_image, index = _index_annotations(annotations)
+    samples: list[dict] = []
     for item in images[skip:]:
-        if len(found) == count:
+        if len(samples) == count:
             break
         try:
             pixels = np.asarray(Image.open(folder / item['file_name']).convert('RGB'))
@@ -47,36 +47,39 @@ def sample_images(recipe: Recipe, split: str = 'val', count: int = 8, skip: int 
             if not recipe.corrupt_limit:
                 raise
             continue
-        single = _single(by_image, item['id'])
-        found.append(
+        objects = _without_crowds(by_image, item['id'])
+        samples.append(
             {
                 'id': item['id'],
                 'name': item['file_name'],
                 'image': pixels,
-                **_boxes(single, index),
-                'masks': _masks(single, pixels.shape[:2]),
+                **_boxes_and_labels(objects, index),
+                'masks': _object_masks(objects, pixels.shape[:2]),
             }
         )
-    return found
+    return samples
 
 
 def objects_by_image(recipe: Recipe, split: str = 'val') -> dict[int, dict]:
     """Each image's objects without crowds: {id: boxes (n, 4) xyxy in pixels, labels (n,)}."""
-    images, by_image, index = _index(recipe.split(split)[0])
-    return {item['id']: _boxes(_single(by_image, item['id']), index) for item in images}
+    images, by_image, index = _index_annotations(recipe.split(split)[0])
+    return {
+        item['id']: _boxes_and_labels(_without_crowds(by_image, item['id']), index)
+        for item in images
+    }
 
 
-def _single(by_image: dict[int, list[dict]], image: int) -> list[dict]:
+def _without_crowds(by_image: dict[int, list[dict]], image: int) -> list[dict]:
     return [item for item in by_image.get(image, []) if not item.get('iscrowd')]
 
 
-def _boxes(items: list[dict], index: dict[int, int]) -> dict[str, np.ndarray]:
+def _boxes_and_labels(items: list[dict], index: dict[int, int]) -> dict[str, np.ndarray]:
     boxes = np.array([item['bbox'] for item in items], float).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     return {'boxes': boxes, 'labels': np.array([index[i['category_id']] for i in items], int)}
 
 
-def _masks(objects: list[dict], shape: tuple[int, int]) -> np.ndarray | None:
+def _object_masks(objects: list[dict], shape: tuple[int, int]) -> np.ndarray | None:
     if not objects or not all(o.get('segmentation') for o in objects):
         return None
     table = COCO()
@@ -88,13 +91,13 @@ def dataset_statistics(recipe: Recipe) -> dict[str, dict]:
     """Per split: ``images``, ``objects``, ``sizes`` (width x height -> images), ``areas`` in square
     pixels, ``counts`` of objects per class, ``crowds`` (regions that hold many objects).
     """
-    found = {}
+    statistics = {}
     for split in ('train', 'val'):
-        images, by_image, index = _index(recipe.split(split)[0])
+        images, by_image, index = _index_annotations(recipe.split(split)[0])
         objects = [o for items in by_image.values() for o in items]
         single = [o for o in objects if not o.get('iscrowd')]
         counts = Counter(index[o['category_id']] for o in single)
-        found[split] = {
+        statistics[split] = {
             'images': len(images),
             'objects': len(single),
             'crowds': len(objects) - len(single),
@@ -102,27 +105,27 @@ def dataset_statistics(recipe: Recipe) -> dict[str, dict]:
             'areas': [o['area'] for o in single],
             'counts': [counts[i] for i in range(len(index))],
         }
-    return found
+    return statistics
 
 
 def read_detections(
     path: str | Path, recipe: Recipe, image_ids: list[int], masks: bool = False
 ) -> dict[int, dict]:
-    """What a detections.json found in some images: {id: boxes (n, 4) xyxy, labels (n,), scores (n,)}.
+    """The detections of a detections.json in some images: {id: boxes (n, 4) xyxy, labels (n,), scores (n,)}.
 
     Args:
         masks: where it has them all, ``masks`` (n, H, W) bool, too.
     """
-    images, _, index = _index(recipe.split('val')[0])
+    images, _, index = _index_annotations(recipe.split('val')[0])
     sizes = {item['id']: (item['height'], item['width']) for item in images}
     wanted: dict[int, list[dict]] = {image: [] for image in image_ids}
     for item in json.loads(Path(path).read_text()):
         if item['image_id'] in wanted:
             wanted[item['image_id']].append(item)
-    found = {}
+    detections = {}
     for image, items in wanted.items():
         scores = np.array([item['score'] for item in items], float)
-        found[image] = _boxes(items, index) | {'scores': scores}
-        if masks and (drawn := _masks(items, sizes[image])) is not None:
-            found[image]['masks'] = drawn
-    return found
+        detections[image] = _boxes_and_labels(items, index) | {'scores': scores}
+        if masks and (drawn := _object_masks(items, sizes[image])) is not None:
+            detections[image]['masks'] = drawn
+    return detections

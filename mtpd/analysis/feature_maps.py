@@ -21,7 +21,9 @@ from ..pipeline.stages import detector_checkpoint, train_stage
 from ..pipeline.teacher_order import image_features, resolve_auto_arms
 from ..utils.statistics import Interval, format_interval
 
-Row = list[tuple[str, Tensor]]  # (label, features (C, H, W)) of one image, a detector each
+DetectorFeatures = list[
+    tuple[str, Tensor]
+]  # (label, features (C, H, W)) of one image, a detector each
 
 
 def feature_strength(feature: Tensor) -> Tensor:
@@ -29,36 +31,39 @@ def feature_strength(feature: Tensor) -> Tensor:
     return feature.abs().mean(0)
 
 
-def feature_strengths(rows: Sequence[Row]) -> list[list[tuple[str, np.ndarray]]]:
+def feature_strengths(rows: Sequence[DetectorFeatures]) -> list[list[tuple[str, np.ndarray]]]:
     """(label, (H, W)) per detector, for `plots.feature_maps`."""
     return [
         [(label, feature_strength(feature).cpu().numpy()) for label, feature in row] for row in rows
     ]
 
 
-def feature_differences(rows: Sequence[Row]) -> list[list[tuple[str, np.ndarray]]]:
+def feature_differences(rows: Sequence[DetectorFeatures]) -> list[list[tuple[str, np.ndarray]]]:
     """How much stronger each detector's features are than the first one's: (label, (H, W)), for
     `plots.feature_differences`. Those of another size are left out."""
-    found = []
+    differences = []
     for (_, first), *others in rows:
         before = feature_strength(first)
-        maps = [(label, feature_strength(feature) - before) for label, feature in others
-                if feature.shape[1:] == first.shape[1:]]  # fmt: skip
-        found.append([(label, values.cpu().numpy()) for label, values in maps])
-    return found
+        maps = [
+            (label, feature_strength(feature) - before)
+            for label, feature in others
+            if feature.shape[1:] == first.shape[1:]
+        ]
+        differences.append([(label, values.cpu().numpy()) for label, values in maps])
+    return differences
 
 
-def pca_colours(rows: Sequence[Row], of: str) -> list[list[tuple[str, np.ndarray]]]:
+def pca_colours(rows: Sequence[DetectorFeatures], basis: str) -> list[list[tuple[str, np.ndarray]]]:
     """The first three principal components of one detector's features as red, green and blue, and of the others what
     the best linear map (least squares over all rows, with bias) makes of them: (label, (H, W, 3) in 0..1).
 
     Without the map alike features could look unlike: nothing makes two detectors keep to the same order of channels.
 
     Args:
-        of: the detector that the basis and its scale are fitted on. Those with maps of another size are left out.
+        basis: the detector that the components and their scale are fitted on. Those with maps of another size are left out.
     """
     by_label = [dict(row) for row in rows]
-    cells = _cells([found[of] for found in by_label])
+    cells = _cell_matrix([row[basis] for row in by_label])
     mean = cells.mean(0)
     _, _, axes = torch.linalg.svd(cells - mean, full_matrices=False)
     axes = axes[:3]
@@ -68,8 +73,8 @@ def pca_colours(rows: Sequence[Row], of: str) -> list[list[tuple[str, np.ndarray
     low, high = torch.quantile(target, torch.tensor([0.02, 0.98]).double(), dim=0)
 
     def coloured(label: str) -> list[np.ndarray]:
-        features = [found[label] for found in by_label]
-        values = _cells(features)
+        features = [row[label] for row in by_label]
+        values = _cell_matrix(features)
         values = torch.cat([values, torch.ones_like(values[:, :1])], 1)
         mapped = values @ torch.linalg.lstsq(values, target, driver='gelsd').solution
         scaled = ((mapped - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
@@ -79,15 +84,15 @@ def pca_colours(rows: Sequence[Row], of: str) -> list[list[tuple[str, np.ndarray
             for part, feature in zip(parts, features, strict=True)
         ]
 
-    found: list[list[tuple[str, np.ndarray]]] = [[] for _ in rows]
+    coloured_rows: list[list[tuple[str, np.ndarray]]] = [[] for _ in rows]
     for label, _ in rows[0]:
-        if all(row[label].shape[1:] == row[of].shape[1:] for row in by_label):
-            for row, picture in zip(found, coloured(label), strict=True):
+        if all(row[label].shape[1:] == row[basis].shape[1:] for row in by_label):
+            for row, picture in zip(coloured_rows, coloured(label), strict=True):
                 row.append((label, picture))
-    return found
+    return coloured_rows
 
 
-def _cells(features: Sequence[Tensor]) -> Tensor:
+def _cell_matrix(features: Sequence[Tensor]) -> Tensor:
     """A row for each cell of all the maps, a column for each channel."""
     return torch.cat([feature.flatten(1).T for feature in features]).double().cpu()
 
@@ -96,7 +101,7 @@ def stage_checkpoints(
     recipe: Recipe, arm: str, work_dir: str | Path | None = None
 ) -> dict[str, tuple[str, Path]]:
     """The student before and after each stage of an arm, at the end of the arm without a teacher if there is one that is
-    trained, then the teachers; for `load_all`."""
+    trained, then the teachers; for `load_detectors`."""
     recipe = resolve_auto_arms(recipe, work_dir)
     plan = recipe.arm(arm)
     checkpoints = {'student before': ('student', detector_checkpoint(recipe, 'student', work_dir))}
@@ -125,20 +130,17 @@ def feature_rows(
     models = load_detectors(recipe, checkpoints)
     rows: list[list] = []
     for images, _ in image_batches(recipe, count):
-        found = {label: neck_features(model, images) for label, model in models.items()}
-        levels = min(len(features) for features in found.values())
+        by_label = {label: neck_features(model, images) for label, model in models.items()}
+        levels = min(len(features) for features in by_label.values())
         if not 0 <= level < levels:
             raise RecipeError(
                 recipe.source, [f'level {level}: the necks have levels 0 to {levels - 1}.']
             )
         rows += [
-            [(label, features[level][i]) for label, features in found.items()]
+            [(label, features[level][i]) for label, features in by_label.items()]
             for i in range(len(images))
         ]
     return rows
-
-
-# How near a student's features come to its teachers' while it learns: adaptation costs, stage by stage.
 
 
 def distance_to_teachers(
@@ -154,21 +156,19 @@ def distance_to_teachers(
         MtpdError: from `costs_from_features`.
     """
     models = load_detectors(recipe, checkpoints)
-    found = costs_from_features(*(image_features(recipe, models, images, k) for k in (0, 1)))
-    place = {label: found['detectors'].index(label) for label in checkpoints}
+    costs = costs_from_features(*(image_features(recipe, models, images, k) for k in (0, 1)))
+    place = {label: costs['detectors'].index(label) for label in checkpoints}
     students = [label for label, (name, _) in checkpoints.items() if name == 'student']
 
-    def cost(a: str, b: str) -> str | None:
-        at = place[a], place[b]
-        ends = (found[key][at] for key in ('cost', 'low', 'high'))
-        return format_interval(Interval(*ends, images), digits=3)
+    teachers = [label for label in checkpoints if label not in students]
+
+    def cost_text(student: str, teacher: str) -> str:
+        cell = place[student], place[teacher]
+        interval = Interval(*(costs[key][cell] for key in ('cost', 'low', 'high')), images)
+        return format_interval(interval, digits=3)
 
     return [
-        {'student': label}
-        | {
-            f'to {teacher}': cost(label, teacher)
-            for teacher in checkpoints
-            if teacher not in students
-        }
-        for label in students
+        {'student': student}
+        | {f'to {teacher}': cost_text(student, teacher) for teacher in teachers}
+        for student in students
     ]

@@ -24,13 +24,19 @@ from .settings import (
     sibling_runs,
 )
 
-ARMS = ('direct', 'progressive')
-METRICS = {'box': 'AP', 'mask': 'mask_AP'}  # and their columns in `Run.results()`
-ORDER = ('CWD', 'FGD', 'MGD', 'PKD', 'FeatureMSE')  # the paper's, then those that it does not have
+COMPARED_KINDS = ('direct', 'progressive')
+METRIC_COLUMNS = {'box': 'AP', 'mask': 'mask_AP'}  # and their columns in `Run.results()`
+METHOD_ORDER = (
+    'CWD',
+    'FGD',
+    'MGD',
+    'PKD',
+    'FeatureMSE',
+)  # the paper's, then those that it does not have
 
 
 @dataclass(frozen=True)
-class Comparison:
+class MethodComparison:
     """AP of the direct and the progressive arm by method.
 
     Attributes:
@@ -47,7 +53,7 @@ class Comparison:
 
 def compare_methods(
     recipe: Recipe, run: Run, folders: Sequence[str] = (), results: Path = ROOT / 'results'
-) -> Comparison:
+) -> MethodComparison:
     """The comparison over `run`, others of its recipe, and committed results.
 
     Runs are comparable where they differ in the seed, and in the method with its settings, levels and hook points;
@@ -61,86 +67,88 @@ def compare_methods(
     Raises:
         MtpdError: a folder that was given is no run, or not comparable: all of them in one message.
     """
-    measured = _Measured(run_settings(run) or recipe_settings(recipe, display_path(run.path)))
-    measured.add(measured.own, run.results())
+    reference = run_settings(run) or recipe_settings(recipe, display_path(run.path))
+    measured = _ComparableRuns(reference)
+    measured.add(reference, run.results())
     others = named_runs(recipe.source, folders) if folders else sibling_runs(run)
     problems = [measured.add_run(path) for path in others if path != run.path.resolve()]
     problems = [problem for problem in problems if problem]
     if folders and problems:
         raise MtpdError('\n'.join(f'compare: {problem}' for problem in problems))
-    methods = {setup.method for setup, _ in measured.kept}
-    for setup, rows in committed_results(recipe, run.arms, results / recipe.name):
-        if setup.method not in methods:
-            measured.add(setup, rows)
-    measured.kept.sort(key=lambda item: _place(item[0].method))
-    return Comparison(measured.bars(), measured.sources(), problems)
+    methods = {settings.method for settings, _ in measured.entries}
+    for settings, rows in committed_results(recipe, run.arms, results / recipe.name):
+        if settings.method not in methods:
+            measured.add(settings, rows)
+    measured.entries.sort(key=lambda entry: _method_rank(entry[0].method))
+    return MethodComparison(measured.bars(), measured.sources(), problems)
 
 
-class _Measured:
-    """Setups and their AP (points) by metric and arm, all comparable with `own`."""
+class _ComparableRuns:
+    """Settings and the AP (points) by metric and arm of runs, all comparable with `reference`."""
 
-    def __init__(self, own: Settings):
-        self.own = own
-        self.kept: list[tuple[Settings, dict[tuple[str, str], float]]] = []
+    def __init__(self, reference: Settings):
+        self.reference = reference
+        self.entries: list[tuple[Settings, dict[tuple[str, str], float]]] = []
 
     def add_run(self, path: Path) -> str | None:
         """Counts a run directory in, or says why not."""
         try:
             run = load_run(path)
-            if setup := run_settings(run):
-                return self.add(setup, run.results())
+            if settings := run_settings(run):
+                return self.add(settings, run.results())
         except MtpdError as error:
             return str(error)
         return f'{display_path(path)} has no recipe.py.'
 
-    def add(self, setup: Settings, rows: list[dict]) -> str | None:
-        same = [kept for kept, _ in self.kept if kept.method == setup.method]
-        for other in (self.own, *same[:1]):
-            if keys := setting_differences(other, setup):
+    def add(self, settings: Settings, rows: list[dict]) -> str | None:
+        """Counts rows as `Run.results()` gives them in, or says why not."""
+        same_method = [entry for entry, _ in self.entries if entry.method == settings.method]
+        for other in (self.reference, *same_method[:1]):
+            if keys := setting_differences(other, settings):
                 more = f' and {len(keys) - 3} more' if len(keys) > 3 else ''
-                keys = ', '.join(keys[:3])
-                return f'{setup.source} differs from {other.source} in {keys}{more}.'
-        ap = {
+                return (
+                    f'{settings.source} differs from {other.source} in {", ".join(keys[:3])}{more}.'
+                )
+        aps = {
             (metric, row['kind']): row[column]
-            for metric, column in METRICS.items()
+            for metric, column in METRIC_COLUMNS.items()
             for row in rows
-            if row['kind'] in ARMS and row.get(column) is not None
+            if row['kind'] in COMPARED_KINDS and row.get(column) is not None
         }
-        twin = next((kept for kept in same if kept.seed == setup.seed), None)
-        if ap and twin:
-            return f'{setup.source} repeats {twin.source} ({setup.method}, seed {setup.seed}).'
-        if ap:
-            self.kept.append((setup, ap))
+        twin = next((entry for entry in same_method if entry.seed == settings.seed), None)
+        if aps and twin:
+            return f'{settings.source} repeats {twin.source} ({settings.method}, seed {settings.seed}).'
+        if aps:
+            self.entries.append((settings, aps))
         return None
 
     def bars(self) -> dict:
         values: dict[str, dict] = {}
-        for setup, ap in self.kept:
-            for (metric, arm), value in ap.items():
-                arms = values.setdefault(metric, {}).setdefault(setup.method, {})
+        for settings, aps in self.entries:
+            for (metric, arm), value in aps.items():
+                arms = values.setdefault(metric, {}).setdefault(settings.method, {})
                 arms.setdefault(arm, []).append(value)
         return {
             metric: {
-                method: {arm: _summary(found) for arm, found in arms.items()}
+                method: {arm: _bar(aps) for arm, aps in arms.items()}
                 for method, arms in methods.items()
             }
             for metric, methods in values.items()
         }
 
     def sources(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
-        for setup, _ in self.kept:
-            names = found.setdefault(setup.method, [])
-            if setup.source not in names:
-                names.append(setup.source)
-        return found
+        by_method: dict[str, dict[str, None]] = {}
+        for settings, _ in self.entries:
+            by_method.setdefault(settings.method, {})[settings.source] = None
+        return {method: list(sources) for method, sources in by_method.items()}
 
 
-def _place(method: str) -> tuple[int, str]:
-    return ORDER.index(method) if method in ORDER else len(ORDER), method
+def _method_rank(method: str) -> tuple[int, str]:
+    return METHOD_ORDER.index(method) if method in METHOD_ORDER else len(METHOD_ORDER), method
 
 
-def _summary(values: list[float]) -> dict:
+def _bar(values: list[float]) -> dict:
+    """AP over seeds."""
     return {
         'mean': mean(values),
         'sd': stdev(values) if len(values) > 1 else None,
@@ -148,7 +156,9 @@ def _summary(values: list[float]) -> dict:
     }
 
 
-def methods_caption(comparison: Comparison, paper: dict, student: str | None, dataset: str) -> str:
+def methods_caption(
+    comparison: MethodComparison, paper: dict, student: str | None, dataset: str
+) -> str:
     """What a reader of the two charts must know: scales, sources, seeds, what is missing.
 
     Args:
@@ -171,7 +181,7 @@ def methods_caption(comparison: Comparison, paper: dict, student: str | None, da
             'Only the direction from direct to progressive can be compared.'
         )
     text += [
-        f'{method}: {_seeds(method, comparison.bars)} ({_folders(sources)}).'
+        f'{method}: {_seeds_text(method, comparison.bars)} ({_sources_text(sources)}).'
         for method, sources in comparison.sources.items()
     ]
     numbers = [
@@ -184,7 +194,7 @@ def methods_caption(comparison: Comparison, paper: dict, student: str | None, da
     missing = [
         f'{method} {arm}'
         for method in comparison.bars.get('box', {})
-        for arm in ARMS
+        for arm in COMPARED_KINDS
         if arm not in comparison.bars['box'][method]
     ]
     if missing:
@@ -194,7 +204,7 @@ def methods_caption(comparison: Comparison, paper: dict, student: str | None, da
     return ' '.join(text)
 
 
-def _folders(sources: list[str]) -> str:
+def _sources_text(sources: list[str]) -> str:
     """Runs of one folder together: runs/a/0, 1, 2."""
     by_folder: dict[str, list[str]] = {}
     for source in sources:
@@ -203,21 +213,21 @@ def _folders(sources: list[str]) -> str:
     return '; '.join(f'{folder}/{", ".join(names)}' for folder, names in by_folder.items())
 
 
-def _seeds(method: str, bars: dict) -> str:
+def _seeds_text(method: str, bars: dict) -> str:
     counts = {bar['n'] for methods in bars.values() for bar in methods.get(method, {}).values()}
-    few, most = min(counts), max(counts)
-    return f'{few if few == most else f"{few} to {most}"} seed{"s" if most > 1 else ""}'
+    low, high = min(counts), max(counts)
+    return f'{low if low == high else f"{low} to {high}"} seed{"s" if high > 1 else ""}'
 
 
-# Committed results of a recipe: copies of a run's results.json, and summaries by benchmarks/seeds.py.
+# Committed results: copies of a run's results.json, and summaries by benchmarks/seeds.py.
 
 
 def committed_results(
     recipe: Recipe, arms: list[dict], folder: Path
 ) -> Iterator[tuple[Settings, list[dict]]]:
-    """Every seed in `folder`'s JSON files, single runs first: its setup, and rows as `Run.results()` gives them.
+    """Every seed in `folder`'s JSON files, single runs first: its settings, and rows as `Run.results()` gives them.
 
-    The setup is that of today's recipe with the overrides of the command in the file.
+    The settings are those of today's recipe with the overrides of the command in the file.
 
     Args:
         arms: those of the run to compare with, as in run.json. Files with other arms or updates are passed over.
@@ -229,8 +239,8 @@ def committed_results(
     for path, content in files:
         if {'run', 'results'} <= content.keys() and not content['run'].get('smoke'):
             info = content['run']
-            if _plan(info['arms']) == _plan(arms):
-                yield from _committed_settings(
+            if _arm_plans(info['arms']) == _arm_plans(arms):
+                yield from _settings_of_command(
                     recipe, info['command'], info['seed'], path, content['results']
                 )
     for path, content in files:
@@ -242,21 +252,21 @@ def committed_results(
                 continue
             for k, seed in enumerate(content['seeds']):
                 rows = [{'kind': kinds[arm['name']], 'AP': row['AP'][k]} for row, arm in known]
-                yield from _committed_settings(recipe, content['commands'][k], seed, path, rows)
+                yield from _settings_of_command(recipe, content['commands'][k], seed, path, rows)
 
 
-def _plan(arms: list[dict]) -> list[tuple]:
+def _arm_plans(arms: list[dict]) -> list[tuple]:
     return [(arm['name'], arm['teachers'], arm['updates']) for arm in arms]
 
 
-def _committed_settings(
+def _settings_of_command(
     recipe: Recipe, command: str, seed: int, path: Path, rows: list[dict]
 ) -> Iterator:
     words = shlex.split(command)
     start = words.index('--cfg-options') + 1 if '--cfg-options' in words else len(words)
-    given = takewhile(lambda word: not word.startswith('--'), words[start:])
+    overrides = takewhile(lambda word: not word.startswith('--'), words[start:])
     try:
-        same = load_recipe(recipe.source, parse_overrides(' '.join(given)))
+        same = load_recipe(recipe.source, parse_overrides(' '.join(overrides)))
     except (MtpdError, ValueError):  # overrides that the recipe does not know any more
         return
     yield replace(recipe_settings(same, display_path(path)), seed=seed), rows

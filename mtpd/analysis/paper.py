@@ -15,7 +15,7 @@ from ..utils.statistics import format_signed
 from .run import Run, load_run
 
 # AP points on COCO: (direct, the last teacher only; progressive), read off the paper's bar chart to about 0.05.
-_CHART = {
+PAPER_CHART = {
     'RetinaNet R50': {'box': {'CWD': (39.8, 40.2), 'FGD': (40.7, 41.5), 'MGD': (41.0, 41.4)}},
     'RepPoints R50': {'box': {'CWD': (42.0, 42.4), 'FGD': (42.0, 42.5), 'MGD': (42.3, 42.9)}},
     'Mask R-CNN R50': {
@@ -23,7 +23,7 @@ _CHART = {
         'mask': {'CWD': (37.0, 37.2), 'FGD': (37.8, 38.0), 'MGD': (38.1, 38.2)},
     },
 }
-VAL2017 = 5000, 80  # images and categories
+VAL2017_SIZE = 5000, 80  # images and categories
 
 
 def paper_chart(student: str | None) -> dict:
@@ -36,7 +36,7 @@ def paper_chart(student: str | None) -> dict:
             method: dict(zip(('direct', 'progressive'), pair, strict=True))
             for method, pair in methods.items()
         }
-        for metric, methods in _CHART.get(student, {}).items()
+        for metric, methods in PAPER_CHART.get(student, {}).items()
     }
 
 
@@ -45,21 +45,20 @@ def dataset_name(recipe: Recipe) -> str:
     if recipe.cfg.data.root is None:
         return 'DigitScenes'
     table = coco.read_annotations(recipe.split('val')[0])
-    if (len(table['images']), len(table['categories'])) == VAL2017:
+    if (len(table['images']), len(table['categories'])) == VAL2017_SIZE:
         return 'COCO'
-    return Path(recipe.ensure_data()).name
+    return Path(recipe.data_root()).name
 
 
-# A student that is at hand as a checkpoint only: tested, and its numbers beside the paper's.
+# A student that is at hand as a checkpoint only.
 
-
-METRICS = {'bbox': 'box', 'segm': 'mask'}
-COLUMNS = {'': 'AP', '_50': 'AP50', '_75': 'AP75', '_s': 'AP small', '_m': 'AP medium', '_l': 'AP large'}  # fmt: skip
+METRIC_NAMES = {'bbox': 'box', 'segm': 'mask'}
+AP_NAMES = {'': 'AP', '_50': 'AP50', '_75': 'AP75', '_s': 'AP small', '_m': 'AP medium', '_l': 'AP large'}  # fmt: skip
 # Which of a recipe's `paper` figures belong to a metric.
-FIGURES = {'bbox': ('baseline', 'result'), 'segm': ('mask_baseline', 'mask_result')}
+PAPER_KEYS = {'bbox': ('baseline', 'result'), 'segm': ('mask_baseline', 'mask_result')}
 
 
-def run_or_plan(recipe: Recipe, work_dir: str | Path = '', checkpoint: str = '') -> Run:
+def load_run_or_plan(recipe: Recipe, work_dir: str | Path = '', checkpoint: str = '') -> Run:
     """The recipe's run; where there is none but a checkpoint is to be tested, one in which nothing is done yet.
 
     Raises:
@@ -87,7 +86,11 @@ def checkpoint_metrics(
     if not checkpoint:
         return None
     metrics = tuple(metrics) or tuple(recipe.cfg.evaluation.metrics)
-    wrong = [unknown_name('metric', metric, METRICS) for metric in metrics if metric not in METRICS]
+    wrong = [
+        unknown_name('metric', metric, METRIC_NAMES)
+        for metric in metrics
+        if metric not in METRIC_NAMES
+    ]
     if wrong:
         raise RecipeError(recipe.source, wrong)
     path = resolve_path(checkpoint, recipe.source)
@@ -96,39 +99,38 @@ def checkpoint_metrics(
 
 
 def checkpoint_detections(numbers: dict | None) -> dict[str, Path]:
-    """{label: detections.json} of what `numbers_of` gave, empty for nothing."""
+    """{label: detections.json} of what `checkpoint_metrics` gave, empty for None."""
     return {numbers['checkpoint']: numbers['folder'] / 'detections.json'} if numbers else {}
 
 
-def beside_paper(numbers: dict | None, recipe: Recipe) -> list[dict]:
+def paper_rows(numbers: dict | None, recipe: Recipe) -> list[dict]:
     """A row per number in AP points: name, ours, paper (after both teachers), baseline (the paper's), difference ('+0.1').
 
     The paper gives box AP and mask AP only, and the difference is there where ours is on COCO too; else None.
     """
-    known, rows = recipe.cfg.get('paper', {}), []
+    paper, rows = recipe.cfg.get('paper', {}), []
     comparable = numbers is not None and dataset_name(recipe) == 'COCO'
-    for metric, name in METRICS.items():
-        for end, kind in COLUMNS.items():
+    for metric, name in METRIC_NAMES.items():
+        for end, kind in AP_NAMES.items():
             ours = (numbers or {}).get(f'{metric}_mAP{end}')
             if ours is None:
                 continue
-            base, result = (known.get(key) if not end else None for key in FIGURES[metric])
-            compared = comparable and result is not None
-            gap = format_signed(round(100 * ours, 1) - result) if compared else None
-            rows.append(
-                {'name': f'{name} {kind}', 'ours': 100 * ours, 'paper': result, 'baseline': base}
-                | {'difference': gap}
-            )
+            base, result = (paper.get(key) if not end else None for key in PAPER_KEYS[metric])
+            row = {'name': f'{name} {kind}', 'ours': 100 * ours, 'paper': result, 'baseline': base}
+            row['difference'] = None
+            if comparable and result is not None:
+                row['difference'] = format_signed(round(100 * ours, 1) - result)
+            rows.append(row)
     return rows
 
 
 def paper_verdict(numbers: dict | None, recipe: Recipe) -> str:
-    """What the rows of `beside_paper` say, in words; nothing without a checkpoint."""
+    """What `paper_rows` say, in a sentence; '' without a checkpoint."""
     if numbers is None:
         return ''
     data = dataset_name(recipe)
     text = f'{numbers["checkpoint"]} on {numbers["num_images"]:,} images of {data}'
-    gaps = [row for row in beside_paper(numbers, recipe) if row['difference'] is not None]
+    gaps = [row for row in paper_rows(numbers, recipe) if row['difference'] is not None]
     if gaps:
         parts = (f'{row["name"]} {row["ours"]:.1f}, the paper {row["paper"]:.1f}' for row in gaps)
         return f'{text}: {"; ".join(parts)}.'

@@ -37,9 +37,11 @@ def load_run(path: str | Path) -> Run:
     path = Path(path)
     if not (path / 'run.json').is_file():
         # Two levels down only where runs are: any other folder may be large.
-        patterns = ['*/*/run.json'] * (path.resolve() == (ROOT / 'runs').resolve()) + ['*/run.json']
-        found = [str(p.parent) for pattern in patterns for p in sorted(path.glob(pattern))]
-        hint = f' Did you mean {found[-1]}?' if found else ''
+        deep = ['*/*/run.json'] if path.resolve() == (ROOT / 'runs').resolve() else []
+        runs = [
+            file.parent for pattern in (*deep, '*/run.json') for file in sorted(path.glob(pattern))
+        ]
+        hint = f' Did you mean {runs[-1]}?' if runs else ''
         what = 'has no run.json' if path.is_dir() else 'does not exist'
         raise MtpdError(
             f'{path} is not a run: it {what}.{hint} Run `make demo`, or `mtpd run RECIPE`, first.'
@@ -68,16 +70,15 @@ class Run:
     def arm(self, name: str = '') -> dict:
         """An arm as run.json has it; without a name the progressive one, else the last. MtpdError if there is none."""
         kinds = arm_kinds(self.arms)
-        wanted = [
-            a
-            for a in self.arms
-            if (a['name'] if name else kinds[a['name']]) == (name or 'progressive')
-        ]
-        found = wanted or ([] if name else self.arms)
-        if not found:
+        if name:
+            arms = [arm for arm in self.arms if arm['name'] == name]
+        else:
+            progressive = [arm for arm in self.arms if kinds[arm['name']] == 'progressive']
+            arms = progressive or self.arms
+        if not arms:
             names = ', '.join(kinds) or 'none'
             raise MtpdError(f'{self.path} has no arm {name!r}. There are: {names}.')
-        return found[-1]
+        return arms[-1]
 
     @property
     def student(self) -> str | None:
@@ -130,24 +131,25 @@ class Run:
         """One row for the baseline, each teacher and each arm.
 
         Keys: name, label, role ('baseline', 'teacher', 'arm'), kind (`arm_kinds`), stages (teachers,
-        None for no teacher), updates (of a teacher that came trained, as the recipe says), seconds (of training), AP AP50 AP75 AP_s AP_m AP_l mask_AP (points 0..100),
-        parameters (count), gflops, ms_per_image. A value that is not there yet is None.
+        None for no teacher), updates (of a teacher that came trained, as the recipe says), seconds (of training),
+        AP AP50 AP75 AP_s AP_m AP_l mask_AP (points 0..100), parameters (count), gflops, ms_per_image. A value that is
+        not there yet is None. A key gets a column by an entry in `mtpd.report.tables.COLUMNS`.
         """
         rows = []
         detectors = self.info.get('detectors', [])
         for detector in sorted(detectors, key=lambda d: d['role'] != 'student'):
             name = detector['name']
             log = read_log(self.path / 'detectors' / name / 'log.json')
-            measured = self.metrics('detector', name)
+            metrics = self.metrics('detector', name)
             last = log[-1] if log else {}
-            done, asked = last.get('update', detector.get('updates')), last.get('updates')
-            if measured and isinstance(asked, int):
-                done = asked  # trained; killed at its end, it may lack the log's last row
+            updates, planned = last.get('update', detector.get('updates')), last.get('updates')
+            if metrics and isinstance(planned, int):
+                updates = planned  # trained; killed at its end, it may lack the log's last row
             rows.append(
                 {'name': name, 'label': self.label(name), 'kind': None, 'stages': []}
                 | {'role': 'baseline' if detector['role'] == 'student' else 'teacher'}
-                | {'updates': done, 'seconds': _seconds(self.path / 'detectors' / name)}
-                | ap_points(measured)
+                | {'updates': updates, 'seconds': _training_seconds(self.path / 'detectors' / name)}
+                | ap_points(metrics)
                 | self._model(name)
             )
         kinds = arm_kinds(self.arms)
@@ -156,7 +158,11 @@ class Run:
                 {'name': arm['name'], 'label': arm.get('label') or arm['name'], 'role': 'arm'}
                 | {'kind': kinds[arm['name']], 'stages': arm['teachers']}
                 | {'updates': arm.get('updates')}
-                | {'seconds': _total([_seconds(f) for f in self.stage_dirs(arm['name'])])}
+                | {
+                    'seconds': _sum_if_known(
+                        [_training_seconds(f) for f in self.stage_dirs(arm['name'])]
+                    )
+                }
                 | ap_points(self.metrics('arm', arm['name']))
                 | self._model(self.student)
             )
@@ -173,8 +179,8 @@ class Run:
         distillation (losses, None where absent).
         """
         if arm is None:
-            found = {a.get('label') or a['name']: self.curves(a['name']) for a in self.arms}
-            return {label: rows for label, rows in found.items() if rows}
+            curves = {a.get('label') or a['name']: self.curves(a['name']) for a in self.arms}
+            return {label: rows for label, rows in curves.items() if rows}
         rows, offset = [], 0
         for folder, stage in self._stages(arm):
             for row in read_log(folder / 'log.json'):
@@ -195,8 +201,8 @@ class Run:
         `arm`, {label: rows} of all arms that have a stage evaluated.
         """
         if arm is None:
-            found = {a.get('label') or a['name']: self.stage_aps(a['name']) for a in self.arms}
-            return {label: rows for label, rows in found.items() if rows and rows[-1]['stage']}
+            aps = {a.get('label') or a['name']: self.stage_aps(a['name']) for a in self.arms}
+            return {label: rows for label, rows in aps.items() if rows and rows[-1]['stage']}
         base = ap_points(self.metrics('detector', self.student) if self.student else None)['AP']
         rows = [{'stage': 0, 'teacher': None, 'label': 'baseline', 'updates': 0, 'AP': base}]
         updates = 0
@@ -231,29 +237,28 @@ class Run:
         by_kind = {r['kind']: r for r in rows if r['kind'] not in (None, 'other')}
         arm = by_kind.get('progressive')
         stages = self.stage_aps(arm['name']) if arm else []
-        found = {
+        aps = {
             'baseline': next((r['AP'] for r in rows if r['role'] == 'baseline'), None),
             'after_stage': [row['AP'] for row in stages if row['stage']] or None,
             'result': arm and arm['AP'],
             'direct': by_kind.get('direct', {}).get('AP'),
             'control': by_kind.get('control', {}).get('AP'),
         }
-        return {key: value for key, value in found.items() if value is not None}
+        return {key: value for key, value in aps.items() if value is not None}
 
 
-def _seconds(folder: Path) -> float | None:
+def _training_seconds(folder: Path) -> float | None:
     return read_json(folder / 'training.json', {}).get('seconds')
 
 
-def _total(values: list[float | None]) -> float | None:
+def _sum_if_known(values: list[float | None]) -> float | None:
     return sum(values) if values and None not in values else None
 
 
-# Losses in a training's log.json: what is of detection, and what of distillation.
+# Losses in a training's log.json.
 
-
-# A loss with its FPN level, as `plan.distill_cfg` names them, by any method.
-DISTILLATION = re.compile(r'loss_.+_fpn_(\d+)')
+# A distillation loss of any method with its FPN level, as `plan.distill_cfg` names them.
+DISTILLATION_LOSS = re.compile(r'loss_.+_fpn_(\d+)')
 
 
 def split_loss(row: dict) -> tuple[float | None, float | None]:
@@ -262,8 +267,8 @@ def split_loss(row: dict) -> tuple[float | None, float | None]:
     What mmdet trains is what has 'loss' in its name: also a cascade's ``s0.loss_cls``.
     """
     parts = {k: v for k, v in row.items() if 'loss' in k and k != 'loss' and v is not None}
-    distillation = [v for k, v in parts.items() if DISTILLATION.fullmatch(k)]
-    detection = [v for k, v in parts.items() if not DISTILLATION.fullmatch(k)]
+    distillation = [v for k, v in parts.items() if DISTILLATION_LOSS.fullmatch(k)]
+    detection = [v for k, v in parts.items() if not DISTILLATION_LOSS.fullmatch(k)]
     if detection:
         total = sum(detection)
     else:
@@ -282,6 +287,9 @@ def loss_rows(log: str | Path, teacher: str | None = None) -> list[dict]:
             | {'detection': detection, 'distillation': distillation}
         )
     return rows
+
+
+# Arms.
 
 
 def arm_kinds(arms: list[dict]) -> dict[str, str]:
@@ -304,3 +312,15 @@ def arm_kinds(arms: list[dict]) -> dict[str, str]:
         else:
             kinds[arm['name']] = 'other'
     return kinds
+
+
+def class_aps(run) -> tuple[dict, dict, tuple[str, str]]:
+    """AP by class of the arm without a teacher and of the best arm of a `Run`, and their labels, as `plots.per_class`
+    takes them; empty before an arm is evaluated. Without such a control it is the best arm twice."""
+    arms = [row for row in run.results() if row['role'] == 'arm' and row['AP'] is not None]
+    if not arms:
+        return {}, {}, ('no teacher', 'best arm')
+    best = max(arms, key=lambda row: row['AP'])
+    control = next((row for row in arms if row['kind'] == 'control'), best)
+    aps = [run.metrics('arm', row['name'])['per_class']['bbox'] for row in (control, best)]
+    return *aps, (control['label'], best['label'])

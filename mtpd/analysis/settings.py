@@ -1,61 +1,82 @@
-"""What a run was made with: its method, its seed, and whether another run differs in anything else."""
+"""Which runs may be compared: their settings without those that have no influence on AP."""
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..config.recipe import Recipe
 from ..config.schema import SWITCHES
+from ..config.settings import differing_settings, read_settings
 from ..errors import MtpdError
-from ..utils.files import flatten, json_value
 from ..utils.paths import display_path, resolve_path
 from .run import Run
 
-# Keys without influence on the student's AP, and what a method brings with it.
-IDLE = {'seed', 'name', 'title', 'paper', 'order', 'runtime', 'evaluation'}
-IDLE |= (
-    {'data.cache', 'data.corrupt_limit'}
-    | {f'schedule.{key}_interval' for key in ('log', 'checkpoint', 'eval')}
-    | {'distill.method', 'schedule.loggers'}
-    | {f'speed.{switch}' for switch in SWITCHES}
+# Keys without influence on the student's AP, with all below them. Labels have none either.
+KEYS_WITHOUT_EFFECT = (
+    *('seed', 'name', 'title', 'paper', 'order', 'runtime', 'evaluation'),
+    *('data.cache', 'data.corrupt_limit', 'distill.method'),
+    *(f'speed.{switch}' for switch in SWITCHES),
+    *(
+        f'schedule.{key}'
+        for key in ('log_interval', 'checkpoint_interval', 'eval_interval', 'loggers')
+    ),
 )
-OWN = {'distill.settings', 'distill.levels', 'distill.student_module', 'distill.teacher_module'}
+# Keys that come with a method.
+METHOD_KEYS = (
+    'distill.settings',
+    'distill.levels',
+    'distill.student_module',
+    'distill.teacher_module',
+)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Attributes: the method's class ('MGD'), the seed, where that is from, and the other settings by dotted key."""
+    """Settings of a run, of which `setting_differences` compares two.
+
+    Attributes:
+        method: the class of the distillation loss ('MGD').
+        source: the run directory or file that they are from.
+        values: by key, as recipe.py states them; 'distill.settings' are those of the method alone.
+    """
 
     method: str
     seed: int
     source: str
-    settings: dict[str, Any]
+    values: dict
 
 
 def recipe_settings(recipe: Recipe, source: str) -> Settings:
-    """The setup of a run of `recipe`."""
-    return _settings_of(recipe.cfg._cfg_dict.to_dict(), source)
+    """The settings of a run of `recipe`."""
+    return _comparable_settings(recipe.cfg._cfg_dict.to_dict(), source)
 
 
 def run_settings(run: Run) -> Settings | None:
-    """The setup that a run directory's recipe.py states, None where there is none. Runs no code of it.
+    """The settings that a run directory's recipe.py states, None where there is none. Runs no code of it.
 
     Raises:
         MtpdError: it is not one that the kit wrote.
     """
-    return _kept(run.path)
+    return _folder_settings(run.path)
 
 
-def refuse_other(recipe: Recipe, folder: Path) -> None:
+def setting_differences(a: Settings, b: Settings) -> list[str]:
+    """Dotted keys in which two runs differ although only the seed, or the method and what it brings along, may."""
+    ignored = KEYS_WITHOUT_EFFECT if a.method == b.method else KEYS_WITHOUT_EFFECT + METHOD_KEYS
+    keys = differing_settings(a.values, b.values, ignored)
+    return [key for key in keys if key.rpartition('.')[2] != 'label']
+
+
+def refuse_other_settings(recipe: Recipe, folder: Path) -> None:
     """Raises MtpdError where a run directory is that of other data, detectors, schedule or seed."""
-    own = recipe_settings(recipe, recipe.name)
-    for other in filter(None, map(_kept, (folder, folder / 'order'))):
-        keys = [key for key in setting_differences(own, other) if not key.startswith('arms.')]
-        keys += ['seed'] * (own.seed != other.seed)
+    settings = recipe_settings(recipe, recipe.name)
+    for other in filter(None, map(_folder_settings, (folder, folder / 'order'))):
+        keys = setting_differences(settings, other)
+        keys = [key for key in keys if not key.startswith('arms.')]
+        if settings.seed != other.seed:
+            keys.append('seed')
         if keys:
             raise MtpdError(
                 f'{folder} holds a run with other settings ({", ".join(keys[:3])}). Choose another --work-dir, '
@@ -63,63 +84,53 @@ def refuse_other(recipe: Recipe, folder: Path) -> None:
             )
 
 
-def _kept(folder: Path) -> Settings | None:
-    path = folder / 'recipe.py'
-    if not path.is_file():
+def _folder_settings(folder: Path) -> Settings | None:
+    values = read_settings(folder / 'recipe.py')
+    if values is None:
         return None
     try:
-        lines = ast.parse(path.read_text(encoding='utf-8')).body
-        cfg = {line.targets[0].id: ast.literal_eval(line.value) for line in lines}
-        return _settings_of(cfg, display_path(folder.resolve()))
-    except (SyntaxError, ValueError, AttributeError, KeyError, TypeError):
+        return _comparable_settings(values, display_path(folder.resolve()))
+    except (KeyError, TypeError):
         raise MtpdError(
-            f'{display_path(path)} does not tell how the run was distilled: it is not as the kit wrote it.'
+            f'{display_path(folder / "recipe.py")} does not tell how the run was distilled: it is not as the kit wrote it.'
         ) from None
 
 
-def _settings_of(cfg: dict, source: str) -> Settings:
-    method = cfg['distill']['settings'][cfg['distill']['method']]
-    cfg = {**cfg, 'distill': {**cfg['distill'], 'settings': method}}
-    settings = {key: value for key, value in flatten(json_value(cfg)) if _counts(key, value)}
-    return Settings(method['type'], cfg['seed'], source, settings)
+def _comparable_settings(values: dict, source: str) -> Settings:
+    distill = values['distill']
+    method = distill['settings'][distill['method']]
+    values = {**values, 'distill': {**distill, 'settings': method}}
+    return Settings(method['type'], values['seed'], source, values)
 
 
-def _counts(key: str, value: Any) -> bool:
-    """Whether a setting may make a difference; an older recipe.py may lack one that is None or 'auto'."""
-    idle = any(f'{key}.'.startswith(f'{name}.') for name in IDLE) or key.split('.')[-1] == 'label'
-    return not idle and value is not None and (key, value) != ('speed.precision', 'auto')
-
-
-def setting_differences(a: Settings, b: Settings) -> list[str]:
-    """Keys in which two setups differ although only the seed, or the method and what it brings along, may."""
-    keys = sorted(
-        key for key in a.settings | b.settings if a.settings.get(key) != b.settings.get(key)
-    )
-    if a.method == b.method:
-        return keys
-    return [key for key in keys if not any(key == own or key.startswith(f'{own}.') for own in OWN)]
+# Where other runs are.
 
 
 def named_runs(source: Path, folders: Sequence[str]) -> list[Path]:
-    """The run directories that `folders` name, also seen from a recipe's file: runs, or folders of runs."""
-    found = []
+    """The run directories that `folders` name, each a run or a folder of runs; relative names also from `source`, a recipe's
+    file."""
+    paths = []
     for folder in folders:
         path = resolve_path(folder, source).resolve()
         inside = [] if (path / 'run.json').is_file() else sorted(path.glob('*/run.json'))
-        found += [item.parent for item in inside] or [path]
-    return found
+        paths += [file.parent for file in inside] or [path]
+    return paths
 
 
 def sibling_runs(run: Run) -> list[Path]:
-    """Run directories of the same recipe beside `run`, and in the folders beside its own that begin with the recipe's
-    name; not the smoke runs'."""
+    """Run directories of the same recipe beside `run`, and in the folders beside its own whose names begin with the
+    recipe's; smoke runs are left out."""
     name = run.info['name']
-    here = run.path.resolve().parent
-    beside = [path for path in here.parent.glob(f'{name}*') if not path.match('*-smoke')]
-    files = {*here.glob('*/run.json')}.union(*(path.glob('*/run.json') for path in beside))
-    own = f'name = {name!r}'
-    return [path.parent for path in sorted(files) if own in _lines(path.with_name('recipe.py'))]
+    folder = run.path.resolve().parent
+    others = [path for path in folder.parent.glob(f'{name}*') if not path.match('*-smoke')]
+    files = {file for path in (folder, *others) for file in path.glob('*/run.json')}
+    return [
+        file.parent for file in sorted(files) if _states_name(file.with_name('recipe.py'), name)
+    ]
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding='utf-8').splitlines() if path.is_file() else []
+def _states_name(recipe: Path, name: str) -> bool:
+    """Whether a recipe.py is of the recipe of that name; told from its lines, since it may be damaged."""
+    return (
+        recipe.is_file() and f'name = {name!r}' in recipe.read_text(encoding='utf-8').splitlines()
+    )

@@ -14,7 +14,7 @@ from ..utils.statistics import Interval
 from .run import Run, ap_points, load_run
 from .settings import Settings, named_runs, run_settings, setting_differences, sibling_runs
 
-POWER = 2.0  # of a hop's cost in the cost of a path, as in `choose_sequence`
+PATH_COST_POWER = 2.0  # of a hop's cost in the cost of a path, as in `choose_sequence`
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Order:
         """Mean AP over the seeds at the baseline and after each stage."""
         ends = [{row['stage']: row['AP'] for row in rows} for rows in self.curves.values()]
         stages = sorted(set.intersection(*map(set, ends))) if ends else []
-        return [sum(found[stage] for found in ends) / len(ends) for stage in stages]
+        return [sum(aps[stage] for aps in ends) / len(ends) for stage in stages]
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class Study:
     @property
     def start(self) -> float | None:
         """Mean AP of the baselines."""
-        found = statistics.mean_interval(list(self.baseline.values()))
-        return found and found.value
+        mean = statistics.mean_interval(list(self.baseline.values()))
+        return mean and mean.value
 
     def order(self, name: str) -> Order:
         return next(order for order in self.orders if order.name == name)
@@ -87,12 +87,19 @@ class Study:
         return next((order for order in self.evaluated if not order.teachers), None)
 
     @property
-    def direct(self) -> Order | None:
-        """The arm with the strongest teacher alone: the one of highest AP."""
+    def best_teacher_alone(self) -> Order | None:
+        """The arm with the strongest teacher and no other: the teacher of highest AP."""
         if not self.teachers:
             return None
         best = max(sorted(self.teachers), key=self.teachers.__getitem__)
-        return next((order for order in self.evaluated if order.teachers == (best,)), None)
+        return self._taught_by((best,))
+
+    def last_teacher_alone(self, order: Order) -> Order | None:
+        """The arm with the last teacher of `order` and no other: the paper's direct distillation."""
+        return self._taught_by(order.teachers[-1:]) if order.teachers else None
+
+    def _taught_by(self, teachers: tuple[str, ...]) -> Order | None:
+        return next((order for order in self.evaluated if order.teachers == teachers), None)
 
     def path_cost(self, order: Order) -> float | None:
         """The sum of cost ** 2 over the hops from the student through the sequence."""
@@ -101,7 +108,7 @@ class Study:
         if not order.teachers or not set(path) <= set(names):
             return None
         index = [names.index(name) for name in path]
-        return sum(self.costs['cost'][a][b] ** POWER for a, b in pairwise(index))
+        return sum(self.costs['cost'][a][b] ** PATH_COST_POWER for a, b in pairwise(index))
 
     def correlation(self) -> Interval | None:
         """Spearman's rank correlation of path cost and mean AP over the sequences; -1 is a perfect forecast."""
@@ -113,7 +120,7 @@ class Study:
         """A row per evaluated arm, the best mean first.
 
         Keys: name, label, teachers, updates, ap (by seed), path_cost, chosen, and as `Interval` or None: mean, above_control,
-        above_direct (paired by seed).
+        above_best_teacher (alone; paired by seed).
         """
         rows = [
             {
@@ -123,8 +130,8 @@ class Study:
                 'updates': order.updates,
                 'ap': order.ap,
                 'mean': order.mean,
-                'above_control': _above(order, self.control),
-                'above_direct': _above(order, self.direct),
+                'above_control': _paired_difference(order, self.control),
+                'above_best_teacher': _paired_difference(order, self.best_teacher_alone),
                 'path_cost': self.path_cost(order),
                 'chosen': order.teachers in self.chosen,
             }
@@ -134,34 +141,34 @@ class Study:
 
     def json(self) -> dict:
         """`table` and `correlation` as plain values, for results.json."""
-        rows = [
-            {
-                key: value.json() if isinstance(value, Interval) else value
-                for key, value in row.items()
-            }
-            for row in self.table()
-        ]
+        rows = self.table()
+        for row in rows:
+            row['above_direct'] = row.pop('above_best_teacher')  # its name in the file
         correlation = self.correlation()
         return {
-            'orders': rows,
+            'orders': [
+                {
+                    key: value.json() if isinstance(value, Interval) else value
+                    for key, value in row.items()
+                }
+                for row in rows
+            ],
             'interval': '95 %, Student t over seeds; differences paired by seed',
             'rank_correlation': correlation and correlation.json(),
         }
 
 
-def _above(order: Order, other: Order | None) -> Interval | None:
-    return (
-        None
-        if other is None or other is order
-        else statistics.paired_difference(order.ap, other.ap)
-    )
+def _paired_difference(order: Order, other: Order | None) -> Interval | None:
+    if other is None or other is order:
+        return None
+    return statistics.paired_difference(order.ap, other.ap)
 
 
-# Runs that differ in nothing but the seed, read together.
+# Runs that differ in nothing but the seed.
 
 
 def comparable_runs(run: Run, folders: Sequence[str] = ()) -> tuple[dict[int, Run], list[str]]:
-    """`run` and those of the same recipe and settings, by seed, and what was left out for which reason.
+    """The runs of `run`'s recipe and settings by seed, itself included, and the runs left out, each with the reason.
 
     Args:
         folders: the other runs, or folders of runs. None given: the neighbours of `run`.
@@ -171,32 +178,33 @@ def comparable_runs(run: Run, folders: Sequence[str] = ()) -> tuple[dict[int, Ru
     """
     source = ROOT / run.info['recipe']
     paths = named_runs(source, folders) if folders else sibling_runs(run)
-    own, runs, left_out = _readable_settings(run), {run.info.get('seed'): run}, []
+    settings, runs, left_out = _readable_settings(run), {run.info.get('seed'): run}, []
     for path in paths:
         if path.resolve() == run.path.resolve():
             continue
         other = load_run(path)
-        setup = _readable_settings(other)
-        if own and setup and own.method != setup.method and not folders:
-            continue  # of another study
-        keys = ['recipe.py, which cannot be compared']
-        if own and setup:
-            keys = ['distill.method'] * (own.method != setup.method) + setting_differences(
-                own, setup
-            )
+        other_settings = _readable_settings(other)
+        if settings is None or other_settings is None:
+            keys = ['recipe.py, which cannot be compared']
+        elif settings.method != other_settings.method:
+            if not folders:
+                continue  # of another study
+            keys = ['distill.method', *setting_differences(settings, other_settings)]
+        else:
+            keys = setting_differences(settings, other_settings)
         if keys:
             left_out.append(
                 f'{display_path(path)} differs from {display_path(run.path)} in {", ".join(keys[:3])}.'
             )
         else:
-            runs.setdefault(setup.seed, other)
+            runs.setdefault(other_settings.seed, other)
     if folders and left_out:
         raise MtpdError('\n'.join(left_out))
     return runs, left_out
 
 
 def load_study(run: Run, folders: Sequence[str] = ()) -> Study:
-    """The study of a run and of those of the same recipe and settings with other seeds, see `comparable`."""
+    """The study of a run and of those of the same recipe and settings with other seeds, see `comparable_runs`."""
     runs, left_out = comparable_runs(run, folders)
     teachers = {row['name']: row['AP'] for row in run.results() if row['role'] == 'teacher'}
     baseline = {
@@ -205,12 +213,14 @@ def load_study(run: Run, folders: Sequence[str] = ()) -> Study:
         for row in item.results()
         if row['role'] == 'baseline' and row['AP'] is not None
     }
+    costs, suggested = _costs_and_suggestions(run)
     return Study(
-        [_order(arm, runs) for arm in run.arms],
-        baseline,
-        {name: ap for name, ap in teachers.items() if ap is not None},
-        *_forecast(run),
-        left_out,
+        orders=[_load_order(arm, runs) for arm in run.arms],
+        baseline=baseline,
+        teachers={name: ap for name, ap in teachers.items() if ap is not None},
+        costs=costs,
+        chosen=suggested,
+        left_out=left_out,
     )
 
 
@@ -221,16 +231,16 @@ def _readable_settings(run: Run) -> Settings | None:
         return None
 
 
-def _order(arm: dict, runs: dict[int, Run]) -> Order:
-    last = {seed: ap_points(run.metrics('arm', arm['name']))['AP'] for seed, run in runs.items()}
-    ap = {seed: value for seed, value in sorted(last.items()) if value is not None}
+def _load_order(arm: dict, runs: dict[int, Run]) -> Order:
+    final = {seed: ap_points(run.metrics('arm', arm['name']))['AP'] for seed, run in runs.items()}
+    ap = {seed: value for seed, value in sorted(final.items()) if value is not None}
     return Order(
-        arm['name'],
-        arm.get('label') or arm['name'],
-        tuple(t for t in arm['teachers'] if t is not None),
-        arm['updates'],
-        ap,
-        {seed: ap_curve(runs[seed], arm['name']) for seed in ap},
+        name=arm['name'],
+        label=arm.get('label') or arm['name'],
+        teachers=tuple(teacher for teacher in arm['teachers'] if teacher is not None),
+        updates=arm['updates'],
+        ap=ap,
+        curves={seed: ap_curve(runs[seed], arm['name']) for seed in ap},
     )
 
 
@@ -254,7 +264,7 @@ def ap_curve(run: Run, arm: str) -> list[dict]:
     return sorted([*ends, *inside], key=lambda row: row['updates'])
 
 
-def _forecast(run: Run) -> tuple[dict | None, list[tuple[str, ...]]]:
+def _costs_and_suggestions(run: Run) -> tuple[dict | None, list[tuple[str, ...]]]:
     """Costs and the sequences that they suggest: the run's own, or those of the sweep that it is part of."""
     sweep = run.path.resolve().parents[1]
     info = read_json(sweep / 'sweep.json')
@@ -262,5 +272,6 @@ def _forecast(run: Run) -> tuple[dict | None, list[tuple[str, ...]]]:
         costs = read_json(sweep / 'shared' / str(info['seed']) / 'order' / 'costs.json')
         return costs, [tuple(order) for order in info['suggested']['orders']]
     folder = run.path / 'order'
-    found = read_json(folder / 'sequence.json')
-    return read_json(folder / 'costs.json'), [tuple(found['sequence'])] if found else []
+    suggestion = read_json(folder / 'sequence.json')
+    suggested = [tuple(suggestion['sequence'])] if suggestion else []
+    return read_json(folder / 'costs.json'), suggested

@@ -65,7 +65,7 @@ def train(recipe, work_dir, detector: str | None, arm: str | None, stage: int, a
     CONFIG is a recipe, or an mmdet config (a file, or mmdet::retinanet/retinanet_r50_fpn_1x_coco.py), which is trained
     as it says; --cfg-options are its keys then, and data.root=FOLDER for any COCO-format dataset.
     """
-    from ..analysis.settings import refuse_other
+    from ..analysis.settings import refuse_other_settings
     from ..pipeline.mmdet_config import config_run_dir, train_config
     from ..pipeline.stages import train_detector_run, train_stage
     from ..pipeline.status import run_lock
@@ -80,7 +80,7 @@ def train(recipe, work_dir, detector: str | None, arm: str | None, stage: int, a
         if plain:
             trained = train_config(recipe, work_dir)
         else:
-            refuse_other(recipe, run_dir)
+            refuse_other_settings(recipe, run_dir)
             if arm:
                 trained = train_stage(recipe, stage, arm, work_dir)
             else:
@@ -97,7 +97,7 @@ def train(recipe, work_dir, detector: str | None, arm: str | None, stage: int, a
 @recipe_options
 def order(recipe, work_dir: Path | None) -> None:
     """How far RECIPE's detectors are from each other, and the sequence of teachers that suggests."""
-    from ..analysis.settings import refuse_other
+    from ..analysis.settings import refuse_other_settings
     from ..pipeline.teacher_order import (
         adaptation_costs,
         calibration,
@@ -109,7 +109,7 @@ def order(recipe, work_dir: Path | None) -> None:
     from ..utils.paths import display_path
 
     run_dir = recipe.run_dir(work_dir)
-    refuse_other(recipe, run_dir)
+    refuse_other_settings(recipe, run_dir)
     check_before_training(recipe, recipe.detectors)  # before what is not trained yet is trained
     labels = {name: spec.get('label', name) for name, spec in recipe.detectors.items()}
     costs = adaptation_costs(recipe, work_dir)

@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from ..utils.statistics import printed_difference
-from .figure import COLOURS, FAINT, HATCHES, INK, TEXT, Figure, dress, empty, new
+from .figure import COLOURS, FAINT, HATCHES, INK, TEXT, Figure, empty, new_figure, style_axes
 
 
 def paper_next_to_ours(paper: Mapping, ours: Mapping, dataset: str = 'this run') -> Figure:
@@ -24,15 +24,15 @@ def paper_next_to_ours(paper: Mapping, ours: Mapping, dataset: str = 'this run')
     """
     if 'baseline' not in paper or 'baseline' not in ours:
         return empty('A baseline is missing, so there are no gains to compare.')
-    fig = new(9, 3.8)
+    fig = new_figure(9, 3.8)
     axes = fig.subplots(1, 2, sharey=True)
     alt = []
     for ax, source, name in zip(
         axes, (paper, ours), ('The paper, on COCO', f'Ours, on {dataset}'), strict=True
     ):
         base = source['baseline']
-        bars = _bars(source, walk=source is paper)
-        dress(
+        bars = _gain_bars(source, walk=source is paper)
+        style_axes(
             ax,
             ylabel='gain over the baseline (AP points)' if ax is axes[0] else '',
             title=f'{name}: baseline {base:.1f}',
@@ -62,7 +62,7 @@ def paper_next_to_ours(paper: Mapping, ours: Mapping, dataset: str = 'this run')
     return fig
 
 
-def _bars(source: Mapping, walk: bool) -> list[tuple[str, float, int]]:
+def _gain_bars(source: Mapping, walk: bool) -> list[tuple[str, float, int]]:
     # The paper's stages (its walk-through) and final figures (its tables) are different runs.
     bars = [
         (f'after\nteacher {k}' + ('\n(walk-through)' if walk else ''), ap, 2)
@@ -80,14 +80,16 @@ def _bars(source: Mapping, walk: bool) -> list[tuple[str, float, int]]:
 
 # Direct against progressive distillation, by method.
 
-
-ARMS = {'direct': 'direct: last teacher only', 'progressive': 'progressive: teachers in sequence'}
-SIDES = {'direct': -1, 'progressive': 1}
-LOOKS = {
-    arm: {'facecolor': COLOURS[k], 'hatch': HATCHES[k], 'edgecolor': 'white'}
-    for k, arm in enumerate(ARMS, 1)
+ARM_LABELS = {
+    'direct': 'direct: last teacher only',
+    'progressive': 'progressive: teachers in sequence',
 }
-WIDTH = 0.36
+ARM_SIDES = {'direct': -1, 'progressive': 1}
+ARM_STYLES = {
+    arm: {'facecolor': COLOURS[k], 'hatch': HATCHES[k], 'edgecolor': 'white'}
+    for k, arm in enumerate(ARM_LABELS, 1)
+}
+BAR_WIDTH = 0.36
 
 
 def direct_against_progressive(paper: Mapping, ours: Mapping, dataset: str = 'this run') -> Figure:
@@ -108,27 +110,27 @@ def direct_against_progressive(paper: Mapping, ours: Mapping, dataset: str = 'th
         for metric, methods in paper.items()
     }
     sides = {'The paper, on COCO': single, f'Ours, on {dataset}': ours}
-    sides = {name: found for name, found in sides.items() if any(found.values())}
+    sides = {name: metrics for name, metrics in sides.items() if any(metrics.values())}
     if not sides:
         return empty('Neither the paper nor a run has bars for this student.')
-    metrics = [m for m in ('box', 'mask') if any(found.get(m) for found in sides.values())]
-    counts = [max(1.6, *(len(found.get(m, {})) for m in metrics)) for found in sides.values()]
+    metrics = [m for m in ('box', 'mask') if any(side.get(m) for side in sides.values())]
+    counts = [max(1.6, *(len(side.get(m, {})) for m in metrics)) for side in sides.values()]
     width = max(5.4, 1.4 + 1.15 * sum(counts) + 0.7 * len(sides))  # the legend's width
-    fig = new(width, 0.7 + 3.1 * len(metrics))
+    fig = new_figure(width, 0.7 + 3.1 * len(metrics))
     grid = fig.subplots(len(metrics), len(sides), squeeze=False, width_ratios=counts)
     alt = []
     for row, metric in zip(grid, metrics, strict=True):
-        panels = [found.get(metric, {}) for found in sides.values()]
+        panels = [side.get(metric, {}) for side in sides.values()]
         span = max([1.0, *(high - low for low, high in map(_ap_range, filter(None, panels)))])
         for ax, name, methods, slots in zip(row, sides, panels, counts, strict=True):
             if not methods:
                 ax.axis('off')
                 continue
-            _panel(ax, methods, span, slots)
+            _draw_panel(ax, methods, span, slots)
             cut = '; axis cut' if ax.get_ylim()[0] > 0 else ''
-            dress(ax, ylabel=f'{metric} AP (points{cut})', title=name, grid='y')
-            alt.append(f'{name}, {metric} AP: {_said(methods)}.')
-    handles = [Patch(label=label, **LOOKS[arm]) for arm, label in ARMS.items()]
+            style_axes(ax, ylabel=f'{metric} AP (points{cut})', title=name, grid='y')
+            alt.append(f'{name}, {metric} AP: {_bars_text(methods)}.')
+    handles = [Patch(label=label, **ARM_STYLES[arm]) for arm, label in ARM_LABELS.items()]
     fig.legend(handles=handles, loc='outside upper left', ncols=2, frameon=False, fontsize=TEXT - 1)
     fig.alt = 'AP of direct and of progressive distillation by method. ' + ' '.join(alt)
     return fig
@@ -142,11 +144,11 @@ def _ap_range(methods: Mapping) -> tuple[float, float]:
     )
 
 
-def _panel(ax: Axes, methods: Mapping, span: float, slots: float) -> None:
+def _draw_panel(ax: Axes, methods: Mapping, span: float, slots: float) -> None:
     for x, arms in enumerate(methods.values()):
         for arm, bar in arms.items():
-            place = x + SIDES[arm] * WIDTH / 2
-            ax.bar(place, bar['mean'], WIDTH, **LOOKS[arm], zorder=2)
+            place = x + ARM_SIDES[arm] * BAR_WIDTH / 2
+            ax.bar(place, bar['mean'], BAR_WIDTH, **ARM_STYLES[arm], zorder=2)
             top = bar['mean'] + (bar['sd'] or 0)
             if bar['sd'] is not None:
                 ax.errorbar(
@@ -166,10 +168,10 @@ def _panel(ax: Axes, methods: Mapping, span: float, slots: float) -> None:
     ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     middle = (len(methods) - 1) / 2
     ax.set_xlim(middle - max(slots, len(methods)) / 2, middle + max(slots, len(methods)) / 2)
-    ax.set_xticks(range(len(methods)), [f'{m}{_seeds(arms)}' for m, arms in methods.items()])
+    ax.set_xticks(range(len(methods)), [f'{m}{_seeds_text(arms)}' for m, arms in methods.items()])
 
 
-def _seeds(arms: Mapping) -> str:
+def _seeds_text(arms: Mapping) -> str:
     counts = [bar['n'] for bar in arms.values() if bar['n']]
     if not counts:
         return ''
@@ -177,13 +179,13 @@ def _seeds(arms: Mapping) -> str:
     return f'\n{numbers} seed{"s" if max(counts) > 1 else ""}'
 
 
-def _said(methods: Mapping) -> str:
+def _bars_text(methods: Mapping) -> str:
     parts = []
     for method, arms in methods.items():
-        found = [f'{arm} {bar["mean"]:.1f}{_spread(bar)}' for arm, bar in arms.items()]
-        parts.append(f'{method} {", ".join(found)}')
+        bars = [f'{arm} {bar["mean"]:.1f}{_spread_text(bar)}' for arm, bar in arms.items()]
+        parts.append(f'{method} {", ".join(bars)}')
     return '; '.join(parts)
 
 
-def _spread(bar: Mapping) -> str:
+def _spread_text(bar: Mapping) -> str:
     return '' if bar['sd'] is None else f' ± {bar["sd"]:.1f} over {bar["n"]} seeds'

@@ -10,13 +10,24 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from ..utils.statistics import Interval, format_signed
-from .figure import COLOURS, FAINT, INK, MARKERS, TEXT, Figure, apart, dress, empty, new
+from .figure import (
+    COLOURS,
+    FAINT,
+    INK,
+    MARKERS,
+    TEXT,
+    Figure,
+    empty,
+    new_figure,
+    spread_apart,
+    style_axes,
+)
 
-CHOSEN, OTHER, CONTROL = COLOURS[2], COLOURS[1], COLOURS[0]
+CHOSEN_COLOUR, OTHER_COLOUR, CONTROL_COLOUR = COLOURS[2], COLOURS[1], COLOURS[0]
 
 
 def ap_versus_order(rows: Sequence[Mapping], baseline: float | None = None) -> Figure:
-    """AP by arm: a point per seed, mean and 95 % interval; beside it the paired difference from direct distillation.
+    """AP by arm: a point per seed, mean and 95 % interval; beside it the paired difference from the strongest teacher alone.
 
     Args:
         rows: `Study.table()`.
@@ -25,27 +36,27 @@ def ap_versus_order(rows: Sequence[Mapping], baseline: float | None = None) -> F
     rows = [row for row in rows if row['mean'] is not None]
     if not rows:
         return empty('No arm has been evaluated yet.')
-    compared = any(row['above_direct'] for row in rows)
-    key, other = ('above_direct', 'direct, strongest teacher')
+    compared = any(row['above_best_teacher'] for row in rows)
+    key, other = 'above_best_teacher', 'strongest teacher alone'
     if not compared:
-        key, other = ('above_control', 'no teacher')
+        key, other = 'above_control', 'no teacher'
     paired = any(row[key] for row in rows)
-    fig = new(9.6 if paired else 7, 1.6 + 0.36 * len(rows))
+    fig = new_figure(9.6 if paired else 7, 1.6 + 0.36 * len(rows))
     axes = fig.subplots(
         1, 1 + paired, sharey=True, squeeze=False, width_ratios=[3, 2][: 1 + paired]
     )[0]
     seeds = sorted({seed for row in rows for seed in row['ap']})
-    left = dress(axes[0], xlabel='box AP on the validation set (points)', grid='x')
+    left = style_axes(axes[0], xlabel='box AP on the validation set (points)', grid='x')
     for place, row in enumerate(reversed(rows)):
-        colour = _colour(row)
+        colour = _arm_colour(row)
         for seed, ap in row['ap'].items():
             marker = MARKERS[seeds.index(seed) % len(MARKERS)]
             left.plot(
                 ap, place + 0.17, marker, color=colour, markersize=4.5, alpha=0.75, linestyle='none'
             )
-        _whisker(left, row['mean'], place - 0.12, colour)
+        _draw_interval(left, row['mean'], place - 0.12, colour)
         if paired and row[key]:
-            _whisker(axes[1], row[key], place, colour)
+            _draw_interval(axes[1], row[key], place, colour)
         elif paired:
             axes[1].text(0, place, '  reference', va='center', fontsize=TEXT - 1.5, color=INK)
     names = [('★ ' if row['chosen'] else '') + row['label'] for row in reversed(rows)]
@@ -58,7 +69,9 @@ def ap_versus_order(rows: Sequence[Mapping], baseline: float | None = None) -> F
             ha='center', fontsize=TEXT - 1.5, color=INK,
         )  # fmt: skip
     if paired:
-        dress(axes[1], xlabel=f'difference from "{other}",\npaired by seed (AP points)', grid='x')
+        style_axes(
+            axes[1], xlabel=f'difference from "{other}",\npaired by seed (AP points)', grid='x'
+        )
         axes[1].axvline(0, color=INK, linewidth=1, zorder=1)
         axes[1].xaxis.set_major_locator(MaxNLocator(5))
         axes[1].tick_params(axis='y', length=0)
@@ -67,14 +80,17 @@ def ap_versus_order(rows: Sequence[Mapping], baseline: float | None = None) -> F
     note = 'One seed: a single run, without an interval.'
     if seeds_text != '1':
         note = f'Small: {seeds_text} seeds, a marker each. Large: mean and 95 % t interval.'
-    note += ' ★, blue: suggested by adaptation cost.' if any(row['chosen'] for row in rows) else ''
+    if any(row['chosen'] for row in rows):
+        note += ' ★, blue: suggested by adaptation cost.'
     fig.suptitle(note, x=0.01, ha='left', fontsize=TEXT - 0.5, color=INK)
-    said = [f'{row["label"]} {_text(row["mean"])}' for row in rows]
+    parts = [f'{row["label"]} {_interval_text(row["mean"])}' for row in rows]
     over = 'of one seed' if seeds_text == '1' else f'mean and 95 % interval over {seeds_text} seeds'
-    fig.alt = f'Box AP by arm, {over}, best first: {"; ".join(said)}.'
+    fig.alt = f'Box AP by arm, {over}, best first: {"; ".join(parts)}.'
     if paired:
-        said = [f'{row["label"]} {_text(row[key], sign=True)}' for row in rows if row[key]]
-        fig.alt += f' Difference from {other}: {"; ".join(said)}.'
+        parts = [
+            f'{row["label"]} {_interval_text(row[key], sign=True)}' for row in rows if row[key]
+        ]
+        fig.alt += f' Difference from {other}: {"; ".join(parts)}.'
     return fig
 
 
@@ -90,15 +106,15 @@ def predicted_and_measured(rows: Sequence[Mapping], correlation: Interval | None
         return empty(
             'No path cost is known: `mtpd order`, or notebook 03, measures adaptation costs.'
         )
-    fig = new(8, 4.4)
-    ax = dress(
+    fig = new_figure(8, 4.4)
+    ax = style_axes(
         fig.subplots(),
         'sum of squared adaptation costs along the path',
         'box AP, mean of the seeds (points)',
         grid='both',
     )
     for place, row in enumerate(sorted(rows, key=lambda row: row['path_cost'])):
-        shape, colour = MARKERS[(len(row['teachers']) - 1) % len(MARKERS)], _colour(row)
+        shape, colour = MARKERS[(len(row['teachers']) - 1) % len(MARKERS)], _arm_colour(row)
         mean = row['mean']
         if mean.low is not None:
             ax.plot(
@@ -124,10 +140,10 @@ def predicted_and_measured(rows: Sequence[Mapping], correlation: Interval | None
     low, high = ax.get_ylim()
     if high - low < 1:  # less than a point of AP is not to look like much
         ax.set_ylim((low + high) / 2 - 0.5, (low + high) / 2 + 0.5)
-    said = [
+    parts = [
         f'{row["label"]} cost {row["path_cost"]:.2f}, AP {row["mean"].value:.1f}' for row in rows
     ]
-    fig.alt = f'Cost of the path against mean AP: {"; ".join(said)}.'
+    fig.alt = f'Cost of the path against mean AP: {"; ".join(parts)}.'
     if correlation:
         text = f'rank correlation {correlation.value:.2f} [{correlation.low:.2f}, {correlation.high:.2f}]'
         ax.set_title(text, fontsize=TEXT, color=INK, loc='left')
@@ -135,31 +151,34 @@ def predicted_and_measured(rows: Sequence[Mapping], correlation: Interval | None
     return fig
 
 
-def _colour(row: Mapping) -> str:
+def _arm_colour(row: Mapping) -> str:
     if not row['teachers']:
-        return CONTROL
-    return CHOSEN if row['chosen'] else OTHER
+        return CONTROL_COLOUR
+    return CHOSEN_COLOUR if row['chosen'] else OTHER_COLOUR
 
 
-def _whisker(ax: Axes, found: Interval, place: float, colour: str) -> None:
-    if found.low is not None:
-        ax.plot([found.low, found.high], [place, place], color=colour, linewidth=2.2, zorder=2)
-    ax.plot(found.value, place, 'D', color=colour, markersize=7, markeredgecolor='white', zorder=3)
+def _draw_interval(ax: Axes, interval: Interval, place: float, colour: str) -> None:
+    if interval.low is not None:
+        ax.plot(
+            [interval.low, interval.high], [place, place], color=colour, linewidth=2.2, zorder=2
+        )
+    ax.plot(
+        interval.value, place, 'D', color=colour, markersize=7, markeredgecolor='white', zorder=3
+    )
 
 
-def _text(found: Interval, sign: bool = False) -> str:
-    value = format_signed(found.value) if sign else f'{found.value:.1f}'
-    return value if found.low is None else f'{value} ({found.low:.1f} to {found.high:.1f})'
+def _interval_text(interval: Interval, sign: bool = False) -> str:
+    value = format_signed(interval.value) if sign else f'{interval.value:.1f}'
+    return value if interval.low is None else f'{value} ({interval.low:.1f} to {interval.high:.1f})'
 
 
-# Which teachers, in which order: adaptation costs, and the sequence that they suggest.
+# Adaptation costs, and the sequence that they suggest.
 
-
-Table = Sequence[Sequence[float | None]]
+CostTable = Sequence[Sequence[float | None]]
 
 
 def cost_matrix(
-    names: Sequence[str], cost: Table, interval: tuple[Table, Table] | None = None
+    names: Sequence[str], cost: CostTable, interval: tuple[CostTable, CostTable] | None = None
 ) -> Figure:
     """Adaptation cost from each detector (row) to each other (column), 0 to about 1.
 
@@ -172,8 +191,8 @@ def cost_matrix(
     if not values.size:
         return empty('No adaptation cost has been measured yet.')
     side = max(3.2, 1.0 + 0.95 * len(names))
-    fig = new(side + 1.6 + 0.06 * max(map(len, names)), side)
-    ax = dress(fig.subplots(), xlabel='to (its features are predicted)', ylabel='from')
+    fig = new_figure(side + 1.6 + 0.06 * max(map(len, names)), side)
+    ax = style_axes(fig.subplots(), xlabel='to (its features are predicted)', ylabel='from')
     top = max(1.0, float(np.nanmax(values))) if np.isfinite(values).any() else 1.0
     image = ax.imshow(values, cmap='Blues', vmin=0, vmax=top)
     for (row, column), value in np.ndenumerate(values):
@@ -217,8 +236,8 @@ def sequence_graph(
     if not sequence or student not in shown:
         return empty('No sequence has been chosen yet.')
     place = {name: (float(table[0, names.index(name)]), 100 * ap[name]) for name in shown}
-    fig = new(8, 4.4)
-    ax = dress(
+    fig = new_figure(8, 4.4)
+    ax = style_axes(
         fig.subplots(),
         xlabel='adaptation cost from the student (0: alike, 1: nothing in common)',
         ylabel='box AP on the validation set (points)',
@@ -249,7 +268,9 @@ def sequence_graph(
     ax.margins(x=0.08, y=0.15)
     low, high = ax.get_ylim()
     for (name, (x, y)), at in zip(
-        place.items(), apart([y for _, y in place.values()], 0.075 * (high - low)), strict=True
+        place.items(),
+        spread_apart([y for _, y in place.values()], 0.075 * (high - low)),
+        strict=True,
     ):
         ax.annotate(
             labels.get(name, name),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Sequence
 from pathlib import Path
 
 from .. import plots
 from ..analysis.run import Run, load_run
+from ..config.settings import differing_settings, read_settings
 from ..errors import MtpdError
-from ..utils.files import flatten, write_text
+from ..plots import Figure
+from ..utils.files import flatten, json_value, write_text
 from ..utils.paths import display_path
-from .html import fill_template, gallery
+from .html import encode_figures, fill_template
+from .tables import COLUMNS, Column
 
 
 def compare_runs(folders: Sequence[str | Path], out: str | Path) -> Path:
@@ -20,41 +22,42 @@ def compare_runs(folders: Sequence[str | Path], out: str | Path) -> Path:
     Raises:
         MtpdError: fewer than two, or folders that are no runs: all of them in one message.
     """
-    runs, problems = {}, []
+    by_path, problems = {}, []
     for folder in dict.fromkeys(Path(folder).resolve() for folder in folders):
         try:
-            runs[display_path(folder)] = load_run(folder)
+            by_path[display_path(folder)] = load_run(folder)
         except MtpdError as error:
             problems.append(str(error))
     if problems:
         raise MtpdError('\n'.join(problems))
-    if len(runs) < 2:
+    if len(by_path) < 2:
         raise MtpdError(
             'one run has nothing to be compared with: name two run directories or more.'
         )
+    runs = list(by_path.values())
     names = [chr(ord('A') + k) if len(runs) <= 26 else str(k + 1) for k in range(len(runs))]
-    states = [run.state for run in runs.values()]
-    partial = any(state != 'complete' for state in states)
-    apart = run_differences(list(runs.values()))
-    same_images = not any(key.startswith(('data.', 'image.', 'evaluation.')) for key, _ in apart)
+    partial = any(run.state != 'complete' for run in runs)
+    differences = run_differences(runs)
+    other_images = any(key.startswith(('data.', 'image.', 'evaluation.')) for key, _ in differences)
+    label, ap = (next(c for c in COLUMNS if c.key == key) for key in ('label', 'AP'))
     html = fill_template(
         'beside.html.j2',
         title=f'{len(runs)} runs',
-        facts=[run.info['name'] for run in {r.info['name']: r for r in runs.values()}.values()],
+        facts=list(dict.fromkeys(run.info['name'] for run in runs)),
         state='stopped' if partial else 'complete',
         headline='Not all are complete.' if partial else 'Complete.',
         detail='',
         names=names,
         runs=[
-            (name, path, state, run.info.get('smoke'))
-            for name, state, (path, run) in zip(names, states, runs.items(), strict=True)
+            {'name': name, 'path': path, 'state': run.state, 'info': run.info}
+            for name, (path, run) in zip(names, by_path.items(), strict=True)
         ],
-        rows=_table(list(runs.values())),
-        same_images=same_images,
-        differences=apart,
-        figures=gallery(_figures(dict(zip(names, runs.values(), strict=True)))),
-        commands=[run.info.get('command') for run in runs.values()],
-        environment=_environments(list(runs.values())),
+        columns=[label, *(Column(name, name, ap.format) for name in names)],
+        rows=_ap_rows(dict(zip(names, runs, strict=True))),
+        same_images=not other_images,
+        differences=differences,
+        figures=encode_figures(_run_figures(dict(zip(names, runs, strict=True)))),
+        environment=_joint_environment(runs),
     )
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -64,61 +67,56 @@ def compare_runs(folders: Sequence[str | Path], out: str | Path) -> Path:
 
 def run_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """Settings by dotted key whose values are not the same in all runs, and the value of each; – where it has none."""
-    flat = [dict(flatten(_settings(run))) for run in runs]
-    keys = dict.fromkeys(key for values in flat for key in values)
-    found = []
-    for key in keys:
-        values = [repr(values[key]) if key in values else '–' for values in flat]
-        if len(set(values)) > 1:
-            found.append((key, values))
-    return found
+    settings = [_stated_settings(run) for run in runs]
+    keys = {key for other in settings[1:] for key in differing_settings(settings[0], other)}
+    flat = [dict(flatten(json_value(values))) for values in settings]
+    return [
+        (key, [repr(values[key]) if key in values else '–' for values in flat])
+        for key in sorted(keys)
+    ]
 
 
-def _settings(run: Run) -> dict:
+def _stated_settings(run: Run) -> dict:
     """What recipe.py states; nothing of it is run."""
-    path = run.path / 'recipe.py'
     try:
-        lines = ast.parse(path.read_text(encoding='utf-8')).body
-        return {line.targets[0].id: ast.literal_eval(line.value) for line in lines}
-    except (OSError, SyntaxError, ValueError, AttributeError):
+        settings = read_settings(run.path / 'recipe.py')
+    except MtpdError:
         return {'recipe.py': 'not as the kit writes it'}
+    return {'recipe.py': 'missing'} if settings is None else settings
 
 
-def _table(runs: list[Run]) -> list[dict]:
-    """A row for each detector and arm that any run has: its AP in each, and the best of them."""
+def _ap_rows(runs: dict[str, Run]) -> list[dict]:
+    """A row for each detector and arm that any run has: its label, its AP (points) by name of the run, and 'best', the
+    names of those with the highest, where they differ."""
     rows: dict[tuple, dict] = {}
-    for place, run in enumerate(runs):
-        for row in run.results():
-            kept = rows.setdefault(
-                (row['role'], row['label']), {'label': row['label'], 'AP': [None] * len(runs)}
-            )
-            kept['AP'][place] = row['AP']
+    for name, run in runs.items():
+        for result in run.results():
+            key = result['role'], result['label']
+            rows.setdefault(key, {'label': result['label']})[name] = result['AP']
     for row in rows.values():
-        there = [round(ap, 1) for ap in row['AP'] if ap is not None]
-        row['best'] = max(there) if len(set(there)) > 1 else None
+        aps = {name: round(row[name], 1) for name in runs if row.get(name) is not None}
+        highest = max(aps.values(), default=None)
+        best = [name for name, ap in aps.items() if ap == highest]
+        row['best'] = best if len(best) < len(aps) else []
     return list(rows.values())
 
 
-def _environments(runs: list[Run]) -> dict[str, str]:
+def _joint_environment(runs: list[Run]) -> dict[str, str]:
     """What they ran on: one value where it was the same."""
     keys = dict.fromkeys(key for run in runs for key in run.environment)
-    found = {}
-    for key in keys:
-        values = dict.fromkeys(str(run.environment.get(key)) for run in runs)
-        found[key] = ' / '.join(values)
-    return found
+    return {
+        key: ' / '.join(dict.fromkeys(str(run.environment.get(key)) for run in runs))
+        for key in keys
+    }
 
 
-def _figures(runs: dict[str, Run]):
-    arms = dict.fromkeys(arm['name'] for run in runs.values() for arm in run.arms)
-    curves: dict = {}
-    for arm in arms:
-        there = {
-            name: run.curves(arm)
-            for name, run in runs.items()
-            if arm in [own['name'] for own in run.arms]
-        }
-        curves[arm] = {name: rows for name, rows in there.items() if rows}
+def _run_figures(runs: dict[str, Run]) -> list[tuple[Figure, str]]:
+    curves: dict[str, dict[str, list[dict]]] = {}
+    for name, run in runs.items():
+        for arm in run.arms:
+            rows = run.curves(arm['name'])
+            if rows:
+                curves.setdefault(arm['name'], {})[name] = rows
     stages = {
         f'{name}: {label}': rows
         for name, run in runs.items()

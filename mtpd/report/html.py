@@ -14,15 +14,15 @@ from typing import Any
 from ..analysis.run import Run
 from ..plots import Figure
 from ..utils.progress import progress_bar
-from .tables import cell_text
+from .tables import cell_text, format_duration
 
 TEMPLATES = Path(__file__).parent / 'templates'
 # A page loads nothing but what is inside the file; of scripts only those named here.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; script-src {}"
+CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; script-src {}"
 # Tag of cells about what only a kernel behind the page can do, such as controls: a static page goes without them.
-LIVE = 'live'
+LIVE_TAG = 'live'
 # What no policy forbids in a notebook's own HTML: to lead elsewhere by itself (refresh), to look up hosts (preconnect).
-LEADS_OUT = re.compile('<(?=/?(?:meta|link|base))', re.IGNORECASE)
+OUTWARD_TAGS = re.compile('<(?=/?(?:meta|link|base))', re.IGNORECASE)
 
 
 def fill_template(name: str, **values: Any) -> str:
@@ -32,21 +32,14 @@ def fill_template(name: str, **values: Any) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {
-        'ap': lambda v: '–' if v is None else f'{v:.1f}',
-        'two': lambda v: '–' if v is None else f'{v:.2f}',
-        'whole': lambda v: '–' if v is None else f'{v:,}',
-        'millions': lambda v: '–' if v is None else f'{v / 1e6:.2f}',
-        'duration': format_duration,
-        'cell': cell_text,
-    }
+    environment.filters |= {'duration': format_duration, 'cell': cell_text}
     style = (TEMPLATES / 'style.css').read_text(encoding='utf-8')
     return environment.get_template(name).render(
-        policy=POLICY.format("'none'"), style=style, **values
+        policy=CONTENT_POLICY.format("'none'"), style=style, **values
     )
 
 
-def gallery(drawn: Iterable[tuple[Figure, str]]) -> list[dict]:
+def encode_figures(drawn: Iterable[tuple[Figure, str]]) -> list[dict]:
     """Figures and captions as gallery.html.j2 takes them, without those that only say there is nothing yet."""
     figures = []
     for fig, caption in drawn:
@@ -55,18 +48,6 @@ def gallery(drawn: Iterable[tuple[Figure, str]]) -> list[dict]:
             figure = {'mime': mime, 'data': base64.b64encode(data).decode(), 'alt': fig.alt}
             figures.append(figure | {'caption': caption, 'width': round(96 * fig.get_figwidth())})
     return figures
-
-
-def format_duration(seconds: float | None) -> str:
-    """Seconds in words: 45 s, 13 min 32 s, 2 h 5 min; – for None."""
-    if seconds is None:
-        return '–'
-    seconds = round(seconds)
-    if seconds < 60:
-        return f'{seconds} s'
-    if seconds < 3600:
-        return f'{seconds // 60} min {seconds % 60} s'
-    return f'{seconds // 3600} h {seconds % 3600 // 60} min'
 
 
 def run_pages(run: Run) -> list[dict[str, Any]]:
@@ -83,13 +64,13 @@ def run_pages(run: Run) -> list[dict[str, Any]]:
             page = {'name': path.stem, 'path': path, 'state': 'done'}
             pages.append(page | {'seconds': None, 'reason': None})
     for page in pages:
-        page['notebook'] = _read(page['path'])
+        page['notebook'] = _read_notebook(page['path'])
         page['href'] = f'{page["path"].stem}.html' if page['notebook'] else None
-        page['title'] = _title(page, run)
+        page['title'] = _page_title(page, run)
     return pages
 
 
-def _read(path: Path):
+def _read_notebook(path: Path):
     import nbformat
 
     if not path.is_file():
@@ -98,12 +79,12 @@ def _read(path: Path):
         notebook = nbformat.read(path, as_version=4)
     except Exception:  # half-written by a run in progress, or damaged: the report goes without it
         return None
-    tags = {'papermill-error-cell-tag', LIVE}
+    tags = {'papermill-error-cell-tag', LIVE_TAG}
     notebook.cells = [c for c in notebook.cells if not tags & {*c.metadata.get('tags', [])}]
     return notebook
 
 
-def _title(page: dict, run: Run) -> str:
+def _page_title(page: dict, run: Run) -> str:
     cells = page['notebook'].cells if page['notebook'] else ()
     heads = [c.source for c in cells if c.cell_type == 'markdown' and c.source.startswith('# ')]
     if not heads:
@@ -157,15 +138,15 @@ def mathml(formula: str, display: str = 'inline') -> str:
     from latex2mathml.converter import convert
 
     try:
-        found = convert(formula.strip(), display=display)
+        markup = convert(formula.strip(), display=display)
     except Exception:  # each of a dozen of its own
-        found = ''
-    return found if found and 'href' not in found else f'<code>{escape(formula)}</code>'
+        markup = ''
+    return markup if markup and 'href' not in markup else f'<code>{escape(formula)}</code>'
 
 
 def disarm_links(html: str) -> str:
     """A notebook's HTML, its elements that lead out of the page shown as text."""
-    return LEADS_OUT.sub('&lt;', html)
+    return OUTWARD_TAGS.sub('&lt;', html)
 
 
 def render_pages(pages: list[dict]) -> Iterator[tuple[str, str]]:
@@ -177,7 +158,7 @@ def render_pages(pages: list[dict]) -> Iterator[tuple[str, str]]:
     for k, page in enumerate(progress_bar('report', shown)):
         resources = {
             'metadata': {'name': page['title']},
-            'policy': POLICY.format(f"'sha256-{digest}'"),
+            'policy': CONTENT_POLICY.format(f"'sha256-{digest}'"),
             'style': (TEMPLATES / 'style.css').read_text(encoding='utf-8'),
             'script': script,
             'state': page['state'],

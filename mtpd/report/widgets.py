@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import plots
 from ..analysis import dataset, feature_maps
-from ..analysis.error_types import judge
+from ..analysis.error_types import classify_detections
 from ..analysis.run import Run
 from ..config.recipe import Recipe
 from ..engine.features import image_batches, load_detectors, neck_features
@@ -34,7 +34,7 @@ def show_with_controls(
     """
     import ipywidgets
 
-    controls = {name: _control(name, *choice) for name, choice in choices.items()}
+    controls = {name: make_control(name, *choice) for name, choice in choices.items()}
 
     def drawn() -> Figure:
         return draw(**{name: control.value for name, control in controls.items()})
@@ -51,7 +51,7 @@ def show_with_controls(
     display(box._repr_mimebundle_() | {'text/plain': ''}, raw=True)
 
 
-def _control(name: str, first: Any, others: Sequence[Any]):
+def make_control(name: str, first: Any, others: Sequence[Any]):
     import ipywidgets
 
     text = name.replace('_', ' ')
@@ -65,8 +65,7 @@ def _control(name: str, first: Any, others: Sequence[Any]):
     return ipywidgets.Dropdown(value=first, options=options, description=text)
 
 
-# Figures that notebooks draw again and again with other choices; what they are made of is loaded once.
-
+# Figures that notebooks draw again and again with other choices. What they are made of is loaded once.
 
 Checkpoints = Mapping[str, tuple[str, Path]]  # by label: name in the recipe, file
 
@@ -100,14 +99,13 @@ class DetectionsView:
         truth = {key: example[key] for key in ('boxes', 'labels')}
         panels, first = {}, None
         for label, path in self.files.items():
-            found = dataset.read_detections(path, self.recipe, [example['id']], masks=True)[
-                example['id']
-            ]
-            judged = judge(truth, found, threshold)
-            first = judged.matched if first is None else first
-            panels[label] = found | {
-                'right': np.array([kind == 'correct' for kind in judged.kinds], bool),
-                'matched': judged.matched,
+            detections = dataset.read_detections(path, self.recipe, [example['id']], masks=True)
+            objects = detections[example['id']]
+            classified = classify_detections(truth, objects, threshold)
+            first = classified.matched if first is None else first
+            panels[label] = objects | {
+                'right': np.array([kind == 'correct' for kind in classified.kinds], bool),
+                'matched': classified.matched,
                 'before': first,
             }
         if example['masks'] is not None:
@@ -126,7 +124,7 @@ class FeaturesView:
         self.pictures = [
             example['image'] for example in dataset.sample_images(recipe, 'val', images)
         ]
-        self._found: dict[Path, list[list[Tensor]]] = {}  # by checkpoint and image, the levels
+        self._levels: dict[Path, list[list[Tensor]]] = {}  # by checkpoint and image
 
     def __len__(self) -> int:
         """Images to choose from."""
@@ -135,8 +133,8 @@ class FeaturesView:
     @property
     def levels(self) -> range:
         """FPN levels that all the detectors have; 0 is the finest."""
-        found = [levels for arm in self.arms for _, levels in self._row(arm, 0)]
-        return range(min(map(len, found)))
+        counts = [len(levels) for arm in self.arms for _, levels in self._row(arm, 0)]
+        return range(min(counts))
 
     def __call__(
         self, arm: str, image: int = 0, level: int = 0, view: str = 'strength'
@@ -153,11 +151,11 @@ class FeaturesView:
 
     def _row(self, arm: str, image: int) -> list[tuple[str, list[Tensor]]]:
         """(label, levels (C, H, W)) of each detector; what is shared by arms is computed once."""
-        missing = {str(p): (n, p) for n, p in self.arms[arm].values() if p not in self._found}
+        missing = {str(p): (n, p) for n, p in self.arms[arm].values() if p not in self._levels}
         models = load_detectors(self.recipe, missing)
-        self._found |= {Path(path): [] for path in models}
+        self._levels |= {Path(path): [] for path in models}
         for pixels, metas in image_batches(self.recipe, len(self)) if models else ():
             for path, model in models.items():
                 levels = neck_features(model, pixels)
-                self._found[Path(path)] += [[x[i] for x in levels] for i in range(len(metas))]
-        return [(label, self._found[path][image]) for label, (_, path) in self.arms[arm].items()]
+                self._levels[Path(path)] += [[x[i] for x in levels] for i in range(len(metas))]
+        return [(label, self._levels[path][image]) for label, (_, path) in self.arms[arm].items()]

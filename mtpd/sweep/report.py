@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from .. import plots
 from ..analysis.run import load_run
-from ..analysis.verdict import study_rows, study_verdict
-from ..report.html import fill_template, gallery
+from ..analysis.verdict import study_verdict
+from ..report.html import encode_figures, fill_template
 from ..report.run import study_figures
+from ..report.tables import study_rows
 from ..utils.files import read_json, write_text
 from .folder import Sweep, load_sweep
 from .plan import shared_run
@@ -43,7 +44,7 @@ def make_sweep_report(path: str | Path) -> Path:
         missing=open_jobs,
         studies=[_section(method, study) for method, study in sweep_studies(sweep).items()],
         teachers=_teachers(found, first),
-        costs=gallery(_costs(sweep, first)),
+        costs=encode_figures(_costs(sweep, first)),
         command=found['command'],
         recipe=sweep.info['text'],
         environment=found['environment'],
@@ -78,7 +79,7 @@ def _section(method: str, study: Study) -> dict:
         'findings': study_verdict(study),
         'left_out': study.left_out,
         'rows': study_rows(study),
-        'figures': gallery(drawn),
+        'figures': encode_figures(drawn),
     }
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
+
+# isort: split
+
 import json
 
 import pytest
@@ -12,7 +16,7 @@ from torch import nn
 from helpers.fake_run import make_run
 from mtpd import load_recipe, load_run, plots
 from mtpd.analysis import generalisation, generalisation_gap
-from mtpd.analysis.run import DISTILLATION
+from mtpd.analysis.run import DISTILLATION_LOSS
 from mtpd.engine.evaluation import load_detector
 
 RECIPE = 'configs/mini/retinanet_r50__r101_rx101.py'
@@ -35,7 +39,7 @@ def test_a_perturbation_has_the_size_asked_for_filter_by_filter_and_goes_again()
     before = [weight.detach().clone() for weight in model.parameters()]
     moved = []
     for seed in (1, 1, 2):
-        with generalisation.perturbed(model, 0.1, seed):
+        with generalisation.perturbed_weights(model, 0.1, seed):
             moved.append([weight.detach().clone() for weight in model.parameters()])
     assert all(map(torch.equal, before, model.parameters()))
     assert all(map(torch.equal, moved[0], moved[1]))
@@ -51,7 +55,7 @@ def test_a_perturbation_has_the_size_asked_for_filter_by_filter_and_goes_again()
 def test_weights_come_back_when_what_was_measured_fails():
     model = nn.Conv2d(1, 1, 3)
     before = model.weight.detach().clone()
-    with pytest.raises(ZeroDivisionError), generalisation.perturbed(model, 0.5, 0):
+    with pytest.raises(ZeroDivisionError), generalisation.perturbed_weights(model, 0.5, 0):
         raise ZeroDivisionError
     assert torch.equal(model.weight, before)
 
@@ -73,7 +77,7 @@ def test_the_loss_is_the_detectors_own_mean_over_images(recipe, teacher):
 def test_flatness_rises_with_the_perturbation_and_leaves_the_model(recipe, teacher):
     loader = generalisation.training_batches(recipe, 'train', 4)
     before = generalisation.detection_loss(teacher, loader)
-    rows = generalisation.flatness(teacher, loader, directions=2, sizes=(0.1, 0.5))
+    rows = generalisation.perturbed_losses(teacher, loader, directions=2, sizes=(0.1, 0.5))
     assert [(row['size'], row['direction']) for row in rows] == [
         (0, 0), (0.1, 0), (0.1, 1), (0.5, 0), (0.5, 1)
     ]  # fmt: skip
@@ -103,9 +107,9 @@ def test_arms_are_compared_seed_by_seed():
     assert (
         shown['validation loss'].startswith('+0.050 [−0.') and '*' not in shown['validation loss']
     )
-    said = generalisation_gap.gap_verdict({0: one, 1: two}, 'none')
-    assert said[0] == 'Better fit than without a teacher: shown for arm direct.'
-    assert said[1] == 'Better on other images than without a teacher: not shown.'
+    sentences = generalisation_gap.gap_verdict({0: one, 1: two}, 'none')
+    assert sentences[0] == 'Better fit than without a teacher: shown for arm direct.'
+    assert sentences[1] == 'Better on other images than without a teacher: not shown.'
     more = [[*rows, row('far', 0.9 + k / 9, 0.9, (0.1, 0.1))] for k, rows in enumerate((one, two))]
     assert generalisation_gap.gap_verdict(dict(enumerate(more)), 'none')[0].endswith(
         ': shown for arm direct.'
@@ -115,10 +119,10 @@ def test_arms_are_compared_seed_by_seed():
     assert 'With one seed' in generalisation_gap.gap_verdict({0: one}, 'none')[0]
     assert 'nothing to compare' in generalisation_gap.gap_verdict({0: one}, None)[0]
     rows = generalisation_gap.gap_rows({0: one, 1: two})
-    found = {line['mean over the seeds']: line for line in rows}
-    assert found['training loss']['arm none'] == '0.700'
-    assert found['loss, validation less training']['arm direct'] == '0.300'
-    assert found['AP, training less validation']['arm none'] is None
+    values = {line['mean over the seeds']: line for line in rows}
+    assert values['training loss']['arm none'] == '0.700'
+    assert values['loss, validation less training']['arm direct'] == '0.300'
+    assert values['AP, training less validation']['arm none'] is None
     known = dict(one[0], val={'loss': 0.9, 'AP': 18.5})
     (line,) = [
         row
@@ -130,11 +134,11 @@ def test_arms_are_compared_seed_by_seed():
 
 
 def test_figures_say_the_numbers():
-    found = {0: [row('none', 0.8, 0.9, (0.1, 0.3)), row('direct', 0.7, 0.75, (0.1, 0.2))]}
-    fig = plots.generalisation(found)
+    values = {0: [row('none', 0.8, 0.9, (0.1, 0.3)), row('direct', 0.7, 0.75, (0.1, 0.2))]}
+    fig = plots.generalisation(values)
     assert 'arm direct, detection loss: training 0.7, validation 0.75' in fig.alt
     assert 'box AP' not in fig.alt  # nobody has one on validation images
-    assert 'arm none 0.200; arm direct 0.150' in plots.flatness(found).alt
+    assert 'arm none 0.200; arm direct 0.150' in plots.flatness(values).alt
     assert not plots.flatness({}).axes and not plots.generalisation({}).axes
 
 
@@ -153,11 +157,11 @@ def test_what_is_kept_is_not_measured_again(recipe, tmp_path):
     rows = generalisation.measure_run(recipe, run, **few)
     assert [row['name'] for row in rows] == ['baseline', *(arm['name'] for arm in run.arms)]
     assert rows[0]['train'] == rows[1]['train']  # the same weights
-    assert len(rows[0]['flat']) == 1 + len(generalisation.SIZES)
-    path = run.path / generalisation.KEPT
-    kept = json.loads(path.read_text())
-    kept['none']['train']['loss'] = kept['direct']['train']['loss'] = 123.0
-    path.write_text(json.dumps(kept))
+    assert len(rows[0]['flat']) == 1 + len(generalisation.PERTURBATION_SIZES)
+    path = run.path / generalisation.MEASUREMENTS_FILE
+    measured = json.loads(path.read_text())
+    measured['none']['train']['loss'] = measured['direct']['train']['loss'] = 123.0
+    path.write_text(json.dumps(measured))
     bias = model.state_dict()['bbox_head.retina_cls.bias']
     bias += 1
     torch.save(
@@ -178,12 +182,12 @@ def test_shares_of_levels():
     ]  # fmt: skip
     fig = plots.level_shares(rows)
     assert 'level 0 from 75 to 25 %, level 1 from 25 to 75 %' in fig.alt
-    assert DISTILLATION.fullmatch('loss_mgd_fpn_3')[1] == '3'
+    assert DISTILLATION_LOSS.fullmatch('loss_mgd_fpn_3')[1] == '3'
     assert not plots.level_shares([{'update': 1, 'distillation': None}]).axes
 
 
 def test_the_pareto_front_by_hand():
-    from mtpd.plots.results import pareto
+    from mtpd.plots.results import pareto_front
 
     points = [(1, 10), (1, 12), (2, 11), (3, 12), (4, 20), (5, 19)]
-    assert pareto(points) == [(1, 12), (4, 20)]
+    assert pareto_front(points) == [(1, 12), (4, 20)]

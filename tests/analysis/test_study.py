@@ -1,4 +1,4 @@
-"""AP by sequence over seeds: intervals against hand calculations, which runs count, what the words say."""
+"""AP by sequence over seeds: intervals against hand calculations, and which runs count."""
 
 import json
 
@@ -7,21 +7,20 @@ import pytest
 from scipy.stats import spearmanr
 
 from helpers.fake_run import put, trained
+from helpers.study import AP, T2, made_up_study
 from mtpd import plots
-from mtpd.analysis.study import Order, Study, ap_curve, load_study
-from mtpd.analysis.verdict import difference_text, study_rows, study_verdict
+from mtpd.analysis.study import ap_curve, load_study
 from mtpd.errors import MtpdError
+from mtpd.report.tables import study_rows
 from mtpd.utils import statistics
 from mtpd.utils.statistics import Interval
 
-T2 = 4.302652729911275  # Student's t, 97.5 %, 2 degrees of freedom, from a printed table
-
 
 def test_mean_and_interval_by_hand():
-    found = statistics.mean_interval([1.0, 2.0, 3.0])  # standard deviation 1
+    interval = statistics.mean_interval([1.0, 2.0, 3.0])  # standard deviation 1
     reach = T2 / 3**0.5
-    assert (found.value, found.n, found.sign) == (2.0, 3, 0)
-    assert (found.low, found.high) == (pytest.approx(2 - reach), pytest.approx(2 + reach))
+    assert (interval.value, interval.n, interval.sign) == (2.0, 3, 0)
+    assert (interval.low, interval.high) == (pytest.approx(2 - reach), pytest.approx(2 + reach))
     assert statistics.mean_interval([5.0]) == Interval(5.0, None, None, 1)
     assert statistics.mean_interval([]) is None
 
@@ -29,10 +28,10 @@ def test_mean_and_interval_by_hand():
 def test_differences_are_taken_seed_by_seed():
     """Seeds that move both arms alike leave a small interval; unpaired it would be wide."""
     a, b = {0: 11.0, 1: 21.1, 2: 30.9, 7: 50.0}, {2: 30.0, 1: 20.0, 0: 10.0, 9: 0.0}
-    found = statistics.paired_difference(a, b)  # 1.0, 1.1, 0.9
-    assert (found.value, found.n) == (pytest.approx(1.0), 3)
-    assert found.high - found.value == pytest.approx(T2 * 0.1 / 3**0.5)
-    assert found.sign == 1 and statistics.paired_difference(b, a).sign == -1
+    gap = statistics.paired_difference(a, b)  # 1.0, 1.1, 0.9
+    assert (gap.value, gap.n) == (pytest.approx(1.0), 3)
+    assert gap.high - gap.value == pytest.approx(T2 * 0.1 / 3**0.5)
+    assert gap.sign == 1 and statistics.paired_difference(b, a).sign == -1
     assert statistics.paired_difference({0: 1.0}, {1: 1.0}) is None
 
 
@@ -40,9 +39,11 @@ def test_rank_correlation_against_scipy_and_its_limits():
     rng = np.random.default_rng(3)
     x = rng.normal(size=30)
     y = -x + rng.normal(size=30)
-    found = statistics.rank_correlation(x, y)
-    assert found.value == pytest.approx(spearmanr(x, y).statistic)
-    assert -1 <= found.low < found.value < found.high < 0 and found.sign == -1
+    correlation = statistics.rank_correlation(x, y)
+    assert correlation.value == pytest.approx(spearmanr(x, y).statistic)
+    assert (
+        -1 <= correlation.low < correlation.value < correlation.high < 0 and correlation.sign == -1
+    )
     assert statistics.rank_correlation([1, 2, 3, 4], [1, 10, 100, 1000]).value == pytest.approx(1)
     assert statistics.rank_correlation([1, 1, 2, 2], [3, 3, 4, 4]).value == pytest.approx(1)  # ties
     assert statistics.rank_correlation([1, 2, 3], [1, 2, 3]) is None
@@ -50,128 +51,32 @@ def test_rank_correlation_against_scipy_and_its_limits():
 
 
 # Costs of student, a, b: paths a 0.25, b 0.81, a-b 0.25 + 0.16, b-a 0.81 + 0.16.
-COSTS = {'detectors': ['student', 'a', 'b'], 'cost': [[0, 0.5, 0.9], [0.5, 0, 0.4], [0.9, 0.4, 0]]}
-AP = {
-    (): [10.0, 12.0, 11.0],
-    ('a',): [11.5, 11.1, 12.4],
-    ('b',): [12.0, 14.2, 12.8],
-    ('a', 'b'): [13.0, 15.1, 13.9],
-    ('b', 'a'): [11.9, 14.4, 12.8],
-}
-
-
-def study(ap=AP, costs=COSTS, chosen=(('a', 'b'),), seeds=range(3), updates=600):
-    curve = [
-        {'updates': u, 'AP': float(v), 'stage': s, 'teacher': t}
-        for u, v, s, t in ((0, 5, 0, None), (300, 8, 1, 'a'), (600, 9, 2, 'b'))
-    ]
-    orders = [
-        Order('-'.join(t) or 'none', ' → '.join(t) or 'no teacher', t, updates,
-              dict(zip(seeds, values, strict=False)), dict.fromkeys(seeds, curve))
-        for t, values in ap.items()
-    ]  # fmt: skip
-    return Study(orders, {0: 5.0, 1: 6.0}, {'a': 40.0, 'b': 50.0}, costs, list(chosen), [])
 
 
 def test_the_table_has_the_best_first_and_its_differences():
-    found = study()
-    rows = {row['name']: row for row in found.table()}
+    study = made_up_study()
+    rows = {row['name']: row for row in study.table()}
     assert list(rows) == ['a-b', 'b-a', 'b', 'a', 'none']
-    assert found.direct.name == 'b' and found.control.name == 'none' and found.start == 5.5
+    assert (
+        study.best_teacher_alone.name == 'b' and study.control.name == 'none' and study.start == 5.5
+    )
     best = rows['a-b']
     assert best['mean'].value == pytest.approx(14.0) and best['chosen']
-    assert best['above_direct'].value == pytest.approx((1.0 + 0.9 + 1.1) / 3)
+    assert best['above_best_teacher'].value == pytest.approx((1.0 + 0.9 + 1.1) / 3)
     assert best['above_control'].value == pytest.approx(3.0)
-    assert rows['none']['above_control'] is None and rows['b']['above_direct'] is None
+    assert rows['none']['above_control'] is None and rows['b']['above_best_teacher'] is None
     costs = {name: row['path_cost'] for name, row in rows.items()}
     assert costs == pytest.approx({'a-b': 0.41, 'b-a': 0.97, 'b': 0.81, 'a': 0.25, 'none': None})
     expected = spearmanr([0.41, 0.97, 0.81, 0.25], [14.0, 13.03, 13.0, 11.67]).statistic
-    assert found.correlation().value == pytest.approx(expected)
-    kept = json.loads(json.dumps(found.json()))
-    assert kept['orders'][0]['above_direct']['n'] == 3
-    assert kept['rank_correlation']['value'] == pytest.approx(expected)
-
-
-def test_words_follow_from_the_intervals():
-    found = study_verdict(study())
-    compared, _, teacher, sequence, costs = found.values()
-    assert compared == (
-        'Every arm trained 600 updates after the same baseline, with a learning rate schedule for each stage: warm-up and '
-        'decay come once a stage; seeds 0, 1, 2.'
-    )
-    reach = T2 * 0.1 / 3**0.5
-    ends = f'[{1 - reach:.1f}, {1 + reach:.1f}], 3 seeds'
-    words = 'The best sequence by mean AP and the one that the costs suggest'
-    assert f'{words}: a → b is better than direct distillation (b) by 1.0 AP {ends}.' in sequence
-    assert 'does not account for its being picked as the best of 2' in sequence
-    assert 'Yes: the one that they suggest, a → b, is number 1 of 4 by mean AP.' in costs
-    # Against 11.0, 13.0, 12.0: a → b 3.0 above it, b 2.0 and b → a 2.03; a may be below.
-    assert teacher == (
-        'Of 4 arms with a teacher 3 did better than training on without one, by 2.0 to 3.0 AP; for 1 no difference is shown.'
-    )
-    assert list(found)[3] == 'Does a sequence beat the strongest teacher alone?'
-    other = study_verdict(study(chosen=[('b', 'a')]))[
-        'Did the adaptation costs foretell the best sequence?'
-    ]
-    assert other.startswith(
-        'No: the one that they suggest, b → a, is number 2 of 4 by mean AP, −1.0 ['
-    )
-    near = AP | {('b', 'a'): [12.9, 15.2, 13.8]}
-    other = study_verdict(study(near, chosen=[('b', 'a')]))[
-        'Did the adaptation costs foretell the best sequence?'
-    ]
-    assert other.startswith('Not shown: the one that they suggest, b → a, is number 2 of 4')
-    assert found['Which arm is best?'].startswith('"a → b", with AP 14.0 [')
-    assert study().order('a-b').walk == [5, 8, 9]
-    same = study(AP | {('a', 'b'): [11.9, 14.4, 12.7]})
-    assert 'no difference shown between a → b and direct distillation (b): ±0.0 AP' in ' '.join(
-        study_verdict(same).values()
-    )
-    worse = ' '.join(study_verdict(study(AP | {('a', 'b'): [11.0, 13.1, 11.9]})).values())
-    assert 'a → b is worse than direct distillation (b) by 1.0 AP [' in worse
-
-
-def test_one_seed_and_unequal_arms_are_said():
-    one = ' '.join(study_verdict(study({t: v[:1] for t, v in AP.items()})).values())
-    assert 'One seed does not tell: the one that they suggest, a → b, is number 1 of 4' in one
-    assert 'one seed.' in one and '+1.0 AP with one seed, which shows nothing' in one
-    assert 'better than' not in one
-    fewer = ' '.join(study_verdict(study(AP | {('a', 'b'): [13.0]})).values())
-    assert 'of which some arms have 1 only' in fewer
-    found = study()
-    found.orders[0] = Order('none', 'no teacher', (), 300, {0: 9.0}, {})
-    assert 'DIFFERENT numbers of updates' in study_verdict(found)['What is compared?']
-    assert list(study_verdict(study({})).values()) == ['No arm has been evaluated yet.']
-
-
-def test_costs_that_foretell_and_that_do_not():
-    means = {('a',): 4, ('a', 'b'): 3, ('b',): 2, ('b', 'a'): 1}  # by rising path cost
-    right = study({t: [ap, ap + 0.1, ap - 0.1] for t, ap in means.items()})
-    assert right.correlation().value == pytest.approx(-1)
-    assert 'cheaper paths made better students' in [*study_verdict(right).values()][-1]
-    wrong = study({t: [-ap, -ap + 0.1, -ap - 0.1] for t, ap in means.items()})
-    assert 'cheaper paths made worse students' in [*study_verdict(wrong).values()][-1]
-    assert study(costs=None).correlation() is None
-
-
-def test_a_difference_in_words():
-    assert (
-        difference_text('A', 'B', Interval(1.8, 0.9, 2.7, 5))
-        == 'A is better than B by 1.8 AP [0.9, 2.7], 5 seeds.'
-    )
-    assert (
-        difference_text('A', 'B', Interval(-1.8, -2.7, -0.9, 5))
-        == 'A is worse than B by 1.8 AP [0.9, 2.7], 5 seeds.'
-    )
-    assert difference_text('A', 'B', Interval(-0.04, -1.0, 0.9, 2)) == (
-        'no difference shown between A and B: ±0.0 AP [−1.0, 0.9], 2 seeds.'
-    )
-    assert 'no seed in common' in difference_text('A', 'B', None)
+    assert study.correlation().value == pytest.approx(expected)
+    written = json.loads(json.dumps(study.json()))
+    assert written['orders'][0]['above_direct']['n'] == 3
+    assert written['rank_correlation']['value'] == pytest.approx(expected)
 
 
 def test_the_figures_show_every_seed_and_end(tmp_path):
-    found = study()
-    fig = plots.ap_versus_order(found.table(), found.start)
+    study = made_up_study()
+    fig = plots.ap_versus_order(study.table(), study.start)
     left, right = fig.axes
     dots = {(round(line.get_xdata()[0], 1)) for line in left.lines if line.get_markersize() == 4.5}
     assert dots == {value for values in AP.values() for value in values}
@@ -180,9 +85,9 @@ def test_the_figures_show_every_seed_and_end(tmp_path):
     ends = [tuple(line.get_xdata()) for line in right.lines if line.get_linewidth() == 2.2]
     assert (pytest.approx(1 - reach), pytest.approx(1 + reach)) in ends
     assert 'a → b +1.0 (0.8 to 1.2)' in fig.alt and 'over 3 seeds' in fig.alt
-    fig = plots.predicted_and_measured(found.table(), found.correlation())
+    fig = plots.predicted_and_measured(study.table(), study.correlation())
     assert 'a → b cost 0.41, AP 14.0' in fig.alt and 'Spearman' in fig.alt
-    fig = plots.walk_through(found.order('a-b').curves, found.control.ap)
+    fig = plots.walk_through(study.order('a-b').curves, study.control.ap)
     assert '5.0 at 0, 8.0 at 300, 9.0 at 600' in fig.alt and 'Without a teacher 11.0' in fig.alt
     shown = [text.get_text() for text in fig.axes[0].texts]
     assert 'stage 1\na' in shown and 'stage 2\nb' in shown
@@ -192,7 +97,7 @@ def test_the_figures_show_every_seed_and_end(tmp_path):
         plots.walk_through({}),
     ):
         assert not empty.axes and empty.alt
-    assert study_rows(found)[0]['against direct, strongest teacher'].startswith('+1.0 [0.8, 1.2]')
+    assert study_rows(study)[0]['against the strongest teacher alone'].startswith('+1.0 [0.8, 1.2]')
 
 
 # Which runs count
@@ -209,12 +114,12 @@ def test_runs_of_other_seeds_count_and_others_are_named(tmp_path):
     put(run.path / 'detectors' / 'rx101' / 'metrics.json', {'bbox_mAP': 0.5})
     put(run.path / 'detectors' / 'student' / 'metrics.json', {'bbox_mAP': 0.05})
     put(run.path / 'order' / 'sequence.json', {'sequence': ['r101', 'rx101']})
-    found = load_study(run)
-    assert found.direct.ap == {0: 10.0, 1: pytest.approx(12.0), 2: pytest.approx(14.0)}
-    assert found.order('progressive').ap == {0: 11.0, 1: 13.0}
-    assert found.control is None and found.baseline == {2: 5.0}
-    assert found.chosen == [('r101', 'rx101')] and found.seeds == [0, 1, 2]
-    (reason,) = found.left_out
+    study = load_study(run)
+    assert study.best_teacher_alone.ap == {0: 10.0, 1: pytest.approx(12.0), 2: pytest.approx(14.0)}
+    assert study.order('progressive').ap == {0: 11.0, 1: 13.0}
+    assert study.control is None and study.baseline == {2: 5.0}
+    assert study.chosen == [('r101', 'rx101')] and study.seeds == [0, 1, 2]
+    (reason,) = study.left_out
     assert 'long differs from' in reason and 'schedule.arm' in reason
     assert load_study(run, [str(runs / '0')]).seeds == [0, 2]
     with pytest.raises(MtpdError, match=r'cwd differs from .* in distill'):
@@ -233,5 +138,5 @@ def test_a_curve_has_the_evaluations_during_training(tmp_path):
     ]
     log = run.path / 'stages' / 'progressive' / '1_r101' / 'log.json'
     log.write_text('\n'.join(map(json.dumps, rows)))
-    found = [(row['updates'], row['AP'], row['stage']) for row in ap_curve(run, 'progressive')]
-    assert found == [(0, 5.0, 0), (150, pytest.approx(7.0), 1), (300, 12.0, 1), (600, 12.0, 2)]
+    curve = [(row['updates'], row['AP'], row['stage']) for row in ap_curve(run, 'progressive')]
+    assert curve == [(0, 5.0, 0), (150, pytest.approx(7.0), 1), (300, 12.0, 1), (600, 12.0, 2)]

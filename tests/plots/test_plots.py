@@ -17,7 +17,7 @@ from mtpd import plots
 from mtpd.analysis.run import load_run, loss_rows
 from mtpd.plots import figure
 from mtpd.plots.curves import moving_mean
-from mtpd.plots.figure import apart
+from mtpd.plots.figure import spread_apart
 
 IMAGE = np.zeros((48, 64, 3), np.uint8)
 MASK = np.zeros((1, 48, 64), bool)
@@ -82,7 +82,7 @@ def figures(run):
 
 
 def test_alt_texts_say_the_numbers(figures):
-    said = {
+    parts_by_figure = {
         'loss_curves': ['Teacher 1 → teacher 2: detection loss from', 'over 800 updates'],
         'ap_over_stages': ['baseline at 20.2', '26.1 after Teacher 1, 30.6 after', '+10.4 points'],
         'ap_by_arm': ['No teacher 27.6', 'Teacher 2 52.3', 'baseline 20.2'],
@@ -102,7 +102,7 @@ def test_alt_texts_say_the_numbers(figures):
         'detections': ['ground truth: 1 objects (<b>one</b>)', 'ours: 1 objects (<b>one</b>)'],
         'feature_maps': ['from 1.00 to 3.00', 'teacher mean 3.00'],
     }
-    for name, parts in said.items():
+    for name, parts in parts_by_figure.items():
         for part in parts:
             assert part in figures[name].alt, (name, figures[name].alt)
 
@@ -228,12 +228,12 @@ def test_drawing_leaves_matplotlib_as_it_was(run):
 
 
 def test_labels_are_moved_apart_and_keep_their_order():
-    assert apart([1.0, 5.0], 1) == [1.0, 5.0]
-    assert apart([5.0, 5.0, 5.0], 2) == [3.0, 5.0, 7.0]
-    placed = apart([10.0, 9.9, 3.0, 9.8, 8.5], 1)
+    assert spread_apart([1.0, 5.0], 1) == [1.0, 5.0]
+    assert spread_apart([5.0, 5.0, 5.0], 2) == [3.0, 5.0, 7.0]
+    placed = spread_apart([10.0, 9.9, 3.0, 9.8, 8.5], 1)
     assert np.argsort(placed).tolist() == [2, 4, 3, 1, 0]
     assert np.diff(sorted(placed)).min() >= 1 - 1e-9
-    assert apart([], 1) == []
+    assert spread_apart([], 1) == []
 
 
 def test_moving_mean_by_hand():

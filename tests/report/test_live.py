@@ -20,53 +20,53 @@ def put(path, updates: int) -> None:
 def test_the_figure_grows_and_says_the_time_left(tmp_path, monkeypatch):
     import threading
 
-    monkeypatch.setattr(live, 'LEAST', 0.01)
-    monkeypatch.setattr(live, 'SHARE', 0)
-    told, seen = [], threading.Event()
+    monkeypatch.setattr(live, 'MIN_PAUSE', 0.01)
+    monkeypatch.setattr(live, 'PAUSE_FACTOR', 0)
+    alts, shown = [], threading.Event()
 
     def show(fig):
-        told.append(fig.alt)
-        seen.set()
+        alts.append(fig.alt)
+        shown.set()
 
-    with live.losses(tmp_path, 'teacher A', show):
+    with live.live_losses(tmp_path, 'teacher A', show):
         for updates in (10, 30):
-            seen.clear()
+            shown.clear()
             put(tmp_path / 'log.json', updates)
-            assert seen.wait(20)
-    assert any('update 10 of 40, 0.50 s an update, 0:00:15 left' in alt for alt in told)
-    assert 'update 30 of 40, 0.50 s an update, 0:00:05 left' in told[-1]
-    assert 'distillation loss' in told[-1]
+            assert shown.wait(20)
+    assert any('update 10 of 40, 0.50 s an update, 0:00:15 left' in alt for alt in alts)
+    assert 'update 30 of 40, 0.50 s an update, 0:00:05 left' in alts[-1]
+    assert 'distillation loss' in alts[-1]
     assert threading.active_count() == 1 or 'watch' not in str(threading.enumerate())
 
 
 def test_what_is_trained_first_is_shown_and_named(tmp_path, monkeypatch):
     import threading
 
-    monkeypatch.setattr(live, 'LEAST', 0.01)
-    monkeypatch.setattr(live, 'SHARE', 0)
-    told, seen = [], threading.Event()
+    monkeypatch.setattr(live, 'MIN_PAUSE', 0.01)
+    monkeypatch.setattr(live, 'PAUSE_FACTOR', 0)
+    alts, shown = [], threading.Event()
     first, old, stage = (tmp_path / name for name in ('first', 'old', 'stage'))
     for folder in (first, old, stage):
         folder.mkdir()
     put(old / 'log.json', 40)  # done before
 
     def show(fig):
-        told.append(fig.alt)
-        seen.set()
+        alts.append(fig.alt)
+        shown.set()
 
-    with live.losses(stage, 'teacher A', show, {old: 'baseline', first: 'stage 1'}):
+    with live.live_losses(stage, 'teacher A', show, {old: 'baseline', first: 'stage 1'}):
         for folder in (first, stage):
-            seen.clear()
+            shown.clear()
             put(folder / 'log.json', 20)
-            assert seen.wait(20)
-    assert told[0].startswith('stage 1, first: update 20 of 40') and 'distillation' not in told[0]
-    assert told[-1].startswith('update 20 of 40') and 'distillation loss' in told[-1]
-    assert not any('baseline' in text for text in told)
+            assert shown.wait(20)
+    assert alts[0].startswith('stage 1, first: update 20 of 40') and 'distillation' not in alts[0]
+    assert alts[-1].startswith('update 20 of 40') and 'distillation loss' in alts[-1]
+    assert not any('baseline' in text for text in alts)
 
 
 def test_the_end_is_shown_also_of_a_training_that_fails(tmp_path):
     shown = []
-    with pytest.raises(ZeroDivisionError), live.losses(tmp_path, None, shown.append):
+    with pytest.raises(ZeroDivisionError), live.live_losses(tmp_path, None, shown.append):
         put(tmp_path / 'log.json', 40)
         raise ZeroDivisionError
     assert len(shown) == 1
@@ -74,5 +74,5 @@ def test_the_end_is_shown_also_of_a_training_that_fails(tmp_path):
 
 
 def test_before_the_first_update():
-    assert live.left([]) == 'no update yet'
-    assert live.left([{'update': 5, 'updates': 5, 'bbox_mAP': 0.1}]) == 'no update yet'
+    assert live.progress_text([]) == 'no update yet'
+    assert live.progress_text([{'update': 5, 'updates': 5, 'bbox_mAP': 0.1}]) == 'no update yet'

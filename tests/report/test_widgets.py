@@ -21,7 +21,7 @@ from mtpd.analysis import dataset, feature_maps
 from mtpd.analysis.run import Run
 from mtpd.config.recipe import load_recipe
 from mtpd.report import widgets
-from mtpd.report.widgets import _control
+from mtpd.report.widgets import make_control
 from mtpd.runtime import checkpoints
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
@@ -55,14 +55,14 @@ def test_a_moved_control_redraws_the_figure_in_its_place():
 
 
 def test_controls_fit_what_there_is_to_choose():
-    slider = _control('image', 2, range(8))
+    slider = make_control('image', 2, range(8))
     assert isinstance(slider, ipywidgets.IntSlider) and (slider.min, slider.max) == (0, 7)
     assert slider.value == 2
-    scores = _control('least_score', 0.3, [0.5, 0.3])
+    scores = make_control('least_score', 0.3, [0.5, 0.3])
     assert isinstance(scores, ipywidgets.SelectionSlider) and scores.value == 0.3
     assert scores.description == 'least score' and scores.options == (0.3, 0.5)
-    assert _control('threshold', 0.4, [0.3, 0.5]).options == (0.3, 0.4, 0.5)
-    menu = _control('view', 'b', ('a', 'b'))
+    assert make_control('threshold', 0.4, [0.3, 0.5]).options == (0.3, 0.4, 0.5)
+    menu = make_control('view', 'b', ('a', 'b'))
     assert isinstance(menu, ipywidgets.Dropdown) and menu.value == 'b'
 
 
@@ -99,25 +99,25 @@ def test_features_are_looked_at_by_image_level_and_view(plan, tmp_path):
 def test_detections_are_looked_at_by_image_and_score(plan, tmp_path):
     truth = json.loads(plan.split('val')[0].read_text())['annotations']
     path = tmp_path / 'found.json'
-    found = [
+    detections = [
         {key: item[key] for key in ('image_id', 'category_id', 'bbox')} | {'score': 0.5}
         for item in truth
     ]
-    path.write_text(json.dumps(found))
+    path.write_text(json.dumps(detections))
     # Without the first object of each image, and with one where there is none.
     poor, seen = tmp_path / 'poor.json', set()
-    rest = [item for item in found if item['image_id'] in seen or seen.add(item['image_id'])]
-    wrong = [item | {'bbox': [0, 0, 1, 1]} for item in found if item not in rest]
+    rest = [item for item in detections if item['image_id'] in seen or seen.add(item['image_id'])]
+    wrong = [item | {'bbox': [0, 0, 1, 1]} for item in detections if item not in rest]
     poor.write_text(json.dumps(rest + wrong))
     look = widgets.DetectionsView(plan, Run(tmp_path, {}, {}, {}), {'poor': poor, 'perfect': path})
     assert len(look) == 3
     ids = sorted({item['image_id'] for item in truth})
     for image in (0, 2):
         count = sum(item['image_id'] == ids[image] for item in truth)
-        said = look(image=image).alt
-        assert f'ground truth: {count} objects' in said
-        assert f'poor: {count - 1} found, 1 wrong (' in said
-        assert f'perfect: {count} found, 0 wrong, 1 new (' in said
+        alt = look(image=image).alt
+        assert f'ground truth: {count} objects' in alt
+        assert f'poor: {count - 1} found, 1 wrong (' in alt
+        assert f'perfect: {count} found, 0 wrong, 1 new (' in alt
         assert 'perfect: 0 found, 0 wrong.' in look(image=image, threshold=0.6).alt
     look = widgets.DetectionsView(plan, Run(tmp_path, {}, {}, {}), {'perfect': path, 'poor': poor})
     assert '1 wrong, 1 lost (' in look().alt
@@ -139,8 +139,8 @@ def test_masks_are_shown_where_they_were_found(plan, tmp_path):
         items.append(item | {'bbox': corner, 'segmentation': shape})
     path = tmp_path / 'found.json'
     path.write_text(json.dumps(items))
-    found = dataset.read_detections(path, plan, [example['id']], masks=True)[example['id']]
-    assert (found['masks'] == example['masks']).all() and found['masks'].any()
+    detections = dataset.read_detections(path, plan, [example['id']], masks=True)[example['id']]
+    assert (detections['masks'] == example['masks']).all() and detections['masks'].any()
     assert 'masks' not in dataset.read_detections(path, plan, [example['id']])[example['id']]
     look = widgets.DetectionsView(plan, Run(tmp_path, {}, {}, {}), {'perfect': path})
     truth, ours = (np.asarray(ax.images[0].get_array()) for ax in look().axes[:2])

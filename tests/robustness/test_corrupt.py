@@ -24,7 +24,7 @@ from helpers.tiny import retinanet
 from helpers.tiny_training import MINI, SMALL
 from mtpd import load_recipe
 from mtpd.analysis import dataset
-from mtpd.analysis.settings import refuse_other
+from mtpd.analysis.settings import refuse_other_settings
 from mtpd.cli.main import main
 from mtpd.data import seeded_loader, validation
 from mtpd.data.loading import CorruptImage, SkipCorrupt
@@ -366,7 +366,7 @@ def test_a_run_may_be_told_of_a_limit_in_between(root, tmp_path):
     claim_run_dir(tmp_path / 'recipe.py', old)
     for limit in (2, 5):
         told = load_recipe(recipe, {'data.corrupt_limit': limit})
-        refuse_other(told, tmp_path)
+        refuse_other_settings(told, tmp_path)
         claim_run_dir(tmp_path / 'recipe.py', told.text)
     assert (tmp_path / 'recipe.py').read_text() == told.text
     with pytest.raises(MtpdError, match='other settings'):

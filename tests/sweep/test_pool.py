@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from helpers.tiny_sweep import MINI, SMALL, command, run
 from mtpd import load_recipe
-from mtpd.analysis.settings import refuse_other
+from mtpd.analysis.settings import refuse_other_settings
 from mtpd.cli.main import main
 from mtpd.errors import MtpdError
 from mtpd.pipeline.teacher_order import calibration, resolve_auto_arms, suggest_sequence
@@ -234,14 +234,14 @@ def test_the_automatic_sequences_of_a_real_pool(tmp_path, tiny_coco):
 def test_a_run_directory_of_other_detectors_is_refused(tmp_path):
     """Their student would be taken for this recipe's; the settings of the choice itself may differ."""
     recipe, other = load_recipe(MINI), load_recipe(MINI, {'schedule.baseline': 7})
-    refuse_other(recipe, tmp_path)
+    refuse_other_settings(recipe, tmp_path)
     kept = recipe.text
     (tmp_path / 'order').mkdir()
     (tmp_path / 'order' / 'recipe.py').write_text(kept)  # as `mtpd order` leaves it
-    refuse_other(load_recipe(MINI, {'order.images': 9}), tmp_path)
+    refuse_other_settings(load_recipe(MINI, {'order.images': 9}), tmp_path)
     for wrong, key in ((other, 'schedule.baseline'), (load_recipe(MINI, seed=1), 'seed')):
         with pytest.raises(MtpdError, match=rf'holds a run with other settings \({key}\)'):
-            refuse_other(wrong, tmp_path)
+            refuse_other_settings(wrong, tmp_path)
     assert 'schedule.baseline' in refused(
         'order', MINI, '--work-dir', tmp_path, **{'schedule.baseline': 7}
     )

@@ -47,7 +47,7 @@ def report(sweep) -> Page:
 
 def test_numbers_words_and_figures(sweep):
     page = report(sweep)
-    # Paired differences 1.0, 1.0, 1.1 from direct distillation: mean 1.03, t interval 0.89 to 1.18.
+    # Paired differences 1.0, 1.0, 1.1 from the strongest teacher alone: mean 1.03, t interval 0.89 to 1.18.
     assert page.row('r101 → rx101')[1:7] == [
         'yes',
         '12.0 [9.5, 14.5]',
@@ -56,7 +56,10 @@ def test_numbers_words_and_figures(sweep):
         '+1.0 [0.9, 1.2]\N{NO-BREAK SPACE}*',
         '0.410',
     ]
-    assert 'is better than direct distillation (rx101) by 1.0 AP [0.9, 1.2], 3 seeds' in page.text
+    assert (
+        'is better than the strongest teacher alone (rx101) by 1.0 AP [0.9, 1.2], 3 seeds'
+        in page.text
+    )
     assert 'Every arm trained 600 updates' in page.text
     assert [image['alt'][:12] for image in page.images] == [
         'Box AP by ar',

@@ -60,8 +60,8 @@ def test_a_recipe_that_is_no_recipe_is_not_run(tmp_path):
     a, b = (trained(tmp_path / name, none=1.0) for name in 'ab')
     mark = tmp_path / 'ran'
     (b.path / 'recipe.py').write_text(f'__import__("pathlib").Path({str(mark)!r}).touch()')
-    found = dict(run_differences([a, b]))
-    assert found['recipe.py'] == ['–', "'not as the kit writes it'"] and not mark.exists()
+    differences = dict(run_differences([a, b]))
+    assert differences['recipe.py'] == ['–', "'not as the kit writes it'"] and not mark.exists()
 
 
 def test_curves_of_runs_lie_in_one_figure(tmp_path):

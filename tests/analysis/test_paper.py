@@ -14,14 +14,13 @@ from mmdet.models import build_detector
 
 from helpers.fake_run import CLASSES, make_run, put
 from mtpd.analysis.paper import (
-    beside_paper,
     checkpoint_detections,
     checkpoint_metrics,
+    load_run_or_plan,
+    paper_rows,
     paper_verdict,
-    run_or_plan,
 )
-from mtpd.analysis.run import load_run
-from mtpd.analysis.verdict import class_aps
+from mtpd.analysis.run import class_aps, load_run
 from mtpd.config.recipe import load_recipe
 from mtpd.errors import MtpdError, RecipeError
 from mtpd.pipeline.notebooks import execute_notebook
@@ -55,7 +54,7 @@ NUMBERS |= {'num_images': 5000, 'checkpoint': 'student-0.pth'}
 
 def test_numbers_stand_beside_the_papers(tmp_path):
     root = coco_like(tmp_path / 'coco', 5000, 80)
-    rows = beside_paper(NUMBERS, load_recipe(MASKS, {'data.root': str(root)}))
+    rows = paper_rows(NUMBERS, load_recipe(MASKS, {'data.root': str(root)}))
     assert [row['name'] for row in rows] == ['box AP', 'box AP50', 'mask AP']
     box, half, mask = rows
     assert (box['baseline'], box['paper']) == (38.2, 42.6)
@@ -63,8 +62,8 @@ def test_numbers_stand_beside_the_papers(tmp_path):
     assert (mask['baseline'], mask['paper']) == (34.7, 38.4)
     assert mask['difference'] == '−0.4'
     assert half['paper'] is half['difference'] is None
-    said = paper_verdict(NUMBERS, load_recipe(MASKS, {'data.root': str(root)}))
-    assert said == (
+    text = paper_verdict(NUMBERS, load_recipe(MASKS, {'data.root': str(root)}))
+    assert text == (
         'student-0.pth on 5,000 images of COCO: box AP 42.3, the paper 42.6; mask AP 38.0, the paper 38.4.'
     )
 
@@ -72,11 +71,11 @@ def test_numbers_stand_beside_the_papers(tmp_path):
 def test_other_data_have_no_difference(tmp_path):
     root = coco_like(tmp_path / 'part', 4999, 80)
     recipe = load_recipe(MASKS, {'data.root': str(root)})
-    assert {row['difference'] for row in beside_paper(NUMBERS, recipe)} == {None}
+    assert {row['difference'] for row in paper_rows(NUMBERS, recipe)} == {None}
     assert 'images of part. The paper' in paper_verdict(NUMBERS, recipe)
     assert 'the scales differ' in paper_verdict(NUMBERS, load_recipe(MINI))
     assert paper_verdict(None, load_recipe(MINI)) == ''
-    assert beside_paper(None, load_recipe(MINI)) == [] and checkpoint_detections(None) == {}
+    assert paper_rows(None, load_recipe(MINI)) == [] and checkpoint_detections(None) == {}
 
 
 def test_a_checkpoint_is_tested_into_the_run_directory(tmp_path):
@@ -85,8 +84,8 @@ def test_a_checkpoint_is_tested_into_the_run_directory(tmp_path):
     numbers = checkpoint_metrics(recipe, str(file), work_dir=tmp_path / 'run')
     folder = tmp_path / 'run' / 'tested' / 'student-1'
     assert numbers['folder'] == folder and numbers['num_images'] == 8
-    kept = read_json(folder / 'metrics.json')
-    assert kept['sha256'] == file_sha256(file) and kept['bbox_mAP'] == numbers['bbox_mAP']
+    written = read_json(folder / 'metrics.json')
+    assert written['sha256'] == file_sha256(file) and written['bbox_mAP'] == numbers['bbox_mAP']
     assert checkpoint_detections(numbers) == {'student-1.pth': folder / 'detections.json'}
     assert (folder / 'detections.json').is_file()
     assert checkpoint_metrics(recipe, '') is None
@@ -99,15 +98,15 @@ def test_mistakes_are_named(tmp_path):
     with pytest.raises(MtpdError, match=r'nowhere\.pth: no such file'):
         checkpoint_metrics(recipe, 'nowhere.pth', [], tmp_path)
     with pytest.raises(MtpdError, match='is not a run'):
-        run_or_plan(recipe, tmp_path / 'none')
-    plan = run_or_plan(recipe, tmp_path / 'none', 'a.pth')
+        load_run_or_plan(recipe, tmp_path / 'none')
+    plan = load_run_or_plan(recipe, tmp_path / 'none', 'a.pth')
     assert [row['AP'] for row in plan.results()] == [None] * 7
     assert class_aps(plan)[:2] == ({}, {})
 
 
 def test_a_run_that_is_there_is_taken(tmp_path):
     path = make_run(tmp_path / 'run')
-    assert run_or_plan(load_recipe(MINI), path, 'a.pth').info['seconds'] == 812.0
+    assert load_run_or_plan(load_recipe(MINI), path, 'a.pth').info['seconds'] == 812.0
     control, best, labels = class_aps(load_run(path))
     assert labels == ('No teacher', 'Teacher 1 → teacher 2')
     assert control[CLASSES[0]] == pytest.approx(0.276)

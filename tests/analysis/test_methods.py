@@ -12,8 +12,8 @@ import pytest
 
 from helpers.fake_run import put, trained
 from mtpd.analysis import paper
-from mtpd.analysis.methods import Comparison, compare_methods, methods_caption
-from mtpd.analysis.paper import run_or_plan
+from mtpd.analysis.methods import MethodComparison, compare_methods, methods_caption
+from mtpd.analysis.paper import load_run_or_plan
 from mtpd.analysis.run import arm_kinds, load_run
 from mtpd.config.recipe import load_recipe
 from mtpd.errors import MtpdError
@@ -40,24 +40,26 @@ def family(tmp_path):
 
 def test_bars_are_means_and_deviations_of_the_files(family, tmp_path):
     run = load_run(family / NAME / '1')
-    found = compare_methods(recipe_of(run), run, results=tmp_path)
-    assert list(found.bars) == ['box'] and list(found.bars['box']) == ['CWD', 'MGD']
+    comparison = compare_methods(recipe_of(run), run, results=tmp_path)
+    assert list(comparison.bars) == ['box'] and list(comparison.bars['box']) == ['CWD', 'MGD']
     for arm, folder in (('direct', '1_rx101'), ('progressive', '2_rx101')):
         files = [family / NAME / s / 'stages' / arm / folder / 'metrics.json' for s in '012']
         aps = [100 * json.loads(file.read_text())['bbox_mAP'] for file in files]
-        bar = found.bars['box']['MGD'][arm]
+        bar = comparison.bars['box']['MGD'][arm]
         assert bar['mean'] == pytest.approx(np.mean(aps)) and bar['n'] == 3
         assert bar['sd'] == pytest.approx(np.std(aps, ddof=1))
-    assert found.bars['box']['CWD'] == {'direct': {'mean': pytest.approx(9.5), 'sd': None, 'n': 1}}
-    assert found.sources['CWD'] == [str(family / f'{NAME}-cwd' / '0')]
-    assert len(found.sources['MGD']) == 3 and not found.left_out
+    assert comparison.bars['box']['CWD'] == {
+        'direct': {'mean': pytest.approx(9.5), 'sd': None, 'n': 1}
+    }
+    assert comparison.sources['CWD'] == [str(family / f'{NAME}-cwd' / '0')]
+    assert len(comparison.sources['MGD']) == 3 and not comparison.left_out
 
 
 def test_masks_have_their_own_bars(tmp_path):
     run = trained(tmp_path / 'a' / '0', direct=(20.0, 18.0), progressive=(21.0, 19.5))
-    found = compare_methods(recipe_of(run), run, results=tmp_path)
-    assert found.bars['mask']['MGD']['progressive']['mean'] == pytest.approx(19.5)
-    assert found.bars['box']['MGD']['progressive']['mean'] == pytest.approx(21.0)
+    comparison = compare_methods(recipe_of(run), run, results=tmp_path)
+    assert comparison.bars['mask']['MGD']['progressive']['mean'] == pytest.approx(19.5)
+    assert comparison.bars['box']['MGD']['progressive']['mean'] == pytest.approx(21.0)
 
 
 def test_neighbours_that_differ_in_more_are_left_out_and_named(family, tmp_path):
@@ -74,24 +76,30 @@ def test_neighbours_that_differ_in_more_are_left_out_and_named(family, tmp_path)
     trained(family / NAME / 'again', seed=2, direct=33.0)
     trained(family / NAME / 'unfinished', seed=9)
     put(family / NAME / 'broken' / 'run.json', {})
+    put(family / NAME / 'plain' / 'run.json', {})
+    (family / NAME / 'plain' / 'recipe.py').write_text(f"name = '{NAME}'\n")
     (family / NAME / 'broken' / 'recipe.py').write_text(f"name = '{NAME}'\nimport os\n")
     run = load_run(family / NAME / '0')
-    found = compare_methods(recipe_of(run), run, results=tmp_path)
-    bar = found.bars['box']['MGD']['direct']
+    comparison = compare_methods(recipe_of(run), run, results=tmp_path)
+    bar = comparison.bars['box']['MGD']['direct']
     assert (bar['n'], bar['mean']) == (4, pytest.approx((10 + 12 + 14.5 + 15.5) / 4))
-    said = ' '.join(found.left_out)
-    assert len(found.left_out) == 4
-    assert f'{NAME}-long/5 differs from {family}/{NAME}/0 in schedule.arm.' in said
-    assert f'{NAME}-alpha/6 differs' in said and 'distill.settings.alpha' in said
-    assert f'again repeats {family}/{NAME}/2 (MGD, seed 2)' in said
-    assert 'broken/recipe.py does not tell how the run was distilled' in said
+    text = ' '.join(comparison.left_out)
+    assert len(comparison.left_out) == 5
+    assert 'plain/recipe.py does not tell how the run was distilled' in text
+    assert f'{NAME}-long/5 differs from {family}/{NAME}/0 in schedule.arm.' in text
+    assert f'{NAME}-alpha/6 differs' in text and 'distill.settings.alpha' in text
+    assert f'again repeats {family}/{NAME}/2 (MGD, seed 2)' in text
+    assert 'broken/recipe.py is not as the kit writes it' in text
 
 
 def test_named_folders_alone_count_and_must_fit(family, tmp_path):
     run = load_run(family / NAME / '0')
     trained(tmp_path / 'elsewhere' / 'pkd', 'pkd', options={'distill.levels': [0, 1]}, direct=8.0)
-    found = compare_methods(recipe_of(run), run, [tmp_path / 'elsewhere'], tmp_path)
-    assert {m: arms['direct']['n'] for m, arms in found.bars['box'].items()} == {'MGD': 1, 'PKD': 1}
+    comparison = compare_methods(recipe_of(run), run, [tmp_path / 'elsewhere'], tmp_path)
+    assert {m: arms['direct']['n'] for m, arms in comparison.bars['box'].items()} == {
+        'MGD': 1,
+        'PKD': 1,
+    }
     seeds = compare_methods(recipe_of(run), run, [family / NAME], tmp_path)
     assert seeds.bars['box']['MGD']['direct']['n'] == 3
     trained(tmp_path / 'start', 'fgd', options={'distill.start': 'random'}, direct=1.0)
@@ -106,7 +114,10 @@ def test_a_runs_recipe_is_read_without_running_it(family, tmp_path):
     path = family / NAME / '1' / 'recipe.py'
     path.write_text(path.read_text() + f"open('{tmp_path}/ran', 'w')\n")
     run = load_run(family / NAME / '0')
-    assert 'does not tell' in compare_methods(recipe_of(run), run, results=tmp_path).left_out[0]
+    assert (
+        'is not as the kit writes it'
+        in compare_methods(recipe_of(run), run, results=tmp_path).left_out[0]
+    )
     assert not (tmp_path / 'ran').exists()
 
 
@@ -122,11 +133,15 @@ def test_committed_results_stand_in_for_methods_without_a_run(family, tmp_path):
         )
     put(results / 'search.json', {'what': 'another file', 'rows': []})
     run = load_run(family / NAME / '0')
-    found = compare_methods(recipe_of(run), run, results=tmp_path / 'results')
-    assert list(found.bars['box']) == ['CWD', 'FGD', 'MGD']
-    assert found.bars['box']['FGD']['progressive'] == {'mean': pytest.approx(8), 'sd': None, 'n': 1}
-    assert found.bars['box']['MGD']['direct']['n'] == 3  # the runs', not the file's 99
-    assert found.sources['FGD'] == [str(results / 'a.json')]
+    comparison = compare_methods(recipe_of(run), run, results=tmp_path / 'results')
+    assert list(comparison.bars['box']) == ['CWD', 'FGD', 'MGD']
+    assert comparison.bars['box']['FGD']['progressive'] == {
+        'mean': pytest.approx(8),
+        'sd': None,
+        'n': 1,
+    }
+    assert comparison.bars['box']['MGD']['direct']['n'] == 3  # the runs', not the file's 99
+    assert comparison.sources['FGD'] == [str(results / 'a.json')]
 
 
 def test_a_summary_over_seeds_counts_each_seed_once(tmp_path):
@@ -138,17 +153,17 @@ def test_a_summary_over_seeds_counts_each_seed_once(tmp_path):
         put(run.path / 'detectors' / 'student' / 'metrics.json', {'bbox_mAP': 0.01})
         put(run.path / 'status.json', {'state': 'done', 'steps': [{'name': 'a', 'state': 'done'}]})
     results = tmp_path / 'results' / NAME
-    kept = {'run': run.info, 'environment': {}, 'results': run.results()}
-    put(results / 'seed2.json', kept)
+    committed = {'run': run.info, 'environment': {}, 'results': run.results()}
+    put(results / 'seed2.json', committed)
     command = [sys.executable, str(ROOT / 'benchmarks' / 'seeds.py'), str(tmp_path / 'runs')]
     subprocess.run([*command, '--out', str(results / 'seeds.json')], check=True, cwd=ROOT)
     recipe = load_recipe(MINI)
-    plan = run_or_plan(recipe, tmp_path / 'none', 'a.pth')
-    found = compare_methods(recipe, plan, results=tmp_path / 'results')
-    bar = found.bars['box']['CWD']['progressive']
+    plan = load_run_or_plan(recipe, tmp_path / 'none', 'a.pth')
+    comparison = compare_methods(recipe, plan, results=tmp_path / 'results')
+    bar = comparison.bars['box']['CWD']['progressive']
     assert (bar['n'], bar['mean']) == (3, pytest.approx((7 + 8 + 11) / 3))
     assert bar['sd'] == pytest.approx(np.std([7, 8, 11], ddof=1))
-    assert found.sources == {'CWD': [str(results / 'seed2.json'), str(results / 'seeds.json')]}
+    assert comparison.sources == {'CWD': [str(results / 'seed2.json'), str(results / 'seeds.json')]}
 
 
 def test_a_summary_of_other_updates_is_passed_over(tmp_path):
@@ -158,11 +173,11 @@ def test_a_summary_of_other_updates_is_passed_over(tmp_path):
         'AP': [9.0],
         'updates': recipe.arms['direct'].updates,
     }
-    kept = {'seeds': [0], 'rows': [row], 'commands': ['mtpd run x.py']}
-    plan = run_or_plan(recipe, tmp_path, 'a.pth')
+    committed = {'seeds': [0], 'rows': [row], 'commands': ['mtpd run x.py']}
+    plan = load_run_or_plan(recipe, tmp_path, 'a.pth')
     counts = []
     for updates in (row['updates'], row['updates'] + 2):
-        put(tmp_path / NAME / 'seeds.json', kept | {'rows': [row | {'updates': updates}]})
+        put(tmp_path / NAME / 'seeds.json', committed | {'rows': [row | {'updates': updates}]})
         counts.append(len(compare_methods(recipe, plan, results=tmp_path).bars))
     assert counts == [1, 0]
 
@@ -174,22 +189,26 @@ def test_what_is_committed_is_found(tmp_path):
         for file in ('seeds.json', 'seed0.json')
     )
     assert seeds['seeds'] == [0, 1, 2, 3, 4] and single['run']['seed'] == 0
-    own = {row['label']: row['AP'] for row in single['results']}
-    wanted = {row['label']: np.mean([own[row['label']], *row['AP'][1:]]) for row in seeds['rows']}
+    single_aps = {row['label']: row['AP'] for row in single['results']}
+    wanted = {
+        row['label']: np.mean([single_aps[row['label']], *row['AP'][1:]]) for row in seeds['rows']
+    }
     recipe = load_recipe(MINI)
-    found = compare_methods(recipe, run_or_plan(recipe, tmp_path, 'a.pth')).bars['box']['MGD']
+    comparison = compare_methods(recipe, load_run_or_plan(recipe, tmp_path, 'a.pth')).bars['box'][
+        'MGD'
+    ]
     for arm in ('direct', 'progressive'):
-        assert found[arm]['mean'] == pytest.approx(wanted[recipe.arms[arm].label])
+        assert comparison[arm]['mean'] == pytest.approx(wanted[recipe.arms[arm].label])
 
 
 def test_no_run_and_no_results_leave_the_papers_bars(tmp_path):
     recipe = load_recipe(MINI)
-    found = compare_methods(
-        recipe, run_or_plan(recipe, tmp_path / 'none', 'a.pth'), results=tmp_path
+    comparison = compare_methods(
+        recipe, load_run_or_plan(recipe, tmp_path / 'none', 'a.pth'), results=tmp_path
     )
-    assert found == Comparison({}, {}, [])
+    assert comparison == MethodComparison({}, {}, [])
     chart = paper.paper_chart('RetinaNet R50')
-    text = methods_caption(found, chart, 'RetinaNet R50', 'DigitScenes')
+    text = methods_caption(comparison, chart, 'RetinaNet R50', 'DigitScenes')
     assert 'Nothing has been measured here yet' in text and 'to about 0.05 points' in text
     assert 'scale' not in text
 
@@ -197,19 +216,19 @@ def test_no_run_and_no_results_leave_the_papers_bars(tmp_path):
 def test_the_caption_says_scales_seeds_and_what_is_missing(family, tmp_path):
     trained(family / f'{NAME}-long' / '5', seed=5, options={'schedule.arm': 900}, direct=30.0)
     run = load_run(family / NAME / '0')
-    found, chart = (
+    comparison, chart = (
         compare_methods(recipe_of(run), run, results=tmp_path),
         paper.paper_chart('RetinaNet R50'),
     )
-    text = methods_caption(found, chart, 'RetinaNet R50', 'DigitScenes')
+    text = methods_caption(comparison, chart, 'RetinaNet R50', 'DigitScenes')
     assert "The scales differ: the paper's AP is on COCO at full size, ours on DigitScenes" in text
     assert f'CWD: 1 seed ({family}/{NAME}-cwd/0).' in text and 'MGD: 3 seeds (' in text
     assert 'whiskers one standard deviation' in text and 'A single seed has no whiskers' in text
     assert 'Not measured, so not drawn: CWD progressive.' in text
     assert 'Left out: ' in text and 'in schedule.arm.' in text
-    coco = methods_caption(found, chart, 'RetinaNet R50', 'COCO')
+    coco = methods_caption(comparison, chart, 'RetinaNet R50', 'COCO')
     assert 'Both sides are AP on COCO.' in coco and 'differ:' not in coco
-    alone = methods_caption(found, {}, None, 'own')
+    alone = methods_caption(comparison, {}, None, 'own')
     assert alone.startswith('CWD: 1 seed') and 'paper' not in alone
 
 
@@ -256,9 +275,9 @@ def test_notebook_05_draws_the_runs_beside_the_paper(tmp_path):
     outputs = [o.data for c in nbformat.read(out, 4).cells for o in c.get('outputs', [])]
     alts = ' '.join(data.get('text/plain', '') for data in outputs)
     assert 'box AP: FGD direct 23.0, progressive 24.0; MGD direct 21.0, progressive 22.0.' in alts
-    said = ' '.join(data.get('text/markdown', '') for data in outputs)
-    assert 'The scales differ' in said and f'FGD: 1 seed ({tmp_path}/{NAME}-fgd/0).' in said
-    assert 'No checkpoint was given' in said
+    text = ' '.join(data.get('text/markdown', '') for data in outputs)
+    assert 'The scales differ' in text and f'FGD: 1 seed ({tmp_path}/{NAME}-fgd/0).' in text
+    assert 'this checkpoint' not in text, 'none was given'
 
 
 TWO_TEACHERS = [

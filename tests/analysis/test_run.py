@@ -12,7 +12,6 @@ import pytest
 
 from helpers.fake_run import ARMS, make_run, put
 from mtpd.analysis.run import arm_kinds, load_run, split_loss
-from mtpd.analysis.verdict import conclusion
 from mtpd.errors import MtpdError
 from mtpd.utils.files import read_json, read_log, write_json
 
@@ -153,41 +152,6 @@ def test_a_log_line_cut_off_by_a_crash_is_left_out(tmp_path):
     path.write_text('{"update": 1, "loss": 2}\n{"env": 1}\n{"update": 2, "lo')
     assert read_log(path) == [{'update': 1, 'loss': 2}]
     assert read_log(tmp_path / 'none') == []
-
-
-def arm(kind: str, ap: float | None) -> dict:
-    return {'name': kind, 'label': kind.title(), 'role': 'arm', 'kind': kind, 'AP': ap}
-
-
-BASE = {'name': 's', 'label': 'S', 'role': 'baseline', 'kind': None, 'AP': 20.0}
-
-
-def test_the_conclusion_says_when_progressive_wins():
-    text = conclusion([BASE, arm('control', 25.0), arm('direct', 27.04), arm('progressive', 30.0)])
-    assert 'Progressive is the best arm with AP 30.0, 10.0 points above' in text
-    assert 'wins: it is 5.0 points above training on' in text
-    assert '3.0 points above distilling from the last teacher alone (27.0)' in text
-    assert 'with one seed, differences below about 1 AP point decide nothing' in text
-    assert 'only' not in text
-
-
-def test_the_conclusion_says_when_it_does_not():
-    text = conclusion([BASE, arm('control', 27.0), arm('direct', 28.0), arm('progressive', 26.5)])
-    assert text.startswith('Direct is the best arm')
-    assert 'does not win here: it is 0.5 points below training on without a teacher' in text
-    control = conclusion([BASE, arm('control', 29.0), arm('progressive', 26.5)])
-    assert 'distillation did not help' in control
-
-
-def test_the_conclusion_is_careful_with_small_leads_and_gaps():
-    text = conclusion([BASE, arm('direct', 29.7), arm('progressive', 30.0), arm('other', None)])
-    assert 'wins' not in text and 'only 0.3 points' in text
-    assert 'Not evaluated, so not compared: Other.' in text
-    level = [arm('direct', 30.01), arm('progressive', 30.04)]
-    assert 'level with distilling' in conclusion([*level, arm('control', 20.0)])
-    assert conclusion([BASE, *level]).startswith('All arms have the same AP, 30.0')
-    assert 'means over 5 seeds' in conclusion([arm('direct', 1.0), arm('progressive', 9.0)], 5)
-    assert 'nothing to conclude' in conclusion([BASE, arm('direct', None)])
 
 
 def test_an_arm_by_name_or_the_progressive_one(tmp_path):
