@@ -13,7 +13,7 @@ _PLACES = {
     'Recipe': 'config.recipe',
     'RecipeError': 'errors',
     'load_recipe': 'config.recipe',
-    'train_detector_run': 'pipeline.stages',
+    'train_detector_run': 'pipeline.detectors',
     'train_stage': 'pipeline.stages',
     'export_student': 'runtime.checkpoints',
     'evaluate': 'engine.evaluation',

@@ -50,7 +50,7 @@ def run_settings(run: Run) -> Settings | None:
     return _kept(run.path)
 
 
-def refuse_other(recipe: Recipe, folder: Path) -> None:
+def refuse_other_settings(recipe: Recipe, folder: Path) -> None:
     """Raises MtpdError where a run directory is that of other data, detectors, schedule or seed."""
     own = recipe_settings(recipe, recipe.name)
     for other in filter(None, map(_kept, (folder, folder / 'order'))):

@@ -66,10 +66,11 @@ def train(recipe, work_dir, detector: str | None, arm: str | None, stage: int, a
     CONFIG is a recipe, or an mmdet config (a file, or mmdet::retinanet/retinanet_r50_fpn_1x_coco.py), which is trained
     as it says; --cfg-options are its keys then, and data.root=FOLDER for any COCO-format dataset.
     """
-    from ..analysis.settings import refuse_other
+    from ..pipeline.detectors import train_detector_run
     from ..pipeline.mmdet_config import config_run_dir
     from ..pipeline.mmdet_config import train_config as train_plain
-    from ..pipeline.stages import train_detector_run, train_stage
+    from ..pipeline.run_dir import refuse_other_settings
+    from ..pipeline.stages import train_stage
     from ..pipeline.status import run_lock
 
     if arm and detector:
@@ -79,7 +80,7 @@ def train(recipe, work_dir, detector: str | None, arm: str | None, stage: int, a
     apart = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
     with apart, run_lock(run_dir, ['mtpd', *sys.argv[1:]]):
         if not plain:
-            refuse_other(recipe, run_dir)
+            refuse_other_settings(recipe, run_dir)
         if plain:
             made = train_plain(recipe, work_dir)
         elif arm:
@@ -98,10 +99,10 @@ def train(recipe, work_dir, detector: str | None, arm: str | None, stage: int, a
 @recipe_options
 def order(recipe, work_dir: Path | None) -> None:
     """How far RECIPE's detectors are from each other, and the sequence of teachers that suggests."""
-    from ..analysis.settings import refuse_other
+    from ..pipeline.run_dir import refuse_other_settings
     from ..pipeline.teacher_order import (
         adaptation_costs,
-        calibration,
+        calibration_text,
         order_conclusion,
         suggest_sequence,
     )
@@ -110,7 +111,7 @@ def order(recipe, work_dir: Path | None) -> None:
     from ..utils.paths import display_path
 
     run_dir = recipe.run_dir(work_dir)
-    refuse_other(recipe, run_dir)
+    refuse_other_settings(recipe, run_dir)
     check_before_training(recipe, recipe.detectors)  # before what is not trained yet is trained
     labels = {name: spec.get('label', name) for name, spec in recipe.detectors.items()}
     costs = adaptation_costs(recipe, work_dir)
@@ -120,7 +121,7 @@ def order(recipe, work_dir: Path | None) -> None:
     click.echo(' ' * width + ''.join(f'  {name:>{max(width, 6)}}' for name in costs['detectors']))
     for name, row in zip(costs['detectors'], costs['cost'], strict=True):
         click.echo(f'{name:<{width}}' + ''.join(f'  {value:{max(width, 6)}.3f}' for value in row))
-    click.echo(calibration(costs))
+    click.echo(calibration_text(costs))
     found = suggest_sequence(recipe, costs, work_dir)
     click.echo('\n'.join([*found['reasons'], order_conclusion(found, labels)]))
     folder = display_path(run_dir / 'order')
@@ -159,10 +160,10 @@ def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out) -> None:
     import json
 
     from ..engine.evaluation import evaluate
-    from ..pipeline.mmdet_config import test_config
+    from ..pipeline.mmdet_config import evaluate_config
 
     if refuse_for_plain(recipe, detector=detector):
-        found = test_config(recipe, checkpoint, metrics or recipe.metrics, out)
+        found = evaluate_config(recipe, checkpoint, metrics or recipe.metrics, out)
     else:
         wanted = metrics or tuple(recipe.cfg.evaluation.metrics)
         found = evaluate(recipe, checkpoint, wanted, detector or 'student', out)

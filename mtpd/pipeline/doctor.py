@@ -19,10 +19,17 @@ from ..utils.paths import ROOT
 if TYPE_CHECKING:
     from ..config.recipe import Recipe
 
-MAIN_JOB = 'configs/mini/retinanet_r50__r101_rx101.py'
-VERSIONS = ('torchvision', 'mmdet', 'numpy', 'pycocotools', 'opencv-python-headless', 'papermill')
-MEMORY = (1.5 * machine.GIB, 4 * machine.GIB)  # less: the job fails; may fail
-DISK = (0.5 * machine.GIB, 3 * machine.GIB)
+DEFAULT_RECIPE = 'configs/mini/retinanet_r50__r101_rx101.py'
+COMPARED_PACKAGES = (
+    'torchvision',
+    'mmdet',
+    'numpy',
+    'pycocotools',
+    'opencv-python-headless',
+    'papermill',
+)
+MEMORY_LIMITS = (1.5 * machine.GIB, 4 * machine.GIB)  # less: the job fails; may fail
+DISK_LIMITS = (0.5 * machine.GIB, 3 * machine.GIB)
 
 
 class Check(NamedTuple):
@@ -39,15 +46,25 @@ def run_checks(
 ) -> list[Check]:
     """Look at everything that `recipe_path` (default: the demo's recipe) needs. Never raises."""
     checks: list[Check] = []
-    for look in (python, torch, versions, device, compiled_ops, memory, kernel):
-        checks += _guarded(look.__name__.replace('_', ' '), look)
-    checks += _guarded('runs', lambda: runs(work_dir))
+    for look in (
+        check_python,
+        check_torch,
+        check_versions,
+        check_device,
+        check_ops,
+        check_memory,
+        check_kernel,
+    ):
+        checks += _checks_or_failure(look.__name__.replace('_', ' '), look)
+    checks += _checks_or_failure('runs', lambda: check_results_folder(work_dir))
     if any(one.name == 'ops' and one.state == 'fail' for one in checks):
         return [
             *checks,
             Check('recipe', 'fail', 'not looked at: it needs mmcv', 'Mend the ops first.'),
         ]
-    return checks + _guarded('recipe', lambda: recipe(recipe_path or MAIN_JOB, overrides, work_dir))
+    return checks + _checks_or_failure(
+        'recipe', lambda: check_recipe(recipe_path or DEFAULT_RECIPE, overrides, work_dir)
+    )
 
 
 def print_checks(
@@ -69,7 +86,7 @@ def print_checks(
     return 1 if failed else 0
 
 
-def _guarded(name: str, look: Callable[[], Iterator[Check]]) -> list[Check]:
+def _checks_or_failure(name: str, look: Callable[[], Iterator[Check]]) -> list[Check]:
     """What a check finds, and its breakdown as one more failed check."""
     found: list[Check] = []
     try:
@@ -80,7 +97,7 @@ def _guarded(name: str, look: Callable[[], Iterator[Check]]) -> list[Check]:
     return found
 
 
-def python() -> Iterator[Check]:
+def check_python() -> Iterator[Check]:
     version = '.'.join(map(str, sys.version_info[:3]))
     try:
         machine.check_python()
@@ -90,7 +107,7 @@ def python() -> Iterator[Check]:
         yield Check('python', 'ok', f'{version} ({sys.executable})')
 
 
-def torch() -> Iterator[Check]:
+def check_torch() -> Iterator[Check]:
     found = machine.find_torch()
     try:
         warning = machine.check_torch(found)
@@ -100,10 +117,10 @@ def torch() -> Iterator[Check]:
         yield Check('torch', 'warn' if warning else 'ok', found.version, warning or '')
 
 
-def versions() -> Iterator[Check]:
+def check_versions() -> Iterator[Check]:
     """Packages whose version the results depend on, against the pins."""
-    pins = pinned()
-    for name in VERSIONS:
+    pins = pinned_versions()
+    for name in COMPARED_PACKAGES:
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -114,13 +131,13 @@ def versions() -> Iterator[Check]:
         yield Check(name, 'ok' if same else 'warn', version, fix)
 
 
-def pinned() -> dict[str, str]:
+def pinned_versions() -> dict[str, str]:
     """Package -> version of requirements/base.txt."""
     text = (ROOT / 'requirements' / 'base.txt').read_text()
     return dict(re.findall(r'^([\w-]+)==(\S+)', text, re.MULTILINE))
 
 
-def device() -> Iterator[Check]:
+def check_device() -> Iterator[Check]:
     cores = f'{machine.cpu_cores()} CPU cores'
     gpus = machine.nvidia_gpus()
     names = ', '.join(f'{name} ({memory})' for name, memory, _ in gpus)
@@ -134,7 +151,7 @@ def device() -> Iterator[Check]:
         yield Check('device', 'warn', f'{names}; {cores}', fix)
 
 
-def compiled_ops() -> Iterator[Check]:
+def check_ops() -> Iterator[Check]:
     """mmcv's ops, run on the device that 'auto' takes."""
     wanted = build.mmcv_version()
     try:
@@ -164,12 +181,12 @@ def compiled_ops() -> Iterator[Check]:
     )
 
 
-def memory() -> Iterator[Check]:
+def check_memory() -> Iterator[Check]:
     free = machine.free_memory()
-    yield _amount('memory', free, MEMORY, 'free', 'Close other programs.')
+    yield _amount_check('memory', free, MEMORY_LIMITS, 'free', 'Close other programs.')
 
 
-def runs(work_dir: Path | None = None) -> Iterator[Check]:
+def check_results_folder(work_dir: Path | None = None) -> Iterator[Check]:
     """The folder for results: writable, with room."""
     folder = (work_dir or ROOT / 'runs').resolve()
     place = nearest_existing(folder)
@@ -179,19 +196,19 @@ def runs(work_dir: Path | None = None) -> Iterator[Check]:
         )
         return
     free = shutil.disk_usage(place).free
-    yield _amount(
-        'disk', free, DISK, f'free for {folder}', 'Free some, or give another: `--work-dir`.'
+    yield _amount_check(
+        'disk', free, DISK_LIMITS, f'free for {folder}', 'Free some, or give another: `--work-dir`.'
     )
 
 
-def _amount(name: str, size: int, limits: tuple[float, float], what: str, fix: str) -> Check:
+def _amount_check(name: str, size: int, limits: tuple[float, float], what: str, fix: str) -> Check:
     state = 'fail' if size < limits[0] else 'warn' if size < limits[1] else 'ok'
     wanted = f'{limits[1] / machine.GIB:.0f} GiB are wanted. '
     found = f'{size / machine.GIB:.1f} GiB {what}'
     return Check(name, state, found, '' if state == 'ok' else wanted + fix)
 
 
-def kernel() -> Iterator[Check]:
+def check_kernel() -> Iterator[Check]:
     """The notebooks run on the Jupyter kernel `python3`."""
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
@@ -204,12 +221,12 @@ def kernel() -> Iterator[Check]:
         yield Check('kernel', 'ok', f'python3 ({spec.resource_dir})')
 
 
-def recipe(path: str, overrides: dict | None = None, work_dir: Path | None = None):
+def check_recipe(path: str, overrides: dict | None = None, work_dir: Path | None = None):
     """The recipe itself, its data, its checkpoints, and what its run would take."""
     from ..engine import loop
     from ..preflight import checks as preflight
     from ..preflight import forecast
-    from .run_dir import is_foreign
+    from .run_dir import settings_problem
 
     try:
         loaded = preflight.load_whole(path, overrides)
@@ -220,11 +237,11 @@ def recipe(path: str, overrides: dict | None = None, work_dir: Path | None = Non
     run_dir = loaded.run_dir(work_dir)
     found, seen = preflight.check_run(loaded, run_dir, echo=lambda text: None)
     yield from (Check('recipe', 'fail', problem) for problem in found)
-    yield from weights(loaded)
+    yield from check_weights(loaded)
     if not found:
         root = loaded.cfg.data.root or 'DigitScenes: made where they are missing'
         yield Check('dataset', 'ok', root)
-    if other := is_foreign(run_dir / 'recipe.py', loaded.text):
+    if other := settings_problem(run_dir / 'recipe.py', loaded.text):
         yield Check('work-dir', 'fail', other)
     if not found and not seen:
         yield Check(
@@ -237,7 +254,7 @@ def recipe(path: str, overrides: dict | None = None, work_dir: Path | None = Non
             yield Check(f'its {name}', 'ok', words)
 
 
-def weights(loaded: Recipe) -> Iterator[Check]:
+def check_weights(loaded: Recipe) -> Iterator[Check]:
     """The checkpoints that the recipe names: here, with their sha256, or to be fetched."""
     from ..utils.download import is_complete
 

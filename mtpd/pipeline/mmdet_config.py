@@ -38,9 +38,9 @@ from ..utils.paths import ROOT, display_path, resolve_path
 from .run_dir import claim_run_dir
 
 # Settings that mmdet reads and a config may leave out.
-OPTIONAL = ('auto_scale_lr', 'custom_hooks', 'device', 'evaluation', 'find_unused_parameters')
-OPTIONAL += ('fp16', 'init_cfg', 'load_from', 'momentum_config', 'paramwise_cfg', 'seed')
-OPTIONAL += ('train_dataloader', 'val_dataloader', 'test_dataloader')
+OPTIONAL_KEYS = ('auto_scale_lr', 'custom_hooks', 'device', 'evaluation', 'find_unused_parameters')
+OPTIONAL_KEYS += ('fp16', 'init_cfg', 'load_from', 'momentum_config', 'paramwise_cfg', 'seed')
+OPTIONAL_KEYS += ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def load_config(
     overrides = dict(as_overrides(overrides))
     root, gpus = overrides.pop('data.root', None), overrides.pop('runtime.gpus', None)
     limit = overrides.pop('data.corrupt_limit', 0)
-    found = _unknown(cfg, overrides)
+    found = _unknown_key_problems(cfg, overrides)
     if type(limit) is not int or limit < 0:
         found.append(f'data.corrupt_limit is {limit!r}: a number of images, from 0 on, is needed.')
     data = cfg.get('data') or {}
@@ -107,7 +107,7 @@ def load_config(
     batch = 'data.' * ('samples_per_gpu' in cfg.data) or 'data.train_dataloader.'
     cfg = compat_cfg(cfg)
     if root is not None:
-        use_folder(cfg, resolve_path(str(root), source), source)
+        use_coco_folder(cfg, resolve_path(str(root), source), source)
     text = format_config(cfg._cfg_dict.to_dict())
     settle_dataset_paths(cfg, source)
     return PlainConfig(cfg, source.resolve(), text, gpus, f'{batch}samples_per_gpu', limit)
@@ -133,16 +133,16 @@ def train_config(config: PlainConfig, work_dir: str | Path | None = None) -> dic
     final = out / 'model.pth'
     claim_run_dir(out / 'config.py', config.text)
     if not checkpoints.is_finished(final):
-        settings = _for_training(config, out)
+        settings = _training_config(config, out)
         about = {'student_config': config.text, 'seed': cfg.seed}
-        build = partial(_initialised, config)
+        build = partial(_initialised_detector, config)
         named = memory.config_setting_names(cfg.data, config.batch, 'val_dataloader')
         loop.train_by_config(
             settings, build, source, named, bool(settings.get('evaluation')), meta=about
         )
         checkpoints.export_student(out / 'latest.pth', final)
     numbers = metrics_of_checkpoint(
-        out, final, lambda: test_config(config, final, config.metrics, out)
+        out, final, lambda: evaluate_config(config, final, config.metrics, out)
     )
     return {'dir': out, 'checkpoint': final, 'metrics': numbers}
 
@@ -152,7 +152,7 @@ def config_run_dir(config: PlainConfig, work_dir: str | Path | None = None) -> P
     return Path(work_dir).resolve() if work_dir else ROOT / 'runs' / config.source.stem
 
 
-def test_config(
+def evaluate_config(
     config: PlainConfig,
     checkpoint: str | Path,
     metrics: tuple[str, ...] = ('bbox',),
@@ -167,7 +167,7 @@ def test_config(
     cfg, source = config.cfg, config.source
     if found := dataset_problems(cfg, ('test',), config.corrupt_limit):
         raise RecipeError(source, found)
-    model, split = _build(config), {**dataset_leaves(cfg.data.test)[0], 'test_mode': True}
+    model, split = _build_detector(config), {**dataset_leaves(cfg.data.test)[0], 'test_mode': True}
     check_metrics(metrics, model, Path(split['ann_file']), source)
     checkpoints.load_student(model, checkpoint)
     device = loop.choose_device(config.device, source)
@@ -199,7 +199,7 @@ def recipe_as_mmdet(recipe: Recipe, detector: str) -> str:
     return format_config(dict(model=model, data=data, evaluation=evaluation, runner=runner))
 
 
-def _for_training(config: PlainConfig, out: Path) -> Config:
+def _training_config(config: PlainConfig, out: Path) -> Config:
     """The config that `loop.train_by_config` reads."""
     cfg = copy.deepcopy(config.cfg)
     cfg.device = loop.choose_device(config.device, config.source)
@@ -229,7 +229,7 @@ def _for_training(config: PlainConfig, out: Path) -> Config:
     return cfg
 
 
-def _build(config: PlainConfig) -> nn.Module:
+def _build_detector(config: PlainConfig) -> nn.Module:
     """The config's detector. Raises RecipeError where mmdet refuses its settings."""
     cfg = config.cfg
     try:
@@ -242,21 +242,21 @@ def _build(config: PlainConfig) -> nn.Module:
         raise RecipeError(config.source, [text]) from error
 
 
-def _initialised(config: PlainConfig) -> nn.Module:
+def _initialised_detector(config: PlainConfig) -> nn.Module:
     """The config's detector as its training starts.
 
     Raises:
         RecipeError: detector and data can't be measured by the metrics.
         MtpdError: the pretrained weights can't be had.
     """
-    model = _build(config)
+    model = _build_detector(config)
     validation = dataset_leaves(config.cfg.data.val)[0]
     check_metrics(config.metrics, model, Path(validation.ann_file), config.source)
     initialise(model, config.cfg.model.backbone, 'model')
     return model
 
 
-def _unknown(cfg: Config, keys: Iterable[str]) -> list[str]:
+def _unknown_key_problems(cfg: Config, keys: Iterable[str]) -> list[str]:
     """Keys that neither the config has nor mmdet would read, each with its nearest right name.
 
     A last part may be new, as a setting that is left at its default; the first and the middle ones may not.
@@ -271,7 +271,7 @@ def _unknown(cfg: Config, keys: Iterable[str]) -> list[str]:
             if part in known:
                 node = node[part]
                 continue
-            if part not in OPTIONAL and (place == 0 or part != parts[-1]):
+            if part not in OPTIONAL_KEYS and (place == 0 or part != parts[-1]):
                 ahead = '.'.join(parts[:place]) + '.' * bool(place)
                 found.append(unknown('key', ahead + part, [ahead + name for name in known]))
             break
@@ -292,7 +292,7 @@ def dataset_leaves(node: dict | list) -> list[dict]:
     return dataset_leaves(inner) if inner else [node]
 
 
-def use_folder(cfg: Config, root: Path, source: Path) -> None:
+def use_coco_folder(cfg: Config, root: Path, source: Path) -> None:
     """Puts a COCO-format folder in place of all datasets of a config, its classes into data and heads.
 
     Raises:
@@ -345,11 +345,11 @@ def dataset_problems(cfg: Config, splits: Iterable[str], corrupt_limit: int = 0)
                 found.append(
                     f'data.{split}.proposal_file {leaf.proposal_file} would be unpickled, which could run code: leave it out.'
                 )
-            found += _of_files(leaf, leaf.get('classes') or kind.CLASSES, corrupt_limit)
+            found += _file_problems(leaf, leaf.get('classes') or kind.CLASSES, corrupt_limit)
     return list(dict.fromkeys(found))
 
 
-def _of_files(leaf: dict, classes: tuple[str, ...], corrupt_limit: int) -> list[str]:
+def _file_problems(leaf: dict, classes: tuple[str, ...], corrupt_limit: int) -> list[str]:
     path = Path(leaf.ann_file)
     place = {'annotations': path, 'images': leaf.get('img_prefix') or ''}
     if found := coco.split_problems(Path(), place, corrupt_limit):

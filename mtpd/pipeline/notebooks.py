@@ -24,12 +24,12 @@ from ..errors import MtpdError
 from ..utils.files import write_text
 from ..utils.processes import END_WITH_PARENT
 
-__all__ = ['NotebookError', 'Parameter', 'execute_notebook', 'parameters_of']
+__all__ = ['NotebookError', 'Parameter', 'execute_notebook', 'notebook_parameters']
 
 
-GRACE = 60  # seconds that a kernel has for its end
+KERNEL_GRACE = 60  # seconds that a kernel has for its end
 
-_kernels: list = []  # processes of the kernels at work
+_running_kernels: list = []  # processes of the kernels at work
 
 
 class NotebookError(MtpdError):
@@ -46,7 +46,7 @@ class NotebookError(MtpdError):
     def __init__(self, source: Path, out: Path, ename: str, evalue: str, cell_index: int | None):
         self.out = out
         self.ename, self.evalue, self.cell_index = ename, evalue, cell_index
-        self.mistake = ename in _mistakes()
+        self.mistake = ename in _user_mistakes()
         self.exit_code = 2 if self.mistake else 1
         where = source.name if cell_index is None else f'{source.name}, cell {cell_index}'
         text = f'{where}: {ename}: {evalue}\nThe notebook with its traceback is {out}'
@@ -100,7 +100,7 @@ def execute_notebook(
         'resources': {'metadata': {'path': str(cwd or source.parent)}},  # papermill's cwd: a chdir
     }
     _run_papermill(source, out, values, options, env or {})
-    _prove(source, out)
+    _check_every_cell_ran(source, out)
 
 
 def _run_papermill(source: Path, out: Path, values: dict, options: dict, env: dict) -> None:
@@ -108,36 +108,36 @@ def _run_papermill(source: Path, out: Path, values: dict, options: dict, env: di
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
 
-    write_notebooks_whole()
+    write_notebooks_atomically()
     started: list = []
     logging.getLogger('papermill').disabled = True
-    with _no_kernel_left(started):
+    with _kernels_killed_after(started):
         try:
             execute_notebook(
-                _unformatted(source),
-                _unformatted(out),
+                _papermill_path(source),
+                _papermill_path(out),
                 values,
                 language='python',
                 progress_bar=False,
                 coalesce_streams=True,
-                kernel_manager_class=_manager(started, env),
+                kernel_manager_class=_kernel_manager(started, env),
                 extra_arguments=['--IPKernelApp.log_level=50'],  # its log is noise in a terminal
                 **options,
             )
             return
         except PapermillExecutionError as error:
             ename, evalue, index = error.ename, error.evalue, error.cell_index
-            drop_markers(out)
+            drop_papermill_notes(out)
         except RuntimeError as error:  # DeadKernelError, or a plain one before the first cell
             if not (isinstance(error, DeadKernelError) or 'Kernel died' in str(error)):
                 raise
             ename, evalue = 'KernelDied', _cause_of_death(started)
-            index = record_end(out, ename, evalue)
+            index = record_failure(out, ename, evalue)
         except CellTimeoutError:
             ename, evalue = 'Timeout', f'the cell took longer than {options["timeout"]} s'
-            index = record_end(out, ename, evalue)
+            index = record_failure(out, ename, evalue)
         except KeyboardInterrupt:
-            record_end(out, 'Interrupted', 'stopped by the user')
+            record_failure(out, 'Interrupted', 'stopped by the user')
             raise
     raise NotebookError(source, out, ename, evalue, index)
 
@@ -155,12 +155,12 @@ def _check_kernel(source: Path, kernel: str) -> None:
         ) from None
 
 
-def _unformatted(path: Path) -> str:
+def _papermill_path(path: Path) -> str:
     # papermill takes a path for a format string.
     return str(path).replace('{', '{{').replace('}', '}}')
 
 
-def _manager(started: list, env: dict[str, str]) -> type:
+def _kernel_manager(started: list, env: dict[str, str]) -> type:
     from jupyter_client.manager import AsyncKernelManager
 
     class Manager(AsyncKernelManager):
@@ -168,34 +168,34 @@ def _manager(started: list, env: dict[str, str]) -> type:
             # Its own session: a Ctrl-C at the terminal reaches us, and we end the kernel.
             await super().start_kernel(**{'env': os.environ | env, **END_WITH_PARENT, **kwargs})
             started.append(self.provisioner.process)
-            _kernels.append(self.provisioner.process)
+            _running_kernels.append(self.provisioner.process)
 
         async def shutdown_kernel(self, now=False, restart=False):
             if self.provisioner and self.provisioner.process:
-                _end([self.provisioner.process])
+                _end_processes([self.provisioner.process])
             await super().shutdown_kernel(now=True, restart=restart)
 
     return Manager
 
 
 @contextmanager
-def _no_kernel_left(started: list):
+def _kernels_killed_after(started: list):
     # Children of a kernel (data loader workers) survive it when it is killed: end the whole group.
     try:
         yield
     finally:
         for process in started:
             _kill(process)
-            _kernels.remove(process)
+            _running_kernels.remove(process)
             process.wait()
 
 
-def _end(processes: list) -> None:
+def _end_processes(processes: list) -> None:
     """Asks kernels to end, which a training does at an update's end with a checkpoint; kills them after `GRACE`."""
     try:
         for process in processes:
             process.terminate()
-        deadline = time.monotonic() + GRACE
+        deadline = time.monotonic() + KERNEL_GRACE
         for process in processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0, deadline - time.monotonic()))
@@ -211,7 +211,7 @@ def _kill(process) -> None:
 
 def end_kernels() -> None:
     """Ends every kernel that `execute` has at work, in whichever thread; those calls raise NotebookError."""
-    _end(list(_kernels))
+    _end_processes(list(_running_kernels))
 
 
 def _cause_of_death(started: list) -> str:
@@ -223,7 +223,7 @@ def _cause_of_death(started: list) -> str:
     return f'the Python process of the notebook was ended by signal {name}{memory}'
 
 
-def _prove(source: Path, out: Path) -> None:
+def _check_every_cell_ran(source: Path, out: Path) -> None:
     for index, cell in enumerate(read_notebook(out).cells):
         if cell.cell_type != 'code' or not cell.source.strip():
             continue
@@ -234,7 +234,7 @@ def _prove(source: Path, out: Path) -> None:
             raise NotebookError(source, out, 'NotRun', 'the cell was never run', index)
 
 
-def _mistakes() -> set[str]:
+def _user_mistakes() -> set[str]:
     # Only names come back from a kernel. A subclass may live in a module not imported here.
     names, queue = {'RecipeError'}, [MtpdError]
     while queue:
@@ -247,7 +247,7 @@ def _mistakes() -> set[str]:
 # Executed notebooks that did not run to their end: made to say so.
 
 
-def write_notebooks_whole() -> None:
+def write_notebooks_atomically() -> None:
     """Has papermill write notebooks whole or not at all; it does so after every cell."""
     from papermill.iorw import LocalHandler, papermill_io
 
@@ -259,14 +259,14 @@ def write_notebooks_whole() -> None:
         papermill_io.register('/', Whole())
 
 
-def record_end(out: Path, ename: str, evalue: str) -> int | None:
+def record_failure(out: Path, ename: str, evalue: str) -> int | None:
     """Put the end that papermill didn't see into the executed notebook; returns its cell."""
     import nbformat
 
     if not out.is_file():
         return None
     notebook = read_notebook(out)
-    index = next((i for i, c in enumerate(notebook.cells) if _open(c)), None)
+    index = next((i for i, c in enumerate(notebook.cells) if _is_unfinished(c)), None)
     if index is not None:
         error = nbformat.v4.new_output('error', ename=ename, evalue=evalue, traceback=[evalue])
         notebook.cells[index].outputs.append(error)
@@ -277,7 +277,7 @@ def record_end(out: Path, ename: str, evalue: str) -> int | None:
     return index
 
 
-def drop_markers(out: Path) -> None:
+def drop_papermill_notes(out: Path) -> None:
     # papermill puts two red notes into a failed notebook; they shift its cells' numbers.
     import nbformat
 
@@ -287,7 +287,7 @@ def drop_markers(out: Path) -> None:
     write_text(out, nbformat.writes(notebook))
 
 
-def _open(cell) -> bool:
+def _is_unfinished(cell) -> bool:
     # A cell interrupted at work has an execution count but no shell reply, hence no end time.
     if cell.cell_type != 'code' or not cell.source.strip():
         return False
@@ -299,7 +299,7 @@ def _open(cell) -> bool:
 # The parameters cell of a notebook: `name: type = literal  # help`, one a line, types checked.
 
 
-PLAIN = {'str': str, 'int': int, 'float': float, 'bool': bool, 'list': list, 'dict': dict}
+TYPES = {'str': str, 'int': int, 'float': float, 'bool': bool, 'list': list, 'dict': dict}
 
 
 class Parameter(NamedTuple):
@@ -310,7 +310,7 @@ class Parameter(NamedTuple):
     help: str
 
 
-def parameters_of(notebook: str | Path) -> dict[str, Parameter]:
+def notebook_parameters(notebook: str | Path) -> dict[str, Parameter]:
     """The parameters that a notebook declares in the cell tagged `parameters`, in order.
 
     Raises MtpdError when the notebook can't be read or a line isn't `name: type = literal`.
@@ -351,12 +351,12 @@ def declared_parameters(notebook, path: Path) -> dict[str, Parameter]:
             if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name):
                 raise ValueError
             type_, default = ast.unparse(line.annotation), ast.literal_eval(line.value)
-            _fits(default, line.annotation)
+            _converted(default, line.annotation)
         except (ValueError, TypeError, KeyError):
             code = ast.get_source_segment(source, line)
             raise MtpdError(
                 f'{path}, parameters cell: `{code}` is not `name: type = literal  # help` '
-                f'with types of {", ".join(PLAIN)}, None.'
+                f'with types of {", ".join(TYPES)}, None.'
             ) from None
         help_ = comments.get(line.end_lineno, '')
         found[line.target.id] = Parameter(type_, default, help_)
@@ -377,7 +377,7 @@ def checked_parameters(
             continue
         try:
             plain = _plain_value(value)
-            values[name] = _fits(plain, ast.parse(known[name].type, mode='eval').body)
+            values[name] = _converted(plain, ast.parse(known[name].type, mode='eval').body)
         except TypeError:
             kind = type(value).__name__
             problems.append(f'{name} is {known[name].type}, got {value!r} ({kind}).')
@@ -395,17 +395,17 @@ def _plain_value(value: Any) -> Any:
         return {key: _plain_value(item) for key, item in value.items()}
     if hasattr(value, 'item') and getattr(value, 'shape', None) == ():  # a numpy or torch scalar
         return value.item()
-    if value is None or type(value) in PLAIN.values():
+    if value is None or type(value) in TYPES.values():
         return value
     raise TypeError
 
 
-def _fits(value: Any, annotation: ast.expr) -> Any:
+def _converted(value: Any, annotation: ast.expr) -> Any:
     """`value` as the annotation wants it (an int becomes a float), TypeError where it doesn't."""
     if isinstance(annotation, ast.BinOp):  # a | b
         for side in (annotation.left, annotation.right):
             try:
-                return _fits(value, side)
+                return _converted(value, side)
             except TypeError:
                 continue
         raise TypeError
@@ -414,8 +414,8 @@ def _fits(value: Any, annotation: ast.expr) -> Any:
             raise TypeError
         return value
     if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == 'list':
-        return [_fits(item, annotation.slice) for item in _fits(value, annotation.value)]
-    wanted = PLAIN[ast.unparse(annotation)]
+        return [_converted(item, annotation.slice) for item in _converted(value, annotation.value)]
+    wanted = TYPES[ast.unparse(annotation)]
     if wanted is float and type(value) is int:
         return float(value)
     if type(value) is not wanted:

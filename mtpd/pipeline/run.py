@@ -22,13 +22,13 @@ from ..utils.files import read_json, write_json
 from ..utils.machine import cpu_cores
 from ..utils.paths import ROOT, display_path
 from .notebooks import NotebookError, end_kernels, execute_notebook
-from .run_dir import default_run_dir, open_run, open_steps, run_info, timestamp
-from .status import STATUS, refuse_second, run_lock
+from .run_dir import default_run_dir, init_steps, open_run, run_info, timestamp
+from .status import STATUS, refuse_if_in_use, run_lock
 from .teacher_order import resolve_auto_arms
 
 NOTEBOOKS = ROOT / 'notebooks'
 # A run of everything with next to no training: does it work at all?
-SMOKE = {
+SMOKE_SETTINGS = {
     'data.scenes.train': 64,
     'data.scenes.val': 16,
     'schedule.batch_size': 4,
@@ -127,35 +127,35 @@ def run_recipe(
     """
     recipe = load_recipe(recipe)
     if smoke:
-        recipe = load_recipe(recipe, _smoke(recipe))
+        recipe = load_recipe(recipe, _smoke_overrides(recipe))
     if smoke and work_dir is None:
         work_dir = default_run_dir(recipe, smoke)
     run_dir = recipe.run_dir(work_dir)
-    refuse_second(run_dir)
-    seen = _preflight(recipe, run_dir, smoke, echo)
-    hidden = _smoke(recipe) if smoke else ()
+    refuse_if_in_use(run_dir)
+    seen = _check_before_run(recipe, run_dir, smoke, echo)
+    hidden = _smoke_overrides(recipe) if smoke else ()
     command = shlex.split(run_info(recipe, smoke, hidden, run_dir)['command'])
     with run_lock(run_dir, command, echo) as status:
         open_run(recipe, run_dir, smoke, hidden)
         forecast.keep_forecast(seen, run_dir)
         try:
-            seconds = _all_steps(recipe, run_dir, status, echo, stream)
+            seconds = _run_all_steps(recipe, run_dir, status, echo, stream)
             echo(f'all steps are done, {seconds / 60:.1f} minutes in all: {run_dir}')
         except NotebookError:  # what there is, is worth a report too
-            _report(report, run_dir, echo)
+            _make_report(report, run_dir, echo)
             raise
-        _report(report, run_dir, echo)
+        _make_report(report, run_dir, echo)
     return run_dir
 
 
-def _report(make: Callable[[Path], Path] | None, run_dir: Path, echo) -> None:
+def _make_report(make: Callable[[Path], Path] | None, run_dir: Path, echo) -> None:
     if make:
         echo(f'report: {make(run_dir)}')
 
 
-def _preflight(recipe: Recipe, run_dir: Path, smoke: bool, echo) -> dict | None:
+def _check_before_run(recipe: Recipe, run_dir: Path, smoke: bool, echo) -> dict | None:
     """Raises what would stop the run later on; tells what it will take, and returns what `forecast` found."""
-    refuse_a_world()
+    refuse_several_processes()
     found, seen = preflight.check_run(recipe, run_dir, not smoke, echo)
     if found := found or preflight.fetch_weights(recipe, recipe.detectors, recipe.detectors):
         raise RecipeError(recipe.source, found)
@@ -165,7 +165,7 @@ def _preflight(recipe: Recipe, run_dir: Path, smoke: bool, echo) -> dict | None:
     return seen
 
 
-def refuse_a_world() -> None:
+def refuse_several_processes() -> None:
     """Raises MtpdError where several processes were started together."""
     if (here := world.current_world()) and here.size > 1:
         raise MtpdError(
@@ -173,14 +173,14 @@ def refuse_a_world() -> None:
         )
 
 
-def _all_steps(recipe: Recipe, run_dir: Path, status: dict, echo, stream) -> float:
+def _run_all_steps(recipe: Recipe, run_dir: Path, status: dict, echo, stream) -> float:
     """Works through the steps; returns the seconds that all starts of the run took so far."""
     began, chosen = time.time(), (run_dir / 'order' / 'sequence.json').is_file()
     plan = resolve_auto_arms(recipe, run_dir) if chosen else recipe
     try:
-        _Work(plan, run_dir, status, echo, stream).run()
+        _StepRunner(plan, run_dir, status, echo, stream).run()
         if not chosen and (plan := resolve_auto_arms(recipe, run_dir)) is not recipe:
-            _Work(plan, run_dir, status, echo, stream).run()
+            _StepRunner(plan, run_dir, status, echo, stream).run()
     finally:
         info = read_json(run_dir / 'run.json')
         seconds = round((info['seconds'] or 0) + time.time() - began, 1)
@@ -188,7 +188,7 @@ def _all_steps(recipe: Recipe, run_dir: Path, status: dict, echo, stream) -> flo
     return seconds
 
 
-class _Work:
+class _StepRunner:
     """Executes steps' notebooks, from several threads at once, and keeps status.json true."""
 
     def __init__(
@@ -199,7 +199,7 @@ class _Work:
         self.lanes = ChainRunner(1 if process_count(recipe) > 1 else recipe.cfg.runtime.jobs)
         self.names = [step.title for step in recipe_steps(recipe, run_dir)]
         self.status = status
-        open_steps(self.names, status)
+        init_steps(self.names, status)
         info = read_json(run_dir / 'run.json')
         write_json(run_dir / 'run.json', info | {'arms': run_info(recipe)['arms']})
         self.lock = threading.Lock()
@@ -251,9 +251,12 @@ class _Work:
             raise MtpdError(f'{step.source.name} ended without writing {", ".join(missing)}.')
 
 
-def _smoke(recipe: Recipe) -> dict[str, Any]:
-    own = {'updates': SMOKE['schedule.teacher'], 'scenes': SMOKE['data.scenes.train']}
-    return SMOKE | {
+def _smoke_overrides(recipe: Recipe) -> dict[str, Any]:
+    own = {
+        'updates': SMOKE_SETTINGS['schedule.teacher'],
+        'scenes': SMOKE_SETTINGS['data.scenes.train'],
+    }
+    return SMOKE_SETTINGS | {
         f'teachers.{name}.{key}': value
         for name, spec in recipe.cfg.teachers.items()
         for key, value in own.items()

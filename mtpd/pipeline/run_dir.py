@@ -84,7 +84,7 @@ def run_info(
 
 
 @contextmanager
-def settings_kept(recipe: Recipe, run_dir: Path, out: Path) -> Iterator[None]:
+def recorded_settings(recipe: Recipe, run_dir: Path, out: Path) -> Iterator[None]:
     """Writes down what a run directory's trainings are made with, unless it says so already; not where the block, which
     trains into `out`, ends before the training's first checkpoint.
     """
@@ -104,12 +104,12 @@ def settings_kept(recipe: Recipe, run_dir: Path, out: Path) -> Iterator[None]:
 def claim_run_dir(kept: Path, text: str) -> None:
     """Keeps a run's settings in its folder. Raises MtpdError as `writable`, or where results of others are there."""
     make_writable(kept.parent)
-    if found := is_foreign(kept, text):
+    if found := settings_problem(kept, text):
         raise MtpdError(found)
     write_text(kept, text)
 
 
-def is_foreign(kept: Path, text: str) -> str | None:
+def settings_problem(kept: Path, text: str) -> str | None:
     """What is wrong where a folder has results of a run with other settings than `text`: those kept in it."""
     results = any((kept.parent / name).exists() for name in RESULTS)
     if (
@@ -148,7 +148,7 @@ def comparable_settings(text: str) -> str | dict:
     return values
 
 
-def open_steps(names: list[str], status: dict) -> None:
+def init_steps(names: list[str], status: dict) -> None:
     """Puts a run's steps into its status; what an earlier start finished stays done."""
     before = {entry['name']: entry for entry in status.get('steps', ())}
     fresh = dict.fromkeys(('started', 'ended', 'seconds', 'reason'))

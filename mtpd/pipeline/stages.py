@@ -23,7 +23,7 @@ from ..preflight import checks as preflight
 from ..runtime import checkpoints
 from ..utils.files import read_json, sha256, write_json
 from .mmdet_config import recipe_as_mmdet
-from .run_dir import settings_kept
+from .run_dir import recorded_settings
 from .teacher_order import resolve_auto_arms
 
 
@@ -47,13 +47,13 @@ def train_detector_run(
         print(f'training {spec.get("label", detector)}')
         cfg = recipe.model(detector)
         build = partial(_warm_detector, cfg, detector, recipe.fetch(detector, 'init'))
-        about = _about(recipe, detector)
-        with settings_kept(recipe, recipe.run_dir(work_dir), out):
+        about = checkpoint_meta(recipe, detector)
+        with recorded_settings(recipe, recipe.run_dir(work_dir), out):
             train_model(
                 recipe, build, cfg, out, plan.updates, recipe.seed, spec.get('scenes'), about
             )
         checkpoints.export_student(out / 'latest.pth', final)
-    return _measured(recipe, detector, out, final)
+    return measured_detector(recipe, detector, out, final)
 
 
 def train_stage(
@@ -76,14 +76,14 @@ def train_stage(
     out = stage_dir(recipe, plan, stage, work_dir)
     final = out / 'student.pth'
     if not checkpoints.is_finished(final):
-        _check(recipe, plan, stage, work_dir)
-        start, origin = _start(recipe, plan, stage, work_dir)
+        _check_before_stage(recipe, plan, stage, work_dir)
+        start, origin = _stage_start(recipe, plan, stage, work_dir)
         teacher = plan.teachers[stage - 1]
-        model, cfg = _stage_model(recipe, teacher, start, origin, work_dir)
-        about = _about(recipe, 'student', arm=arm, stage=stage, teacher=teacher)
-        about['stages'] = _stages(recipe, plan, stage, start, origin, work_dir)
+        model, cfg = _stage_builder(recipe, teacher, start, origin, work_dir)
+        about = checkpoint_meta(recipe, 'student', arm=arm, stage=stage, teacher=teacher)
+        about['stages'] = _stage_history(recipe, plan, stage, start, origin, work_dir)
         seed = recipe.seed * 1000 + stage
-        with settings_kept(recipe, recipe.run_dir(work_dir), out):
+        with recorded_settings(recipe, recipe.run_dir(work_dir), out):
             report = train_model(recipe, model, cfg, out, plan.stage_updates, seed, meta=about)
         write_json(
             out / 'stage.json',
@@ -100,7 +100,10 @@ def train_stage(
             },
         )
         checkpoints.export_student(out / 'latest.pth', final)
-    return {**_measured(recipe, 'student', out, final), 'stage': read_json(out / 'stage.json')}
+    return {
+        **measured_detector(recipe, 'student', out, final),
+        'stage': read_json(out / 'stage.json'),
+    }
 
 
 def prepare_detector(recipe: Recipe, name: str, work_dir: str | Path | None = None) -> dict:
@@ -116,10 +119,12 @@ def prepare_detector(recipe: Recipe, name: str, work_dir: str | Path | None = No
     if recipe.checkpoint(name) is None:
         return train_detector_run(recipe, name, work_dir)
     checkpoint = detector_checkpoint(recipe, name, work_dir)
-    return _measured(recipe, name, recipe.run_dir(work_dir) / 'detectors' / name, checkpoint)
+    return measured_detector(
+        recipe, name, recipe.run_dir(work_dir) / 'detectors' / name, checkpoint
+    )
 
 
-def began_from(recipe: Recipe, name: str) -> str | None:
+def init_label(recipe: Recipe, name: str) -> str | None:
     """The label of the detector with whose checkpoint the training of another began; its file's name, or None, where there
     is no such detector."""
     init = recipe.checkpoint(name, 'init')
@@ -143,7 +148,7 @@ def detector_checkpoint(recipe: Recipe, name: str, work_dir: str | Path | None =
     return train_detector_run(recipe, name, work_dir)['checkpoint']
 
 
-def _check(recipe: Recipe, arm: Arm, stage: int, work_dir) -> None:
+def _check_before_stage(recipe: Recipe, arm: Arm, stage: int, work_dir) -> None:
     """Raises what is wrong with the detectors of the stages to be trained for this one, before hours of training."""
     plan = arm_trainings(recipe, arm, range(1, stage + 1), work_dir)
     first = stage
@@ -163,7 +168,7 @@ def _check(recipe: Recipe, arm: Arm, stage: int, work_dir) -> None:
     )
 
 
-def _start(recipe: Recipe, arm: Arm, stage: int, work_dir) -> tuple[Path | None, str]:
+def _stage_start(recipe: Recipe, arm: Arm, stage: int, work_dir) -> tuple[Path | None, str]:
     """The student's checkpoint that a stage begins with, and its origin in a word."""
     if stage > 1:
         return train_stage(recipe, stage - 1, arm.name, work_dir)['checkpoint'], 'previous stage'
@@ -175,7 +180,7 @@ def _start(recipe: Recipe, arm: Arm, stage: int, work_dir) -> tuple[Path | None,
     return detector_checkpoint(recipe, 'student', work_dir), 'baseline'
 
 
-def _stage_model(recipe: Recipe, teacher: str | None, start: Path | None, origin: str, work_dir):
+def _stage_builder(recipe: Recipe, teacher: str | None, start: Path | None, origin: str, work_dir):
     """A function that builds the stage's model, and the student's config."""
     student = recipe.model('student')
     if teacher is None:
@@ -218,14 +223,14 @@ def _plain_student(cfg: dict, start: Path | None) -> nn.Module:
     return model
 
 
-def _about(recipe: Recipe, detector: str, **more) -> dict:
+def checkpoint_meta(recipe: Recipe, detector: str, **more) -> dict:
     """What a checkpoint's `meta` says of the detector in it."""
     # mmdet's resuming runs what stands under `config`; export_student gives it that name.
     about = {'student_config': recipe_as_mmdet(recipe, detector), 'recipe': recipe.name}
     return {**about, 'detector': detector, 'seed': recipe.seed, **more}
 
 
-def _stages(recipe: Recipe, arm: Arm, stage: int, start: Path | None, origin: str, work_dir):
+def _stage_history(recipe: Recipe, arm: Arm, stage: int, start: Path | None, origin: str, work_dir):
     """The stages that make a student: those of the checkpoint it starts from, and this one."""
     before = checkpoints.load_checkpoint(start).get('meta') or {} if start else {}
     teacher = arm.teachers[stage - 1]
@@ -236,7 +241,7 @@ def _stages(recipe: Recipe, arm: Arm, stage: int, start: Path | None, origin: st
     return [*before.get('stages', ()), this]
 
 
-def _measured(recipe: Recipe, detector: str, out: Path, checkpoint: Path) -> dict:
+def measured_detector(recipe: Recipe, detector: str, out: Path, checkpoint: Path) -> dict:
     """A detector's metrics and size in `out`, measured unless they are there for this checkpoint."""
     wanted = recipe.cfg.evaluation.metrics
     metrics = metrics_of_checkpoint(

@@ -37,14 +37,14 @@ def run_lock(
     Raises:
         MtpdError: another command works in it, or it cannot be written to.
     """
-    refuse_second(folder)
+    refuse_if_in_use(folder)
     made = not folder.is_dir()
     make_writable(folder)
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise _in_use_text(folder) from None
+        raise _in_use_error(folder) from None
     with lock:
         status = read_json_if_whole(folder / STATUS, {})
         if status.get('state') == 'running':
@@ -52,8 +52,8 @@ def run_lock(
             for step in status.get('steps', ()):
                 if step['state'] == 'running':  # `mtpd train` leaves the steps as they are
                     step['state'] = 'interrupted'
-        before, seen = copy.deepcopy(status), _files(folder)
-        status |= {'state': 'running', 'command': shlex.join(command), **_process()}
+        before, seen = copy.deepcopy(status), _write_times(folder)
+        status |= {'state': 'running', 'command': shlex.join(command), **process_record()}
         status |= {'started': timestamp(), 'ended': None}
         status |= {'exit_code': None, 'signal': None, 'reason': None}
         write_json(folder / STATUS, status)
@@ -62,11 +62,11 @@ def run_lock(
             yield status
             end = {'state': 'done', 'exit_code': 0}
         except BaseException as error:
-            end = _end_of(error)
+            end = _end_fields(error)
             raise
         finally:
             status |= {'ended': timestamp(), **end}
-            refused = end.get('exit_code') == MtpdError.exit_code and _files(folder) == seen
+            refused = end.get('exit_code') == MtpdError.exit_code and _write_times(folder) == seen
             ended = before.get('state') not in (None, 'running')
             write_json(folder / STATUS, before if refused and ended else status)
             if made and {path.name for path in folder.iterdir()} == {LOCK, STATUS}:
@@ -75,7 +75,7 @@ def run_lock(
                 folder.rmdir()
 
 
-def _files(folder: Path) -> dict[str, int]:
+def _write_times(folder: Path) -> dict[str, int]:
     """When the files in a folder were last written, in ns; but for those that say who works in it."""
     found = {}
     for path in folder.rglob('*'):
@@ -85,7 +85,7 @@ def _files(folder: Path) -> dict[str, int]:
     return found
 
 
-def refuse_second(folder: Path) -> None:
+def refuse_if_in_use(folder: Path) -> None:
     """Raises MtpdError, which names the other one, where a command works in the folder, and where it is a sweep's."""
     if (folder / 'sweep.json').is_file():
         raise MtpdError(f'{folder} holds a sweep. Choose another --work-dir.')
@@ -96,7 +96,7 @@ def refuse_second(folder: Path) -> None:
             with FileLock(folder / LOCK, timeout=0):
                 pass
         except Timeout:
-            raise _in_use_text(folder) from None
+            raise _in_use_error(folder) from None
 
 
 def may_be_alive(status: dict) -> bool:
@@ -115,12 +115,12 @@ def may_be_alive(status: dict) -> bool:
     return same and process.status() != psutil.STATUS_ZOMBIE
 
 
-def _process() -> dict:
+def process_record() -> dict:
     created = round(psutil.Process().create_time(), 2)
     return {'host': platform.node(), 'pid': os.getpid(), 'created': created}
 
 
-def _end_of(error: BaseException) -> dict:
+def _end_fields(error: BaseException) -> dict:
     """What status.json says of an error that ended a command."""
     if isinstance(error, KeyboardInterrupt):
         number = getattr(error, 'number', signal.SIGINT)
@@ -132,7 +132,7 @@ def _end_of(error: BaseException) -> dict:
     return {'state': 'failed', 'exit_code': code, 'reason': reason}
 
 
-def _in_use_text(folder: Path) -> MtpdError:
+def _in_use_error(folder: Path) -> MtpdError:
     return MtpdError(
         f'{folder} is in use: {_command_text(read_json_if_whole(folder / STATUS, {}))} works in it. '
         'Wait for its end, stop it, or choose another --work-dir.'
@@ -176,7 +176,7 @@ def read_status(folder: Path) -> dict:
 
 def status_text(found: dict) -> str:
     """`facts` as lines: the state, the steps, the updates of what is trained."""
-    lines = [_state(found), f'command: {found.get("command")}']
+    lines = [_state_text(found), f'command: {found.get("command")}']
     wide = max((len(step['name']) for step in found.get('steps', ())), default=0)
     for step in found.get('steps', ()):
         seconds = f'{step["seconds"]:.0f} s' if step.get('seconds') else ''
@@ -187,7 +187,7 @@ def status_text(found: dict) -> str:
     return '\n'.join(lines)
 
 
-def _state(status: dict) -> str:
+def _state_text(status: dict) -> str:
     state = status.get('state', 'unknown')
     if state in ('running', 'dead'):
         who = f'process {status.get("pid")} on {status.get("host")}, since {status.get("started")}'

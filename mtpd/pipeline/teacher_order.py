@@ -29,9 +29,9 @@ def adaptation_costs(
         RecipeError, MtpdError: from `check_pool`.
     """
     from ..engine.features import load_detectors
-    from .stages import detector_checkpoint
+    from .detectors import detector_checkpoint
 
-    check_pool(recipe)
+    check_teacher_pool(recipe)
     images = images or recipe.cfg.order.images
     models = load_detectors(
         recipe,
@@ -41,12 +41,12 @@ def adaptation_costs(
     found = costs_from_features(*halves)
     kept = {key: value for key, value in found.items() if key != 'replicates'}
     kept['levels'] = {str(k): np.where(np.isnan(v), None, v) for k, v in found['levels'].items()}
-    kept = {key: _plain(value) for key, value in kept.items()}
+    kept = {key: _as_lists(value) for key, value in kept.items()}
     write_json(recipe.run_dir(work_dir) / 'order' / 'costs.json', kept)
     return kept | {'replicates': found['replicates'].tolist()}
 
 
-def check_pool(recipe: Recipe) -> None:
+def check_teacher_pool(recipe: Recipe) -> None:
     """Before anything is trained.
 
     Raises:
@@ -59,7 +59,7 @@ def check_pool(recipe: Recipe) -> None:
     common_strides(blank_features(recipe))
 
 
-def calibration(costs: dict) -> str:
+def calibration_text(costs: dict) -> str:
     """How many images the costs come from, and a warning where these are too few."""
     images, needed = costs['images'], costs['needed']
     if images >= needed:
@@ -70,9 +70,9 @@ def calibration(costs: dict) -> str:
     )
 
 
-def _plain(value):
+def _as_lists(value):
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _as_lists(item) for key, item in value.items()}
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
@@ -110,7 +110,7 @@ def suggest_sequence(recipe: Recipe, costs: dict, work_dir: str | Path | None = 
     Raises:
         MtpdError: from `choose_sequence`.
     """
-    from .stages import prepare_detector
+    from .detectors import prepare_detector
 
     plan = recipe.cfg.order
     metrics = {

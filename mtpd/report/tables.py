@@ -16,7 +16,7 @@ from IPython.display import Markdown
 from ..analysis.run import ap_points
 from ..config.plan import stage_dir
 from ..config.recipe import Recipe
-from ..pipeline.stages import began_from, prepare_detector
+from ..pipeline.detectors import init_label, prepare_detector
 from ..utils.files import read_json
 
 
@@ -74,7 +74,7 @@ def detector_rows(recipe: Recipe, work_dir: str | Path | None = None) -> list[di
     """The student's baseline, then the teachers; what is missing is trained now.
 
     Keys: name, label, role ('baseline', 'teacher'), AP AP50 AP75 AP_s AP_m AP_l mask_AP (points), parameters (count),
-    gflops, ms_per_image; updates, scenes and init (`stages.began_from`), as the recipe says of their training.
+    gflops, ms_per_image; updates, scenes and init (`detectors.init_label`), as the recipe says of their training.
 
     Raises:
         RecipeError: from `prepare_detector`.
@@ -89,7 +89,7 @@ def detector_rows(recipe: Recipe, work_dir: str | Path | None = None) -> list[di
                 'role': 'baseline' if name == 'student' else 'teacher',
                 'updates': spec.get('updates', recipe.cfg.schedule.baseline),
                 'scenes': spec.get('scenes', recipe.cfg.data.scenes.train),
-                'init': began_from(recipe, name),
+                'init': init_label(recipe, name),
                 **_points(found['metrics']),
                 **found['model'],
             }

@@ -56,14 +56,14 @@ class _Slots:
         import submitit
 
         self.sweep, self.echo, self.deadline = sweep, echo, deadline
-        self.devices = _devices()
+        self.devices = _slot_gpus()
         self.count = resources.slots or max(len(self.devices), 1)
         self.threads = resources.threads or max(1, cpu_cores() // self.count)
         self.executor = submitit.LocalExecutor(
             sweep.path / 'submitit', max_num_timeout=resources.requeues
         )
         self.executor.update_parameters(
-            timeout_min=resources.minutes or YEAR, signal_delay_s=resources.delay
+            timeout_min=resources.minutes or MINUTES_A_YEAR, signal_delay_s=resources.delay
         )
         self.running: dict[int, tuple] = {}
         self.elsewhere: list[Job] = []
@@ -114,7 +114,7 @@ class _Slots:
         env = {'OMP_NUM_THREADS': str(self.threads)}
         if self.devices:
             env['CUDA_VISIBLE_DEVICES'] = self.devices[slot % len(self.devices)]
-        with _environment(env), _interrupts_ignored():
+        with _environment_variables(env), _interrupts_ignored():
             process = self.executor.submit(SweepJob(self.sweep.path, job.id, env))
         self.running[slot] = job, process
         self.echo(f'{job.id}: started in slot {slot}')
@@ -143,7 +143,7 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _devices() -> list[str]:
+def _slot_gpus() -> list[str]:
     """The GPUs that slots share out, as CUDA_VISIBLE_DEVICES names them."""
     given = os.environ.get('CUDA_VISIBLE_DEVICES')
     if given is not None:
@@ -152,7 +152,7 @@ def _devices() -> list[str]:
 
 
 @contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
+def _environment_variables(values: dict[str, str]) -> Iterator[None]:
     before = {key: os.environ.get(key) for key in values}
     os.environ.update(values)
     try:
@@ -197,7 +197,7 @@ def submit_slurm(
             groups.setdefault(tuple(after), []).append(job)
             left.remove(job)
         for after, group in groups.items():
-            ids = [numbers.get(name) or _job_number(sweep, name) for name in after]
+            ids = [numbers.get(name) or _slurm_number(sweep, name) for name in after]
             executor = submitit.SlurmExecutor(sweep.path / 'submitit', resources.requeues)
             settings = {'job_name': sweep.info['name'], **resources.slurm}
             if resources.minutes:
@@ -210,7 +210,7 @@ def submit_slurm(
             executor.update_parameters(signal_delay_s=resources.delay, **settings)
             env = {'OMP_NUM_THREADS': str(resources.threads)} if resources.threads else {}
             for job in group:  # before the job can write itself
-                _queued(sweep, job)
+                _write_queued_status(sweep, job)
             try:
                 with executor.batch():
                     made = [executor.submit(SweepJob(sweep.path, job.id, env)) for job in group]
@@ -219,7 +219,7 @@ def submit_slurm(
                 submitit.core.utils.FailedSubmissionError,
             ) as error:
                 for job in group:
-                    _queued(sweep, job, state='failed', reason='sbatch refused it')
+                    _write_queued_status(sweep, job, state='failed', reason='sbatch refused it')
                 raise MtpdError(f'sbatch refused {group[0].id}: {error}') from None
             for job, handle in zip(group, made, strict=True):
                 numbers[job.id] = handle.job_id
@@ -228,11 +228,13 @@ def submit_slurm(
                 echo(f'{job.id}: SLURM job {handle.job_id}{wait}')
 
 
-def _job_number(sweep: Sweep, name: str) -> str:
+def _slurm_number(sweep: Sweep, name: str) -> str:
     return read_json(Path(sweep.path, 'jobs', name, 'slurm.json'))['job']
 
 
-def _queued(sweep: Sweep, job: Job, state: str = 'queued', reason: str | None = None) -> None:
+def _write_queued_status(
+    sweep: Sweep, job: Job, state: str = 'queued', reason: str | None = None
+) -> None:
     status = sweep.status(job)
     status |= {
         'id': job.id,
@@ -248,7 +250,7 @@ def _queued(sweep: Sweep, job: Job, state: str = 'queued', reason: str | None = 
 
 
 EXECUTORS = ('local', 'slurm')
-YEAR = 365 * 24 * 60  # minutes
+MINUTES_A_YEAR = 365 * 24 * 60  # minutes
 
 
 @dataclass(frozen=True)
@@ -287,4 +289,4 @@ class Resources:
     @property
     def delay(self) -> int:
         """Seconds before the time limit at which a job is told to stop."""
-        return self.signal_delay or min(90, 15 * (self.minutes or YEAR))
+        return self.signal_delay or min(90, 15 * (self.minutes or MINUTES_A_YEAR))

@@ -73,7 +73,7 @@ class Sweep:
                 return 'lost', 'it left the queue without starting'
             return 'queued', reason or (queue or {}).get(number)
         if state == 'running':
-            silent = _age(status['heartbeat'])
+            silent = _seconds_since(status['heartbeat'])
             if queue is not None and status.get('slurm') and status['slurm'] not in queue:
                 return 'lost', 'killed: SLURM has ended it'
             if status['host'] == socket.gethostname() and not _alive(status['pid']):
@@ -96,7 +96,7 @@ class Sweep:
         recipe = load_recipe(self.info['recipe'], self.info['overrides'])
         if comparable_settings(recipe.text) != comparable_settings(self.info['text']):
             raise MtpdError(f'{recipe.source} has changed since the sweep in {self.path} began.')
-        return run_recipe(recipe, self.info, job.run)
+        return recipe_of_run(recipe, self.info, job.run)
 
 
 def load_sweep(path: str | Path) -> Sweep:
@@ -108,7 +108,7 @@ def load_sweep(path: str | Path) -> Sweep:
     return Sweep(path, info, {item['id']: Job.read(item) for item in info['jobs']})
 
 
-def run_recipe(recipe: Recipe, info: dict, run: str) -> Recipe:
+def recipe_of_run(recipe: Recipe, info: dict, run: str) -> Recipe:
     from ..config.recipe import load_recipe
 
     method, seed = run.split('/')
@@ -125,7 +125,7 @@ def run_recipe(recipe: Recipe, info: dict, run: str) -> Recipe:
     return load_recipe(recipe, changes)
 
 
-def _age(stamp: str) -> float:
+def _seconds_since(stamp: str) -> float:
     return (datetime.now(UTC) - datetime.fromisoformat(stamp)).total_seconds()
 
 
@@ -189,10 +189,10 @@ def open_sweep(
         'text': recipe.text,
     }
     if full := forecast.disk_problems(
-        recipe, [t for job in jobs for t in _trainings(job, path)], path
+        recipe, [t for job in jobs for t in _job_trainings(job, path)], path
     ):
         raise MtpdError(full[0])
-    runs = {job.run: run_recipe(recipe, info, job.run) for job in jobs}
+    runs = {job.run: recipe_of_run(recipe, info, job.run) for job in jobs}
     try:
         write_json(path / 'sweep.json', info)
     except OSError as error:
@@ -207,7 +207,7 @@ def open_sweep(
     return sweep
 
 
-def _trainings(job: Job, path: Path) -> list[Training]:
+def _job_trainings(job: Job, path: Path) -> list[Training]:
     """What a job trains."""
     from ..config.plan import Training
 

@@ -17,7 +17,7 @@ from ..utils.files import write_json
 from .folder import Sweep, load_sweep
 from .plan import Job
 
-BEAT = 10  # seconds between signs of life
+HEARTBEAT_INTERVAL = 10  # seconds between signs of life
 
 
 class SweepJob:
@@ -39,7 +39,7 @@ class SweepJob:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(folder / 'lock', timeout=0):  # falls with its owner
-                self.diary = Diary(sweep, job)
+                self.diary = JobStatus(sweep, job)
                 self.diary.keep(do_job)
         except Timeout:
             raise MtpdError(f'{job.id} runs in another process already.') from None
@@ -54,7 +54,7 @@ class SweepJob:
         return DelayedSubmission(SweepJob(self.path, self.id, self.env))
 
 
-def do_job(sweep: Sweep, job: Job, diary: Diary) -> None:
+def do_job(sweep: Sweep, job: Job, diary: JobStatus) -> None:
     """Trains and evaluates what is the job's.
 
     Raises:
@@ -63,7 +63,8 @@ def do_job(sweep: Sweep, job: Job, diary: Diary) -> None:
     missing = [name for name in job.needs if not sweep.made(sweep.jobs[name])]
     if missing:
         raise MtpdError(f'{", ".join(missing)} has to be done before {job.id}.')
-    from ..pipeline.stages import prepare_detector, train_stage
+    from ..pipeline.detectors import prepare_detector
+    from ..pipeline.stages import train_stage
 
     recipe, run_dir = sweep.recipe(job), sweep.path / job.run
     if job.detector:
@@ -76,7 +77,7 @@ def do_job(sweep: Sweep, job: Job, diary: Diary) -> None:
             train_stage(recipe, number, job.arm, run_dir)
 
 
-class Diary:
+class JobStatus:
     """A job's status.json, with a sign of life every few seconds."""
 
     def __init__(self, sweep: Sweep, job: Job):
@@ -95,7 +96,7 @@ class Diary:
             'slurm': _slurm_id(),
             'gpu': os.environ.get('CUDA_VISIBLE_DEVICES'),
             'threads': os.environ.get('OMP_NUM_THREADS'),
-            'log': _log(),
+            'log': _log_path(),
             'attempt': before.get('attempt', 0) + 1,
             'first_started': before.get('first_started') or timestamp(),
             'started': timestamp(),
@@ -118,7 +119,7 @@ class Diary:
             self.close(state='failed', reason=f'{error}')
             raise
         except BaseException as error:
-            self.close(state='failed', reason=_words(error))
+            self.close(state='failed', reason=_failure_text(error))
             raise
         self.close(state='done', stage=None)
 
@@ -133,19 +134,19 @@ class Diary:
             self.note(ended=timestamp(), **values)
 
     def _beat(self) -> None:
-        while not self.ended.wait(BEAT):
+        while not self.ended.wait(HEARTBEAT_INTERVAL):
             with self.lock:
                 if not self.ended.is_set():
                     self.note()
 
 
-def _words(error: BaseException) -> str:
+def _failure_text(error: BaseException) -> str:
     if 'timed-out' in str(error):  # submitit's, from the signal before the limit
         return 'out of time: raise --time; the same command goes on from its checkpoint'
     return f'{type(error).__name__}: {error}'
 
 
-def _log() -> str | None:
+def _log_path() -> str | None:
     """Where submitit sends what this process prints."""
     if 'SUBMITIT_FOLDER' not in os.environ:
         return None

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Order = tuple[str | None, ...]  # teachers in sequence
 CONTROL: Order = (None,)
-KINDS = ('teacher', 'baseline', 'prefix', 'control', 'order')
+JOB_KINDS = ('teacher', 'baseline', 'prefix', 'control', 'order')
 
 
 @dataclass(frozen=True)
@@ -93,19 +93,19 @@ def plan_jobs(
     starts = list(seeds) if recipe.cfg.distill.start == 'baseline' else []
     if costs and recipe.seed not in starts:
         starts.insert(0, recipe.seed)
-    jobs = [_detector(recipe, name, recipe.seed) for name in recipe.cfg.teachers]
-    jobs += [_detector(recipe, 'student', seed) for seed in starts]
-    shared = prefixes(orders)
+    jobs = [_detector_job(recipe, name, recipe.seed) for name in recipe.cfg.teachers]
+    jobs += [_detector_job(recipe, 'student', seed) for seed in starts]
+    shared = shared_prefixes(orders)
     for seed, method in product(seeds, methods):
         for head, owner in shared.items():
-            jobs.append(_stages(recipe, method, seed, owner, len(head[1]), shared))
+            jobs.append(_stages_job(recipe, method, seed, owner, len(head[1]), shared))
         for order in orders:
             if order != CONTROL or method == methods[0]:
-                jobs.append(_stages(recipe, method, seed, order, len(order), shared))
-    return sorted(jobs, key=lambda job: KINDS.index(job.kind))
+                jobs.append(_stages_job(recipe, method, seed, order, len(order), shared))
+    return sorted(jobs, key=lambda job: JOB_KINDS.index(job.kind))
 
 
-def prefixes(orders: Iterable[Order]) -> dict[tuple[int, Order], Order]:
+def shared_prefixes(orders: Iterable[Order]) -> dict[tuple[int, Order], Order]:
     """The first stages to compute apart: {(length of the orders, their first teachers): the first such order}.
 
     Where all that share a prefix share a longer one too, the longer one is enough.
@@ -125,7 +125,7 @@ def prefixes(orders: Iterable[Order]) -> dict[tuple[int, Order], Order]:
     }
 
 
-def _detector(recipe: Recipe, name: str, seed: int) -> Job:
+def _detector_job(recipe: Recipe, name: str, seed: int) -> Job:
     spec, schedule = recipe.detectors[name], recipe.cfg.schedule
     baseline = name == 'student'
     updates = spec.get('updates', schedule.baseline if baseline else schedule.teacher)
@@ -139,13 +139,13 @@ def _detector(recipe: Recipe, name: str, seed: int) -> Job:
     )
 
 
-def _stages(recipe: Recipe, method: str, seed: int, order: Order, last: int, shared) -> Job:
+def _stages_job(recipe: Recipe, method: str, seed: int, order: Order, last: int, shared) -> Job:
     """The job of an order's stages up to `last`, without those that another computes for it."""
     heads = [h for n, h in shared if n == len(order) and order[: len(h)] == h and len(h) < last]
     head = max(heads, key=len, default=())
     needs = []
     if head:
-        needs.append(_prefix(method, seed, len(order), head))
+        needs.append(_prefix_id(method, seed, len(order), head))
     elif recipe.cfg.distill.start == 'baseline':
         needs.append(f'baseline-{seed}')
     own = dict.fromkeys(t for t in order[len(head) : last] if t)
@@ -154,7 +154,7 @@ def _stages(recipe: Recipe, method: str, seed: int, order: Order, last: int, sha
     if order == CONTROL:
         kind, name = 'control', f'control-{seed}'
     elif last < len(order):
-        kind, name = 'prefix', _prefix(method, seed, len(order), order[:last])
+        kind, name = 'prefix', _prefix_id(method, seed, len(order), order[:last])
     return Job(
         name,
         kind,
@@ -170,7 +170,7 @@ def _stages(recipe: Recipe, method: str, seed: int, order: Order, last: int, sha
     )
 
 
-def _prefix(method: str, seed: int, length: int, head: Order) -> str:
+def _prefix_id(method: str, seed: int, length: int, head: Order) -> str:
     return f'{method}-{seed}-{arm_name(head)}-of-{length}'
 
 

@@ -36,14 +36,14 @@ def make_sweep_report(path: str | Path) -> Path:
     html = fill_template(
         'sweep.html.j2',
         title=first.info['title'],
-        facts=[sweep.info['name'], f'{len(jobs)} jobs', *_device(found['environment'])],
+        facts=[sweep.info['name'], f'{len(jobs)} jobs', *_device_fact(found['environment'])],
         state=state,
         headline={'running': 'In progress.', 'complete': 'Complete.'}.get(state, 'Not complete.'),
         detail=f'{len(jobs) - len(open_jobs)} of {len(jobs)} jobs are done.',
         missing=open_jobs,
-        studies=[_section(method, study) for method, study in sweep_studies(sweep).items()],
-        teachers=_teachers(found, first),
-        costs=gallery(_costs(sweep, first)),
+        studies=[_study_section(method, study) for method, study in sweep_studies(sweep).items()],
+        teachers=_detector_table(found, first),
+        costs=gallery(_cost_figures(sweep, first)),
         command=found['command'],
         recipe=sweep.info['text'],
         environment=found['environment'],
@@ -54,11 +54,11 @@ def make_sweep_report(path: str | Path) -> Path:
     return folder / 'index.html'
 
 
-def _device(environment: dict) -> list[str]:
+def _device_fact(environment: dict) -> list[str]:
     return [environment['device']] if environment else []
 
 
-def _section(method: str, study: Study) -> dict:
+def _study_section(method: str, study: Study) -> dict:
     rows = study.table()
     control = study.control.ap if study.control else None
     several = [row for row in rows if len(row['teachers']) > 1]
@@ -82,7 +82,7 @@ def _section(method: str, study: Study) -> dict:
     }
 
 
-def _teachers(found: dict, run) -> list[dict]:
+def _detector_table(found: dict, run) -> list[dict]:
     baselines = [row for row in found['rows'] if row['order'] == 'baseline']
     rows = [{'name': 'student', 'AP': mean(row['AP'] for row in baselines)}] if baselines else []
     rows += found['teachers']
@@ -99,7 +99,7 @@ def _teachers(found: dict, run) -> list[dict]:
     ]
 
 
-def _costs(sweep: Sweep, run) -> list[tuple]:
+def _cost_figures(sweep: Sweep, run) -> list[tuple]:
     costs = read_json(sweep.path / shared_run(sweep.info['seed']) / 'order' / 'costs.json')
     if not costs:
         return []

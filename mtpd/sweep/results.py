@@ -18,7 +18,7 @@ from .plan import Job, shared_run
 if TYPE_CHECKING:
     from ..analysis.study import Study
 
-COLUMNS = ('order', 'method', 'seed', 'stage', 'stages', 'teacher', 'updates')
+CSV_COLUMNS = ('order', 'method', 'seed', 'stage', 'stages', 'teacher', 'updates')
 
 
 def job_table(sweep: Sweep, deadline: float = DEADLINE) -> list[dict]:
@@ -30,7 +30,7 @@ def job_table(sweep: Sweep, deadline: float = DEADLINE) -> list[dict]:
     rows = []
     for job in sweep.jobs.values():
         state, reason = sweep.state(job, queue, deadline)
-        status, (done, total, rate) = sweep.status(job), _progress(sweep, job, state)
+        status, (done, total, rate) = sweep.status(job), _updates_done(sweep, job, state)
         number = status.get('stage') if state != 'done' else None
         active = state == 'running'
         rows.append(
@@ -41,7 +41,7 @@ def job_table(sweep: Sweep, deadline: float = DEADLINE) -> list[dict]:
                 if number
                 else '',
                 'updates': f'{done}/{total}' if total else '',
-                'elapsed': _elapsed(status, active),
+                'elapsed': _elapsed_seconds(status, active),
                 'left': rate * (total - done) if active and rate else None,
                 'reason': reason or '',
             }
@@ -53,7 +53,7 @@ def _on_slurm(sweep: Sweep) -> bool:
     return any((sweep.path / 'jobs' / name / 'slurm.json').is_file() for name in sweep.jobs)
 
 
-def _progress(sweep: Sweep, job: Job, state: str) -> tuple[int, int, float | None]:
+def _updates_done(sweep: Sweep, job: Job, state: str) -> tuple[int, int, float | None]:
     """Updates done, updates in all, and seconds an update."""
     done, rate = 0, None
     for folder in job.folders if job.updates else ():
@@ -64,7 +64,7 @@ def _progress(sweep: Sweep, job: Job, state: str) -> tuple[int, int, float | Non
     return done, job.updates * len(job.folders), rate
 
 
-def _elapsed(status: dict, active: bool) -> float | None:
+def _elapsed_seconds(status: dict, active: bool) -> float | None:
     if not status.get('started') or status.get('state') == 'queued':
         return None
     end = status.get('ended') or status['heartbeat']
@@ -116,11 +116,11 @@ def collect_results(path: str | Path) -> dict:
         if state != 'done':
             unfinished.append({'job': job.id, 'state': state, 'reason': reason})
         if job.kind == 'teacher':
-            teachers += _detector(sweep, job)
+            teachers += _detector_rows(sweep, job)
         elif job.kind == 'baseline':
-            rows += _detector(sweep, job)
+            rows += _detector_rows(sweep, job)
         elif job.kind != 'prefix':
-            rows += _stages(sweep, job)
+            rows += _stage_rows(sweep, job)
     info = sweep.info
     found = {key: info[key] for key in ('name', 'overrides', 'methods', 'seeds', 'updates')}
     found |= {'orders': [','.join(t or 'none' for t in order) for order in info['orders']]}
@@ -134,7 +134,7 @@ def collect_results(path: str | Path) -> dict:
     found['studies'] = {method: study.json() for method, study in sweep_studies(sweep).items()}
     found['rows'] = rows
     write_json(sweep.path / 'results.json', found)
-    write_text(sweep.path / 'results.csv', _csv(rows))
+    write_text(sweep.path / 'results.csv', _csv_text(rows))
     return found
 
 
@@ -149,7 +149,7 @@ def sweep_studies(sweep: Sweep) -> dict[str, Study]:
     }
 
 
-def _detector(sweep: Sweep, job: Job) -> list[dict]:
+def _detector_rows(sweep: Sweep, job: Job) -> list[dict]:
     folder = sweep.path / job.folders[0]
     metrics = read_json(folder / 'metrics.json')
     if metrics is None:
@@ -166,7 +166,7 @@ def _detector(sweep: Sweep, job: Job) -> list[dict]:
     return [found]
 
 
-def _stages(sweep: Sweep, job: Job) -> list[dict]:
+def _stage_rows(sweep: Sweep, job: Job) -> list[dict]:
     rows = []
     for number, teacher in enumerate(job.teachers, 1):
         folder = (sweep.path / job.stage(number)).resolve()  # where it was computed
@@ -190,9 +190,9 @@ def _stages(sweep: Sweep, job: Job) -> list[dict]:
     return rows
 
 
-def _csv(rows: list[dict]) -> str:
+def _csv_text(rows: list[dict]) -> str:
     out = io.StringIO()
-    columns = list(rows[0]) if rows else list(COLUMNS)
+    columns = list(rows[0]) if rows else list(CSV_COLUMNS)
     writer = csv.DictWriter(out, columns, lineterminator='\n')
     writer.writeheader()
     writer.writerows(rows)

@@ -17,7 +17,7 @@ from .plan import Order, parse_methods, parse_orders, parse_seeds, shared_run
 if TYPE_CHECKING:
     from ..config.recipe import Recipe
 
-LENGTHS = (2, 3)  # of the sequences that `auto` looks for
+SUGGESTED_LENGTHS = (2, 3)  # of the sequences that `auto` looks for
 
 
 def run_sweep(
@@ -47,8 +47,8 @@ def run_sweep(
         MtpdError: an unknown name, an executor that cannot be used, or a folder of another sweep.
     """
     from ..config.recipe import load_recipe
-    from ..pipeline.run import refuse_a_world
-    from ..pipeline.teacher_order import adaptation_costs, check_pool
+    from ..pipeline.run import refuse_several_processes
+    from ..pipeline.teacher_order import adaptation_costs, check_teacher_pool
     from ..preflight.checks import check_before_training as check_recipe
 
     resources = resources or Resources()
@@ -66,17 +66,17 @@ def run_sweep(
     teachers = recipe.pool
     automatic = []  # whether `auto` is in the text
     wanted = parse_orders(orders, teachers, lambda: automatic.append(True) or [])
-    refuse_a_world()
+    refuse_several_processes()
     check_recipe(recipe, recipe.detectors)
-    _make_data(recipe)
+    _write_digit_scenes(recipe)
     suggested = info.get('suggested')
     if automatic and not suggested:
         _check_lengths(recipe)
-        check_pool(recipe)
+        check_teacher_pool(recipe)
         sweep = open_sweep(recipe, path, [], [], [], costs=True)
         first = [j for j in sweep.jobs.values() if j.kind == 'teacher' or j.seed == recipe.seed]
         first = [j for j in first if j.detector]
-        _run(sweep, first, resources, echo, deadline)
+        _run_jobs(sweep, first, resources, echo, deadline)
         if not all(sweep.state(job)[0] == 'done' for job in first):
             echo('The costs need these jobs first; the same command goes on when they are done.')
             return sweep
@@ -86,7 +86,7 @@ def run_sweep(
     sweep = open_sweep(
         recipe, path, wanted, wanted_methods, wanted_seeds, suggested, bool(automatic)
     )
-    _run(sweep, list(sweep.jobs.values()), resources, echo, deadline)
+    _run_jobs(sweep, list(sweep.jobs.values()), resources, echo, deadline)
     return sweep
 
 
@@ -103,12 +103,12 @@ def suggested_orders(
         ``{'orders': sequences, each once, 'reasons': {'<search>, <length>': sentences}}``.
     """
     from ..config.recipe import load_recipe
-    from ..pipeline.teacher_order import calibration, suggest_sequence
+    from ..pipeline.teacher_order import calibration_text, suggest_sequence
 
-    echo(calibration(costs))
+    echo(calibration_text(costs))
     orders: list[Order] = []
     reasons = {}
-    for length in LENGTHS:
+    for length in SUGGESTED_LENGTHS:
         found = suggest_sequence(load_recipe(recipe, {'order.max_length': length}), costs, run_dir)
         for item in (found, found['check']):
             reasons[f'{item["method"]}, {length}'] = item['reasons']
@@ -120,14 +120,16 @@ def suggested_orders(
 
 def _check_lengths(recipe: Recipe) -> None:
     """Raises RecipeError where a sequence that `auto` may find has stages of unequal lengths."""
-    longest, updates = min(LENGTHS[-1], len(recipe.pool)), recipe.cfg.schedule.arm
+    longest, updates = min(SUGGESTED_LENGTHS[-1], len(recipe.pool)), recipe.cfg.schedule.arm
     uneven = [str(k) for k in range(1, longest + 1) if updates % k]
     if uneven:
         text = f'--orders auto may find {" or ".join(uneven)} stages, which do not divide schedule.arm = {updates} evenly.'
-        raise RecipeError(recipe.source, [f'{text} Choose a multiple of {math.lcm(*LENGTHS)}.'])
+        raise RecipeError(
+            recipe.source, [f'{text} Choose a multiple of {math.lcm(*SUGGESTED_LENGTHS)}.']
+        )
 
 
-def _run(sweep: Sweep, jobs, resources: Resources, echo, deadline: float) -> None:
+def _run_jobs(sweep: Sweep, jobs, resources: Resources, echo, deadline: float) -> None:
     queue = slurm_queue() if resources.executor == 'slurm' else None
     states = {job.id: sweep.state(job, queue, deadline) for job in jobs}
     done = [job for job in jobs if states[job.id][0] == 'done']
@@ -143,7 +145,7 @@ def _run(sweep: Sweep, jobs, resources: Resources, echo, deadline: float) -> Non
         run_local(sweep, [job for job in jobs if job not in done], resources, echo, deadline)
 
 
-def _make_data(recipe: Recipe) -> None:
+def _write_digit_scenes(recipe: Recipe) -> None:
     """Writes the built-in dataset once, before many jobs want it."""
     recipe.data_root()
     for name, spec in recipe.detectors.items():

@@ -35,8 +35,8 @@ from mtpd.engine.memory import (
     shortage_text,
 )
 from mtpd.errors import MtpdError
+from mtpd.pipeline.detectors import train_detector_run
 from mtpd.pipeline.mmdet_config import load_config
-from mtpd.pipeline.stages import train_detector_run
 from mtpd.runtime import checkpoints
 
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from mtpd.errors import MtpdError
-from mtpd.pipeline.status import may_be_alive, read_status, refuse_second, run_lock, status_text
+from mtpd.pipeline.status import may_be_alive, read_status, refuse_if_in_use, run_lock, status_text
 from mtpd.utils.processes import Interrupted
 
 
@@ -25,7 +25,7 @@ def test_the_second_command_is_refused_and_names_the_first(tmp_path):
     folder = tmp_path / 'run'
     with run_lock(folder, ['mtpd', 'run', 'a b.py']) as now:
         for second in (
-            lambda: refuse_second(folder),
+            lambda: refuse_if_in_use(folder),
             lambda: run_lock(folder, ['mtpd']).__enter__(),
         ):
             with pytest.raises(MtpdError) as caught:
@@ -34,7 +34,7 @@ def test_the_second_command_is_refused_and_names_the_first(tmp_path):
             assert wanted + now['started'] in str(caught.value)
             assert caught.value.exit_code == 2 and str(folder) in str(caught.value)
         (folder / 'kept').touch()
-    refuse_second(folder)
+    refuse_if_in_use(folder)
     with run_lock(folder, ['mtpd', 'train']):
         assert status(folder)['command'] == 'mtpd train'
 

@@ -13,7 +13,8 @@ from mtpd.config.plan import distill_cfg
 from mtpd.engine.evaluation import NUMBERS, evaluate, model_cost
 from mtpd.engine.loop import mmdet_cfg
 from mtpd.errors import MtpdError, RecipeError
-from mtpd.pipeline.stages import prepare_detector, train_detector_run, train_stage
+from mtpd.pipeline.detectors import prepare_detector, train_detector_run
+from mtpd.pipeline.stages import train_stage
 from mtpd.runtime import checkpoints
 from mtpd.utils.files import sha256
 

@@ -9,7 +9,7 @@ import pytest
 
 from helpers.tiny import SMALL
 from mtpd import load_recipe
-from mtpd.pipeline.stages import train_detector_run
+from mtpd.pipeline.detectors import train_detector_run
 from mtpd.preflight import checks
 from mtpd.utils.files import read_log
 from mtpd.utils.paths import ROOT

@@ -6,7 +6,7 @@ import pytest
 
 from helpers.fake_run import metrics, put
 from mtpd import load_recipe
-from mtpd.pipeline import stages
+from mtpd.pipeline.detectors import init_label
 from mtpd.report import tables
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
@@ -46,9 +46,9 @@ def test_detectors_with_their_training(measured):
 
 def test_what_a_training_began_from(tmp_path):
     plan = load_recipe(MINI, {'teachers.r101.init': str(tmp_path / 'other.pth')})
-    assert stages.began_from(plan, 'r101') == 'other.pth'
-    assert stages.began_from(plan, 'rx101') == 'teacher 1: ResNet-34, width 16'
-    assert stages.began_from(plan, 'student') is None
+    assert init_label(plan, 'r101') == 'other.pth'
+    assert init_label(plan, 'rx101') == 'teacher 1: ResNet-34, width 16'
+    assert init_label(plan, 'student') is None
 
 
 def test_stages_up_to_the_last(measured, tmp_path):

@@ -24,7 +24,6 @@ from helpers.tiny import retinanet
 from helpers.tiny_training import MINI, SMALL
 from mtpd import load_recipe
 from mtpd.analysis import dataset
-from mtpd.analysis.settings import refuse_other
 from mtpd.cli.main import main
 from mtpd.data import seeded_loader, validation
 from mtpd.data.loading import CorruptImage, SkipCorrupt
@@ -33,8 +32,8 @@ from mtpd.engine.evaluation import evaluate
 from mtpd.engine.loop import train_model
 from mtpd.errors import MtpdError, RecipeError
 from mtpd.pipeline import mmdet_config
-from mtpd.pipeline.run_dir import claim_run_dir
-from mtpd.pipeline.stages import train_detector_run
+from mtpd.pipeline.detectors import train_detector_run
+from mtpd.pipeline.run_dir import claim_run_dir, refuse_other_settings
 from mtpd.utils.paths import ROOT
 
 # Trainings of four images, the last without an object
@@ -303,7 +302,7 @@ def test_what_the_sample_did_not_see_ends_an_evaluation(many, tmp_path):
     file.write_text(TEXT.format(model=retinanet(num_classes=2), root=str(root), meta=META))
     config = mmdet_config.load_config(file)
     path = tmp_path / 'model.pth'
-    torch.save({'state_dict': mmdet_config._build(config).state_dict()}, path)
+    torch.save({'state_dict': mmdet_config._build_detector(config).state_dict()}, path)
     done = call('eval', file, '--checkpoint', path)
     assert done.exit_code == 2 and 'Traceback' not in done.output, (done.output, done.exception)
     assert re.match(rf'mtpd: image {root}/val/\d+\.png is cut short', done.output)
@@ -366,7 +365,7 @@ def test_a_run_may_be_told_of_a_limit_in_between(root, tmp_path):
     claim_run_dir(tmp_path / 'recipe.py', old)
     for limit in (2, 5):
         told = load_recipe(recipe, {'data.corrupt_limit': limit})
-        refuse_other(told, tmp_path)
+        refuse_other_settings(told, tmp_path)
         claim_run_dir(tmp_path / 'recipe.py', told.text)
     assert (tmp_path / 'recipe.py').read_text() == told.text
     with pytest.raises(MtpdError, match='other settings'):

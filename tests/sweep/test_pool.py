@@ -7,14 +7,14 @@ from click.testing import CliRunner
 
 from helpers.tiny_sweep import MINI, SMALL, command, run
 from mtpd import load_recipe
-from mtpd.analysis.settings import refuse_other
 from mtpd.cli.main import main
 from mtpd.errors import MtpdError
-from mtpd.pipeline.teacher_order import calibration, resolve_auto_arms, suggest_sequence
+from mtpd.pipeline.run_dir import refuse_other_settings
+from mtpd.pipeline.teacher_order import calibration_text, resolve_auto_arms, suggest_sequence
 from mtpd.sweep.folder import load_sweep, open_sweep
 from mtpd.sweep.plan import CONTROL, parse_orders
 from mtpd.sweep.results import collect_results
-from mtpd.sweep.run import LENGTHS, suggested_orders
+from mtpd.sweep.run import SUGGESTED_LENGTHS, suggested_orders
 from mtpd.utils.files import read_json, sha256, write_json
 
 THIRD = {
@@ -100,7 +100,7 @@ def test_a_sweep_gets_the_sequences_of_two_and_of_three(measured, tmp_path):
 
 
 def test_enough_images_are_said_too():
-    text = calibration({'images': 256, 'needed': 30})
+    text = calibration_text({'images': 256, 'needed': 30})
     assert text == 'Measured on 256 images; a stable fit takes about 30.'
 
 
@@ -214,7 +214,7 @@ def test_the_automatic_sequences_of_a_real_pool(tmp_path, tiny_coco):
     ap = read_json(folder / 'shared/0/order/sequence.json')['ap']
     suggested = [tuple(order) for order in sweep.info['suggested']['orders']]
     best = max(sorted(set(ap) - {'student'}), key=ap.get)
-    assert all(order[-1] == best and len(order) <= LENGTHS[-1] for order in suggested)
+    assert all(order[-1] == best and len(order) <= SUGGESTED_LENGTHS[-1] for order in suggested)
     assert [tuple(order) for order in sweep.info['orders']] == [CONTROL, *suggested]
     found = collect_results(folder)
     assert found['unfinished'] == [] and found['suggested'] == sweep.info['suggested']
@@ -234,14 +234,14 @@ def test_the_automatic_sequences_of_a_real_pool(tmp_path, tiny_coco):
 def test_a_run_directory_of_other_detectors_is_refused(tmp_path):
     """Their student would be taken for this recipe's; the settings of the choice itself may differ."""
     recipe, other = load_recipe(MINI), load_recipe(MINI, {'schedule.baseline': 7})
-    refuse_other(recipe, tmp_path)
+    refuse_other_settings(recipe, tmp_path)
     kept = recipe.text
     (tmp_path / 'order').mkdir()
     (tmp_path / 'order' / 'recipe.py').write_text(kept)  # as `mtpd order` leaves it
-    refuse_other(load_recipe(MINI, {'order.images': 9}), tmp_path)
+    refuse_other_settings(load_recipe(MINI, {'order.images': 9}), tmp_path)
     for wrong, key in ((other, 'schedule.baseline'), (load_recipe(MINI, seed=1), 'seed')):
         with pytest.raises(MtpdError, match=rf'holds a run with other settings \({key}\)'):
-            refuse_other(wrong, tmp_path)
+            refuse_other_settings(wrong, tmp_path)
     assert 'schedule.baseline' in refused(
         'order', MINI, '--work-dir', tmp_path, **{'schedule.baseline': 7}
     )

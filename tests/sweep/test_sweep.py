@@ -22,7 +22,14 @@ from mtpd.cli.main import main
 from mtpd.errors import MtpdError, RecipeError
 from mtpd.sweep.executors import Resources, run_local
 from mtpd.sweep.folder import load_sweep, open_sweep
-from mtpd.sweep.plan import CONTROL, parse_methods, parse_orders, parse_seeds, plan_jobs, prefixes
+from mtpd.sweep.plan import (
+    CONTROL,
+    parse_methods,
+    parse_orders,
+    parse_seeds,
+    plan_jobs,
+    shared_prefixes,
+)
 from mtpd.sweep.results import collect_results, job_table, table_text
 from mtpd.utils.files import write_json
 
@@ -56,13 +63,13 @@ def test_orders_seeds_and_methods_as_they_are_written():
 
 def test_prefixes_by_hand():
     orders = [CONTROL, *[tuple(text) for text in ('a', 'ab', 'ac', 'ba', 'abc', 'abd', 'acb')]]
-    assert prefixes(orders) == {
+    assert shared_prefixes(orders) == {
         (2, ('a',)): ('a', 'b'),  # of ab and ac; the single a trains twice as long
         (3, ('a',)): ('a', 'b', 'c'),  # of all three
         (3, ('a', 'b')): ('a', 'b', 'c'),  # of abc and abd
     }
     # Two that share two stages need no prefix of one.
-    assert list(prefixes([tuple('abc'), tuple('abd')])) == [(3, ('a', 'b'))]
+    assert list(shared_prefixes([tuple('abc'), tuple('abd')])) == [(3, ('a', 'b'))]
 
 
 def test_the_jobs_of_a_sweep_by_hand(recipe):
