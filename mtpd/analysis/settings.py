@@ -50,19 +50,6 @@ def run_settings(run: Run) -> Settings | None:
     return _kept(run.path)
 
 
-def refuse_other_settings(recipe: Recipe, folder: Path) -> None:
-    """Raises MtpdError where a run directory is that of other data, detectors, schedule or seed."""
-    own = recipe_settings(recipe, recipe.name)
-    for other in filter(None, map(_kept, (folder, folder / 'order'))):
-        keys = [key for key in setting_differences(own, other) if not key.startswith('arms.')]
-        keys += ['seed'] * (own.seed != other.seed)
-        if keys:
-            raise MtpdError(
-                f'{folder} holds a run with other settings ({", ".join(keys[:3])}). Choose another --work-dir, '
-                'or remove that folder.'
-            )
-
-
 def _kept(folder: Path) -> Settings | None:
     path = folder / 'recipe.py'
     if not path.is_file():

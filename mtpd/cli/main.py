@@ -50,7 +50,7 @@ def run(recipe, work_dir: Path | None, smoke: bool) -> None:
     from ..pipeline.run import run_recipe
     from ..report.run import make_report
 
-    run_recipe(recipe, work_dir, smoke, click.echo, sys.stdout, make_report)
+    run_recipe(recipe, work_dir, smoke, echo=click.echo, stream=sys.stdout, report=make_report)
 
 
 @main.command()

@@ -10,7 +10,7 @@ from mtpd.utils.machine import cpu_cores
 
 
 class Step(str):
-    short = property(str)
+    label = property(str)
 
 
 def chains(*texts):

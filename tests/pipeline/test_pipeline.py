@@ -47,7 +47,7 @@ def sources(tmp_path, monkeypatch):
     sources.mkdir()
     for step in pipeline.recipe_steps(load_recipe(MINI), tmp_path):
         body = 'from pathlib import Path'
-        for path in step.makes:
+        for path in step.outputs:
             inside = path.relative_to(tmp_path)
             body += f"\nPath(work_dir, '{inside}').parent.mkdir(parents=True, exist_ok=True)"
             body += f"\nPath(work_dir, '{inside}').write_text('{{}}')"
