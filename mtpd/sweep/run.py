@@ -12,7 +12,15 @@ from ..utils.files import json_value
 from ..utils.paths import ROOT
 from .executors import Resources, run_local, slurm_queue, submit_slurm
 from .folder import DEADLINE, Sweep, open_sweep, read_plan
-from .plan import Order, parse_methods, parse_orders, parse_seeds, shared_run
+from .plan import (
+    Job,
+    Order,
+    parse_methods,
+    parse_orders,
+    parse_seeds,
+    shared_run,
+    wants_suggestion,
+)
 
 if TYPE_CHECKING:
     from ..config.recipe import Recipe
@@ -49,43 +57,40 @@ def run_sweep(
     from ..config.recipe import load_recipe
     from ..pipeline.run import refuse_several_processes
     from ..pipeline.teacher_order import adaptation_costs, check_teacher_pool
-    from ..preflight.checks import check_before_training as check_recipe
+    from ..preflight.checks import check_before_training
 
     resources = resources or Resources()
     resources.check()
     recipe = load_recipe(recipe)
-    recipe = load_recipe(
-        recipe.source, json_value(recipe.overrides)
-    )  # as sweep.json will give it back
+    # With the overrides as sweep.json will give them back.
+    recipe = load_recipe(recipe.source, json_value(recipe.overrides))
     path = Path(work_dir).resolve() if work_dir else ROOT / 'runs' / f'{recipe.name}-sweep'
-    info = read_plan(recipe, path) or {}
-    wanted_methods = parse_methods(
-        methods or recipe.cfg.distill.method, recipe.cfg.distill.settings
-    )
-    wanted_seeds = parse_seeds(seeds)
-    teachers = recipe.pool
-    automatic = []  # whether `auto` is in the text
-    wanted = parse_orders(orders, teachers, lambda: automatic.append(True) or [])
+    before = read_plan(recipe, path) or {}
+    method_names = parse_methods(methods or recipe.cfg.distill.method, recipe.cfg.distill.settings)
+    seed_numbers = parse_seeds(seeds)
+    parse_orders(orders, recipe.pool)  # a mistake is said before anything is written
     refuse_several_processes()
-    check_recipe(recipe, recipe.detectors)
+    check_before_training(recipe, recipe.detectors)
     _write_digit_scenes(recipe)
-    suggested = info.get('suggested')
+    automatic, suggested = wants_suggestion(orders), before.get('suggested')
     if automatic and not suggested:
         _check_lengths(recipe)
         check_teacher_pool(recipe)
         sweep = open_sweep(recipe, path, [], [], [], costs=True)
-        first = [j for j in sweep.jobs.values() if j.kind == 'teacher' or j.seed == recipe.seed]
-        first = [j for j in first if j.detector]
-        _run_jobs(sweep, first, resources, echo, deadline)
-        if not all(sweep.state(job)[0] == 'done' for job in first):
+        detector_jobs = [
+            job
+            for job in sweep.jobs.values()
+            if job.kind == 'teacher' or (job.kind == 'baseline' and job.seed == recipe.seed)
+        ]
+        _run_jobs(sweep, detector_jobs, resources, echo, deadline)
+        if any(sweep.state(job)[0] != 'done' for job in detector_jobs):
             echo('The costs need these jobs first; the same command goes on when they are done.')
             return sweep
         run_dir = path / shared_run(recipe.seed)
         suggested = suggested_orders(recipe, adaptation_costs(recipe, run_dir), run_dir, echo)
-    wanted = parse_orders(orders, teachers, lambda: list(map(tuple, suggested['orders'])))
-    sweep = open_sweep(
-        recipe, path, wanted, wanted_methods, wanted_seeds, suggested, bool(automatic)
-    )
+    suggested_sequences = map(tuple, suggested['orders']) if automatic else ()
+    order_list = parse_orders(orders, recipe.pool, suggested_sequences)
+    sweep = open_sweep(recipe, path, order_list, method_names, seed_numbers, suggested, automatic)
     _run_jobs(sweep, list(sweep.jobs.values()), resources, echo, deadline)
     return sweep
 
@@ -109,10 +114,10 @@ def suggested_orders(
     orders: list[Order] = []
     reasons = {}
     for length in SUGGESTED_LENGTHS:
-        found = suggest_sequence(load_recipe(recipe, {'order.max_length': length}), costs, run_dir)
-        for item in (found, found['check']):
-            reasons[f'{item["method"]}, {length}'] = item['reasons']
-            orders.append(tuple(item['sequence']))
+        choice = suggest_sequence(load_recipe(recipe, {'order.max_length': length}), costs, run_dir)
+        for search in (choice, choice['check']):
+            reasons[f'{search["method"]}, {length}'] = search['reasons']
+            orders.append(tuple(search['sequence']))
     orders = list(dict.fromkeys(orders))
     echo('the costs suggest ' + ', '.join(' → '.join(order) for order in orders))
     return {'orders': orders, 'reasons': reasons}
@@ -129,20 +134,29 @@ def _check_lengths(recipe: Recipe) -> None:
         )
 
 
-def _run_jobs(sweep: Sweep, jobs, resources: Resources, echo, deadline: float) -> None:
-    queue = slurm_queue() if resources.executor == 'slurm' else None
-    states = {job.id: sweep.state(job, queue, deadline) for job in jobs}
-    done = [job for job in jobs if states[job.id][0] == 'done']
+def _run_jobs(
+    sweep: Sweep,
+    jobs: list[Job],
+    resources: Resources,
+    echo: Callable[[str], None],
+    deadline: float,
+) -> None:
+    """Runs what is not done of some jobs, or hands it to SLURM."""
+    on_slurm = resources.executor == 'slurm'
+    queue = slurm_queue() if on_slurm else None
+    states = {}
     for job in jobs:
-        state, reason = states[job.id]
+        state, reason = sweep.state(job, queue, deadline)
+        states[job.id] = state
         if state in ('failed', 'lost'):
-            echo(f'{job.id}: {state} before ({(reason or "").splitlines()[0]}), again')
-    echo(f'{len(jobs)} jobs, {len(done)} of them done before, in {sweep.path}')
-    if resources.executor == 'slurm':
-        left = [j for j in jobs if states[j.id][0] not in ('done', 'running', 'queued')]
+            echo(f'{job.id}: {state} before ({(reason or "no reason").splitlines()[0]}), again')
+    left = [job for job in jobs if states[job.id] != 'done']
+    echo(f'{len(jobs)} jobs, {len(jobs) - len(left)} of them done before, in {sweep.path}')
+    if on_slurm:
+        left = [job for job in left if states[job.id] not in ('running', 'queued')]
         submit_slurm(sweep, left, resources, echo)
     else:
-        run_local(sweep, [job for job in jobs if job not in done], resources, echo, deadline)
+        run_local(sweep, left, resources, echo, deadline)
 
 
 def _write_digit_scenes(recipe: Recipe) -> None:

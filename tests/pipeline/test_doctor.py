@@ -124,10 +124,10 @@ def test_a_check_that_breaks_is_a_failed_check():
         raise MtpdError('do this')
         yield
 
-    first, broken = doctor._checks_or_failure('second', look)
+    first, broken = doctor._checks_or_failure('second', look())
     assert (first.name, broken.name, broken.state) == ('first', 'second', 'fail')
     assert 'OSError: gone' in broken.found
-    assert doctor._checks_or_failure('third', user_mistake)[0].found == 'do this'
+    assert doctor._checks_or_failure('third', user_mistake())[0].found == 'do this'
 
 
 # A recipe's data and checkpoints
