@@ -14,9 +14,10 @@ from mtpd.engine.evaluation import NUMBERS, evaluate, model_cost
 from mtpd.engine.loop import mmdet_cfg
 from mtpd.errors import MtpdError, RecipeError
 from mtpd.pipeline.detectors import prepare_detector, train_detector_run
+from mtpd.pipeline.run_dir import claim_run_dir
 from mtpd.pipeline.stages import train_stage
 from mtpd.runtime import checkpoints
-from mtpd.utils.files import sha256
+from mtpd.utils.files import read_json, sha256, write_json
 
 
 @pytest.fixture(scope='module')
@@ -321,3 +322,29 @@ def test_the_learning_rate_rises_and_falls_in_any_number_of_updates(recipe, upda
     assert all(0 <= rate <= cfg['max_lr'] * 1.001 for rate in rates)
     if updates > 2:
         assert max(rates) == pytest.approx(cfg['max_lr'], rel=0.1)
+
+
+def test_an_arm_is_trained_without_the_choice_that_another_arm_waits_for(recipe, tmp_path):
+    """A pool of two teachers, of which `direct` needs one; nothing is chosen, so nothing else is trained."""
+    pool = load_recipe(recipe, {'arms.auto.label': 'chosen', 'arms.auto.teachers': 'auto'})
+    made = train_stage(pool, 1, 'direct', tmp_path)
+    assert made['stage']['teacher'] == 'r101'
+    assert sorted(path.name for path in (tmp_path / 'detectors').iterdir()) == ['r101', 'student']
+    assert [path.name for path in (tmp_path / 'stages').iterdir()] == ['direct']
+    assert not (tmp_path / 'order').exists()
+    write_json(tmp_path / 'order' / 'sequence.json', {'sequence': ['r101']})
+    chosen = train_stage(pool, 1, 'auto', tmp_path)
+    assert chosen['dir'] == tmp_path / 'stages/auto/1_r101'
+    assert sorted(path.name for path in (tmp_path / 'detectors').iterdir()) == ['r101', 'student']
+    claim_run_dir(tmp_path / 'recipe.py', pool.text)  # still of the recipe that says 'auto'
+
+
+def test_an_arm_that_says_auto_gets_its_choice_made(recipe, tmp_path):
+    options = {'arms': {'_delete_': True, 'auto': {'label': 'chosen', 'teachers': 'auto'}}}
+    pool = load_recipe(recipe, options | {'order.max_length': 1})
+    train_stage(pool, 1, 'auto', tmp_path)
+    sequence = read_json(tmp_path / 'order' / 'sequence.json')['sequence']
+    assert [path.name for path in (tmp_path / 'stages/auto').iterdir()] == [f'1_{sequence[0]}']
+    names = sorted(path.name for path in (tmp_path / 'detectors').iterdir())
+    assert names == ['r101', 'rx101', 'student']
+    assert "'auto'" in (tmp_path / 'recipe.py').read_text()
