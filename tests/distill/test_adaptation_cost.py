@@ -31,8 +31,8 @@ def images(**detectors):
 
 
 def costs(**detectors):
-    found = images(**detectors)
-    return costs_from_features(found[::2], found[1::2])
+    by_image = images(**detectors)
+    return costs_from_features(by_image[::2], by_image[1::2])
 
 
 def cost(a, b):
@@ -96,12 +96,12 @@ def test_held_out_costs_may_exceed_one_and_are_never_negative():
 def test_the_mean_is_over_the_strides_that_both_have():
     a, b, coarse, coarser = features(), features(), features(side=3), features(side=2)
     mapped = linear(a)
-    found = costs(a={8: a, 16: coarse}, b={8: mapped, 16: features(side=3), 32: coarser}, c={8: b})
-    assert sorted(found['levels']) == [8, 16, 32]
-    at = {stride: level[0, 1] for stride, level in found['levels'].items()}
+    result = costs(a={8: a, 16: coarse}, b={8: mapped, 16: features(side=3), 32: coarser}, c={8: b})
+    assert sorted(result['levels']) == [8, 16, 32]
+    at = {stride: level[0, 1] for stride, level in result['levels'].items()}
     assert at[8] == pytest.approx(0, abs=1e-6) and np.isnan(at[32])
-    assert found['cost'][0, 1] == pytest.approx((at[8] + at[16]) / 2)
-    assert found['cost'][0, 2] == pytest.approx(explicit(a, b), abs=1e-6)
+    assert result['cost'][0, 1] == pytest.approx((at[8] + at[16]) / 2)
+    assert result['cost'][0, 2] == pytest.approx(explicit(a, b), abs=1e-6)
 
 
 def test_detectors_without_a_common_stride():
@@ -113,7 +113,7 @@ def test_replicates_are_a_bootstrap_over_images():
     """By hand: each held-out image's residual and sums, weighted by the same draws."""
     a, noise = features(40), features(40, channels=7)
     b = linear(a) + noise
-    found = costs(a=a, b=b)
+    result = costs(a=a, b=b)
 
     def pixels(x):
         return np.moveaxis(x, 0, -1).reshape(-1, x.shape[0])
@@ -131,8 +131,8 @@ def test_replicates_are_a_bootstrap_over_images():
             square += often * np.sum(pixels(target) ** 2)
             count += often * 36
         expected = error / (square - np.sum(total**2) / count)
-        assert found['replicates'][r - 1, 0, 1] == pytest.approx(expected, rel=1e-4)
-    spread = found['replicates'][:, 0, 1].std()
+        assert result['replicates'][r - 1, 0, 1] == pytest.approx(expected, rel=1e-4)
+    spread = result['replicates'][:, 0, 1].std()
     assert 0 < spread < 0.1
 
 

@@ -15,9 +15,9 @@ def table(cost, names=('student', 'near', 'far')):
 
 def test_greedy_puts_the_near_teacher_first():
     costs = table([[0, 0.3, 0.9], [0.3, 0, 0.4], [0.9, 0.4, 0]])
-    found = choose_sequence(costs, {'near': 0.4, 'far': 0.5})
-    assert found['sequence'] == ['near', 'far']
-    assert '0.300 from the student (against 0.900)' in found['reasons'][1]
+    choice = choose_sequence(costs, {'near': 0.4, 'far': 0.5})
+    assert choice['sequence'] == ['near', 'far']
+    assert '0.300 from the student (against 0.900)' in choice['reasons'][1]
 
 
 def pool(seed, ties):
@@ -57,21 +57,21 @@ def test_both_searches_on_many_pools(max_length, min_gain, ties):
         mixed = table(
             costs['cost'][np.ix_(shuffled, shuffled)], [costs['detectors'][i] for i in shuffled]
         )
-        found = {}
+        sequences = {}
         for method in ('backward_greedy', 'shortest_path'):
             how = {'max_length': max_length, 'min_gain': min_gain, 'method': method}
             chosen = choose_sequence(costs, ap, **how)
-            found[method] = path = chosen['sequence']
+            sequences[method] = path = chosen['sequence']
             assert valid(path) and path[-1] == best
             assert chosen['total'] == pytest.approx(length(path))
             assert len(path) > 1 or 'direct distillation' in chosen['reasons'][-1]
             backwards = dict(reversed(ap.items()))
             assert choose_sequence(mixed, backwards, **how)['sequence'] == path
         least = min(map(length, paths))
-        assert length(found['shortest_path']) == pytest.approx(least)
-        assert length(found['backward_greedy']) >= least - 1e-12
+        assert length(sequences['shortest_path']) == pytest.approx(least)
+        assert length(sequences['backward_greedy']) >= least - 1e-12
         if len(ap) == 1:
-            assert found['backward_greedy'] == found['shortest_path'] == [best]
+            assert sequences['backward_greedy'] == sequences['shortest_path'] == [best]
 
 
 def test_a_pool_that_cannot_be_searched():
@@ -101,7 +101,7 @@ def test_ties_are_reported():
     first = [[0, 0.3, 0.9], [0.3, 0, 0.4], [0.9, 0.4, 0]]
     other = [[0, 0.95, 0.9], [0.95, 0, 0.4], [0.9, 0.4, 0]]
     costs = table(first) | {'replicates': [first] * 7 + [other] * 3}
-    found = choose_sequence(costs, {'near': 0.4, 'far': 0.5})
-    assert found['support'] == pytest.approx(0.7)
-    assert found['ties'] == [[['far'], pytest.approx(0.3)]]
+    choice = choose_sequence(costs, {'near': 0.4, 'far': 0.5})
+    assert choice['support'] == pytest.approx(0.7)
+    assert choice['ties'] == [[['far'], pytest.approx(0.3)]]
     assert choose_sequence(table(first), {'near': 0.4, 'far': 0.5})['support'] is None

@@ -94,10 +94,10 @@ def test_pins_are_read():
 @pytest.mark.parametrize(('size', 'state'), [(0.1, 'fail'), (1, 'warn'), (5, 'ok')])
 def test_amounts(size, state):
     limits = (0.5 * machine.GIB, 3 * machine.GIB)
-    found = doctor._amount_check('disk', int(size * machine.GIB), limits, 'free', 'Free some.')
-    assert found.state == state
-    assert bool(found.fix) is (state != 'ok')
-    assert found.found == f'{size:.1f} GiB free'
+    check = doctor._amount_check('disk', int(size * machine.GIB), limits, 'free', 'Free some.')
+    assert check.state == state
+    assert bool(check.fix) is (state != 'ok')
+    assert check.found == f'{size:.1f} GiB free'
 
 
 def test_folder_that_cannot_be_written():
@@ -163,12 +163,12 @@ def test_checkpoint_of_a_url_is_to_be_fetched_or_cached(tmp_path):
 def test_a_recipe_whose_detectors_do_not_fit_is_a_failed_check(tmp_path, tiny_coco):
     """The shipped teachers know ten digits; the data set has two classes."""
     data = tiny_coco(tmp_path / 'coco')
-    found = [
+    failed = [
         one
         for one in doctor.check_recipe(
             doctor.DEFAULT_RECIPE, {'data.root': str(data)}, tmp_path / 'run'
         )
         if one.state == 'fail'
     ]
-    assert len(found) == 2 and not (tmp_path / 'run').exists()
-    assert 'r101: ' in found[0].found and 'it knows 10 classes (0, 1, 2, ...)' in found[0].found
+    assert len(failed) == 2 and not (tmp_path / 'run').exists()
+    assert 'r101: ' in failed[0].found and 'it knows 10 classes (0, 1, 2, ...)' in failed[0].found

@@ -42,11 +42,11 @@ def printed(path: Path) -> list[str]:
 
 
 def test_parameters_are_read_with_type_default_and_help(tmp_path):
-    found = notebook_parameters(notebook(tmp_path / 'a.ipynb'))
-    assert list(found) == ['name', 'stage', 'rate', 'deep', 'sizes', 'limit']
-    assert found['name'] == ('str', 'a', 'who, plainly')
-    assert found['limit'] == ('int | None', None, 'none is all')
-    assert found['sizes'].default == [1, 2]
+    parameters = notebook_parameters(notebook(tmp_path / 'a.ipynb'))
+    assert list(parameters) == ['name', 'stage', 'rate', 'deep', 'sizes', 'limit']
+    assert parameters['name'] == ('str', 'a', 'who, plainly')
+    assert parameters['limit'] == ('int | None', None, 'none is all')
+    assert parameters['sizes'].default == [1, 2]
 
 
 @pytest.mark.parametrize(

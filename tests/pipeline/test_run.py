@@ -61,7 +61,7 @@ def sources(tmp_path, monkeypatch):
 
 
 def test_a_failed_step_is_recorded_and_the_next_call_goes_on_from_it(tmp_path, sources):
-    kept = (sources / '01_data.ipynb').read_text()
+    whole = (sources / '01_data.ipynb').read_text()
     notebook(sources / '01_data.ipynb', "raise ValueError('broken <b>')")
     run_dir, lines = tmp_path / 'run', []
     with pytest.raises(NotebookError, match='broken'):
@@ -70,7 +70,7 @@ def test_a_failed_step_is_recorded_and_the_next_call_goes_on_from_it(tmp_path, s
     assert [step['state'] for step in steps[:3]] == ['done', 'failed', 'pending']
     assert 'broken <b>' in steps[1]['reason'] and status(run_dir)['state'] == 'failed'
     assert (run_dir / 'notebooks' / '01_data.ipynb').is_file()
-    (sources / '01_data.ipynb').write_text(kept)
+    (sources / '01_data.ipynb').write_text(whole)
     notebook(sources / '02_detectors.ipynb', 'pass')  # ends well and writes nothing
     with pytest.raises(MtpdError, match=r'ended without writing detectors/student/metrics\.json'):
         pipeline.run_recipe(load_recipe(MINI, OWN), run_dir, smoke=True, echo=lines.append)
@@ -83,41 +83,45 @@ def test_a_failed_step_is_recorded_and_the_next_call_goes_on_from_it(tmp_path, s
 
 
 def test_a_run_is_done_when_its_report_is(tmp_path, sources, monkeypatch):
-    run_dir, said = tmp_path / 'run', []
+    run_dir, reports = tmp_path / 'run', []
     monkeypatch.setattr(
         pipeline, 'step_chains', lambda *_: [[[pipeline.Step(sources / '01_data.ipynb')]]]
     )
 
     def report(folder):
-        said.append((folder, status(folder)['state'], load_run(folder).state))
+        reports.append((folder, status(folder)['state'], load_run(folder).state))
         with pytest.raises(MtpdError, match='is in use'):
             pipeline.run_recipe(load_recipe(MINI, OWN), folder)
-        if len(said) == 1:
+        if len(reports) == 1:
             raise Interrupted(15)
         return folder / 'index.html'
 
     with pytest.raises(Interrupted):
         pipeline.run_recipe(load_recipe(MINI, OWN), run_dir, report=report)
-    found = status(run_dir)
-    assert (found['state'], found['signal'], found['exit_code']) == ('interrupted', 'SIGTERM', 143)
-    assert [step['state'] for step in found['steps']] == ['done']
+    recorded = status(run_dir)
+    assert (recorded['state'], recorded['signal'], recorded['exit_code']) == (
+        'interrupted',
+        'SIGTERM',
+        143,
+    )
+    assert [step['state'] for step in recorded['steps']] == ['done']
     lines = []
     pipeline.run_recipe(load_recipe(MINI, OWN), run_dir, echo=lines.append, report=report)
     assert lines[-1] == f'report: {run_dir}/index.html' and status(run_dir)['state'] == 'done'
-    assert said == 2 * [(run_dir, 'running', 'complete')]
+    assert reports == 2 * [(run_dir, 'running', 'complete')]
 
 
 def test_a_failed_run_has_a_report(tmp_path, sources):
     notebook(sources / '01_data.ipynb', "raise ValueError('broken')")
-    said = []
+    states = []
 
     def report(folder):
-        said.append(load_run(folder).state)
+        states.append(load_run(folder).state)
         return folder
 
     with pytest.raises(NotebookError, match='broken'):
         pipeline.run_recipe(load_recipe(MINI, OWN), tmp_path / 'run', report=report)
-    assert said == ['failed'] and status(tmp_path / 'run')['state'] == 'failed'
+    assert states == ['failed'] and status(tmp_path / 'run')['state'] == 'failed'
 
 
 def test_one_of_the_kits_notebooks_runs_by_itself(tmp_path):

@@ -209,13 +209,13 @@ def test_metrics_have_the_twelve_numbers_and_classes(recipe, run_dir, progressiv
 
 
 def test_size_of_a_detector_by_hand(recipe):
-    found = model_cost(recipe, 'student', images=2)
+    cost = model_cost(recipe, 'student', images=2)
     model = recipe.model('student')
-    assert found['input'] == [64, 64]
+    assert cost['input'] == [64, 64]
     # The stem alone: 7 x 7 x 3 weights for each of 8 channels at 32 x 32 positions.
-    assert found['gflops'] > 7 * 7 * 3 * 8 * 32 * 32 / 1e9
-    assert found['parameters'] > 7 * 7 * 3 * model.backbone.base_channels
-    assert found['ms_per_image'] > 0
+    assert cost['gflops'] > 7 * 7 * 3 * 8 * 32 * 32 / 1e9
+    assert cost['parameters'] > 7 * 7 * 3 * model.backbone.base_channels
+    assert cost['ms_per_image'] > 0
 
 
 def test_distillation_settings_in_the_originals_form(recipe):

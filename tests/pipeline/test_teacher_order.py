@@ -28,10 +28,10 @@ def test_no_useful_teacher_between_means_direct_distillation():
         ('backward_greedy', 'No teacher left is nearer to the student than far.'),
         ('shortest_path', 'The path student → far has the least sum of cost^2, 0.090.'),
     ):
-        found = choose_sequence(costs, ap, method=method)
-        assert found['sequence'] == ['far']
-        assert found['reasons'][1:] == [reason, 'So it is direct distillation.']
-        text = order_conclusion(found | {'check': found}, {})
+        choice = choose_sequence(costs, ap, method=method)
+        assert choice['sequence'] == ['far']
+        assert choice['reasons'][1:] == [reason, 'So it is direct distillation.']
+        text = order_conclusion(choice | {'check': choice}, {})
         assert 'suggest direct distillation from far: no teacher helps on the way' in text
 
 
@@ -40,10 +40,10 @@ def test_one_teacher_is_distilled_from_directly():
         'replicates': [[[0, 0.5], [0.5, 0]]]
     }
     for method in ('backward_greedy', 'shortest_path'):
-        found = choose_sequence(costs, {'only': 0.4}, method=method)
-        assert found['sequence'] == ['only']
-        assert found['reasons'] == ['only is the only teacher of the pool: direct distillation.']
-        text = order_conclusion(found | {'check': found}, {'only': 'the one'})
+        choice = choose_sequence(costs, {'only': 0.4}, method=method)
+        assert choice['sequence'] == ['only']
+        assert choice['reasons'] == ['only is the only teacher of the pool: direct distillation.']
+        text = order_conclusion(choice | {'check': choice}, {'only': 'the one'})
         assert text == 'The pool has one teacher: direct distillation from the one.'
     with pytest.raises(MtpdError, match='the pool of teachers is empty'):
         choose_sequence(table([[0]], ('student',)), {})
@@ -54,9 +54,9 @@ def test_the_conclusion_says_what_was_chosen_and_how_sure():
     other = [[0, 0.95, 0.9], [0.95, 0, 0.4], [0.9, 0.4, 0]]
     ap = {'near': 0.4, 'far': 0.5}
     costs = table(first) | {'replicates': [first] * 7 + [other] * 3}
-    found = choose_sequence(costs, ap)
+    choice = choose_sequence(costs, ap)
     check = choose_sequence(costs, ap, method='shortest_path')
-    text = order_conclusion(found | {'check': check}, {'near': 'N', 'far': 'F'})
+    text = order_conclusion(choice | {'check': check}, {'near': 'N', 'far': 'F'})
     assert 'suggest N → F. 70 % of the bootstrap samples lead to it. The other search' in text
     assert '(shortest path) agrees. On these images' in text
     assert 'a tie with F (30 %)' in text
@@ -75,13 +75,13 @@ def test_an_arm_gets_the_chosen_teachers(tmp_path):
         recipe.arm('auto', 1)
     assert [step.title for step in recipe_steps(recipe, tmp_path)][-1] == '03_teacher_order'
     write_json(tmp_path / 'order' / 'sequence.json', {'sequence': ['rx101']})
-    found = resolve_auto_arms(recipe, tmp_path)
-    arm = found.arm('auto', 1)
+    resolved = resolve_auto_arms(recipe, tmp_path)
+    arm = resolved.arm('auto', 1)
     assert (arm.teachers, arm.label, arm.stage_updates) == (('rx101',), 'chosen: rx101', 600)
-    assert '04_distill_stage__auto_1' in [step.title for step in recipe_steps(found, tmp_path)]
-    assert resolve_auto_arms(found, tmp_path) is found
-    again = load_recipe(MINI, options_text(found))  # as its notebooks get it
-    assert again.arms == found.arms
+    assert '04_distill_stage__auto_1' in [step.title for step in recipe_steps(resolved, tmp_path)]
+    assert resolve_auto_arms(resolved, tmp_path) is resolved
+    again = load_recipe(MINI, options_text(resolved))  # as its notebooks get it
+    assert again.arms == resolved.arms
 
 
 def test_an_arm_to_be_chosen_must_divide():
@@ -99,9 +99,9 @@ def test_a_run_chooses_and_goes_on(tmp_path):
     assert run.arms[0]['teachers'] == chosen and run.state == 'complete'
     stages = [step['name'] for step in run.steps if step['name'].startswith('04')]
     assert stages == [f'04_distill_stage__auto_{k + 1}' for k in range(len(chosen))]
-    said = []
-    run_recipe(load_recipe(MINI, AUTO | small), tmp_path, smoke=True, echo=said.append)
-    assert sum('done before' in line for line in said) == len(run.steps)
+    lines = []
+    run_recipe(load_recipe(MINI, AUTO | small), tmp_path, smoke=True, echo=lines.append)
+    assert sum('done before' in line for line in lines) == len(run.steps)
 
 
 @pytest.mark.slow
@@ -122,6 +122,6 @@ def test_costs_of_a_recipe(tmp_path):
     off = ~np.eye(3, dtype=bool)
     assert (low <= high).all() and (low[off] < cost[off] + 0.2).all()
     assert sorted(costs['levels']) == ['16', '32', '8']
-    found = suggest_sequence(recipe, costs, tmp_path)
-    assert found['sequence'][-1] == 'rx101' and found['ap']['rx101'] > found['ap']['r101']
+    choice = suggest_sequence(recipe, costs, tmp_path)
+    assert choice['sequence'][-1] == 'rx101' and choice['ap']['rx101'] > choice['ap']['r101']
     assert {p.name for p in (tmp_path / 'order').iterdir()} == {'costs.json', 'sequence.json'}

@@ -35,9 +35,9 @@ def test_shared_stages_are_links_and_runs_can_be_read(sweep):
     assert str(control.readlink()) == '../../../../mgd/0/stages/none/1_no_teacher'
     teacher = sweep.path / 'cwd/0/detectors/rx101'
     assert str(teacher.readlink()) == '../../../shared/0/detectors/rx101'
-    found = load_run(sweep.path / 'cwd/0')
-    assert [arm['teachers'] for arm in found.arms] == [[None], [A, B], [A, A]]
-    assert found.info['command'].startswith('mtpd sweep ')
+    run = load_run(sweep.path / 'cwd/0')
+    assert [arm['teachers'] for arm in run.arms] == [[None], [A, B], [A, A]]
+    assert run.info['command'].startswith('mtpd sweep ')
     job = sweep.jobs['cwd-0-r101-rx101']
     assert sweep.recipe(job).cfg.distill.method == 'cwd'
     assert list(sweep.recipe(job).arms) == ['none', 'r101-rx101', 'r101-r101']

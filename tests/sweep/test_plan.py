@@ -63,8 +63,8 @@ def test_the_jobs_of_a_sweep_by_hand(recipe):
 
 
 def test_teachers_that_are_not_shipped_are_trained_first(recipe):
-    own = load_recipe(recipe, {'teachers.r101.checkpoint': None, 'distill.start': 'inherit'})
-    jobs = {job.id: job for job in plan_jobs(own, [CONTROL, (B, A)], ['mgd'], [0])}
+    untrained = load_recipe(recipe, {'teachers.r101.checkpoint': None, 'distill.start': 'inherit'})
+    jobs = {job.id: job for job in plan_jobs(untrained, [CONTROL, (B, A)], ['mgd'], [0])}
     assert jobs['teacher-r101'].updates == 4000 and jobs['teacher-rx101'].updates == 0
     assert jobs['mgd-0-rx101-r101'].needs == ('teacher-r101',)
     assert jobs['control-0'].needs == () and 'baseline-0' not in jobs

@@ -11,7 +11,7 @@ from mtpd.utils.files import write_json
 def test_the_table_counts_updates_over_stages_and_the_time_left(sweep, recipe):
     name = 'mgd-0-r101-rx101'
     put_job_status(sweep, name, state='running', stage=2)
-    folder = sweep.path / sweep.jobs[name].stage(2)
+    folder = sweep.path / sweep.jobs[name].stage_dir(2)
     folder.mkdir(parents=True)
     rows = [{'update': n, 'updates': 300, 'time': 0.5} for n in (25, 50)]
     (folder / 'log.json').write_text(''.join(json.dumps(row) + '\n' for row in rows))
@@ -25,19 +25,19 @@ def test_the_table_counts_updates_over_stages_and_the_time_left(sweep, recipe):
 def test_an_unfinished_sweep_is_collected_and_what_is_missing_listed(sweep):
     job = sweep.jobs['mgd-0-r101-of-2']
     put_job_status(sweep, job.id, state='done')
-    folder = sweep.path / job.stage(1)
+    folder = sweep.path / job.stage_dir(1)
     write_json(folder / 'metrics.json', {'bbox_mAP': 0.123456789, 'bbox_mAP_50': 0.5})
     write_json(folder / 'stage.json', {'updates': 300, 'seconds': 9.5})
     put_job_status(sweep, 'control-0', state='failed', reason='ValueError: no')
-    found = collect_results(sweep.path)
-    assert [(row['order'], row['method'], row['stage']) for row in found['rows']] == [
+    results = collect_results(sweep.path)
+    assert [(row['order'], row['method'], row['stage']) for row in results['rows']] == [
         ('r101,rx101', 'mgd', 1),
         ('r101,r101', 'mgd', 1),
     ]
-    assert {'job': 'control-0', 'state': 'failed', 'reason': 'ValueError: no'} in found[
+    assert {'job': 'control-0', 'state': 'failed', 'reason': 'ValueError: no'} in results[
         'unfinished'
     ]
-    assert len(found['unfinished']) == len(sweep.jobs) - 1
+    assert len(results['unfinished']) == len(sweep.jobs) - 1
     with (sweep.path / 'results.csv').open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row['AP']) for row in rows] == [12.3456789] * 2

@@ -38,10 +38,10 @@ def invoke(command, *arguments, **options):
 
 
 def refused(*arguments, **options) -> str:
-    found = invoke(*arguments, **options)
-    assert found.exit_code == 2, (found.output, found.exception)
-    assert 'Traceback' not in found.output
-    return found.output
+    result = invoke(*arguments, **options)
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert 'Traceback' not in result.output
+    return result.output
 
 
 # Mistakes
@@ -115,28 +115,28 @@ def test_an_arm_gets_as_many_teachers_as_asked_for(measured, method, length, seq
 
 def test_a_sweep_gets_the_sequences_of_two_and_of_three(measured, tmp_path):
     recipe, run_dir, costs = measured
-    said = []
-    found = suggested_orders(recipe, costs, run_dir, said.append)
-    assert found['orders'] == [('r101', 'rx101'), ('r18', 'r101', 'rx101')]
-    assert list(found['reasons']) == [
+    lines = []
+    suggested = suggested_orders(recipe, costs, run_dir, lines.append)
+    assert suggested['orders'] == [('r101', 'rx101'), ('r18', 'r101', 'rx101')]
+    assert list(suggested['reasons']) == [
         f'{method}, {length}'
         for length in (2, 3)
         for method in ('backward_greedy', 'shortest_path')
     ]
-    assert said == [
+    assert lines == [
         'Warning: measured on 8 images, and a stable fit takes about 30. Raise order.images, or give a larger '
         'validation split.',
         'the costs suggest r101 → rx101, r18 → r101 → rx101',
     ]
-    orders = parse_orders('auto;r18', recipe.pool, found['orders'])
-    sweep = open_sweep(recipe, tmp_path / 'sweep', orders, ['mgd'], [0], found)
+    orders = parse_orders('auto;r18', recipe.pool, suggested['orders'])
+    sweep = open_sweep(recipe, tmp_path / 'sweep', orders, ['mgd'], [0], suggested)
     updates = {job.teachers: job.updates for job in sweep.jobs.values() if job.teachers}
     assert updates == {CONTROL: 600, ('r101', 'rx101'): 300, ('r18', 'r101', 'rx101'): 200} | {
         ('r18',): 600
     }
-    assert [list(order) for order in found['orders']] == load_sweep(sweep.path).info['suggested'][
-        'orders'
-    ]
+    assert [list(order) for order in suggested['orders']] == load_sweep(sweep.path).info[
+        'suggested'
+    ]['orders']
 
 
 def test_enough_images_are_said_too():
@@ -217,14 +217,16 @@ def test_a_pool_of_one_is_direct_distillation(tmp_path, tiny_coco):
     options |= {'data.root': tiny_coco(tmp_path / 'coco')}
     options |= {'teachers': {'_delete_': True, 'r101': teacher}}
     options |= {'arms': {'_delete_': True, 'direct': {'teachers': ['r101']}}}
-    found = invoke('order', MINI, '--work-dir', tmp_path / 'run', **options)
-    assert found.exit_code == 0, found.output
-    assert 'The pool has one teacher: direct distillation from teacher 1: ResNet-34' in found.output
-    assert 'Warning: measured on 4 images, and a stable fit takes about' in found.output
-    assert 'UserWarning' not in found.output and '.py:' not in found.output
+    result = invoke('order', MINI, '--work-dir', tmp_path / 'run', **options)
+    assert result.exit_code == 0, result.output
+    assert (
+        'The pool has one teacher: direct distillation from teacher 1: ResNet-34' in result.output
+    )
+    assert 'Warning: measured on 4 images, and a stable fit takes about' in result.output
+    assert 'UserWarning' not in result.output and '.py:' not in result.output
     assert read_json(tmp_path / 'run/order/sequence.json')['sequence'] == ['r101']
-    found = invoke('sweep', MINI, '--work-dir', tmp_path / 'sweep', **options)
-    assert found.exit_code == 0, found.output
+    result = invoke('sweep', MINI, '--work-dir', tmp_path / 'sweep', **options)
+    assert result.exit_code == 0, result.output
     orders = load_sweep(tmp_path / 'sweep').info['orders']
     assert orders == [[None], ['r101']]
 
@@ -244,9 +246,9 @@ def test_the_automatic_sequences_of_a_real_pool(tmp_path, tiny_coco):
     best = max(sorted(set(ap) - {'student'}), key=ap.get)
     assert all(order[-1] == best and len(order) <= SUGGESTED_LENGTHS[-1] for order in suggested)
     assert [tuple(order) for order in sweep.info['orders']] == [CONTROL, *suggested]
-    found = collect_results(folder)
-    assert found['unfinished'] == [] and found['suggested'] == sweep.info['suggested']
-    stages = {row['order']: row['updates'] * row['stages'] for row in found['rows']}
+    results = collect_results(folder)
+    assert results['unfinished'] == [] and results['suggested'] == sweep.info['suggested']
+    stages = {row['order']: row['updates'] * row['stages'] for row in results['rows']}
     assert stages == {'baseline': 0, 'none': 6} | {','.join(order): 6 for order in suggested}
 
     options = SMALL | THIRD | AUTO | {'data.root': str(data), 'schedule.arm': 6}
@@ -316,8 +318,8 @@ def test_a_sweep_with_a_killed_job_and_the_same_command_again(tmp_path, tiny_coc
     assert attempts == dict.fromkeys(sweep.jobs, 1) | {prefix.id: 2}
     assert {sweep.status(job)['threads'] for job in sweep.jobs.values()} == {'1'}
 
-    found = collect_results(folder)
-    assert found['unfinished'] == [] and len(found['rows']) == 6
+    results = collect_results(folder)
+    assert results['unfinished'] == [] and len(results['rows']) == 6
     with (folder / 'results.csv').open() as file:
         rows = list(csv.DictReader(file))
     for row in rows:
