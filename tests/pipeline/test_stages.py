@@ -324,9 +324,14 @@ def test_the_learning_rate_rises_and_falls_in_any_number_of_updates(recipe, upda
         assert max(rates) == pytest.approx(cfg['max_lr'], rel=0.1)
 
 
+POOL = dict.fromkeys(('teachers.rx101.checkpoint', 'teachers.rx101.init'))
+POOL |= {'teachers.rx101.updates': 1, 'order.images': 4}
+
+
 def test_an_arm_is_trained_without_the_choice_that_another_arm_waits_for(recipe, tmp_path):
     """A pool of two teachers, of which `direct` needs one; nothing is chosen, so nothing else is trained."""
-    pool = load_recipe(recipe, {'arms.auto.label': 'chosen', 'arms.auto.teachers': 'auto'})
+    auto = {'arms.auto.label': 'chosen', 'arms.auto.teachers': 'auto'}
+    pool = load_recipe(recipe, POOL | auto)
     made = train_stage(pool, 1, 'direct', tmp_path)
     assert made['stage']['teacher'] == 'r101'
     assert sorted(path.name for path in (tmp_path / 'detectors').iterdir()) == ['r101', 'student']
@@ -341,7 +346,7 @@ def test_an_arm_is_trained_without_the_choice_that_another_arm_waits_for(recipe,
 
 def test_an_arm_that_says_auto_gets_its_choice_made(recipe, tmp_path):
     options = {'arms': {'_delete_': True, 'auto': {'label': 'chosen', 'teachers': 'auto'}}}
-    pool = load_recipe(recipe, options | {'order.max_length': 1})
+    pool = load_recipe(recipe, POOL | options | {'order.max_length': 1})
     train_stage(pool, 1, 'auto', tmp_path)
     sequence = read_json(tmp_path / 'order' / 'sequence.json')['sequence']
     assert [path.name for path in (tmp_path / 'stages/auto').iterdir()] == [f'1_{sequence[0]}']
