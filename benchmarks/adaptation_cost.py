@@ -16,7 +16,7 @@ from torch import nn
 from mtpd.config.recipe import load_recipe
 from mtpd.distill.adaptation_cost import costs_from_features
 from mtpd.engine.features import load_detectors
-from mtpd.pipeline.stages import detector_checkpoint
+from mtpd.pipeline.detectors import detector_checkpoint
 from mtpd.pipeline.teacher_order import image_features
 from mtpd.utils.files import write_json
 from mtpd.utils.machine import describe_environment

@@ -22,7 +22,7 @@ from mtpd.data import coco
 from mtpd.edge import EdgeDetector
 from mtpd.engine import evaluation
 from mtpd.engine.onnx_export import export_onnx
-from mtpd.pipeline.stages import detector_checkpoint
+from mtpd.pipeline.detectors import detector_checkpoint
 from mtpd.runtime import compat  # noqa: F401  (compat before mmcv)
 from mtpd.utils.files import write_json
 from mtpd.utils.machine import describe_environment

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from mtpd.analysis.run import ap_points
 from mtpd.config.recipe import load_recipe
-from mtpd.pipeline.stages import train_detector_run, train_stage
+from mtpd.pipeline.detectors import train_detector_run
+from mtpd.pipeline.stages import train_stage
 from mtpd.utils.files import read_json, read_log, write_json
 from mtpd.utils.machine import describe_environment
 

@@ -19,7 +19,7 @@ work_dir: str = ''  # run directory; empty: runs, recipe, seed
 # %%
 from mtpd import load_recipe, plots
 from mtpd.analysis.run import loss_rows
-from mtpd.pipeline.stages import prepare_detector
+from mtpd.pipeline.detectors import prepare_detector
 from mtpd.report import tables
 from mtpd.report.tables import markdown_table, show_sentences
 

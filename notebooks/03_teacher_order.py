@@ -27,8 +27,8 @@ images: int = 0  # validation images to compare features on; 0: as the recipe sa
 
 # %%
 from mtpd import adaptation_costs, load_recipe, plots
-from mtpd.pipeline.stages import prepare_detector
-from mtpd.pipeline.teacher_order import calibration, order_conclusion, suggest_sequence
+from mtpd.pipeline.detectors import prepare_detector
+from mtpd.pipeline.teacher_order import calibration_text, order_conclusion, suggest_sequence
 from mtpd.report.tables import markdown_table, show_sentences
 
 plan = load_recipe(recipe, cfg_options, seed)
@@ -45,7 +45,7 @@ costs = adaptation_costs(plan, work_dir, images or None)
 plots.cost_matrix(list(labels.values()), costs['cost'], (costs['low'], costs['high']))
 
 # %%
-show_sentences(calibration(costs))
+show_sentences(calibration_text(costs))
 
 # %% [markdown]
 # ## The sequence

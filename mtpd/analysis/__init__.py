@@ -24,8 +24,8 @@ __getattr__, __dir__, __all__ = lazy_names(
         # What notebooks do with lower rooms.
         '..engine.loop': ('speed_settings',),
         '..pipeline.doctor': ('run_checks',),
-        '..pipeline.stages': ('prepare_detector',),
-        '..pipeline.teacher_order': ('suggest_sequence', 'calibration', 'order_conclusion'),
+        '..pipeline.detectors': ('prepare_detector',),
+        '..pipeline.teacher_order': ('suggest_sequence', 'calibration_text', 'order_conclusion'),
         '..utils.machine': ('write_environment',),
     },
 )

@@ -17,7 +17,8 @@ from ..config.recipe import Recipe
 from ..distill.adaptation_cost import costs_from_features
 from ..engine.features import image_batches, load_detectors, neck_features
 from ..errors import RecipeError
-from ..pipeline.stages import detector_checkpoint, train_stage
+from ..pipeline.detectors import detector_checkpoint
+from ..pipeline.stages import train_stage
 from ..pipeline.teacher_order import image_features, resolve_auto_arms
 from ..utils.statistics import Interval, format_interval
 

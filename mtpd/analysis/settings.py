@@ -69,21 +69,6 @@ def setting_differences(a: Settings, b: Settings) -> list[str]:
     return [key for key in keys if key.rpartition('.')[2] != 'label']
 
 
-def refuse_other_settings(recipe: Recipe, folder: Path) -> None:
-    """Raises MtpdError where a run directory is that of other data, detectors, schedule or seed."""
-    settings = recipe_settings(recipe, recipe.name)
-    for other in filter(None, map(_folder_settings, (folder, folder / 'order'))):
-        keys = setting_differences(settings, other)
-        keys = [key for key in keys if not key.startswith('arms.')]
-        if settings.seed != other.seed:
-            keys.append('seed')
-        if keys:
-            raise MtpdError(
-                f'{folder} holds a run with other settings ({", ".join(keys[:3])}). Choose another --work-dir, '
-                'or remove that folder.'
-            )
-
-
 def _folder_settings(folder: Path) -> Settings | None:
     values = read_settings(folder / 'recipe.py')
     if values is None:

@@ -49,7 +49,7 @@ def run(recipe, work_dir: Path | None, smoke: bool) -> None:
     from ..pipeline.run import run_recipe
     from ..report.run import make_report
 
-    run_recipe(recipe, work_dir, smoke, click.echo, sys.stdout, make_report)
+    run_recipe(recipe, work_dir, smoke, echo=click.echo, stream=sys.stdout, report=make_report)
 
 
 @main.command()
@@ -65,9 +65,10 @@ def train(recipe, work_dir, detector: str | None, arm: str | None, stage: int, a
     CONFIG is a recipe, or an mmdet config (a file, or mmdet::retinanet/retinanet_r50_fpn_1x_coco.py), which is trained
     as it says; --cfg-options are its keys then, and data.root=FOLDER for any COCO-format dataset.
     """
-    from ..analysis.settings import refuse_other_settings
+    from ..pipeline.detectors import train_detector_run
     from ..pipeline.mmdet_config import config_run_dir, train_config
-    from ..pipeline.stages import train_detector_run, train_stage
+    from ..pipeline.run_dir import refuse_other_settings
+    from ..pipeline.stages import train_stage
     from ..pipeline.status import run_lock
 
     if arm and detector:
@@ -97,10 +98,10 @@ def train(recipe, work_dir, detector: str | None, arm: str | None, stage: int, a
 @recipe_options
 def order(recipe, work_dir: Path | None) -> None:
     """How far RECIPE's detectors are from each other, and the sequence of teachers that suggests."""
-    from ..analysis.settings import refuse_other_settings
+    from ..pipeline.run_dir import refuse_other_settings
     from ..pipeline.teacher_order import (
         adaptation_costs,
-        calibration,
+        calibration_text,
         order_conclusion,
         suggest_sequence,
     )
@@ -119,7 +120,7 @@ def order(recipe, work_dir: Path | None) -> None:
     click.echo(' ' * width + ''.join(f'  {name:>{max(width, 6)}}' for name in costs['detectors']))
     for name, row in zip(costs['detectors'], costs['cost'], strict=True):
         click.echo(f'{name:<{width}}' + ''.join(f'  {value:{max(width, 6)}.3f}' for value in row))
-    click.echo(calibration(costs))
+    click.echo(calibration_text(costs))
     suggestion = suggest_sequence(recipe, costs, work_dir)
     click.echo('\n'.join([*suggestion['reasons'], order_conclusion(suggestion, labels)]))
     folder = display_path(run_dir / 'order')
@@ -156,10 +157,10 @@ main.add_command(sweeps.collect)
 def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out) -> None:
     """COCO numbers of a checkpoint (any layout) on a recipe's validation or an mmdet config's test split, as JSON."""
     from ..engine.evaluation import evaluate
-    from ..pipeline.mmdet_config import test_config
+    from ..pipeline.mmdet_config import evaluate_config
 
     if is_plain(recipe, detector=detector):
-        numbers = test_config(recipe, checkpoint, metrics or recipe.metrics, out)
+        numbers = evaluate_config(recipe, checkpoint, metrics or recipe.metrics, out)
     else:
         metrics = metrics or tuple(recipe.cfg.evaluation.metrics)
         numbers = evaluate(recipe, checkpoint, metrics, detector or 'student', out)

@@ -37,10 +37,24 @@ from ..runtime import checkpoints, distributed
 from ..utils.paths import ROOT, display_path, resolve_path
 from .run_dir import claim_run_dir
 
+SPLITS = ('train', 'val', 'test')
 # Settings that mmdet reads and a config may leave out.
-OPTIONAL = ('auto_scale_lr', 'custom_hooks', 'device', 'evaluation', 'find_unused_parameters')
-OPTIONAL += ('fp16', 'init_cfg', 'load_from', 'momentum_config', 'paramwise_cfg', 'seed')
-OPTIONAL += ('train_dataloader', 'val_dataloader', 'test_dataloader')
+OPTIONAL_KEYS = (
+    'auto_scale_lr',
+    'custom_hooks',
+    'device',
+    'evaluation',
+    'find_unused_parameters',
+    'fp16',
+    'init_cfg',
+    'load_from',
+    'momentum_config',
+    'paramwise_cfg',
+    'seed',
+    'train_dataloader',
+    'val_dataloader',
+    'test_dataloader',
+)
 
 
 @dataclass(frozen=True)
@@ -69,8 +83,8 @@ class PlainConfig:
     @property
     def metrics(self) -> tuple[str, ...]:
         """Those of COCO among the metrics that it is evaluated by: 'bbox', 'segm'."""
-        asked = (self.cfg.get('evaluation') or {}).get('metric', 'bbox')
-        return tuple(name for name in ('bbox', 'segm') if name in asked) or ('bbox',)
+        stated = (self.cfg.get('evaluation') or {}).get('metric', 'bbox')
+        return tuple(name for name in ('bbox', 'segm') if name in stated) or ('bbox',)
 
 
 def load_config(
@@ -91,26 +105,28 @@ def load_config(
     overrides = dict(as_overrides(overrides))
     root, gpus = overrides.pop('data.root', None), overrides.pop('runtime.gpus', None)
     limit = overrides.pop('data.corrupt_limit', 0)
-    found = _unknown(cfg, overrides)
+    problems = _unknown_key_problems(cfg, overrides)
     if type(limit) is not int or limit < 0:
-        found.append(f'data.corrupt_limit is {limit!r}: a number of images, from 0 on, is needed.')
+        problems.append(
+            f'data.corrupt_limit is {limit!r}: a number of images, from 0 on, is needed.'
+        )
     data = cfg.get('data') or {}
-    found += [f'data.{split} is missing.' for split in SPLITS if split not in data]
-    if found:
-        raise RecipeError(source, found)
+    problems += [f'data.{split} is missing.' for split in SPLITS if split not in data]
+    if problems:
+        raise RecipeError(source, problems)
     cfg = replace_cfg_vals(cfg)
     update_data_root(cfg)  # mmdet's MMDET_DATASETS
     override_values(cfg, overrides, source)
     cfg.seed = seed if seed is not None else cfg.get('seed') or 0
     if 'total_epochs' not in cfg:
         cfg.setdefault('runner', None)  # testing needs none
-    batch = 'data.' * ('samples_per_gpu' in cfg.data) or 'data.train_dataloader.'
+    batch = 'data' if 'samples_per_gpu' in cfg.data else 'data.train_dataloader'
     cfg = compat_cfg(cfg)
     if root is not None:
-        use_folder(cfg, resolve_path(str(root), source), source)
+        use_coco_folder(cfg, resolve_path(str(root), source), source)
     text = format_config(cfg._cfg_dict.to_dict())
     settle_dataset_paths(cfg, source)
-    return PlainConfig(cfg, source.resolve(), text, gpus, f'{batch}samples_per_gpu', limit)
+    return PlainConfig(cfg, source.resolve(), text, gpus, f'{batch}.samples_per_gpu', limit)
 
 
 def train_config(config: PlainConfig, work_dir: str | Path | None = None) -> dict:
@@ -125,49 +141,49 @@ def train_config(config: PlainConfig, work_dir: str | Path | None = None) -> dic
     """
     cfg, source = config.cfg, config.source
     needed = ('runner', 'optimizer', 'optimizer_config', 'lr_config')
-    found = [f'{key} is missing: it can be tested only.' for key in needed if not cfg.get(key)]
-    limit = config.corrupt_limit
-    if found or (found := dataset_problems(cfg, SPLITS, limit)):
-        raise RecipeError(source, found)
+    problems = [f'{key} is missing: it can be tested only.' for key in needed if not cfg.get(key)]
+    problems = problems or dataset_problems(cfg, SPLITS, config.corrupt_limit)
+    if problems:
+        raise RecipeError(source, problems)
     out = config_run_dir(config, work_dir)
     final = out / 'model.pth'
     claim_run_dir(out / 'config.py', config.text)
     if not checkpoints.is_finished(final):
-        settings = _for_training(config, out)
-        about = {'student_config': config.text, 'seed': cfg.seed}
-        build = partial(_initialised, config)
-        named = memory.config_setting_names(cfg, config.batch, 'val_dataloader')
+        settings = _training_config(config, out)
+        meta = {'student_config': config.text, 'seed': cfg.seed}
+        build = partial(_initialised_detector, config)
+        names = memory.config_setting_names(cfg.data, config.batch, 'val_dataloader')
         loop.train_by_config(
-            settings, build, source, named, bool(settings.get('evaluation')), meta=about
+            settings, build, source, names, bool(settings.get('evaluation')), meta=meta
         )
         checkpoints.export_student(out / 'latest.pth', final)
-    numbers = metrics_of_checkpoint(
-        out, final, lambda: test_config(config, final, config.metrics, out)
+    metrics = metrics_of_checkpoint(
+        out, final, lambda: evaluate_config(config, final, config.metrics, out)
     )
-    return {'dir': out, 'checkpoint': final, 'metrics': numbers}
+    return {'dir': out, 'checkpoint': final, 'metrics': metrics}
 
 
 def config_run_dir(config: PlainConfig, work_dir: str | Path | None = None) -> Path:
-    """Where its training goes."""
+    """Where the config's training goes."""
     return Path(work_dir).resolve() if work_dir else ROOT / 'runs' / config.source.stem
 
 
-def test_config(
+def evaluate_config(
     config: PlainConfig,
     checkpoint: str | Path,
     metrics: tuple[str, ...] = ('bbox',),
     out: str | Path | None = None,
 ) -> dict:
-    """COCO numbers of a checkpoint (any layout) on a config's test split, as `mtpd.evaluate.evaluate`.
+    """COCO numbers of a checkpoint (any layout) on a config's test split, as `mtpd.evaluate` gives them.
 
     Raises:
         RecipeError: a metric the detector or the dataset cannot give, or a broken dataset.
         MtpdError: the checkpoint does not load into the detector.
     """
     cfg, source = config.cfg, config.source
-    if found := dataset_problems(cfg, ('test',), config.corrupt_limit):
-        raise RecipeError(source, found)
-    model, split = _build(config), {**dataset_leaves(cfg.data.test)[0], 'test_mode': True}
+    if problems := dataset_problems(cfg, ('test',), config.corrupt_limit):
+        raise RecipeError(source, problems)
+    model, split = _build_detector(config), {**dataset_leaves(cfg.data.test)[0], 'test_mode': True}
     check_metrics(metrics, model, Path(split['ann_file']), source)
     checkpoints.load_student(model, checkpoint)
     device = loop.choose_device(config.device, source)
@@ -176,15 +192,15 @@ def test_config(
     batch = {'samples_per_gpu': 1, 'workers_per_gpu': 2, **cfg.data.test_dataloader}
     if batch['samples_per_gpu'] > 1:
         split['pipeline'] = replace_ImageToTensor(split['pipeline'])
-    work = DetectionTask(
+    task = DetectionTask(
         split,
         batch,
         device,
         config.processes,
         config.corrupt_limit,
-        memory.config_setting_names(cfg, config.batch, 'test_dataloader'),
+        memory.config_setting_names(cfg.data, config.batch, 'test_dataloader'),
     )
-    return evaluate_model(model.eval(), work, checkpoint, metrics, out)
+    return evaluate_model(model.eval(), task, checkpoint, metrics, out)
 
 
 def recipe_as_mmdet(recipe: Recipe, detector: str) -> str:
@@ -199,7 +215,7 @@ def recipe_as_mmdet(recipe: Recipe, detector: str) -> str:
     return format_config(dict(model=model, data=data, evaluation=evaluation, runner=runner))
 
 
-def _for_training(config: PlainConfig, out: Path) -> Config:
+def _training_config(config: PlainConfig, out: Path) -> Config:
     """The config that `loop.train_by_config` reads."""
     cfg = copy.deepcopy(config.cfg)
     cfg.device = loop.choose_device(config.device, config.source)
@@ -208,32 +224,34 @@ def _for_training(config: PlainConfig, out: Path) -> Config:
         cfg.fp16 = None
     by_epoch = cfg.runner.type == 'EpochBasedRunner'
     saving = cfg.get('checkpoint_config') or {}
-    fitting = saving.get('by_epoch', by_epoch) == by_epoch
-    interval = saving.get('interval', 0) if fitting else 0
-    cfg.checkpoint_config = dict(interval=interval or (1 if by_epoch else 1000), by_epoch=by_epoch)
+    interval = saving.get('interval') if saving.get('by_epoch', by_epoch) == by_epoch else None
+    default_interval = 1 if by_epoch else 1000
+    cfg.checkpoint_config = dict(interval=interval or default_interval, by_epoch=by_epoch)
     cfg.log_config = cfg.get('log_config') or dict(interval=50)
     cfg.work_dir, cfg.workflow = str(out), [('train', 1)]
     cfg.gpu_ids, cfg.corrupt_limit = list(range(config.processes)), config.corrupt_limit
     cfg.resume_from, cfg.load_from = None, cfg.get('load_from')
-    scale = cfg.get('auto_scale_lr') or {}
-    batch = cfg.data.train_dataloader.get('samples_per_gpu', 2) * config.processes
-    meant = scale.get('base_batch_size')
-    if meant not in (None, batch):
-        if scale.get('enable'):
-            cfg.optimizer, cfg.lr_config = loop.scale_rates(
-                cfg.optimizer, cfg.lr_config, batch, meant
-            )
-            cfg.auto_scale_lr.enable = False  # mmdet's own scales `optimizer.lr` alone
-        else:
-            rate = loop.peak_rate(cfg.optimizer, cfg.lr_config)
-            print(
-                f'learning rate {rate} is for {meant} images an update, this run has {batch}: '
-                '--cfg-options auto_scale_lr.enable=True scales it'
-            )
+    _print_learning_rate(cfg, config.processes)
     return cfg
 
 
-def _build(config: PlainConfig) -> nn.Module:
+def _print_learning_rate(cfg: Config, processes: int) -> None:
+    """Says so where the learning rate is meant for another number of images an update."""
+    lr, scale = cfg.optimizer.get('lr'), cfg.get('auto_scale_lr') or {}
+    batch = cfg.data.train_dataloader.get('samples_per_gpu', 2) * processes
+    meant = scale.get('base_batch_size')
+    if meant in (None, batch):
+        return
+    if scale.get('enable'):
+        print(f'learning rate {lr * batch / meant:g}: {lr:g} is for {meant} images an update')
+    else:
+        print(
+            f'learning rate {lr:g} is for {meant} images an update, this run has {batch}: '
+            '--cfg-options auto_scale_lr.enable=True scales it'
+        )
+
+
+def _build_detector(config: PlainConfig) -> nn.Module:
     """The config's detector. Raises RecipeError where mmdet refuses its settings."""
     cfg = config.cfg
     try:
@@ -246,46 +264,45 @@ def _build(config: PlainConfig) -> nn.Module:
         raise RecipeError(config.source, [text]) from error
 
 
-def _initialised(config: PlainConfig) -> nn.Module:
+def _initialised_detector(config: PlainConfig) -> nn.Module:
     """The config's detector as its training starts.
 
     Raises:
         RecipeError: detector and data can't be measured by the metrics.
         MtpdError: the pretrained weights can't be had.
     """
-    model = _build(config)
+    model = _build_detector(config)
     validation = dataset_leaves(config.cfg.data.val)[0]
     check_metrics(config.metrics, model, Path(validation.ann_file), config.source)
     initialise_weights(model, config.cfg.model.backbone, 'model')
     return model
 
 
-def _unknown(cfg: Config, keys: Iterable[str]) -> list[str]:
+def _unknown_key_problems(cfg: Config, keys: Iterable[str]) -> list[str]:
     """Keys that neither the config has nor mmdet would read, each with its nearest right name.
 
     A last part may be new, as a setting that is left at its default; the first and the middle ones may not.
     """
-    found = []
+    problems = []
     for key in keys:
         node, parts = cfg._cfg_dict, key.split('.')
-        for place, part in enumerate(parts):
+        for depth, part in enumerate(parts):
             if isinstance(node, (list, tuple)):
                 node = {str(number): item for number, item in enumerate(node)}
             known = list(node) if isinstance(node, dict) else []
             if part in known:
                 node = node[part]
                 continue
-            if part not in OPTIONAL and (place == 0 or part != parts[-1]):
-                ahead = '.'.join(parts[:place]) + '.' * bool(place)
-                found.append(unknown_name('key', ahead + part, [ahead + name for name in known]))
+            is_new_setting = depth > 0 and depth == len(parts) - 1
+            if part not in OPTIONAL_KEYS and not is_new_setting:
+                parents = parts[:depth]
+                names = ['.'.join([*parents, name]) for name in known]
+                problems.append(unknown_name('key', '.'.join([*parents, part]), names))
             break
-    return found
+    return problems
 
 
 # The datasets of a plain mmdet config: another folder in their place, what is wrong with them.
-
-
-SPLITS = ('train', 'val', 'test')
 
 
 def dataset_leaves(node: dict | list) -> list[dict]:
@@ -296,7 +313,7 @@ def dataset_leaves(node: dict | list) -> list[dict]:
     return dataset_leaves(inner) if inner else [node]
 
 
-def use_folder(cfg: Config, root: Path, source: Path) -> None:
+def use_coco_folder(cfg: Config, root: Path, source: Path) -> None:
     """Puts a COCO-format folder in place of all datasets of a config, its classes into data and heads.
 
     Raises:
@@ -305,19 +322,20 @@ def use_folder(cfg: Config, root: Path, source: Path) -> None:
     """
     if not root.is_dir():
         raise RecipeError(source, [f'data.root {root}: no such folder.'])
-    places = {'train': coco.locate_split(root, 'train'), 'val': coco.locate_split(root, 'val')}
-    places['test'] = places['val']
-    found = [place[0] for place in places.values() if place[0].is_file()] or [places['train'][0]]
-    names = coco.class_names(found[0])  # testing needs no training split
+    files = {split: coco.locate_split(root, split) for split in ('train', 'val')}
+    files['test'] = files['val']
+    train, val = files['train'][0], files['val'][0]
+    names = coco.class_names(val if val.is_file() and not train.is_file() else train)
     for split in SPLITS:
-        inside = dataset_leaves(cfg.data[split])
-        if len(inside) != 1:
-            text = f'data.{split} joins {len(inside)} datasets, which data.root cannot replace.'
+        leaves = dataset_leaves(cfg.data[split])
+        if len(leaves) != 1:
+            text = f'data.{split} joins {len(leaves)} datasets, which data.root cannot replace.'
             raise RecipeError(source, [text])
+        (leaf,) = leaves
         for key in ('seg_prefix', 'proposal_file', 'data_root', 'separate_eval'):
-            inside[0].pop(key, None)
-        files = dict(zip(('ann_file', 'img_prefix'), map(str, places[split]), strict=True))
-        inside[0].update(files, type='CocoDataset', classes=names)
+            leaf.pop(key, None)
+        annotations, images = map(str, files[split])
+        leaf.update(ann_file=annotations, img_prefix=images, type='CocoDataset', classes=names)
     set_class_count(cfg.model, len(names))
 
 
@@ -331,39 +349,41 @@ def settle_dataset_paths(cfg: Config, source: Path) -> None:
 
 
 def dataset_problems(cfg: Config, splits: Iterable[str], corrupt_limit: int = 0) -> list[str]:
-    """As `coco.split_problems`, on the splits of a config."""
-    found = []
+    """What is wrong with the files of some splits of a config, as `coco.split_problems`."""
+    problems = []
     for split in splits:
-        inside = dataset_leaves(cfg.data[split])
-        if split == 'test' and len(inside) > 1:
-            found.append(f'data.test joins {len(inside)} datasets: give one.')
-        for leaf in inside:
+        leaves = dataset_leaves(cfg.data[split])
+        if split == 'test' and len(leaves) > 1:
+            problems.append(f'data.test joins {len(leaves)} datasets: give one.')
+        for leaf in leaves:
             kind = DATASETS.get(leaf.get('type', ''))
             if not (kind and issubclass(kind, CocoDataset) and isinstance(leaf.ann_file, str)):
-                found.append(
+                problems.append(
                     f'data.{split} is no COCO-format dataset ({leaf.get("type")}). Give one: '
                     '--cfg-options data.root=FOLDER'
                 )
                 continue
             if leaf.get('proposal_file'):
-                found.append(
+                problems.append(
                     f'data.{split}.proposal_file {leaf.proposal_file} would be unpickled, which could run code: leave it out.'
                 )
-            found += _of_files(leaf, leaf.get('classes') or kind.CLASSES, corrupt_limit)
-    return list(dict.fromkeys(found))
+            problems += _file_problems(leaf, leaf.get('classes') or kind.CLASSES, corrupt_limit)
+    return list(dict.fromkeys(problems))
 
 
-def _of_files(leaf: dict, classes: tuple[str, ...], corrupt_limit: int) -> list[str]:
+def _file_problems(leaf: dict, classes: tuple[str, ...] | str, corrupt_limit: int) -> list[str]:
     path = Path(leaf.ann_file)
-    place = {'annotations': path, 'images': leaf.get('img_prefix') or ''}
-    if found := coco.split_problems(Path(), place, corrupt_limit):
-        return found
-    if not isinstance(classes, str) and (unknown := set(classes) - set(coco.class_names(path))):
-        names = ', '.join(sorted(unknown)[:5])
-        found.append(
-            f'{path} lacks {len(unknown)} of the classes of the config: {names}. Classes follow '
-            'from the data with --cfg-options data.root=FOLDER.'
-        )
+    files = {'annotations': path, 'images': leaf.get('img_prefix') or ''}
+    if problems := coco.split_problems(Path(), files, corrupt_limit):
+        return problems
+    problems = []
+    if not isinstance(classes, str):  # mmdet takes the name of a file with them, too
+        missing = sorted(set(classes) - set(coco.class_names(path)))
+        if missing:
+            problems.append(
+                f'{path} lacks {len(missing)} of the classes of the config: {", ".join(missing[:5])}. '
+                'Classes follow from the data with --cfg-options data.root=FOLDER.'
+            )
     if "'with_mask': True" in str(leaf.get('pipeline')) and not coco.has_masks(path):
-        found.append(f'the detector trains on masks, and {path} has none.')
-    return found
+        problems.append(f'the detector trains on masks, and {path} has none.')
+    return problems

@@ -18,7 +18,7 @@ from ..analysis.run import ap_points
 from ..analysis.study import Study
 from ..config.plan import stage_dir
 from ..config.recipe import Recipe
-from ..pipeline.stages import began_from, prepare_detector
+from ..pipeline.detectors import init_label, prepare_detector
 from ..utils.files import read_json
 from ..utils.statistics import Interval, format_interval
 
@@ -195,7 +195,7 @@ def detector_rows(recipe: Recipe, work_dir: str | Path | None = None) -> list[di
         training = {
             'updates': spec.get('updates', recipe.cfg.schedule.baseline),
             'scenes': spec.get('scenes', recipe.cfg.data.scenes.train),
-            'init': began_from(recipe, name),
+            'init': init_label(recipe, name),
         }
         if recipe.cfg.data.root:
             training = dict.fromkeys(training)

@@ -11,8 +11,8 @@ from mmcv import Config
 from mtpd.config.recipe import load_recipe
 from mtpd.distill.losses import DISTILL_LOSSES, build_distill_loss
 from mtpd.errors import MtpdError, RecipeError
+from mtpd.pipeline.detectors import detector_checkpoint
 from mtpd.pipeline.mmdet_config import PlainConfig, load_config
-from mtpd.pipeline.stages import detector_checkpoint
 from mtpd.utils.files import sha256_in_name
 from mtpd.utils.paths import ROOT
 

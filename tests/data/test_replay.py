@@ -28,7 +28,8 @@ from mtpd.engine import pipelines
 from mtpd.engine.loop import train_model
 from mtpd.errors import MtpdError
 from mtpd.pipeline import mmdet_config
-from mtpd.pipeline.stages import _stage_model, prepare_detector, train_stage
+from mtpd.pipeline.detectors import prepare_detector
+from mtpd.pipeline.stages import _stage_builder, train_stage
 from mtpd.runtime import checkpoints
 from mtpd.runtime.checkpoints import find_resume_point
 from mtpd.utils.files import read_log
@@ -50,7 +51,7 @@ def stage(recipe, tmp_path_factory):
     run = tmp_path_factory.mktemp('run')
     made = train_stage(recipe, 1, 'direct', run)
     start = prepare_detector(recipe, 'student', run)['checkpoint']
-    return made['dir'], *_stage_model(recipe, 'r101', start, 'baseline', run)
+    return made['dir'], *_stage_builder(recipe, 'r101', start, 'baseline', run)
 
 
 def batches(recipe, begin, workers, runner, count, seed=3):
@@ -194,7 +195,7 @@ def test_an_epoch_goes_on_inside(tmp_path, tiny_coco):
     path.write_text(TEXT.format(model=retinanet(num_classes=2), root=str(root), meta=META))
     whole = mmdet_config.load_config(path)
     mmdet_config.train_config(whole, tmp_path / 'whole')
-    initialised = mmdet_config._initialised
+    initialised = mmdet_config._initialised_detector
     for update in (0, 2, 4):
         out = tmp_path / str(update)
 
@@ -203,7 +204,7 @@ def test_an_epoch_goes_on_inside(tmp_path, tiny_coco):
             return cut(partial(initialised, config), update, interrupt)()
 
         with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(mmdet_config, '_initialised', interrupted)
+            patch.setattr(mmdet_config, '_initialised_detector', interrupted)
             mmdet_config.train_config(whole, out)
         at = checkpoints.load_checkpoint(out / 'latest.pth')['meta']
         assert (at['iter'], at['epoch']) == (update + 1, (update + 1) // 3)

@@ -19,7 +19,7 @@ from mtpd.data import loading
 from mtpd.engine import evaluation, features, memory, pipelines
 from mtpd.engine.loop import training_config
 from mtpd.errors import MtpdError
-from mtpd.pipeline.stages import prepare_detector, train_detector_run
+from mtpd.pipeline.detectors import prepare_detector, train_detector_run
 from mtpd.runtime import checkpoints, gpu_ops
 from mtpd.utils.files import read_log
 

@@ -18,7 +18,7 @@ from mtpd import load_recipe
 from mtpd.engine.loop import scale_rates, training_config
 from mtpd.engine.memory import config_setting_names
 from mtpd.errors import MtpdError
-from mtpd.pipeline.mmdet_config import _for_training, load_config
+from mtpd.pipeline.mmdet_config import _training_config, load_config
 
 COCO = 'configs/coco/retinanet_r50__r101.py'
 UPDATES = 24
@@ -117,7 +117,7 @@ def test_a_plain_config_is_scaled_likewise(tmp_path, tiny_coco, capsys):
     path.write_text(TEXT.format(model=retinanet(num_classes=2), root=root, meta=META))
     policy = dict(_delete_=True, policy='OneCycle', max_lr=0.04)
     config = load_config(path, {'auto_scale_lr.enable': True, 'lr_config': policy})
-    cfg = _for_training(config, tmp_path / 'run')
+    cfg = _training_config(config, tmp_path / 'run')
     assert cfg.lr_config.max_lr == pytest.approx(0.04 * 2 / 16)
     assert cfg.optimizer.lr == pytest.approx(0.01 * 2 / 16)
     assert not cfg.auto_scale_lr.enable

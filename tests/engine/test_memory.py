@@ -33,8 +33,8 @@ from mtpd.engine.memory import (
     scaled_image,
 )
 from mtpd.errors import MtpdError
+from mtpd.pipeline.detectors import train_detector_run
 from mtpd.pipeline.mmdet_config import load_config
-from mtpd.pipeline.stages import train_detector_run
 from mtpd.runtime import checkpoints
 
 

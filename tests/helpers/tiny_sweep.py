@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 from helpers import tiny
+from mtpd.utils.files import write_json
 from mtpd.utils.paths import ROOT
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
@@ -37,3 +41,10 @@ def wait_for(what, seconds: float = 300):
             return found
         time.sleep(0.1)
     raise AssertionError(f'{what} did not come true within {seconds} s')
+
+
+def put_job_status(sweep, name: str, **fields) -> None:
+    """A job's status.json as this process would write it just now."""
+    stamp = datetime.now(UTC).isoformat(timespec='seconds')
+    usual = {'pid': os.getpid(), 'host': platform.node(), 'started': stamp, 'heartbeat': stamp}
+    write_json(sweep.path / 'jobs' / name / 'status.json', usual | fields)

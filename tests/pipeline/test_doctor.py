@@ -72,15 +72,15 @@ def test_broken_torch_is_reported_not_raised(tmp_path):
 
 def test_missing_torch(monkeypatch):
     monkeypatch.setattr(machine, 'find_torch', lambda: None)
-    (one,) = doctor.torch()
+    (one,) = doctor.check_torch()
     assert (one.state, one.found) == ('fail', 'not installed')
     assert 'make env' in one.fix
 
 
 def test_other_versions_than_the_pinned_are_named(monkeypatch):
-    monkeypatch.setattr(doctor, 'pinned', lambda: {'numpy': '1.0'})
-    monkeypatch.setattr(doctor, 'VERSIONS', ('numpy', 'no-such-package', 'mmdet'))
-    numpy, missing, mmdet = doctor.versions()
+    monkeypatch.setattr(doctor, 'pinned_versions', lambda: {'numpy': '1.0'})
+    monkeypatch.setattr(doctor, 'COMPARED_PACKAGES', ('numpy', 'no-such-package', 'mmdet'))
+    numpy, missing, mmdet = doctor.check_versions()
     assert numpy.state == 'warn'
     assert '1.0 is pinned' in numpy.fix
     assert missing.state == 'fail'
@@ -88,20 +88,20 @@ def test_other_versions_than_the_pinned_are_named(monkeypatch):
 
 
 def test_pins_are_read():
-    assert doctor.pinned()['mmdet'] == '2.28.2'
+    assert doctor.pinned_versions()['mmdet'] == '2.28.2'
 
 
 @pytest.mark.parametrize(('size', 'state'), [(0.1, 'fail'), (1, 'warn'), (5, 'ok')])
 def test_amounts(size, state):
     limits = (0.5 * machine.GIB, 3 * machine.GIB)
-    found = doctor._amount('disk', int(size * machine.GIB), limits, 'free', 'Free some.')
-    assert found.state == state
-    assert bool(found.fix) is (state != 'ok')
-    assert found.found == f'{size:.1f} GiB free'
+    check = doctor._amount_check('disk', int(size * machine.GIB), limits, 'free', 'Free some.')
+    assert check.state == state
+    assert bool(check.fix) is (state != 'ok')
+    assert check.found == f'{size:.1f} GiB free'
 
 
 def test_folder_that_cannot_be_written():
-    (one,) = doctor.runs(Path('/proc/x'))  # not even by root
+    (one,) = doctor.check_results_folder(Path('/proc/x'))  # not even by root
     assert one.state == 'fail' and one.found == '/proc is not writable'
     assert '--work-dir' in one.fix
 
@@ -109,7 +109,7 @@ def test_folder_that_cannot_be_written():
 def test_gpu_that_torch_cannot_use(monkeypatch):
     monkeypatch.setattr(machine, 'nvidia_gpus', lambda: [('NVIDIA H200', '143771 MiB', '9.0')])
     monkeypatch.setattr(machine, 'find_torch', lambda: machine.Torch('2.13.0+cpu', None, Path()))
-    (one,) = doctor.device()
+    (one,) = doctor.check_device()
     assert one.state == 'warn'
     assert 'H200' in one.found
     assert 'CPU build' in one.fix
@@ -124,10 +124,10 @@ def test_a_check_that_breaks_is_a_failed_check():
         raise MtpdError('do this')
         yield
 
-    first, broken = doctor._guarded('second', look)
+    first, broken = doctor._checks_or_failure('second', look())
     assert (first.name, broken.name, broken.state) == ('first', 'second', 'fail')
     assert 'OSError: gone' in broken.found
-    assert doctor._guarded('third', user_mistake)[0].found == 'do this'
+    assert doctor._checks_or_failure('third', user_mistake())[0].found == 'do this'
 
 
 # A recipe's data and checkpoints
@@ -152,21 +152,23 @@ def test_checkpoint_of_a_url_is_to_be_fetched_or_cached(tmp_path):
     for content in (None, b'of another sum'):
         if content:
             path.write_bytes(content)
-        (one,) = doctor.weights(recipe)
+        (one,) = doctor.check_weights(recipe)
         assert one.state == 'warn' and one.found == f'not here yet: https://example.org/{path.name}'
         assert f'`mtpd run` fetches them to {tmp_path}' in one.fix
     path.write_bytes(b'weights')
-    (one,) = doctor.weights(recipe)
+    (one,) = doctor.check_weights(recipe)
     assert one.state == 'ok' and f'sha256 {total[:8]}' in one.found
 
 
 def test_a_recipe_whose_detectors_do_not_fit_is_a_failed_check(tmp_path, tiny_coco):
     """The shipped teachers know ten digits; the data set has two classes."""
     data = tiny_coco(tmp_path / 'coco')
-    found = [
+    failed = [
         one
-        for one in doctor.recipe(doctor.MAIN_JOB, {'data.root': str(data)}, tmp_path / 'run')
+        for one in doctor.check_recipe(
+            doctor.DEFAULT_RECIPE, {'data.root': str(data)}, tmp_path / 'run'
+        )
         if one.state == 'fail'
     ]
-    assert len(found) == 2 and not (tmp_path / 'run').exists()
-    assert 'r101: ' in found[0].found and 'it knows 10 classes (0, 1, 2, ...)' in found[0].found
+    assert len(failed) == 2 and not (tmp_path / 'run').exists()
+    assert 'r101: ' in failed[0].found and 'it knows 10 classes (0, 1, 2, ...)' in failed[0].found

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from mtpd.errors import MtpdError
-from mtpd.pipeline.notebooks import NotebookError, execute_notebook, parameters_of
+from mtpd.pipeline.notebooks import NotebookError, execute_notebook, notebook_parameters
 
 PARAMETERS = """\
 name: str = 'a'  # who, plainly
@@ -42,11 +42,11 @@ def printed(path: Path) -> list[str]:
 
 
 def test_parameters_are_read_with_type_default_and_help(tmp_path):
-    found = parameters_of(notebook(tmp_path / 'a.ipynb'))
-    assert list(found) == ['name', 'stage', 'rate', 'deep', 'sizes', 'limit']
-    assert found['name'] == ('str', 'a', 'who, plainly')
-    assert found['limit'] == ('int | None', None, 'none is all')
-    assert found['sizes'].default == [1, 2]
+    parameters = notebook_parameters(notebook(tmp_path / 'a.ipynb'))
+    assert list(parameters) == ['name', 'stage', 'rate', 'deep', 'sizes', 'limit']
+    assert parameters['name'] == ('str', 'a', 'who, plainly')
+    assert parameters['limit'] == ('int | None', None, 'none is all')
+    assert parameters['sizes'].default == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_parameters_are_read_with_type_default_and_help(tmp_path):
 )
 def test_a_parameters_cell_that_breaks_the_form_is_refused(tmp_path, line):
     with pytest.raises(MtpdError, match='parameters cell'):
-        parameters_of(notebook(tmp_path / 'a.ipynb', parameters=line))
+        notebook_parameters(notebook(tmp_path / 'a.ipynb', parameters=line))
 
 
 @pytest.mark.parametrize('text', [None, 'no json', '{"a": 1}'])
@@ -63,7 +63,7 @@ def test_what_is_no_notebook_is_named(tmp_path, text):
     if text is not None:
         path.write_text(text)
     with pytest.raises(MtpdError, match=r'gone\.ipynb'):
-        parameters_of(path)
+        notebook_parameters(path)
 
 
 def test_every_wrong_parameter_is_named_at_once_before_anything_runs(tmp_path):

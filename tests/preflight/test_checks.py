@@ -18,7 +18,8 @@ from helpers.tiny import SMALL
 from mtpd.cli.main import main
 from mtpd.config.recipe import load_recipe
 from mtpd.errors import RecipeError
-from mtpd.pipeline.stages import train_detector_run, train_stage
+from mtpd.pipeline.detectors import train_detector_run
+from mtpd.pipeline.stages import train_stage
 from mtpd.preflight import checks, forecast
 from mtpd.utils.files import read_log
 from mtpd.utils.paths import ROOT

@@ -10,7 +10,7 @@ from helpers.fake_run import make_run, metrics, put
 from helpers.page import Page
 from mtpd import load_recipe
 from mtpd.analysis.run import load_run
-from mtpd.pipeline import stages
+from mtpd.pipeline import detectors
 from mtpd.report import tables
 from mtpd.report.run import make_report
 from mtpd.report.tables import Column, markdown_table, show_sentences, table_columns
@@ -102,9 +102,9 @@ def test_of_other_data_no_training_on_scenes_is_told(measured, tmp_path, tiny_co
 
 def test_what_a_training_began_from(tmp_path):
     plan = load_recipe(MINI, {'teachers.r101.init': str(tmp_path / 'other.pth')})
-    assert stages.began_from(plan, 'r101') == 'other.pth'
-    assert stages.began_from(plan, 'rx101') == 'teacher 1: ResNet-34, width 16'
-    assert stages.began_from(plan, 'student') is None
+    assert detectors.init_label(plan, 'r101') == 'other.pth'
+    assert detectors.init_label(plan, 'rx101') == 'teacher 1: ResNet-34, width 16'
+    assert detectors.init_label(plan, 'student') is None
 
 
 def test_stages_up_to_the_last(measured, tmp_path):

@@ -21,7 +21,7 @@ from mtpd.analysis.run import load_run, split_loss
 from mtpd.distill.initialization import warm_start
 from mtpd.engine import pipelines
 from mtpd.pipeline.run import run_recipe
-from mtpd.pipeline.stages import _stage_model, _start, train_stage
+from mtpd.pipeline.stages import _stage_builder, _stage_start, train_stage
 from mtpd.report.run import make_report
 from mtpd.runtime.checkpoints import load_checkpoint, save_atomic
 from mtpd.utils.paths import ROOT
@@ -129,9 +129,11 @@ def test_an_update_of_each_stage(twin, method):
     arm, student = recipe.arm('progressive'), recipe.checkpoint('student')
     names = {f'loss_{method}_fpn_{level}' for level in range(3)}
     for stage, teacher in enumerate(arm.teachers, 1):
-        start, origin = (student, 'previous stage') if stage > 1 else _start(recipe, arm, 1, None)
+        start, origin = (
+            (student, 'previous stage') if stage > 1 else _stage_start(recipe, arm, 1, None)
+        )
         assert start == student and origin == ('baseline', 'previous stage')[stage - 1]
-        model = _stage_model(recipe, teacher, start, origin, None)[0]()
+        model = _stage_builder(recipe, teacher, start, origin, None)[0]()
         logged = one_update(model, batch, names)
         assert {name for name in logged if name.startswith(f'loss_{method}')} == names
         assert all(torch.isfinite(torch.tensor(value)) for value in logged.values())
@@ -153,7 +155,7 @@ def test_the_pool_is_diverse_and_each_teacher_teaches(cache, tmp_path):
     assert backbones['r50dcn'].dcn.type == 'DCN' and len(backbones) == 6
     names = [f'loss_mgd_fpn_{level}' for level in range(3)]
     for teacher in backbones:
-        model = _stage_model(recipe, teacher, recipe.checkpoint('student'), 'baseline', None)[0]()
+        model = _stage_builder(recipe, teacher, recipe.checkpoint('student'), 'baseline', None)[0]()
         one_update(model, batch, names)
     reduced, whole = (load_recipe(f'configs/mini/{name}.py') for name in ('pool_reduced', 'pool'))
     assert list(reduced.cfg.teachers) == ['r34', 'x50', 'swin']
@@ -169,9 +171,9 @@ def test_a_student_that_inherits(twin):
     recipe = load_recipe(recipe, {'distill.start': 'inherit'})
     for arm in (recipe.arm('progressive'), recipe.arm('direct')):
         teacher = arm.teachers[0]
-        start, origin = _start(recipe, arm, 1, None)
+        start, origin = _stage_start(recipe, arm, 1, None)
         assert (start, origin) == (None, 'inherit')
-        model = _stage_model(recipe, teacher, start, origin, None)[0]()
+        model = _stage_builder(recipe, teacher, start, origin, None)[0]()
         theirs = load_checkpoint(recipe.checkpoint(teacher))['state_dict']
         mine = model.student.state_dict()
         for key, value in mine.items():

@@ -6,7 +6,7 @@ import json
 import jupytext
 import pytest
 
-from mtpd.pipeline.notebooks import parameters_of
+from mtpd.pipeline.notebooks import notebook_parameters
 from mtpd.utils.paths import ROOT
 
 SOURCES = sorted((ROOT / 'notebooks').glob('*.py'))
@@ -52,7 +52,7 @@ def test_parameters_come_first_typed_explained_and_few(source):
     notebook = jupytext.read(source)
     first = next(cell for cell in notebook.cells if cell.cell_type == 'code')
     assert first.metadata['tags'] == ['parameters']
-    known = parameters_of(source.with_suffix('.ipynb'))
+    known = notebook_parameters(source.with_suffix('.ipynb'))
     assert 4 <= len(known) <= 8
     for parameter in known.values():
         assert parameter.type and parameter.help

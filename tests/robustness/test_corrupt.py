@@ -33,8 +33,8 @@ from mtpd.engine.evaluation import evaluate
 from mtpd.engine.loop import train_model
 from mtpd.errors import MtpdError, RecipeError
 from mtpd.pipeline import mmdet_config
+from mtpd.pipeline.detectors import train_detector_run
 from mtpd.pipeline.run_dir import claim_run_dir
-from mtpd.pipeline.stages import train_detector_run
 from mtpd.utils.paths import ROOT
 
 # Trainings of four images, the last without an object
@@ -303,7 +303,7 @@ def test_what_the_sample_did_not_see_ends_an_evaluation(many, tmp_path):
     file.write_text(TEXT.format(model=retinanet(num_classes=2), root=str(root), meta=META))
     config = mmdet_config.load_config(file)
     path = tmp_path / 'model.pth'
-    torch.save({'state_dict': mmdet_config._build(config).state_dict()}, path)
+    torch.save({'state_dict': mmdet_config._build_detector(config).state_dict()}, path)
     done = call('eval', file, '--checkpoint', path)
     assert done.exit_code == 2 and 'Traceback' not in done.output, (done.output, done.exception)
     assert re.match(rf'mtpd: image {root}/val/\d+\.png is cut short', done.output)

@@ -24,7 +24,7 @@ from mtpd.engine.evaluation import evaluate
 from mtpd.engine.loop import train_model
 from mtpd.errors import MtpdError
 from mtpd.pipeline import mmdet_config
-from mtpd.pipeline.stages import _stage_model
+from mtpd.pipeline.stages import _stage_builder
 from mtpd.runtime import checkpoints, world
 from mtpd.runtime.distributed import everywhere
 from mtpd.utils.paths import ROOT
@@ -99,7 +99,7 @@ def recipe(tmp_path_factory, tiny_coco):
 def stage(recipe, tmp_path_factory):
     """A stage by two processes, started as `--gpus 2` does: folder, report, and each rank's updates."""
     out = tmp_path_factory.mktemp('stage')
-    build, cfg = _stage_model(recipe, 'r101', None, 'inherit', out)
+    build, cfg = _stage_builder(recipe, 'r101', None, 'inherit', out)
     watched = partial(spied.spied, str(out), build)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('PYTHONPATH', f'{ROOT}{os.pathsep}{ROOT / "tests"}')
@@ -274,7 +274,7 @@ def test_a_plain_config_is_trained_by_two_processes(tmp_path, tiny_coco):
     # Three images, seen twice an epoch: two updates of four, for two epochs.
     assert torch.load(out / 'latest.pth', weights_only=True)['meta']['iter'] == 4
     config = mmdet_config.load_config(file, {'device': 'cpu'})
-    numbers = mmdet_config.test_config(config, out / 'model.pth')
+    numbers = mmdet_config.evaluate_config(config, out / 'model.pth')
     assert json.loads((out / 'metrics.json').read_text()) == numbers
 
 

@@ -161,7 +161,7 @@ def self_test_result(**changes) -> dict:
 def test_doctor_names_the_device_on_which_the_ops_were_tested(monkeypatch):
     gpu = self_test_result(cuda='13.0', device='cuda', gpu='NVIDIA A100', ops=['nms', 'focal_loss'])
     monkeypatch.setattr(ops, 'self_test', lambda: gpu)
-    (one,) = doctor.compiled_ops()
+    (one,) = doctor.check_ops()
     assert one.state == 'ok'
     assert 'CUDA 13.0 ops: nms, focal_loss right on the NVIDIA A100' in one.found
 
@@ -171,13 +171,13 @@ def test_doctor_says_why_auto_is_the_cpu(monkeypatch, nvidia_smi):
         gpu='NVIDIA A100', obstacle='the ops are for the CPU: run `mtpd install-ops`'
     )
     monkeypatch.setattr(ops, 'self_test', lambda: lacking)
-    (one,) = doctor.compiled_ops()
+    (one,) = doctor.check_ops()
     assert one.state == 'warn' and 'right on the CPU' in one.found
     assert '`auto` takes the CPU' in one.fix and '`mtpd install-ops`' in one.fix
 
 
 def test_doctor_says_that_torch_does_not_see_the_gpu(monkeypatch, nvidia_smi):
     monkeypatch.setattr(ops, 'self_test', self_test_result)
-    (one,) = doctor.compiled_ops()
+    (one,) = doctor.check_ops()
     assert one.state == 'warn'
     assert 'too old for CUDA 13.0' in one.fix and 'CUDA_VISIBLE_DEVICES' in one.fix

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from mtpd.errors import MtpdError
-from mtpd.pipeline.status import may_be_alive, read_status, refuse_second, run_lock, status_text
+from mtpd.pipeline.status import may_be_alive, read_status, refuse_if_in_use, run_lock, status_text
 from mtpd.utils.processes import Interrupted
 
 
@@ -25,7 +25,7 @@ def test_the_second_command_is_refused_and_names_the_first(tmp_path):
     folder = tmp_path / 'run'
     with run_lock(folder, ['mtpd', 'run', 'a b.py']) as now:
         for second in (
-            lambda: refuse_second(folder),
+            lambda: refuse_if_in_use(folder),
             lambda: run_lock(folder, ['mtpd']).__enter__(),
         ):
             with pytest.raises(MtpdError) as caught:
@@ -34,7 +34,7 @@ def test_the_second_command_is_refused_and_names_the_first(tmp_path):
             assert wanted + now['started'] in str(caught.value)
             assert caught.value.exit_code == 2 and str(folder) in str(caught.value)
         (folder / 'kept').touch()
-    refuse_second(folder)
+    refuse_if_in_use(folder)
     with run_lock(folder, ['mtpd', 'train']):
         assert status(folder)['command'] == 'mtpd train'
 
@@ -57,10 +57,10 @@ def test_how_it_ended(tmp_path, error, end):
         assert running['state'] == 'running' and running['ended'] is None and may_be_alive(running)
         if error:
             raise error
-    found = status(tmp_path)
-    assert found | end == found and found['ended'] >= found['started']
-    assert found['steps'] == [{'name': 'a', 'state': 'done'}]
-    assert found['command'] == 'mtpd train x.py' and found['pid'] == os.getpid()
+    recorded = status(tmp_path)
+    assert recorded | end == recorded and recorded['ended'] >= recorded['started']
+    assert recorded['steps'] == [{'name': 'a', 'state': 'done'}]
+    assert recorded['command'] == 'mtpd train x.py' and recorded['pid'] == os.getpid()
 
 
 def test_a_refusal_leaves_the_status_of_what_was_done(tmp_path):
@@ -86,13 +86,13 @@ def test_a_refusal_leaves_no_folder(tmp_path):
 
 
 def test_a_process_is_known_by_host_number_and_start():
-    own = psutil.Process()
-    here = {'host': platform.node(), 'pid': own.pid, 'created': own.create_time()}
-    assert may_be_alive(here) and may_be_alive(here | {'host': 'elsewhere', 'pid': 2**22 + 1})
-    assert not may_be_alive(here | {'created': own.create_time() - 60}), (
+    process = psutil.Process()
+    record = {'host': platform.node(), 'pid': process.pid, 'created': process.create_time()}
+    assert may_be_alive(record) and may_be_alive(record | {'host': 'elsewhere', 'pid': 2**22 + 1})
+    assert not may_be_alive(record | {'created': process.create_time() - 60}), (
         'the number of another process'
     )
-    assert not may_be_alive(here | {'pid': 2**22 + 1})
+    assert not may_be_alive(record | {'pid': 2**22 + 1})
 
 
 def test_after_a_kill_the_next_command_says_so_and_goes_on(tmp_path):
@@ -123,9 +123,9 @@ def test_a_killed_runs_step_is_not_said_to_run_in_the_next_command(tmp_path):
     killed = {'state': 'running', 'pid': 2**22 + 1, 'host': platform.node(), 'started': 'then'}
     (tmp_path / 'status.json').write_text(json.dumps(killed | {'steps': steps}))
     with run_lock(tmp_path, ['mtpd', 'train'], lambda line: None):
-        found = status(tmp_path)
-        assert [step['state'] for step in found['steps']] == ['done', 'interrupted']
-        assert found['state'] == 'running' and found['pid'] == os.getpid()
+        recorded = status(tmp_path)
+        assert [step['state'] for step in recorded['steps']] == ['done', 'interrupted']
+        assert recorded['state'] == 'running' and recorded['pid'] == os.getpid()
 
 
 def test_where_a_run_stands(tmp_path):
@@ -141,8 +141,8 @@ def test_where_a_run_stands(tmp_path):
     assert first.startswith('ended without a word: killed') and command == 'command: mtpd run x.py'
     assert lines[0].split() == ['done', 'a', '3', 's'] and lines[1].split() == ['running', 'b']
     assert lines[2].endswith('detectors/student: 50 updates')
-    here = {'pid': os.getpid(), 'created': psutil.Process().create_time()}
-    (tmp_path / 'status.json').write_text(json.dumps(status | here))
+    record = {'pid': os.getpid(), 'created': psutil.Process().create_time()}
+    (tmp_path / 'status.json').write_text(json.dumps(status | record))
     assert status_text(read_status(tmp_path)).startswith(f'running: process {os.getpid()} on')
     end = {'state': 'failed', 'exit_code': 2, 'ended': 'now', 'reason': 'no room'}
     (tmp_path / 'status.json').write_text(json.dumps(status | end))

@@ -31,9 +31,9 @@ def call(*arguments):
 
 
 def refused(*arguments) -> str:
-    found = call(*arguments)
-    assert found.exit_code == 2 and 'Traceback' not in found.output, found.output
-    return found.output
+    result = call(*arguments)
+    assert result.exit_code == 2 and 'Traceback' not in result.output, result.output
+    return result.output
 
 
 def message(call, *args) -> str:
@@ -128,9 +128,9 @@ def test_unknown_keys_are_refused_and_settings_left_at_their_default_are_not():
 
 
 def test_training_leaves_what_a_recipes_detector_leaves(trained):
-    found, out = trained
-    assert found.exit_code == 0, found.output
-    assert 'AP ' in found.output and str(out / 'model.pth') in found.output
+    result, out = trained
+    assert result.exit_code == 0, result.output
+    assert 'AP ' in result.output and str(out / 'model.pth') in result.output
     assert {'latest.pth', 'model.pth', 'log.json', 'metrics.json'} <= {
         item.name for item in out.iterdir()
     }
@@ -152,8 +152,8 @@ def test_the_schedule_is_the_configs(trained):
 
 
 def test_what_cannot_be_as_the_config_says_is_said_in_a_line(trained):
-    found, _ = trained
-    lines = found.output.splitlines()
+    result, _ = trained
+    lines = result.output.splitlines()
     assert len([line for line in lines if 'fp32' in line and 'takes a GPU' in line]) == 1
     assert len([line for line in lines if 'learning rate 0.01 is for 16 images' in line]) == 1
 
@@ -218,9 +218,9 @@ def test_each_layout_gives_the_same_numbers(trained, path, root, tmp_path, layou
     if layout == 'original':
         state['teacher.backbone.conv1.weight'] = torch.ones(1)
     torch.save({'state_dict': state, 'meta': {}}, file)
-    found, direct = (call('eval', *arguments, '--checkpoint', item) for item in (file, model))
-    assert found.exit_code == direct.exit_code == 0, found.output
-    ours, theirs = json.loads(found.output), json.loads(direct.output)
+    result, direct = (call('eval', *arguments, '--checkpoint', item) for item in (file, model))
+    assert result.exit_code == direct.exit_code == 0, result.output
+    ours, theirs = json.loads(result.output), json.loads(direct.output)
     named = {'checkpoint': f'{layout}.pth', 'sha256': file_sha256(file)}
     assert ours == theirs | named and 0 <= ours['bbox_mAP'] <= 1
 
@@ -234,8 +234,8 @@ def test_metrics_may_follow_each_other_before_and_after_the_config(path, trained
     ):
         assert 'metric segm: RetinaNet predicts no masks' in refused('eval', *words)
     assert 'Invalid value' in refused('eval', path, '--metrics', 'box', '--checkpoint', checkpoint)
-    found = call('eval', '--metrics', 'bbox', path, '--checkpoint', checkpoint)
-    assert found.exit_code == 0
+    result = call('eval', '--metrics', 'bbox', path, '--checkpoint', checkpoint)
+    assert result.exit_code == 0
 
 
 # --- what is refused ----------------------------------------------------------------------------

@@ -85,8 +85,8 @@ def test_a_killed_and_a_late_job_and_the_same_command_again(tmp_path, tiny_coco,
         assert '7 jobs: 7 done' in run(watch).stdout
     assert baseline.stat().st_mtime_ns == before
     assert sweep.status(sweep.jobs['baseline-0'])['attempt'] == 1
-    found = collect_results(folder)
-    assert found['unfinished'] == []
-    assert [row['order'] for row in found['rows']] == ['baseline', 'none'] + ['r101,rx101'] * 2 + [
-        'r101,r101'
-    ] * 2
+    results = collect_results(folder)
+    assert results['unfinished'] == []
+    assert [row['order'] for row in results['rows']] == ['baseline', 'none'] + [
+        'r101,rx101'
+    ] * 2 + ['r101,r101'] * 2

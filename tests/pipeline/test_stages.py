@@ -13,9 +13,11 @@ from mtpd.config.plan import distill_cfg
 from mtpd.engine.evaluation import COCO_NUMBERS, evaluate, model_cost
 from mtpd.engine.loop import training_config
 from mtpd.errors import MtpdError, RecipeError
-from mtpd.pipeline.stages import prepare_detector, train_detector_run, train_stage
+from mtpd.pipeline.detectors import prepare_detector, train_detector_run
+from mtpd.pipeline.run_dir import claim_run_dir
+from mtpd.pipeline.stages import train_stage
 from mtpd.runtime import checkpoints
-from mtpd.utils.files import file_sha256
+from mtpd.utils.files import file_sha256, read_json, write_json
 
 
 @pytest.fixture(scope='module')
@@ -207,13 +209,13 @@ def test_metrics_have_the_twelve_numbers_and_classes(recipe, run_dir, progressiv
 
 
 def test_size_of_a_detector_by_hand(recipe):
-    found = model_cost(recipe, 'student', images=2)
+    cost = model_cost(recipe, 'student', images=2)
     model = recipe.model('student')
-    assert found['input'] == [64, 64]
+    assert cost['input'] == [64, 64]
     # The stem alone: 7 x 7 x 3 weights for each of 8 channels at 32 x 32 positions.
-    assert found['gflops'] > 7 * 7 * 3 * 8 * 32 * 32 / 1e9
-    assert found['parameters'] > 7 * 7 * 3 * model.backbone.base_channels
-    assert found['ms_per_image'] > 0
+    assert cost['gflops'] > 7 * 7 * 3 * 8 * 32 * 32 / 1e9
+    assert cost['parameters'] > 7 * 7 * 3 * model.backbone.base_channels
+    assert cost['ms_per_image'] > 0
 
 
 def test_distillation_settings_in_the_originals_form(recipe):
@@ -320,3 +322,34 @@ def test_the_learning_rate_rises_and_falls_in_any_number_of_updates(recipe, upda
     assert all(0 <= rate <= cfg['max_lr'] * 1.001 for rate in rates)
     if updates > 2:
         assert max(rates) == pytest.approx(cfg['max_lr'], rel=0.1)
+
+
+POOL = dict.fromkeys(('teachers.rx101.checkpoint', 'teachers.rx101.init'))
+POOL |= {'teachers.rx101.updates': 1, 'order.images': 4}
+
+
+def test_an_arm_is_trained_without_the_choice_that_another_arm_waits_for(recipe, tmp_path):
+    """A pool of two teachers, of which `direct` needs one; nothing is chosen, so nothing else is trained."""
+    auto = {'arms.auto.label': 'chosen', 'arms.auto.teachers': 'auto'}
+    pool = load_recipe(recipe, POOL | auto)
+    made = train_stage(pool, 1, 'direct', tmp_path)
+    assert made['stage']['teacher'] == 'r101'
+    assert sorted(path.name for path in (tmp_path / 'detectors').iterdir()) == ['r101', 'student']
+    assert [path.name for path in (tmp_path / 'stages').iterdir()] == ['direct']
+    assert not (tmp_path / 'order').exists()
+    write_json(tmp_path / 'order' / 'sequence.json', {'sequence': ['r101']})
+    chosen = train_stage(pool, 1, 'auto', tmp_path)
+    assert chosen['dir'] == tmp_path / 'stages/auto/1_r101'
+    assert sorted(path.name for path in (tmp_path / 'detectors').iterdir()) == ['r101', 'student']
+    claim_run_dir(tmp_path / 'recipe.py', pool.text)  # still of the recipe that says 'auto'
+
+
+def test_an_arm_that_says_auto_gets_its_choice_made(recipe, tmp_path):
+    options = {'arms': {'_delete_': True, 'auto': {'label': 'chosen', 'teachers': 'auto'}}}
+    pool = load_recipe(recipe, POOL | options | {'order.max_length': 1})
+    train_stage(pool, 1, 'auto', tmp_path)
+    sequence = read_json(tmp_path / 'order' / 'sequence.json')['sequence']
+    assert [path.name for path in (tmp_path / 'stages/auto').iterdir()] == [f'1_{sequence[0]}']
+    names = sorted(path.name for path in (tmp_path / 'detectors').iterdir())
+    assert names == ['r101', 'rx101', 'student']
+    assert "'auto'" in (tmp_path / 'recipe.py').read_text()

@@ -1,6 +1,8 @@
 """A recipe's steps: their order, what is skipped, what a failure leaves; the whole once, in small."""
 
+import io
 import json
+import threading
 
 import nbformat
 import pytest
@@ -10,7 +12,8 @@ from mtpd.analysis.run import load_run
 from mtpd.errors import MtpdError
 from mtpd.pipeline import run as pipeline
 from mtpd.pipeline.notebooks import NotebookError, execute_notebook
-from mtpd.pipeline.run_dir import claim_run_dir, open_run
+from mtpd.pipeline.run import ChainRunner, PrefixedStream
+from mtpd.utils.machine import cpu_cores
 from mtpd.utils.paths import ROOT
 from mtpd.utils.processes import Interrupted
 
@@ -47,7 +50,7 @@ def sources(tmp_path, monkeypatch):
     sources.mkdir()
     for step in pipeline.recipe_steps(load_recipe(MINI), tmp_path):
         body = 'from pathlib import Path'
-        for path in step.makes:
+        for path in step.outputs:
             inside = path.relative_to(tmp_path)
             body += f"\nPath(work_dir, '{inside}').parent.mkdir(parents=True, exist_ok=True)"
             body += f"\nPath(work_dir, '{inside}').write_text('{{}}')"
@@ -58,7 +61,7 @@ def sources(tmp_path, monkeypatch):
 
 
 def test_a_failed_step_is_recorded_and_the_next_call_goes_on_from_it(tmp_path, sources):
-    kept = (sources / '01_data.ipynb').read_text()
+    whole = (sources / '01_data.ipynb').read_text()
     notebook(sources / '01_data.ipynb', "raise ValueError('broken <b>')")
     run_dir, lines = tmp_path / 'run', []
     with pytest.raises(NotebookError, match='broken'):
@@ -67,7 +70,7 @@ def test_a_failed_step_is_recorded_and_the_next_call_goes_on_from_it(tmp_path, s
     assert [step['state'] for step in steps[:3]] == ['done', 'failed', 'pending']
     assert 'broken <b>' in steps[1]['reason'] and status(run_dir)['state'] == 'failed'
     assert (run_dir / 'notebooks' / '01_data.ipynb').is_file()
-    (sources / '01_data.ipynb').write_text(kept)
+    (sources / '01_data.ipynb').write_text(whole)
     notebook(sources / '02_detectors.ipynb', 'pass')  # ends well and writes nothing
     with pytest.raises(MtpdError, match=r'ended without writing detectors/student/metrics\.json'):
         pipeline.run_recipe(load_recipe(MINI, OWN), run_dir, smoke=True, echo=lines.append)
@@ -80,53 +83,45 @@ def test_a_failed_step_is_recorded_and_the_next_call_goes_on_from_it(tmp_path, s
 
 
 def test_a_run_is_done_when_its_report_is(tmp_path, sources, monkeypatch):
-    run_dir, said = tmp_path / 'run', []
+    run_dir, reports = tmp_path / 'run', []
     monkeypatch.setattr(
         pipeline, 'step_chains', lambda *_: [[[pipeline.Step(sources / '01_data.ipynb')]]]
     )
 
     def report(folder):
-        said.append((folder, status(folder)['state'], load_run(folder).state))
+        reports.append((folder, status(folder)['state'], load_run(folder).state))
         with pytest.raises(MtpdError, match='is in use'):
             pipeline.run_recipe(load_recipe(MINI, OWN), folder)
-        if len(said) == 1:
+        if len(reports) == 1:
             raise Interrupted(15)
         return folder / 'index.html'
 
     with pytest.raises(Interrupted):
         pipeline.run_recipe(load_recipe(MINI, OWN), run_dir, report=report)
-    found = status(run_dir)
-    assert (found['state'], found['signal'], found['exit_code']) == ('interrupted', 'SIGTERM', 143)
-    assert [step['state'] for step in found['steps']] == ['done']
+    recorded = status(run_dir)
+    assert (recorded['state'], recorded['signal'], recorded['exit_code']) == (
+        'interrupted',
+        'SIGTERM',
+        143,
+    )
+    assert [step['state'] for step in recorded['steps']] == ['done']
     lines = []
     pipeline.run_recipe(load_recipe(MINI, OWN), run_dir, echo=lines.append, report=report)
     assert lines[-1] == f'report: {run_dir}/index.html' and status(run_dir)['state'] == 'done'
-    assert said == 2 * [(run_dir, 'running', 'complete')]
+    assert reports == 2 * [(run_dir, 'running', 'complete')]
 
 
 def test_a_failed_run_has_a_report(tmp_path, sources):
     notebook(sources / '01_data.ipynb', "raise ValueError('broken')")
-    said = []
+    states = []
 
     def report(folder):
-        said.append(load_run(folder).state)
+        states.append(load_run(folder).state)
         return folder
 
     with pytest.raises(NotebookError, match='broken'):
         pipeline.run_recipe(load_recipe(MINI, OWN), tmp_path / 'run', report=report)
-    assert said == ['failed'] and status(tmp_path / 'run')['state'] == 'failed'
-
-
-def test_what_a_run_says_of_itself(tmp_path):
-    recipe = load_recipe(MINI, {**OWN, 'schedule.arm': 8}, seed=3)
-    open_run(recipe, tmp_path, smoke=False)
-    info = json.loads((tmp_path / 'run.json').read_text())
-    assert info['command'].startswith(f'mtpd run {MINI} --seed 3 --cfg-options')
-    assert 'schedule.arm=8' in info['command']
-    assert [arm['updates'] for arm in info['arms']] == [8, 8, 8, 8]
-    assert info['arms'][0]['teachers'] == [None]
-    again = load_recipe(tmp_path / 'recipe.py')
-    assert again.cfg.schedule.arm == 8 and again.seed == 3
+    assert states == ['failed'] and status(tmp_path / 'run')['state'] == 'failed'
 
 
 def test_one_of_the_kits_notebooks_runs_by_itself(tmp_path):
@@ -163,17 +158,64 @@ def test_every_notebook_runs_in_a_smoke_run(tmp_path):
             assert not [o for o in cell.get('outputs', []) if o.output_type == 'error']
 
 
-def test_a_run_that_an_earlier_version_began_goes_on(tmp_path):
-    """It knew fewer speed switches, and said how many processes load images."""
-    recipe = load_recipe(MINI)
-    values = recipe.cfg._cfg_dict.to_dict()
-    new = ('fold_student', 'fused_convs', 'target_stream', 'pin_memory')
-    assert all(values['speed'].pop(switch) == 'auto' for switch in new)
-    values['runtime']['workers'] = 1
-    kept = tmp_path / 'recipe.py'
-    kept.write_text('\n'.join(f'{key} = {value!r}' for key, value in values.items()))
-    (tmp_path / 'detectors').mkdir()
-    claim_run_dir(kept, recipe.text)
-    assert kept.read_text() == recipe.text
-    with pytest.raises(MtpdError, match=r'holds a run with other settings \(speed\.fold_student'):
-        claim_run_dir(kept, load_recipe(recipe, {'speed.fold_student': True}).text)
+# Chains of steps side by side.
+
+
+class Step(str):
+    label = property(str)
+
+
+def chains(*texts):
+    return [[Step(word) for word in text.split()] for text in texts]
+
+
+def test_chains_overlap_and_their_steps_keep_their_order():
+    meet, done, marks, shares = threading.Barrier(2, timeout=20), [], [], set()
+
+    def work(step, env, mark):
+        if step.endswith('1'):
+            meet.wait()  # only passed when both chains are at work
+        done.append(step)
+        marks.append(mark)
+        shares.add(env['OMP_NUM_THREADS'])
+
+    ChainRunner(2).run(chains('a1 a2 a3', 'b1 b2'), work)
+    assert [s for s in done if s[0] == 'a'] == ['a1', 'a2', 'a3']
+    assert [s for s in done if s[0] == 'b'] == ['b1', 'b2']
+    assert marks == [f'{step}: ' for step in done]
+    assert shares == {str(max(1, cpu_cores() // 2))}
+
+
+@pytest.mark.parametrize(('jobs', 'given'), [(1, ('a1 a2', 'b1')), (2, ('a1 a2 b1',))])
+def test_one_lane_is_this_thread_with_all_cores(jobs, given):
+    seen = []
+    ChainRunner(jobs).run(
+        chains(*given), lambda *call: seen.append((*call, threading.current_thread()))
+    )
+    assert [call[0] for call in seen] == ['a1', 'a2', 'b1']
+    assert all(call[1:] == ({}, '', threading.main_thread()) for call in seen)
+
+
+def test_after_a_failure_what_runs_is_finished_and_nothing_new_begins():
+    both, finished = threading.Barrier(2, timeout=20), []
+
+    def work(step, env, mark):
+        both.wait()
+        if step == 'bad':
+            raise ValueError('broken')
+        threading.Event().wait(0.2)  # the failure has been noted by then
+        finished.append(step)
+
+    with pytest.raises(ValueError, match='broken'):
+        ChainRunner(2).run(chains('bad never', 'long never'), work)
+    assert finished == ['long']
+
+
+def test_marked_lines_are_whole():
+    stream = io.StringIO()
+    one, two = PrefixedStream(stream, 'a: '), PrefixedStream(stream, 'b: ')
+    one.write('upd')
+    two.write('first\nsec')
+    one.write('ate 1\n')
+    two.write('ond\n')
+    assert stream.getvalue() == 'b: first\na: update 1\nb: second\n'

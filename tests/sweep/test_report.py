@@ -23,20 +23,20 @@ def sweep(tmp_path):
     recipe = load_recipe(MINI, {'teachers.r101.label': HOSTILE})
     orders = [CONTROL, (B,), (A, B)]
     suggested = {'orders': [[A, B]], 'reasons': {}}
-    found = open_sweep(recipe, tmp_path / 'sweep', orders, ['mgd'], [0, 1, 2], suggested)
+    made = open_sweep(recipe, tmp_path / 'sweep', orders, ['mgd'], [0, 1, 2], suggested)
     costs = [[0, 0.5, 0.9], [0.5, 0, 0.4], [0.9, 0.4, 0]]
     costs = {'detectors': ['student', A, B], 'cost': costs, 'low': costs, 'high': costs}
-    put(found.path / 'shared/0/order/costs.json', costs)
+    put(made.path / 'shared/0/order/costs.json', costs)
     for name, ap in ((A, 0.4), (B, 0.55)):
-        put(found.path / f'shared/0/detectors/{name}/metrics.json', {'bbox_mAP': ap})
-    for job in found.jobs.values():
+        put(made.path / f'shared/0/detectors/{name}/metrics.json', {'bbox_mAP': ap})
+    for job in made.jobs.values():
         for folder in job.folders:
             if job.kind in ('order', 'control'):
-                put(found.path / folder / 'metrics.json', {'bbox_mAP': AP[job.arm][job.seed] / 100})
-                put(found.path / folder / 'stage.json', {'updates': job.updates, 'seconds': 1.0})
+                put(made.path / folder / 'metrics.json', {'bbox_mAP': AP[job.arm][job.seed] / 100})
+                put(made.path / folder / 'stage.json', {'updates': job.updates, 'seconds': 1.0})
     failed = {'state': 'failed', 'reason': 'RuntimeError: <img src=x onerror=alert(2)>'}
-    put(found.path / 'jobs/mgd-1-r101-rx101/status.json', failed)
-    return found
+    put(made.path / 'jobs/mgd-1-r101-rx101/status.json', failed)
+    return made
 
 
 def report(sweep) -> Page:
@@ -82,14 +82,14 @@ def test_it_is_honest_and_harmless(sweep):
 
 
 def test_results_hold_the_same_numbers(sweep):
-    found = collect_results(sweep.path)
-    (best, direct, control) = found['studies']['mgd']['orders']
+    results = collect_results(sweep.path)
+    (best, direct, control) = results['studies']['mgd']['orders']
     assert [row['name'] for row in (best, direct, control)] == ['r101-rx101', 'rx101', 'none']
     assert best['above_direct']['value'] == pytest.approx((1.0 + 1.0 + 1.1) / 3)
     assert best['ap'] == {0: 11.0, 1: pytest.approx(12.1), 2: 13.0}
-    assert found['environment']['mmdet'] and found['costs']['cost'][0][1] == 0.5
-    assert found['recipe'] == MINI
-    assert found['command'].startswith(f'mtpd sweep {MINI} --orders')
+    assert results['environment']['mmdet'] and results['costs']['cost'][0][1] == 0.5
+    assert results['recipe'] == MINI
+    assert results['command'].startswith(f'mtpd sweep {MINI} --orders')
     assert (
         json.loads((sweep.path / 'results.json').read_text())['studies']['mgd']['rank_correlation']
         is None

@@ -1,20 +1,26 @@
-"""Pools of teachers: the automatic choice of two and of three, and pools that cannot be searched."""
+"""`mtpd sweep`: mistakes, sequences that the costs suggest, pools that cannot be searched, and the whole."""
 
+import csv
 import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from helpers.tiny_sweep import MINI, SMALL, command, run
+from helpers.tiny_sweep import MINI, SMALL, command, run, wait_for
 from mtpd import load_recipe
-from mtpd.analysis.settings import refuse_other_settings
+from mtpd.analysis.run import load_run
 from mtpd.cli.main import main
 from mtpd.errors import MtpdError
-from mtpd.pipeline.teacher_order import calibration, resolve_auto_arms, suggest_sequence
+from mtpd.pipeline.teacher_order import calibration_text, resolve_auto_arms, suggest_sequence
 from mtpd.sweep.folder import load_sweep, open_sweep
 from mtpd.sweep.plan import CONTROL, parse_orders
 from mtpd.sweep.results import collect_results
-from mtpd.sweep.run import LENGTHS, suggested_orders
+from mtpd.sweep.run import SUGGESTED_LENGTHS, suggested_orders
 from mtpd.utils.files import file_sha256, read_json, write_json
 
 THIRD = {
@@ -26,16 +32,50 @@ THIRD = {
 AUTO = {'arms': {'_delete_': True, 'auto': {'label': 'chosen', 'teachers': 'auto'}}}
 
 
-def asked(command, *arguments, **options):
+def invoke(command, *arguments, **options):
     texts = [part for k, v in options.items() for part in ('--cfg-options', f'{k}={v}')]
     return CliRunner().invoke(main, [str(item) for item in (command, *arguments, *texts)])
 
 
 def refused(*arguments, **options) -> str:
-    found = asked(*arguments, **options)
-    assert found.exit_code == 2, (found.output, found.exception)
-    assert 'Traceback' not in found.output
-    return found.output
+    result = invoke(*arguments, **options)
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert 'Traceback' not in result.output
+    return result.output
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (('--orders', 'r101,r11'), "unknown teacher 'r11'. Did you mean 'r101'?"),
+        (('--orders', 'r101,'), 'a name is missing'),
+        (('--methods', 'mgd,mdg'), "unknown method 'mdg'. Did you mean 'mgd'?"),
+        (('--seeds', '0-x'), "'0-x' is no seed"),
+        (('--seeds', '4-1'), "'4-1' is no seed"),
+        (('--executor', 'locla'), "unknown executor 'locla'. Did you mean 'local'?"),
+        (('--orders', ','.join(['r101'] * 7)), '7 stages, which do not divide schedule.arm = 600'),
+    ],
+)
+def test_mistakes_are_one_message_and_leave_nothing(tmp_path, arguments, words):
+    out = tmp_path / 'out'
+    assert words in refused('sweep', MINI, '--work-dir', out, *arguments)
+    assert not out.exists()
+
+
+def test_without_submitit_or_sbatch_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    out = tmp_path / 'out'
+    arguments = ('sweep', MINI, '--work-dir', out, '--executor', 'slurm')
+    assert 'there is no sbatch' in refused(*arguments)
+    for program in ('sbatch', 'srun'):
+        (tmp_path / program).touch(0o755)
+    assert 'with --time' in refused(*arguments)
+    monkeypatch.setitem(sys.modules, 'submitit', None)
+    assert 'pip install -r requirements/sweep.txt' in refused(*arguments)
+    assert not out.exists()
 
 
 # The automatic choice
@@ -75,32 +115,32 @@ def test_an_arm_gets_as_many_teachers_as_asked_for(measured, method, length, seq
 
 def test_a_sweep_gets_the_sequences_of_two_and_of_three(measured, tmp_path):
     recipe, run_dir, costs = measured
-    said = []
-    found = suggested_orders(recipe, costs, run_dir, said.append)
-    assert found['orders'] == [('r101', 'rx101'), ('r18', 'r101', 'rx101')]
-    assert list(found['reasons']) == [
+    lines = []
+    suggested = suggested_orders(recipe, costs, run_dir, lines.append)
+    assert suggested['orders'] == [('r101', 'rx101'), ('r18', 'r101', 'rx101')]
+    assert list(suggested['reasons']) == [
         f'{method}, {length}'
         for length in (2, 3)
         for method in ('backward_greedy', 'shortest_path')
     ]
-    assert said == [
+    assert lines == [
         'Warning: measured on 8 images, and a stable fit takes about 30. Raise order.images, or give a larger '
         'validation split.',
         'the costs suggest r101 → rx101, r18 → r101 → rx101',
     ]
-    orders = parse_orders('auto;r18', recipe.pool, lambda: found['orders'])
-    sweep = open_sweep(recipe, tmp_path / 'sweep', orders, ['mgd'], [0], found)
+    orders = parse_orders('auto;r18', recipe.pool, suggested['orders'])
+    sweep = open_sweep(recipe, tmp_path / 'sweep', orders, ['mgd'], [0], suggested)
     updates = {job.teachers: job.updates for job in sweep.jobs.values() if job.teachers}
     assert updates == {CONTROL: 600, ('r101', 'rx101'): 300, ('r18', 'r101', 'rx101'): 200} | {
         ('r18',): 600
     }
-    assert [list(order) for order in found['orders']] == load_sweep(sweep.path).info['suggested'][
-        'orders'
-    ]
+    assert [list(order) for order in suggested['orders']] == load_sweep(sweep.path).info[
+        'suggested'
+    ]['orders']
 
 
 def test_enough_images_are_said_too():
-    text = calibration({'images': 256, 'needed': 30})
+    text = calibration_text({'images': 256, 'needed': 30})
     assert text == 'Measured on 256 images; a stable fit takes about 30.'
 
 
@@ -167,18 +207,6 @@ def test_automatic_sequences_must_divide_the_updates(tmp_path):
     assert 'a multiple of 6' in text and not (tmp_path / 'out').exists()
 
 
-def test_a_sweep_of_another_recipe_stays_as_it_is(tmp_path):
-    folder = tmp_path / 'sweep'
-    open_sweep(load_recipe(MINI), folder, [CONTROL], ['mgd'], [0])
-    before = {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
-    twin = 'configs/mini/retinanet_r50__swint_swins.py'
-    text = refused('sweep', twin, '--work-dir', folder)
-    assert f'{folder} holds a sweep of mini_retinanet_r50__r101_rx101' in text
-    text = refused('sweep', MINI, '--work-dir', folder, **{'schedule.arm': 1200})
-    assert 'holds a sweep with other settings' in text and 'another --work-dir' in text
-    assert {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()} == before
-
-
 # The whole, with trainings of one or two updates
 
 
@@ -189,14 +217,16 @@ def test_a_pool_of_one_is_direct_distillation(tmp_path, tiny_coco):
     options |= {'data.root': tiny_coco(tmp_path / 'coco')}
     options |= {'teachers': {'_delete_': True, 'r101': teacher}}
     options |= {'arms': {'_delete_': True, 'direct': {'teachers': ['r101']}}}
-    found = asked('order', MINI, '--work-dir', tmp_path / 'run', **options)
-    assert found.exit_code == 0, found.output
-    assert 'The pool has one teacher: direct distillation from teacher 1: ResNet-34' in found.output
-    assert 'Warning: measured on 4 images, and a stable fit takes about' in found.output
-    assert 'UserWarning' not in found.output and '.py:' not in found.output
+    result = invoke('order', MINI, '--work-dir', tmp_path / 'run', **options)
+    assert result.exit_code == 0, result.output
+    assert (
+        'The pool has one teacher: direct distillation from teacher 1: ResNet-34' in result.output
+    )
+    assert 'Warning: measured on 4 images, and a stable fit takes about' in result.output
+    assert 'UserWarning' not in result.output and '.py:' not in result.output
     assert read_json(tmp_path / 'run/order/sequence.json')['sequence'] == ['r101']
-    found = asked('sweep', MINI, '--work-dir', tmp_path / 'sweep', **options)
-    assert found.exit_code == 0, found.output
+    result = invoke('sweep', MINI, '--work-dir', tmp_path / 'sweep', **options)
+    assert result.exit_code == 0, result.output
     orders = load_sweep(tmp_path / 'sweep').info['orders']
     assert orders == [[None], ['r101']]
 
@@ -214,11 +244,11 @@ def test_the_automatic_sequences_of_a_real_pool(tmp_path, tiny_coco):
     ap = read_json(folder / 'shared/0/order/sequence.json')['ap']
     suggested = [tuple(order) for order in sweep.info['suggested']['orders']]
     best = max(sorted(set(ap) - {'student'}), key=ap.get)
-    assert all(order[-1] == best and len(order) <= LENGTHS[-1] for order in suggested)
+    assert all(order[-1] == best and len(order) <= SUGGESTED_LENGTHS[-1] for order in suggested)
     assert [tuple(order) for order in sweep.info['orders']] == [CONTROL, *suggested]
-    found = collect_results(folder)
-    assert found['unfinished'] == [] and found['suggested'] == sweep.info['suggested']
-    stages = {row['order']: row['updates'] * row['stages'] for row in found['rows']}
+    results = collect_results(folder)
+    assert results['unfinished'] == [] and results['suggested'] == sweep.info['suggested']
+    stages = {row['order']: row['updates'] * row['stages'] for row in results['rows']}
     assert stages == {'baseline': 0, 'none': 6} | {','.join(order): 6 for order in suggested}
 
     options = SMALL | THIRD | AUTO | {'data.root': str(data), 'schedule.arm': 6}
@@ -231,21 +261,81 @@ def test_the_automatic_sequences_of_a_real_pool(tmp_path, tiny_coco):
     assert again.returncode == 0 and 'the costs suggest' not in again.stdout
 
 
-def test_a_run_directory_of_other_detectors_is_refused(tmp_path):
-    """Their student would be taken for this recipe's; the settings of the choice itself may differ."""
-    recipe, other = load_recipe(MINI), load_recipe(MINI, {'schedule.baseline': 7})
-    refuse_other_settings(recipe, tmp_path)
-    kept = recipe.text
-    (tmp_path / 'order').mkdir()
-    (tmp_path / 'order' / 'recipe.py').write_text(kept)  # as `mtpd order` leaves it
-    refuse_other_settings(load_recipe(MINI, {'order.images': 9}), tmp_path)
-    for wrong, key in ((other, 'schedule.baseline'), (load_recipe(MINI, seed=1), 'seed')):
-        with pytest.raises(MtpdError, match=rf'holds a run with other settings \({key}\)'):
-            refuse_other_settings(wrong, tmp_path)
-    assert 'schedule.baseline' in refused(
-        'order', MINI, '--work-dir', tmp_path, **{'schedule.baseline': 7}
+@pytest.mark.slow
+def test_interrupted_it_ends_its_jobs_without_a_traceback(tmp_path, tiny_coco):
+    data, folder = tiny_coco(tmp_path / 'coco'), tmp_path / 'sweep'
+    options = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True}
+    process = subprocess.Popen(
+        command(data, folder, '--slots', '2'), start_new_session=True, **options
     )
-    assert (tmp_path / 'order' / 'recipe.py').read_text() == kept
-    write_json(tmp_path / 'sweep' / 'sweep.json', {})
-    assert 'holds a sweep' in refused('run', MINI, '--work-dir', tmp_path / 'sweep')
-    assert [path.name for path in (tmp_path / 'sweep').iterdir()] == ['sweep.json']
+    wait_for((folder / 'sweep.json').is_file)
+    sweep = load_sweep(folder)
+    jobs = [sweep.jobs[name] for name in ('teacher-r101', 'teacher-rx101')]
+    pids = wait_for(lambda: all(sweep.status(j) for j in jobs)) and [
+        sweep.status(j)['pid'] for j in jobs
+    ]
+    os.killpg(process.pid, signal.SIGINT)
+    out = process.communicate(timeout=120)[0]
+    print(out)
+    assert process.returncode == 130 and 'stopped by Ctrl-C; the same command goes on' in out
+    assert 'Traceback' not in out
+    assert not any(Path(f'/proc/{pid}').exists() for pid in pids)
+    for job in jobs:
+        assert sweep.state(job) in [
+            ('failed', 'interrupted'),
+            ('lost', 'killed: its process is gone'),
+        ]
+
+
+@pytest.mark.slow
+def test_a_sweep_with_a_killed_job_and_the_same_command_again(tmp_path, tiny_coco):
+    data, folder = tiny_coco(tmp_path / 'coco'), tmp_path / 'sweep'
+    arguments = command(data, folder, '--slots', '2')
+    two = os.environ | {'CUDA_VISIBLE_DEVICES': '4,5'}  # without effect where there are none
+    first = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=two)
+    wait_for((folder / 'sweep.json').is_file)
+    sweep = load_sweep(folder)
+    prefix = sweep.jobs['mgd-0-r101-of-2']
+    os.kill(wait_for(lambda: sweep.status(prefix).get('pid')), signal.SIGKILL)
+    out = first.communicate(timeout=300)[0]
+    print(out)
+    assert first.returncode == 1
+    assert 'mgd-0-r101-of-2: lost (killed: its process is gone)' in out
+    assert 'mgd-0-r101-rx101: not started, what it needs is not done' in out
+    states = {name: sweep.state(job)[0] for name, job in sweep.jobs.items()}
+    done = ['teacher-r101', 'teacher-rx101', 'baseline-0', 'control-0']
+    assert [sweep.status(sweep.jobs[name])['gpu'] for name in done[:2]] == ['4', '5']
+    assert [name for name, state in states.items() if state == 'done'] == done
+    weights = sorted(folder.glob('**/*.pth'))
+    before = {path: path.stat().st_mtime_ns for path in weights}
+
+    second = run(arguments)
+    assert second.returncode == 0, second.stderr
+    assert '7 jobs, 4 of them done before' in second.stdout
+    assert 'mgd-0-r101-of-2: lost before (killed: its process is gone), again' in second.stdout
+    assert {path: path.stat().st_mtime_ns for path in weights} == before
+    attempts = {name: sweep.status(job)['attempt'] for name, job in sweep.jobs.items()}
+    assert attempts == dict.fromkeys(sweep.jobs, 1) | {prefix.id: 2}
+    assert {sweep.status(job)['threads'] for job in sweep.jobs.values()} == {'1'}
+
+    results = collect_results(folder)
+    assert results['unfinished'] == [] and len(results['rows']) == 6
+    with (folder / 'results.csv').open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        metrics = json.loads((folder / row['folder'] / 'metrics.json').read_text())
+        for column, key in (('AP', 'bbox_mAP'), ('AP50', 'bbox_mAP_50'), ('AP_l', 'bbox_mAP_l')):
+            assert (row[column] and float(row[column]) / 100) == (
+                '' if metrics[key] is None else pytest.approx(metrics[key])
+            )
+    assert [(row['order'], row['stage'], row['updates']) for row in rows[2:]] == [
+        ('r101,rx101', '1', '1'),
+        ('r101,rx101', '2', '1'),
+        ('r101,r101', '1', '1'),
+        ('r101,r101', '2', '1'),
+    ]
+    assert rows[2]['folder'] == rows[4]['folder'] == 'mgd/0/stages/r101-rx101/1_r101'
+    third = run(arguments)
+    assert third.returncode == 0 and 'complete: mtpd collect' in third.stdout
+    assert '7 jobs, 7 of them done before' in third.stdout
+    assert load_run(folder / 'mgd/0').results()[0]['AP'] is not None
