@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -260,8 +261,6 @@ def _image_problem(item: dict, folder: Path) -> str | None:
 @lru_cache(maxsize=4 * SAMPLE)
 def _decoding_problem(path: Path, changed: tuple[int, int], width: int, height: int) -> str | None:
     """What is wrong with one image file. OpenCV, which training reads with, takes half an image for a whole one."""
-    import mmcv
-
     if not changed[1]:
         return Corrupt(f'image {path} is empty (0 bytes). Fetch or export it again.')
     try:
@@ -278,8 +277,8 @@ def _decoding_problem(path: Path, changed: tuple[int, int], width: int, height: 
             f'image {path} is damaged, cut short or no image ({error}). Fetch or export it again.'
         )
     try:
-        pixels = mmcv.imread(str(path))
-    except Exception:  # OpenCV's assertions
+        pixels = cv2.imread(str(path))
+    except cv2.error:
         pixels = None
     if pixels is None:
         return Corrupt(

@@ -318,7 +318,7 @@ def file_fingerprint(extension: Path) -> list:
 def self_test(full: bool = True) -> dict:
     """Run the compiled ops on known values in a fresh Python, and on a GPU that they can use against the CPU.
 
-    Not `full`: nms of the compiled library alone, without mmcv's and torchvision's Python around it (half the time).
+    Not `full`: nms of the compiled library alone.
 
     Returns:
         `cuda`, the CUDA release they were built with, or None. `full` has `device`, what `auto` is here; `ops`, those

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import MtpdError
 from ..utils.files import read_json_if_whole, sha256
-from . import compat, safe_load  # noqa: F401  (compat lets numpy numbers in `meta` load)
+from . import safe_load
 from .safe_load import Damaged
 
 

@@ -23,7 +23,8 @@ import torch.distributed as dist
 from torch.distributed.constants import default_pg_timeout
 
 from ..errors import MtpdError, RecipeError
-from . import gpu_ops, launch, world
+from ..utils import world
+from . import gpu_ops, launch
 from .ddp import adapt
 
 PATIENCE = timedelta(days=30)  # with rank 0, which may be fetching a dataset

@@ -145,8 +145,6 @@ def check_all() -> dict:
 
 
 if __name__ == '__main__':
-    if 'full' in sys.argv[1:]:
-        from . import compat  # noqa: F401  (before mmcv)
     result = {'cuda': check_library()}
     if 'full' in sys.argv[1:]:
         result |= check_all()

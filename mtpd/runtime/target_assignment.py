@@ -6,9 +6,6 @@ and on a GPU they may have a stream of their own: they need not wait for the for
 
 from __future__ import annotations
 
-from . import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import contextlib
 import functools
 import sys
