@@ -40,11 +40,11 @@ def locate_split(root: Path, split: str | dict) -> tuple[Path, Path]:
 
 
 @lru_cache(maxsize=8)
-def _read(path: Path, changed: tuple[int, int]) -> dict:
+def _parse_json(path: Path, changed: tuple[int, int]) -> dict:
     return json.loads(path.read_text(encoding='utf-8'))
 
 
-def _changed(path: Path) -> tuple[int, int]:
+def _file_version(path: Path) -> tuple[int, int]:
     """Another pair after the file has been written to."""
     told = path.stat()
     return told.st_mtime_ns, told.st_size
@@ -59,7 +59,7 @@ def read_annotations(path: Path) -> dict:
     if not path.is_file():
         raise MtpdError(f'annotation file {path}: no such file. Check data.root and data.splits.')
     try:
-        table = _read(path, _changed(path))
+        table = _parse_json(path, _file_version(path))
     except OSError as error:
         raise MtpdError(f'annotation file {path} cannot be read ({error.strerror}).') from None
     except UnicodeDecodeError as error:
@@ -115,7 +115,7 @@ def split_problems(root: Path, split: str | dict, corrupt_limit: int = 0) -> lis
         table = read_annotations(path)
     except MtpdError as error:
         return [str(error)]
-    found = list(_checked(path, _changed(path)))
+    found = list(_cached_annotation_problems(path, _file_version(path)))
     if not images.is_dir():
         found.append(f'image folder {images}: no such folder. Check data.splits.')
     if found:
@@ -155,5 +155,7 @@ def _is_file(path: Path) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _checked(path: Path, changed: tuple[int, int]) -> tuple[str, ...]:
-    return tuple(validation.annotation_problems(_read(path, changed), f'annotation file {path}'))
+def _cached_annotation_problems(path: Path, changed: tuple[int, int]) -> tuple[str, ...]:
+    return tuple(
+        validation.annotation_problems(_parse_json(path, changed), f'annotation file {path}')
+    )

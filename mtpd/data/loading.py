@@ -62,7 +62,7 @@ class SkipCorrupt(Dataset):
                 for container in metas if isinstance(metas, list) else [metas]:
                     container.data['corrupt'] = found
             return sample
-        raise too_many_corrupt(found, self.limit) from None
+        raise corrupt_images_error(found, self.limit) from None
 
     def _others(self, index: int) -> Iterator[int]:
         """`index` and what comes after it, around the end: first images of its orientation, as it is in a batch of
@@ -83,7 +83,7 @@ class SkipCorrupt(Dataset):
         """Raises CorruptImage when they are more than `limit`."""
         self.corrupt |= found
         if len(self.corrupt) > self.limit:
-            raise too_many_corrupt(self.corrupt, self.limit)
+            raise corrupt_images_error(self.corrupt, self.limit)
 
     def evaluate(self, results: list, **settings: Any) -> dict:
         """As mmdet's, of whole images."""
@@ -146,7 +146,7 @@ def without_images(data: Any, results: list, corrupt: dict[str, str]) -> tuple[A
     return data, [results[k] for k in kept]
 
 
-def too_many_corrupt(found: dict[str, str], limit: int) -> CorruptImage:
+def corrupt_images_error(found: dict[str, str], limit: int) -> CorruptImage:
     """The error for more corrupt images than are allowed."""
     shown = [f'image {path} {wrong}' for path, wrong in sorted(found.items())]
     if len(shown) > 20:
@@ -269,12 +269,12 @@ def _replace_loader(node: Any) -> None:
 
 
 T = TypeVar('T')
-_DEAD = re.compile(
+_WORKER_DEATH = re.compile(
     r'DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (?:is killed by signal: (?P<signal>.+?)\. |exited)'
 )
-MOST_WORKERS = 8  # load 16 images of COCO, about half a second's work for one, in less than a GPU's update takes
-WORKER_PATIENCE = 1  # seconds for a worker's end, after its connection's
-_OFTEN = {
+MAX_WORKERS = 8  # load 16 images of COCO, about half a second's work for one, in less than a GPU's update takes
+WORKER_EXIT_DELAY = 1  # seconds for a worker's end, after its connection's
+_LIKELY_CAUSES = {
     'SIGKILL': ' (often: out of memory)',
     'SIGBUS': ' (often: shared memory, /dev/shm, is full)',
 }
@@ -293,7 +293,7 @@ def worker_count(asked: int | str, device: str, sharing: int, training: bool = T
         return asked
     if device == 'cpu':
         return int(training)
-    return min(MOST_WORKERS, max(2, cpu_cores() // sharing - 1))
+    return min(MAX_WORKERS, max(2, cpu_cores() // sharing - 1))
 
 
 def init_worker(_: int) -> None:
@@ -314,23 +314,23 @@ def explain_worker_death(work: Callable[[], T]) -> T:
             return work()
         except (ConnectionError, EOFError, FileNotFoundError):
             # A dying worker's connection may break before torch knows, which then raises here.
-            time.sleep(WORKER_PATIENCE)
+            time.sleep(WORKER_EXIT_DELAY)
             raise
     except RuntimeError as error:
         # By its start: what a worker raises in a dataset holds torch's words in the middle, and is no death.
-        if not (dead := _DEAD.match(str(error))):
+        if not (dead := _WORKER_DEATH.match(str(error))):
             raise
         # The loop that waits for data raises a second error from the signal handler's.
-        dead = _DEAD.match(str(error.__cause__)) or dead
+        dead = _WORKER_DEATH.match(str(error.__cause__)) or dead
         raise MtpdError(
-            f'a data worker {_worker_end(dead["signal"])}. Fewer of them take less memory: runtime.workers (an mmdet config: '
+            f'a data worker {_describe_exit(dead["signal"])}. Fewer of them take less memory: runtime.workers (an mmdet config: '
             'data.workers_per_gpu). The same command goes on; a training, from its newest checkpoint.'
         ) from error
 
 
-def _worker_end(words: str | None) -> str:
+def _describe_exit(words: str | None) -> str:
     if not words:
         return 'ended unexpectedly'
     names = {signal.strsignal(number): signal.Signals(number).name for number in signal.Signals}
     name = names.get(words, words)
-    return f'was ended by signal {name}{_OFTEN.get(name, "")}'
+    return f'was ended by signal {name}{_LIKELY_CAUSES.get(name, "")}'

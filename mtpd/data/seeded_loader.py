@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from .loading import SkipCorrupt, init_worker, recording_loader
 
-MODEL, ORDER = 0, 1  # what random numbers are for; those of an update's images come after
+# The last part of a seed says what the random numbers are for; those of an update's images come after.
+MODEL_DRAWS, ORDER_DRAWS = 0, 1
 
 
 def seed_all(*key: int) -> None:
@@ -56,8 +57,8 @@ def seeded_training(seed: int, begin: int, corrupt_limit: int = 0) -> Iterator[N
 def resume_at(loader: DataLoader, seed: int, begin: int) -> DataLoader:
     """mmdet's training loader from update `begin` on, its images augmented by random numbers of their own."""
     return DataLoader(
-        _Images(loader.dataset, seed),
-        batch_sampler=_Batches(loader.batch_sampler, seed, begin),
+        _SeededImages(loader.dataset, seed),
+        batch_sampler=_SeededBatches(loader.batch_sampler, seed, begin),
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
@@ -67,7 +68,7 @@ def resume_at(loader: DataLoader, seed: int, begin: int) -> DataLoader:
     )
 
 
-class _Batches:
+class _SeededBatches:
     """mmdet's batches; an image is ``(index, update, rank, place)``."""
 
     def __init__(self, batches: Any, seed: int, begin: int):
@@ -81,7 +82,7 @@ class _Batches:
     def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
         endless = isinstance(self.batches, (InfiniteBatchSampler, InfiniteGroupBatchSampler))
         epoch, done = (0, self.update) if endless else divmod(self.update, len(self.batches))
-        seed_all(self.seed, epoch, self.rank, ORDER)  # mmdet's GroupSampler takes numpy's
+        seed_all(self.seed, epoch, self.rank, ORDER_DRAWS)  # mmdet's GroupSampler takes numpy's
         if hasattr(self.sampler, 'set_epoch'):
             self.sampler.set_epoch(epoch)
         for number, batch in enumerate(self.batches):
@@ -90,7 +91,7 @@ class _Batches:
                 yield [(index, update, self.rank, place) for place, index in enumerate(batch)]
 
 
-class _Images(Dataset):
+class _SeededImages(Dataset):
     """A dataset that seeds all random numbers before it makes an image; otherwise the one inside."""
 
     def __init__(self, dataset: Any, seed: int):
@@ -101,7 +102,7 @@ class _Images(Dataset):
 
     def __getitem__(self, image: tuple[int, ...]) -> Any:
         index, update, rank, place = image
-        seed_all(self.seed, update, rank, ORDER + 1 + place)
+        seed_all(self.seed, update, rank, ORDER_DRAWS + 1 + place)
         return self.dataset[index]
 
     def __getattr__(self, name: str) -> Any:

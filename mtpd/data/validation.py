@@ -21,9 +21,9 @@ from PIL import Image
 
 from ..utils.progress import progress_bar
 
-MOST_CLASSES = 50_000  # V3Det has 13,204; a head of more does not fit into memory
-SMALLEST_IMAGE = 32  # pixels; mmdet trains on no smaller ones
-EMPTY_BOXES = 1e-4  # the share of boxes without area that passes
+MAX_CLASSES = 50_000  # V3Det has 13,204; a head of more does not fit into memory
+MIN_TRAINING_SIDE = 32  # pixels; mmdet trains on no smaller ones
+MAX_EMPTY_BOX_SHARE = 1e-4  # the share of boxes without area that passes
 
 
 class Faults:
@@ -57,13 +57,13 @@ def annotation_problems(table: dict, where: str) -> list[str]:
     for key in ('images', 'annotations', 'categories'):
         if not table[key]:
             found.add(f'it lists no {key}', 'export it again')
-    images = _images(table['images'], found)
-    classes = _categories(table['categories'], found)
-    _objects(table['annotations'], images, classes, found)
+    images = _check_images(table['images'], found)
+    classes = _check_categories(table['categories'], found)
+    _check_annotations(table['annotations'], images, classes, found)
     return found.texts()
 
 
-def _images(items: list, found: Faults) -> dict[int, tuple[float, float]]:
+def _check_images(items: list, found: Faults) -> dict[int, tuple[float, float]]:
     """Width and height by id."""
     sizes: dict[int, tuple[float, float]] = {}
     for place, item in enumerate(items):
@@ -71,47 +71,49 @@ def _images(items: list, found: Faults) -> dict[int, tuple[float, float]]:
         if not (isinstance(item, dict) and is_id(item.get('id'))):
             found.add(
                 'an image is no dict with a whole number as its id',
-                f'images[{place}] is {short(item)}',
+                f'images[{place}] is {abbreviate(item)}',
             )
             continue
         if item['id'] in sizes:
             found.add('an image id is given twice', f'{item["id"]}')
         if not is_text(name):
-            found.add('an image has no file_name', f'image {item["id"]}: {short(name)}')
+            found.add('an image has no file_name', f'image {item["id"]}: {abbreviate(name)}')
         size = item.get('width'), item.get('height')
         if not all(is_number(side) and side >= 1 for side in size):
             found.add(
-                'an image has no width and height in pixels', f'image {item["id"]}: {short(size)}'
+                'an image has no width and height in pixels',
+                f'image {item["id"]}: {abbreviate(size)}',
             )
             size = (math.inf, math.inf)
         sizes[item['id']] = size
-    if sizes and all(min(size) < SMALLEST_IMAGE for size in sizes.values()):
+    if sizes and all(min(size) < MIN_TRAINING_SIDE for size in sizes.values()):
         found.add(
-            f'all images have a side under {SMALLEST_IMAGE} pixels, and mmdet trains on none of them',
+            f'all images have a side under {MIN_TRAINING_SIDE} pixels, and mmdet trains on none of them',
             'enlarge them, with their boxes',
         )
     return sizes
 
 
-def _categories(items: list, found: Faults) -> set[int]:
+def _check_categories(items: list, found: Faults) -> set[int]:
     ids, names = set(), set()
-    if len(items) > MOST_CLASSES:
+    if len(items) > MAX_CLASSES:
         found.add(
-            f'it has {len(items):,} categories, and {MOST_CLASSES:,} are the most',
+            f'it has {len(items):,} categories, and {MAX_CLASSES:,} are the most',
             'one category is a class, not an object; is it one per object here?',
         )
-        items = items[:MOST_CLASSES]
+        items = items[:MAX_CLASSES]
     for place, item in enumerate(items):
         if not (isinstance(item, dict) and is_id(item.get('id'))):
             found.add(
-                'a category lacks its id, a whole number', f'categories[{place}] is {short(item)}'
+                'a category lacks its id, a whole number',
+                f'categories[{place}] is {abbreviate(item)}',
             )
             continue
         name = item.get('name')
         if not is_text(name):
-            found.add('a category lacks its name', f'category {item["id"]}: {short(name)}')
+            found.add('a category lacks its name', f'category {item["id"]}: {abbreviate(name)}')
         elif name in names:
-            found.add('a class name appears twice', short(name))
+            found.add('a class name appears twice', abbreviate(name))
         if item['id'] in ids:
             found.add('a category id is given twice', f'{item["id"]}')
         ids.add(item['id'])
@@ -119,31 +121,31 @@ def _categories(items: list, found: Faults) -> set[int]:
     return ids
 
 
-def _objects(items: list, images: dict, classes: set, found: Faults) -> None:
+def _check_annotations(items: list, images: dict, classes: set, found: Faults) -> None:
     ids: set[int] = set()
     empty, small, boxes = Faults(found.where), 0, 0
     for place, item in enumerate(progress_bar('annotations', items)):
         if not (isinstance(item, dict) and is_id(item.get('id'))):
             found.add(
                 'an annotation is no dict with a whole number as its id',
-                f'annotations[{place}] is {short(item)}',
+                f'annotations[{place}] is {abbreviate(item)}',
             )
             continue
         name = f'annotation {item["id"]}'
         if item['id'] in ids:
             found.add('an annotation id is given twice', f'{item["id"]}')
         ids.add(item['id'])
-        size = _known(item, 'image_id', images, 'images', name, found)
-        _known(item, 'category_id', classes, 'categories', name, found)
+        size = _check_reference(item, 'image_id', images, 'images', name, found)
+        _check_reference(item, 'category_id', classes, 'categories', name, found)
         if item.get('iscrowd', 0) not in (0, 1):
-            found.add('iscrowd is neither 0 nor 1', f'{name}: {short(item["iscrowd"])}')
+            found.add('iscrowd is neither 0 nor 1', f'{name}: {abbreviate(item["iscrowd"])}')
         width, height = images[item['image_id']] if size else (math.inf, math.inf)
-        _mask(item.get('segmentation'), width, height, name, found)
-        if not _box(item, width, height, name, found, empty):
+        _check_segmentation(item.get('segmentation'), width, height, name, found)
+        if not _check_box(item, width, height, name, found, empty):
             continue
         boxes += 1
         small += item['bbox'][2] <= 1 and item['bbox'][3] <= 1
-    if empty.counts.total() > EMPTY_BOXES * len(items):
+    if empty.counts.total() > MAX_EMPTY_BOX_SHARE * len(items):
         for kind, count in empty.counts.items():
             found.counts[kind], found.first[kind] = count, empty.first[kind]
     elif boxes and small == boxes:
@@ -153,37 +155,38 @@ def _objects(items: list, images: dict, classes: set, found: Faults) -> None:
         )
 
 
-def _known(item: dict, key: str, known: Any, what: str, name: str, found: Faults) -> bool:
+def _check_reference(item: dict, key: str, known: Any, what: str, name: str, found: Faults) -> bool:
     if is_id(item.get(key)) and item[key] in known:
         return True
-    found.add(f'{key} is not among the {what}', f'{name}: {short(item.get(key))}')
+    found.add(f'{key} is not among the {what}', f'{name}: {abbreviate(item.get(key))}')
     return False
 
 
-def _box(item: dict, width: float, height: float, name: str, found: Faults, empty: Faults):
+def _check_box(item: dict, width: float, height: float, name: str, found: Faults, empty: Faults):
     """Whether the box and its area are numbers; what is wrong with them goes to `found`, or `empty`."""
     box, area = item.get('bbox'), item.get('area')
     if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
-        found.add('bbox is not four numbers [x, y, width, height]', f'{name}: {short(box)}')
+        found.add('bbox is not four numbers [x, y, width, height]', f'{name}: {abbreviate(box)}')
         return False
     if not is_number(area):
-        found.add('area is no number (of square pixels)', f'{name}: {short(area)}')
+        found.add('area is no number (of square pixels)', f'{name}: {abbreviate(area)}')
         return False
     x, y, w, h = box
     if w < 0 or h < 0 or area < 0:
-        text = f'{name}: bbox {short(box)}, area {short(area)}'
+        text = f'{name}: bbox {abbreviate(box)}, area {abbreviate(area)}'
         found.add('a box has a negative width, height or area', text)
     elif w == 0 or h == 0 or area == 0:
         empty.add(
-            'a box has no width, height or area', f'{name}: bbox {short(box)}, area {short(area)}'
+            'a box has no width, height or area',
+            f'{name}: bbox {abbreviate(box)}, area {abbreviate(area)}',
         )
     elif x >= width or y >= height or x + w <= 0 or y + h <= 0:
         size = f'{width:g} x {height:g}'
-        found.add('a box lies outside its image', f'{name}: bbox {short(box)}, image {size}')
+        found.add('a box lies outside its image', f'{name}: bbox {abbreviate(box)}, image {size}')
     return True
 
 
-def _mask(mask: Any, width: float, height: float, name: str, found: Faults) -> None:
+def _check_segmentation(mask: Any, width: float, height: float, name: str, found: Faults) -> None:
     """Polygons in pixels, or run lengths of the image's size."""
     if mask is None or mask == []:
         return
@@ -198,20 +201,20 @@ def _mask(mask: Any, width: float, height: float, name: str, found: Faults) -> N
         if not good:
             found.add(
                 'a segmentation is no list of polygons [x1, y1, x2, y2, x3, y3, ...]',
-                f'{name}: {short(mask)}',
+                f'{name}: {abbreviate(mask)}',
             )
     elif not rle_is_valid(mask, width, height):
         found.add(
             'a segmentation in run lengths does not fit its image (size [height, width], counts that add up to it)',
-            f'{name}: {short(mask)}',
+            f'{name}: {abbreviate(mask)}',
         )
 
 
 # Image files: a sample of a split is decoded as training does it, and compared with the annotation file.
 
 
-SAMPLE = 64  # images of a split
-MOST_PIXELS = 178_956_970  # Pillow's limit: 0.5 GB decoded, in each data worker
+SAMPLE_SIZE = 64  # images of a split
+MAX_PIXELS = 178_956_970  # Pillow's limit: 0.5 GB decoded, in each data worker
 
 
 def image_problems(items: list[dict], folder: Path, limit: int = 0) -> list[str]:
@@ -221,12 +224,12 @@ def image_problems(items: list[dict], folder: Path, limit: int = 0) -> list[str]
         items: the annotation file's images, checked (`validation.annotation_problems`), whose files are there.
         limit: as many that are corrupt are no problem.
     """
-    large = [item for item in items if item['width'] * item['height'] > MOST_PIXELS]
+    large = [item for item in items if item['width'] * item['height'] > MAX_PIXELS]
     if large:
-        return [_too_large(large[0]['file_name'], large[0]['width'], large[0]['height'])]
+        return [_too_large_problem(large[0]['file_name'], large[0]['width'], large[0]['height'])]
     ordered = sorted(items, key=lambda item: item['width'] * item['height'])
-    step = max(1, (len(items) - 1) / (SAMPLE - 1))
-    chosen = {round(k * step) for k in range(SAMPLE) if round(k * step) < len(items)}
+    step = max(1, (len(items) - 1) / (SAMPLE_SIZE - 1))
+    chosen = {round(k * step) for k in range(SAMPLE_SIZE) if round(k * step) < len(items)}
     found = [_image_problem(ordered[place], folder) for place in sorted(chosen)]
     found = [text for text in found if text]
     corrupt = [text for text in found if isinstance(text, Corrupt)]
@@ -258,7 +261,7 @@ def _image_problem(item: dict, folder: Path) -> str | None:
     return _decoding_problem(path, (told.st_mtime_ns, told.st_size), item['width'], item['height'])
 
 
-@lru_cache(maxsize=4 * SAMPLE)
+@lru_cache(maxsize=4 * SAMPLE_SIZE)
 def _decoding_problem(path: Path, changed: tuple[int, int], width: int, height: int) -> str | None:
     """What is wrong with one image file. OpenCV, which training reads with, takes half an image for a whole one."""
     if not changed[1]:
@@ -267,11 +270,11 @@ def _decoding_problem(path: Path, changed: tuple[int, int], width: int, height: 
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             with Image.open(path) as image:
-                if image.width * image.height > MOST_PIXELS:
-                    return _too_large(path, *image.size)
+                if image.width * image.height > MAX_PIXELS:
+                    return _too_large_problem(path, *image.size)
                 image.load()
     except Image.DecompressionBombError:
-        return f'image {path} has more than {MOST_PIXELS:,} pixels, which are the most: cut it into smaller ones.'
+        return f'image {path} has more than {MAX_PIXELS:,} pixels, which are the most: cut it into smaller ones.'
     except Exception as error:  # by its format, each has its own
         return Corrupt(
             f'image {path} is damaged, cut short or no image ({error}). Fetch or export it again.'
@@ -293,8 +296,8 @@ def _decoding_problem(path: Path, changed: tuple[int, int], width: int, height: 
     return None
 
 
-def _too_large(name: str | Path, width: float, height: float) -> str:
-    return f'image {name} has {width:g} x {height:g} pixels, {MOST_PIXELS:,} are the most: cut it into smaller ones.'
+def _too_large_problem(name: str | Path, width: float, height: float) -> str:
+    return f'image {name} has {width:g} x {height:g} pixels, {MAX_PIXELS:,} are the most: cut it into smaller ones.'
 
 
 # COCO's run lengths of masks, looked at before pycocotools goes wrong on them.
@@ -371,21 +374,21 @@ def are_finite(values: list) -> bool:
         return False
 
 
-def short(value: Any) -> str:
-    text = repr(_few(value))
+def abbreviate(value: Any) -> str:
+    text = repr(_abridge(value))
     return text if len(text) <= 80 else f'{text[:77]}...'
 
 
-def _few(value: Any) -> Any:
+def _abridge(value: Any) -> Any:
     """No more of a large value than is shown."""
     if isinstance(value, (str, bytes)):
         return value[:80]
     if isinstance(value, int) and abs(value) > 2**64:
         return 'a huge number'
     if isinstance(value, (list, tuple)):
-        return type(value)(_few(item) for item in value[:8])
+        return type(value)(_abridge(item) for item in value[:8])
     if isinstance(value, dict):
-        return {_few(key): _few(item) for key, item in _first(value.items(), 8)}
+        return {_abridge(key): _abridge(item) for key, item in _first(value.items(), 8)}
     return value
 
 

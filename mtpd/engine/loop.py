@@ -64,7 +64,7 @@ def choose_device(asked: str, source: Path, key: str = 'device') -> str:
 def data_parallel(model: nn.Module, device: str) -> MMDataParallel:
     """mmcv's wrapper of a model on 'cpu' or 'cuda', which takes batches as its loaders give them."""
     if device == 'cpu':
-        return detectors.OnCpu(model.to(device))
+        return detectors.CpuDataParallel(model.to(device))
     return MMDataParallel(model.to(device), device_ids=[torch.cuda.current_device()])
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..errors import MtpdError
 from ..utils.files import read_json_if_whole, sha256
 from . import safe_load
-from .safe_load import Damaged
+from .safe_load import DamagedCheckpoint
 
 
 def load_checkpoint(path: str | Path, map_location: str = 'cpu', trust: bool = False) -> dict:
@@ -170,8 +170,25 @@ def load_student(model: nn.Module, path: str | Path) -> dict:
 
 
 # Of a checkpoint's `meta`, what describes its detector.
-DESCRIPTION = ('CLASSES', 'PALETTE', 'config', 'mmdet_version', 'mmcv_version', 'epoch', 'iter')
-DESCRIPTION += ('recipe', 'detector', 'seed', 'arm', 'stage', 'teacher', 'stages', 'exported_from')
+DESCRIPTIVE_META = (
+    'CLASSES',
+    'PALETTE',
+    'config',
+    'mmdet_version',
+    'mmcv_version',
+    'epoch',
+    'iter',
+)
+DESCRIPTIVE_META += (
+    'recipe',
+    'detector',
+    'seed',
+    'arm',
+    'stage',
+    'teacher',
+    'stages',
+    'exported_from',
+)
 
 
 def publish_student(
@@ -227,7 +244,7 @@ def export_student(
         'mmdet_version': metadata.version('mmdet'),
         'mmcv_version': metadata.version('mmcv-full'),
         'exported_from': {'file': Path(src).name, 'sha256': sha256(src)},
-        **{key: old[key] for key in DESCRIPTION if key in old},
+        **{key: old[key] for key in DESCRIPTIVE_META if key in old},
         **(meta or {}),
     }
     origin = new['exported_from']
@@ -244,7 +261,7 @@ def save_atomic(obj: object, path: str | Path) -> None:
     """
     path = Path(path)
     if isinstance(obj, dict) and 'meta' in obj:
-        obj = {**obj, 'meta': _canonical(obj['meta'])}
+        obj = {**obj, 'meta': _with_interned_texts(obj['meta'])}
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -265,14 +282,16 @@ def save_atomic(obj: object, path: str | Path) -> None:
             part.unlink()
 
 
-def _canonical(value: object) -> object:
+def _with_interned_texts(value: object) -> object:
     """An equal value in which equal texts are one object: pickle writes an object once, and refers to it."""
     if isinstance(value, str):
         return sys.intern(value)
     if isinstance(value, dict):
-        return {_canonical(key): _canonical(item) for key, item in value.items()}
+        return {
+            _with_interned_texts(key): _with_interned_texts(item) for key, item in value.items()
+        }
     if isinstance(value, (list, tuple)):
-        return type(value)(map(_canonical, value))
+        return type(value)(map(_with_interned_texts, value))
     return value
 
 
@@ -302,7 +321,7 @@ def find_resume_point(folder: Path) -> ResumePoint | None:
             continue
         try:
             meta = load_resumable(path).get('meta') or {}
-        except Damaged as error:
+        except DamagedCheckpoint as error:
             damaged.append(str(error).splitlines()[0])
             continue
         if not isinstance(meta.get('iter'), int):
@@ -325,7 +344,7 @@ def is_finished(final: Path) -> bool:
         return False
     try:
         load_resumable(final)
-    except Damaged as error:
+    except DamagedCheckpoint as error:
         try:
             load_checkpoint(final.with_name('latest.pth'))
         except MtpdError:

@@ -32,13 +32,13 @@ def patch_libraries() -> None:
     quiet_warnings()
     require_ops()
     import_torchvision()
-    numpy_int()
-    load_numpy_scalars()
-    load_no_code()
-    scatter_stream()
-    pin_containers()
-    ddp_forward()
-    resume_by_the_cpu()
+    restore_numpy_int()
+    allow_numpy_scalars()
+    refuse_code_in_checkpoints()
+    fix_scatter_stream()
+    pin_data_containers()
+    fix_ddp_forward()
+    resume_on_cpu()
     replace_progress_bar()
     if log_level() == 'WARNING':
         quiet_initialisation()
@@ -86,7 +86,7 @@ def import_torchvision() -> None:
         import torchvision  # noqa: F401
 
 
-def numpy_int() -> None:
+def restore_numpy_int() -> None:
     """mmdet still says `np.int` (datasets/custom.py, openimages.py, IoU-balanced sampler).
 
     numpy removed the alias of `int` in 1.24. It is set on numpy itself: those modules look it up
@@ -98,7 +98,7 @@ def numpy_int() -> None:
         np.int = int
 
 
-def load_numpy_scalars() -> None:
+def allow_numpy_scalars() -> None:
     """Let checkpoints load whose `meta` holds numpy numbers, as some in mmdet's model zoo do.
 
     mmcv calls `torch.load` without `weights_only`; since torch 2.6 that means True, which refuses
@@ -114,7 +114,7 @@ def load_numpy_scalars() -> None:
     torch.serialization.add_safe_globals([*names, np.dtype, *dtypes])
 
 
-def load_no_code() -> None:
+def refuse_code_in_checkpoints() -> None:
     """Checkpoints are read by `safe_load.load_safely` wherever mmcv and mmdet read one (`load_from`, `init_cfg`, resuming).
 
     mmcv leaves `weights_only` to torch, which an environment variable turns off, and its downloads go through
@@ -146,7 +146,7 @@ def load_no_code() -> None:
     BaseRunner.load_checkpoint = load_checkpoint
 
 
-def scatter_stream() -> None:
+def fix_scatter_stream() -> None:
     """mmcv asks torch for a copy stream by device number; since torch 2.1 it must be a device.
 
     Without this, every batch on a GPU fails: "'int' object has no attribute 'type'".
@@ -163,7 +163,7 @@ def scatter_stream() -> None:
     _functions._get_stream = get_stream
 
 
-def pin_containers() -> None:
+def pin_data_containers() -> None:
     """Let torch's `DataLoader(pin_memory=True)` reach what mmcv's `DataContainer` holds, masks too.
 
     torch takes a container for no tensor, and masks are numpy arrays.
@@ -189,7 +189,7 @@ def pin_containers() -> None:
     DataContainer.pin_memory = pin
 
 
-def ddp_forward() -> None:
+def fix_ddp_forward() -> None:
     """mmcv's DDP wrapper reads `_use_replicated_tensor_module`, which torch 2.1 removed.
 
     False is what it was for every model that mmcv builds. Needed for distributed evaluation.
@@ -199,7 +199,7 @@ def ddp_forward() -> None:
     MMDistributedDataParallel._use_replicated_tensor_module = False
 
 
-def resume_by_the_cpu() -> None:
+def resume_on_cpu() -> None:
     """A resumed checkpoint is read into the CPU's memory, from where weights and optimizer go to where the model is.
 
     mmcv's runners read it into the current GPU: `IterBasedRunner` also where there is none, and both also in a training
@@ -209,10 +209,10 @@ def resume_by_the_cpu() -> None:
 
     for runner in (BaseRunner, IterBasedRunner):
         if not hasattr(runner.resume, '__wrapped__'):
-            runner.resume = _resuming_by_the_cpu(runner.resume)
+            runner.resume = _with_cpu_as_default(runner.resume)
 
 
-def _resuming_by_the_cpu(original: Callable) -> Callable:
+def _with_cpu_as_default(original: Callable) -> Callable:
     @functools.wraps(original)
     def resume(
         self: Any, checkpoint: str, resume_optimizer: bool = True, map_location: Any = 'default'

@@ -15,13 +15,13 @@ from torch import nn
 
 def patch_detectors() -> None:
     """Apply everything (again, if called again: nothing changes the second time)."""
-    plain_at_first()
-    points_on_any_device()
-    offsets_on_the_models_device()
-    wrapper_on_the_cpu()
+    start_without_offsets()
+    put_point_flags_on_device()
+    move_offsets_with_model()
+    wrap_on_cpu()
 
 
-def plain_at_first() -> None:
+def start_without_offsets() -> None:
     """A deformable convolution begins without offsets, as its paper has it, also where training begins from scratch.
 
     mmcv makes them zero, and then mmdet's backbones initialise all their convolutions, also those that make offsets,
@@ -30,7 +30,7 @@ def plain_at_first() -> None:
     DeformConv2dPack.init_weights = DeformConv2dPack.init_offset
 
 
-def points_on_any_device() -> None:
+def put_point_flags_on_device() -> None:
     """RepPoints asks for its points' flags without naming the device, which then is 'cuda', also without a GPU."""
     original = RepPointsHead.get_points
     if hasattr(original, '__wrapped__'):
@@ -55,7 +55,7 @@ def points_on_any_device() -> None:
     RepPointsHead.get_points = get_points
 
 
-def offsets_on_the_models_device() -> None:
+def move_offsets_with_model() -> None:
     """RepPoints keeps an offset as a plain tensor on the CPU, and on a GPU waits to copy it at each level and update."""
 
     def move(self: RepPointsHead, *args: Any, **kwargs: Any) -> RepPointsHead:
@@ -66,7 +66,7 @@ def offsets_on_the_models_device() -> None:
     RepPointsHead._apply = move
 
 
-class OnCpu(MMDataParallel):
+class CpuDataParallel(MMDataParallel):
     """mmcv's wrapper of a model that stays on the CPU: torch's, which it builds on, takes every GPU that it sees."""
 
     def __init__(self, module: nn.Module, dim: int = 0, **_: Any):
@@ -74,9 +74,9 @@ class OnCpu(MMDataParallel):
         self.module, self.dim, self.device_ids = module, dim, []
 
 
-def wrapper_on_the_cpu() -> None:
+def wrap_on_cpu() -> None:
     """mmdet's `build_dp` moves a model to the first GPU, also where it is told 'cpu'."""
-    util_distribution.dp_factory['cpu'] = OnCpu
+    util_distribution.dp_factory['cpu'] = CpuDataParallel
 
 
 patch_detectors()

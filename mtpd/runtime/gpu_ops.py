@@ -12,7 +12,9 @@ from mmcv import _ext
 from ..install import ops
 from ..utils import machine
 
-REPORTED = 'MTPD_CPU_REPORTED'  # what a command starts, notebooks' kernels among it, has it, too
+REPORTED_VARIABLE = (
+    'MTPD_CPU_REPORTED'  # what a command starts, notebooks' kernels among it, has it, too
+)
 
 
 @functools.cache
@@ -41,6 +43,6 @@ def gpu_obstacle() -> str | None:
 
 def report_cpu() -> None:
     """Say, once a command, that 'auto' takes the CPU although there is a GPU, and why."""
-    if not os.environ.get(REPORTED):
-        os.environ[REPORTED] = '1'
+    if not os.environ.get(REPORTED_VARIABLE):
+        os.environ[REPORTED_VARIABLE] = '1'
         print(f'device auto takes the CPU: {gpu_obstacle()}.', file=sys.stderr, flush=True)

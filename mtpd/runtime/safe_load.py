@@ -11,10 +11,10 @@ import torch
 
 from ..errors import MtpdError
 
-FOREIGN = re.compile(r'GLOBAL (\S*\w)\s|Trying to (?:call|instantiate|set) ([^.\n]+)')
+REFUSED_OBJECT = re.compile(r'GLOBAL (\S*\w)\s|Trying to (?:call|instantiate|set) ([^.\n]+)')
 
 
-class Damaged(MtpdError):
+class DamagedCheckpoint(MtpdError):
     """A file that is empty or ends in its middle, as a crash may leave one."""
 
 
@@ -34,25 +34,25 @@ def load_safely(path: str | Path, map_location: Any = 'cpu', trust: bool = False
         head = file.read(64).lstrip()
     if not head or head.startswith((b'<', b'version https://git-lfs')):
         kind = 'a web page' if head[:1] == b'<' else 'a Git LFS pointer' if head else 'empty'
-        problem = MtpdError if head else Damaged
+        problem = MtpdError if head else DamagedCheckpoint
         raise problem(f'checkpoint {path} is {kind}: fetch or make the file itself again')
     try:
         return torch.load(path, map_location=map_location, weights_only=not trust)
     except Exception as error:  # torch raises a dozen types, by where the file is damaged
-        if not trust and (name := _foreign(head, str(error))):
+        if not trust and (name := _refused_object(head, str(error))):
             raise MtpdError(
                 f'checkpoint {path} holds a Python object ({name}), which could run code and is not loaded. Where you '
                 'trust whoever made the file: `mtpd export FILE NEW --trust-checkpoint` makes a plain one of it'
             ) from error
         cause = f' ({type(error).__name__}: {error})' if trust else ''  # a package that it needs
-        raise Damaged(
+        raise DamagedCheckpoint(
             f'checkpoint {path} is damaged, cut short or no PyTorch file: fetch or make it again{cause}'
         ) from error
 
 
-def _foreign(head: bytes, said: str) -> str | None:
+def _refused_object(head: bytes, said: str) -> str | None:
     """What made torch refuse a file, where it was not the file's damage."""
-    if found := FOREIGN.search(said):
+    if found := REFUSED_OBJECT.search(said):
         return found[1] or found[2]
     # torch writes protocol 2, and reads no other as plain data.
     newer = head[:2] in (b'\x80\3', b'\x80\4', b'\x80\5')

@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 from ..errors import MtpdError
 
-START = 'Start them with `torchrun --nproc-per-node N -m mtpd.cli ...`, or let `--gpus N` do it.'
+START_HINT = (
+    'Start them with `torchrun --nproc-per-node N -m mtpd.cli ...`, or let `--gpus N` do it.'
+)
 
 
 class World(NamedTuple):
@@ -30,11 +32,11 @@ def current_world() -> World | None:
         MtpdError: numbers that are missing or contradict each other, machines with unequal numbers of processes.
     """
     if 'RANK' in os.environ or os.environ.get('WORLD_SIZE', '1') != '1':
-        return _of_torchrun()
+        return _torchrun_world()
     if (
         os.environ.get('SLURM_STEP_NUM_TASKS', '1') != '1'
     ):  # of srun; sbatch's script is one process
-        return _of_slurm()
+        return _slurm_world()
     return None
 
 
@@ -60,13 +62,15 @@ def wait_for_rank_0() -> str:
     return f'process {rank}: '
 
 
-def _of_torchrun() -> World:
-    rank, size = _number('RANK', 'torchrun'), _number('WORLD_SIZE', 'torchrun')
-    local = _number('LOCAL_RANK', 'torchrun', rank if size == 1 else None)
+def _torchrun_world() -> World:
+    rank, size = _whole_number('RANK', 'torchrun'), _whole_number('WORLD_SIZE', 'torchrun')
+    local = _whole_number('LOCAL_RANK', 'torchrun', rank if size == 1 else None)
     if not 0 <= rank < size:
-        raise MtpdError(f'RANK is {rank} and WORLD_SIZE {size}: these do not fit together. {START}')
-    machines = _number('GROUP_WORLD_SIZE', 'torchrun', 0)
-    on_this = _number('LOCAL_WORLD_SIZE', 'torchrun', 0)
+        raise MtpdError(
+            f'RANK is {rank} and WORLD_SIZE {size}: these do not fit together. {START_HINT}'
+        )
+    machines = _whole_number('GROUP_WORLD_SIZE', 'torchrun', 0)
+    on_this = _whole_number('LOCAL_WORLD_SIZE', 'torchrun', 0)
     if machines and on_this and machines * on_this != size:
         raise MtpdError(
             f'torchrun started {size} processes on {machines} machines, {on_this} of them here: unequal numbers. '
@@ -74,21 +78,24 @@ def _of_torchrun() -> World:
         )
     if size > 1:
         for name in ('MASTER_ADDR', 'MASTER_PORT'):
-            _text(name, 'torchrun')
+            _required_text(name, 'torchrun')
     return World(rank, size, local, 'torchrun')
 
 
-def _of_slurm() -> World:
-    rank, size = _number('SLURM_PROCID', 'srun'), _number('SLURM_STEP_NUM_TASKS', 'srun')
+def _slurm_world() -> World:
+    rank, size = (
+        _whole_number('SLURM_PROCID', 'srun'),
+        _whole_number('SLURM_STEP_NUM_TASKS', 'srun'),
+    )
     tasks = os.environ.get('SLURM_STEP_TASKS_PER_NODE', '')  # 4(x2), or 4,2 where they differ
     if len({re.sub(r'\(x\d+\)$', '', part) for part in tasks.split(',')}) > 1:
         raise MtpdError(
             f'SLURM started unequal numbers of tasks on the nodes ({tasks}). Ask for --nodes and --ntasks-per-node.'
         )
-    os.environ.setdefault('MASTER_ADDR', _first_host(_text('SLURM_STEP_NODELIST', 'srun')))
-    job, step = (_number(f'SLURM_{name}_ID', 'srun', 0) for name in ('JOB', 'STEP'))
+    os.environ.setdefault('MASTER_ADDR', _first_host(_required_text('SLURM_STEP_NODELIST', 'srun')))
+    job, step = (_whole_number(f'SLURM_{name}_ID', 'srun', 0) for name in ('JOB', 'STEP'))
     os.environ.setdefault('MASTER_PORT', str(20000 + (job * 16 + step) % 20000))
-    return World(rank, size, _number('SLURM_LOCALID', 'srun'), 'SLURM')
+    return World(rank, size, _whole_number('SLURM_LOCALID', 'srun'), 'SLURM')
 
 
 def _first_host(hosts: str) -> str:
@@ -97,18 +104,18 @@ def _first_host(hosts: str) -> str:
     return ''.join(part or '' for part in match.groups())
 
 
-def _number(name: str, starter: str, default: int | None = None) -> int:
+def _whole_number(name: str, starter: str, default: int | None = None) -> int:
     if default is not None and name not in os.environ:
         return default
-    text = _text(name, starter)
+    text = _required_text(name, starter)
     if not text.isdigit():
-        raise MtpdError(f'{name} is {text!r}: {starter} sets it to a number. {START}')
+        raise MtpdError(f'{name} is {text!r}: {starter} sets it to a number. {START_HINT}')
     return int(text)
 
 
-def _text(name: str, starter: str) -> str:
+def _required_text(name: str, starter: str) -> str:
     if not os.environ.get(name):
         raise MtpdError(
-            f'this looks like one of several processes of {starter}, and {name} is not set. {START}'
+            f'this looks like one of several processes of {starter}, and {name} is not set. {START_HINT}'
         )
     return os.environ[name]

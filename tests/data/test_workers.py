@@ -77,7 +77,7 @@ def test_its_connection_may_break_first(monkeypatch):
 
     with pytest.raises(MtpdError, match='ended by signal SIGKILL'):
         loading.explain_worker_death(broken_off)
-    monkeypatch.setattr(loading, 'WORKER_PATIENCE', 0)
+    monkeypatch.setattr(loading, 'WORKER_EXIT_DELAY', 0)
     with pytest.raises(FileNotFoundError, match='no worker'):
         loading.explain_worker_death(not_there)
 

@@ -247,8 +247,8 @@ def many(tmp_path_factory, tiny_coco):
             one = {'id': 10 * k + 1, 'image_id': k}
             table['annotations'].append(table['annotations'][0] | one)
         path.write_text(json.dumps(table))
-    step = 129 / (validation.SAMPLE - 1)
-    looked = {round(k * step) for k in range(validation.SAMPLE)}
+    step = 129 / (validation.SAMPLE_SIZE - 1)
+    looked = {round(k * step) for k in range(validation.SAMPLE_SIZE)}
     return root, [f'{k:06d}.png' for k in range(130) if k not in looked and k > 3]
 
 
