@@ -17,7 +17,7 @@ from mmcv.runner import get_dist_info
 from mmdet.datasets.samplers import InfiniteBatchSampler, InfiniteGroupBatchSampler
 from torch.utils.data import DataLoader, Dataset
 
-from .loading import SkipCorrupt, init_worker, recording_loader
+from .loading import init_worker, leave_out_corrupt
 
 # The last part of a seed says what the random numbers are for; those of an update's images come after.
 MODEL_DRAWS, ORDER_DRAWS = 0, 1
@@ -44,7 +44,10 @@ def seeded_training(seed: int, begin: int, corrupt_limit: int = 0) -> Iterator[N
 
     def build(dataset: Any, **settings: Any) -> DataLoader:
         if settings.get('shuffle') is False:
-            return recording_loader(original(SkipCorrupt(dataset, corrupt_limit), **settings))
+            leave_out_corrupt(dataset, corrupt_limit)
+            loader = original(dataset, **settings)
+            loader.worker_init_fn = init_worker
+            return loader
         return resume_at(original(dataset, **settings), seed, begin)
 
     mmdet.apis.train.build_dataloader = build

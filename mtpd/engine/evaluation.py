@@ -132,10 +132,10 @@ def evaluate_model(
         MtpdError: more images are corrupt than may be, or memory runs out.
     """
     data = pipelines.quiet_dataset(work.split)
+    corrupt = loading.leave_out_corrupt(data, work.corrupt_limit)
     with tempfile.TemporaryDirectory() as folder:
         task = (_detections, model, data, work, folder)
-        results, corrupt = distributed.everywhere(work.processes, work.device, *task)
-    data, results = loading.without_images(data, results, corrupt)
+        results = distributed.everywhere(work.processes, work.device, *task)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         files, _ = data.format_results(results, jsonfile_prefix=str(Path(folder) / 'results'))
         numbers = coco_metrics(data, files, metrics, work.library)
@@ -157,15 +157,11 @@ def evaluate_model(
     return numbers
 
 
-def _detections(
-    model: torch.nn.Module, data, work: DetectionTask, folder: str
-) -> tuple[list | None, dict]:
-    """mmdet's results for each image of `data`, of one process or, on rank 0, of all; and what is wrong with those
-    that are corrupt, whose results are another's, by path."""
+def _detections(model: torch.nn.Module, data, work: DetectionTask, folder: str) -> list | None:
+    """mmdet's results for each image of `data`, of one process or, on rank 0, of all."""
     _, size = get_dist_info()
-    data = loading.SkipCorrupt(data, work.corrupt_limit)
     loader = build_dataloader(data, **work.batch, dist=size > 1, shuffle=False)
-    loader = loading.recording_loader(loader)
+    loader.worker_init_fn = loading.init_worker
 
     def test() -> list | None:
         wrapped = data_parallel(model, work.device)
@@ -176,7 +172,7 @@ def _detections(
         return multi_gpu_test(wrapped, loader, f'{folder}/parts', gpu_collect=cuda)
 
     with explain_out_of_memory(work.named, model):
-        return loading.explain_worker_death(test), data.corrupt
+        return loading.explain_worker_death(test)
 
 
 def metrics_of_checkpoint(out: Path, checkpoint: Path, measure: Callable[[], dict]) -> dict:

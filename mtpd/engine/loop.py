@@ -173,7 +173,6 @@ def _train_in_process(
     limit = cfg.get('corrupt_limit', 0)
     switches = speed.Speed(**cfg.get('speed', {}))
     model, data = build(), loading.SkipCorrupt(pipelines.quiet_dataset(cfg.data.train), limit)
-    cfg.data.val = loading.with_whole_images(cfg.data.val)
     model.CLASSES = data.CLASSES
     if len(data) == 0:
         where = getattr(data, 'ann_file', 'the training split')

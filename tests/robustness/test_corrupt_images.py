@@ -70,13 +70,16 @@ def test_a_training_leaves_out_as_many_as_it_may(root, tmp_path, workers):
     assert done.exit_code == 0, (done.output, done.exception)
     assert done.output.count(str(bad)) == 1
     assert (
-        f'image {bad} is cut short: a PNG without its end: another takes its place\n' in done.output
+        f'image {bad} is empty, cut short, damaged or no image: another takes its place\n'
+        in done.output
     )
-    left = f'image {unseen} is missing: left out of the evaluation\n'
+    left = (
+        f'image {unseen} cannot be read (No such file or directory): left out of the evaluation\n'
+    )
     assert done.stderr.count(left) == 2  # once during training, once after it
     out = tmp_path / 'run/detectors/student'
     (row,) = json.loads((out / 'corrupt.json').read_text())
-    assert row['file'] == str(bad) and row['problem'] == 'is cut short: a PNG without its end'
+    assert row['file'] == str(bad) and row['problem'] == 'is empty, cut short, damaged or no image'
     assert 1 <= row['update'] <= 3
     metrics = json.loads((out / 'metrics.json').read_text())
     assert metrics['corrupt_training_images'] == metrics['corrupt_images'] == 1
@@ -155,7 +158,7 @@ def test_what_takes_its_place_depends_on_seed_and_update_alone(root):
         rest = batches(recipe, begin, workers, 12 - begin)
         for (told, images), wanted in zip(rest, whole[begin:], strict=True):
             assert told == wanted[0] and torch.equal(images, wanted[1])
-    bad = {str(root / 'train/000001.png'): 'is cut short: a PNG without its end'}
+    bad = {str(root / 'train/000001.png'): 'is empty, cut short, damaged or no image'}
     replaced = 0
     for (old, _), (new, _) in zip(before, whole, strict=True):
         for (was, flip, _), (name, flipped, told) in zip(old, new, strict=True):
@@ -267,16 +270,17 @@ def test_what_the_sample_did_not_see_ends_a_training(many, tmp_path, workers, li
     done = call(*command(root, tmp_path / 'run', **more))
     assert done.exit_code == 2, (done.output, done.exception)
     assert 'Traceback' not in done.output and 'Caught' not in done.output
-    one = rf'image {root}/train/\d+\.png is cut short: a PNG without its end'
+    one = rf'image {root}/train/\d+\.png is empty, cut short, damaged or no image'
     if limit:
         said = (
-            rf'mtpd: corrupt images, more than may be left out:\n(  - {one}\n){{4,}}Fetch or export them again; the same '
-            r'command goes on from the last checkpoint\. data\.corrupt_limit is 3: a higher one leaves out more\.\n'
+            rf'mtpd: corrupt images, more than may be left out:\n(  - {one}\n){{4,}}Fetch or export again what is '
+            r'corrupt; the same command goes on from the last checkpoint\. data\.corrupt_limit is 3: a higher one leaves '
+            r'out more\.\n'
         )
     else:
         said = (
-            rf'mtpd: {one}\. Fetch or export it again; the same command goes on from the last checkpoint\. --cfg-options '
-            r'data\.corrupt_limit=N would leave out up to N of them\.\n'
+            rf'mtpd: {one}\. Fetch or export again what is corrupt; the same command goes on from the last checkpoint\. '
+            r'--cfg-options data\.corrupt_limit=N leaves out up to N such images\.\n'
         )
     assert re.search(said, done.output), done.output
     assert not (tmp_path / 'run/detectors/student/model.pth').exists()
@@ -306,7 +310,7 @@ def test_what_the_sample_did_not_see_ends_an_evaluation(many, tmp_path):
     torch.save({'state_dict': mmdet_config._build(config).state_dict()}, path)
     done = call('eval', file, '--checkpoint', path)
     assert done.exit_code == 2 and 'Traceback' not in done.output, (done.output, done.exception)
-    assert re.match(rf'mtpd: image {root}/val/\d+\.png is cut short', done.output)
+    assert re.match(rf'mtpd: image {root}/val/\d+\.png is empty, cut short', done.output)
     done = call('eval', file, '--checkpoint', path, '--cfg-options', 'data.corrupt_limit=70')
     assert done.exit_code == 0, (done.output, done.exception)
     bad = len(many[1])
@@ -314,7 +318,8 @@ def test_what_the_sample_did_not_see_ends_an_evaluation(many, tmp_path):
     found = json.loads(done.stdout)
     assert (found['corrupt_images'], found['num_images']) == (bad, 130 - bad)
     done = call('eval', file, '--checkpoint', path, '--cfg-options', 'data.corrupt_limit=9')
-    assert done.exit_code == 2 and done.output.count('is cut short') == 10
+    assert done.exit_code == 2 and f'and {bad - 20} more' in done.output
+    assert done.output.count('is empty, cut short') == 20
 
 
 # Settings
