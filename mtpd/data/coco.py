@@ -19,20 +19,15 @@ def locate_split(root: Path, split: str | dict) -> tuple[Path, Path]:
             in ``train[2017]/``, ``images/train[2017]/`` or ``images/``; or ``{'annotations': ..., 'images': ...}``.
 
     Returns:
-        The two paths; where none of the usual names is there, the first of them (which then is reported missing).
+        The two paths: the first of the usual ones that exists, else the first, which is then reported missing.
     """
     root = Path(root)
     if isinstance(split, dict):
         return root / split['annotations'], root / split['images']
-    files = [
-        root / 'annotations' / f'{start}{split}{year}.json'
-        for start in ('', 'instances_')
-        for year in ('', '2017')
-    ]
-    folders = [
-        root / name
-        for name in (split, f'{split}2017', f'images/{split}', f'images/{split}2017', 'images')
-    ]
+    stems = (split, f'{split}2017', f'instances_{split}', f'instances_{split}2017')
+    files = [root / 'annotations' / f'{stem}.json' for stem in stems]
+    names = (split, f'{split}2017', f'images/{split}', f'images/{split}2017', 'images')
+    folders = [root / name for name in names]
     return (
         next((path for path in files if path.is_file()), files[0]),
         next((path for path in folders if path.is_dir()), folders[0]),
@@ -45,9 +40,9 @@ def _parse_json(path: Path, changed: tuple[int, int]) -> dict:
 
 
 def _file_version(path: Path) -> tuple[int, int]:
-    """Another pair after the file has been written to."""
-    told = path.stat()
-    return told.st_mtime_ns, told.st_size
+    """Time and size, for caches: another pair after the file was written to."""
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_size
 
 
 def read_annotations(path: Path) -> dict:
@@ -70,11 +65,9 @@ def read_annotations(path: Path) -> dict:
         raise MtpdError(
             f'annotation file {path} is not JSON ({error}). Fetch or export it again.'
         ) from None
-    lists = ('images', 'annotations', 'categories')
-    absent = [
-        key for key in lists if not isinstance(table, dict) or not isinstance(table.get(key), list)
-    ]
-    if absent:
+    lists = table if isinstance(table, dict) else {}
+    keys = ('images', 'annotations', 'categories')
+    if absent := [key for key in keys if not isinstance(lists.get(key), list)]:
         raise MtpdError(
             f'annotation file {path} is not in COCO format: no list {", ".join(absent)} at its top level. '
             'Export it as COCO instances.'
@@ -86,7 +79,7 @@ def class_names(path: Path) -> tuple[str, ...]:
     """Class names in the file's order: mmdet numbers the heads' outputs by it, whatever the category ids.
 
     Raises:
-        MtpdError: as `read`, and for a category without a name.
+        MtpdError: as `read_annotations`, and for a category without a name.
     """
     try:
         return tuple(str(item['name']) for item in read_annotations(path)['categories'])
@@ -105,41 +98,46 @@ def count_without_masks(path: Path) -> tuple[int, int]:
 
 
 def split_problems(root: Path, split: str | dict, corrupt_limit: int = 0) -> list[str]:
-    """What stops training or testing on a split: every finding with its fix; empty when all is well.
+    """What stops training or testing on a split: each fault with its fix; empty when all is well.
 
     Args:
-        corrupt_limit: as many images may be missing or corrupt.
+        split: as `locate_split`.
+        corrupt_limit: how many images may be missing or corrupt.
     """
-    path, images = locate_split(root, split)
+    path, folder = locate_split(root, split)
     try:
-        table = read_annotations(path)
+        images = read_annotations(path)['images']
     except MtpdError as error:
         return [str(error)]
-    found = list(_cached_annotation_problems(path, _file_version(path)))
-    if not images.is_dir():
-        found.append(f'image folder {images}: no such folder. Check data.splits.')
-    if found:
-        return found
-    names = [item['file_name'] for item in table['images']]
-    missing = {name for name in names if not _is_file(images / name)}
+    problems = list(_cached_annotation_problems(path, _file_version(path)))
+    if not folder.is_dir():
+        problems.append(f'image folder {folder}: no such folder. Check data.splits.')
+    if problems:
+        return problems
+    names = [image['file_name'] for image in images]
+    missing = [name for name in names if not _is_file(folder / name)]
     if len(missing) > corrupt_limit:
         return [
-            f'{len(missing)} of {len(names)} images of {path} are not in {images}, for example {next(n for n in names if n in missing)[:200]}.'
+            f'{len(missing)} of {len(images)} images of {path} are not in {folder}, for example '
+            f'{missing[0][:200]}.'
         ]
-    there = [item for item in table['images'] if item['file_name'] not in missing]
-    return validation.image_problems(there, images, corrupt_limit - len(missing))
+    absent = set(missing)
+    present = [image for image in images if image['file_name'] not in absent]
+    return validation.image_problems(present, folder, corrupt_limit - len(missing))
 
 
 def thin_images(root: Path, split: str | dict, longest: int, training: bool) -> list[str]:
-    """Images of which resizing to `longest` pixels leaves no row or column, at which OpenCV fails.
+    """The first image of a split of which resizing leaves no row or column, at which OpenCV fails, with the fix.
 
     Args:
-        training: mmdet leaves out images with a side under 32 pixels.
+        longest: pixels of the longer side after resizing.
+        training: mmdet trains on no image with a side under 32 pixels.
     """
     path, _ = locate_split(root, split)
     for item in read_annotations(path)['images']:
         short, long = sorted((item['width'], item['height']))
-        if short / long * longest < 0.5 and not (training and short < 32):
+        is_used = not training or short >= validation.MIN_TRAINING_SIDE
+        if is_used and short / long * longest < 0.5:
             return [
                 f'image {item["file_name"]} of {path} is {item["width"]} x {item["height"]} pixels, of which image.scale '
                 f'leaves none across: cut it into parts, or raise image.scale to {-(-long // (2 * short)) + 1}.'

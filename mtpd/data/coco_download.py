@@ -72,7 +72,7 @@ def download_coco(
         remove_zips: remove each archive after its files have been checked.
 
     Raises:
-        MtpdError: an archive can't be had or is not the published one, there is no space, `root` holds other data.
+        MtpdError: an archive can't be fetched or is not the published one, there is no space, `root` holds other data.
     """
     root = Path(root)
     splits = sorted(set(splits), key=len)  # the small one first
@@ -109,7 +109,7 @@ def _annotation_file(root: Path, split: str) -> Path:
 
 
 def _split_problems(root: Path, split: str) -> list[str]:
-    """What is missing of a split. Raises MtpdError where the annotation file is not COCO 2017's."""
+    """As `coco.split_problems`. Raises MtpdError where the annotation file is not COCO 2017's."""
     path = _annotation_file(root, split)
     if path.is_file():
         listed, expected = len(coco.read_annotations(path)['images']), ARCHIVES[split].images
@@ -123,13 +123,13 @@ def _split_problems(root: Path, split: str) -> list[str]:
 
 
 def _check_space(root: Path, splits: list[str]) -> None:
-    """Looks for space before hours are spent: for the archives and, about as large, what they unpack to."""
+    """Raises MtpdError where the archives and what they unpack to, about as large, do not fit on the disk."""
     needed = 0
     for name in ('annotations', *splits) if splits else ():
         archive = ARCHIVES[name]
         zips = (root / archive.name, root / f'{archive.name}.part')
-        here = [path for path in (*zips, *(root / f'{name}2017').glob('*')) if path.is_file()]
-        needed += max(0, 2 * archive.size - sum(path.stat().st_size for path in here))
+        present = [path for path in (*zips, *(root / f'{name}2017').glob('*')) if path.is_file()]
+        needed += max(0, 2 * archive.size - sum(path.stat().st_size for path in present))
     check_disk_space(root, needed, 'COCO 2017, archives and unpacked,')
 
 

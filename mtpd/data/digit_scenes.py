@@ -1,4 +1,4 @@
-"""One scene of DigitScenes: real digits drawn on a real photograph.
+"""DigitScenes, the built-in detection dataset: real digits drawn on real photographs, as a COCO-format folder.
 
 Real handwritten digits (scikit-learn's ``load_digits``, 8 x 8) are enlarged, rotated, coloured and laid over crops of
 real photographs (scikit-learn's sample images). Train and validation share neither digits nor photograph regions.
@@ -27,9 +27,14 @@ from ..utils.files import write_json
 from ..utils.processes import end_with_parent
 from ..utils.progress import progress_bar
 
+VERSION = 1  # raise it when the pixels of a seed change: it is part of the folder's name
 SPLITS = ('train', 'val')
+CLASSES = tuple('0123456789')
 MIN_VISIBLE = 0.5  # no digit is covered or cut by the border beyond this share of its pixels
 MIN_SIZE = 10  # pixels, height of the smallest digit
+
+
+# A scene
 
 
 @lru_cache(maxsize=1)
@@ -162,11 +167,7 @@ def _annotated_object(label: int, mask: np.ndarray) -> dict:
     return {'label': label, 'mask': mask, 'bbox': [int(value) for value in box]}
 
 
-# DigitScenes, the built-in detection dataset, as a COCO-format folder: written once, verified, reused.
-
-
-VERSION = 1  # raise it when the pixels of a seed change: it is part of the folder's name
-CLASSES = tuple('0123456789')
+# The dataset: written once, verified, reused
 
 
 def _write_scene(
@@ -224,7 +225,7 @@ def folder_name(train: int, val: int, size: int, seed: int) -> str:
 
 
 def is_complete(folder: Path, train: int, val: int) -> bool:
-    """Whether the folder was written to its end and no image is missing (a quick look; contents: ``verify``)."""
+    """Whether the folder was written to its end and no image is missing (a quick look; see `changed_splits`)."""
     if not (folder / 'manifest.json').is_file():
         return False
     return all(
@@ -234,7 +235,7 @@ def is_complete(folder: Path, train: int, val: int) -> bool:
 
 
 def changed_splits(folder: Path) -> list[str]:
-    """Splits whose files no longer have the checksum that was written with them."""
+    """The splits whose files no longer have the checksum that was written with them."""
     manifest = json.loads((folder / 'manifest.json').read_text())
     return [
         split for split in SPLITS if _split_checksum(folder, split) != manifest['sha256'][split]
@@ -244,7 +245,12 @@ def changed_splits(folder: Path) -> list[str]:
 def make_digit_scenes(
     root: Path, train: int = 2000, val: int = 200, size: int = 128, seed: int = 0
 ) -> Path:
-    """Writes the dataset below ``root`` unless it is there; returns its folder (COCO layout).
+    """Writes the dataset below `root` unless it is there; returns its folder (COCO layout).
+
+    Args:
+        train: how many scenes.
+        val: how many scenes.
+        size: width and height of a scene in pixels.
 
     Raises:
         MtpdError: a number is not positive, or the folder cannot be written.

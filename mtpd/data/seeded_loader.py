@@ -36,29 +36,29 @@ def seed_all(*key: int) -> None:
 
 @contextlib.contextmanager
 def seeded_training(seed: int, begin: int, corrupt_limit: int = 0) -> Iterator[None]:
-    """In the block mmdet's `train_detector` makes its training loader so that it goes on at update `begin`.
+    """In the block, mmdet's `train_detector` makes a training loader that goes on at update `begin`.
 
-    Its evaluation leaves out up to `corrupt_limit` images that are corrupt.
+    Its evaluations leave out corrupt images, up to `corrupt_limit`.
     """
-    original = mmdet.apis.train.build_dataloader
+    build_dataloader = mmdet.apis.train.build_dataloader
 
     def build(dataset: Any, **settings: Any) -> DataLoader:
         if settings.get('shuffle') is False:
             leave_out_corrupt(dataset, corrupt_limit)
-            loader = original(dataset, **settings)
+            loader = build_dataloader(dataset, **settings)
             loader.worker_init_fn = init_worker
             return loader
-        return resume_at(original(dataset, **settings), seed, begin)
+        return resume_at(build_dataloader(dataset, **settings), seed, begin)
 
     mmdet.apis.train.build_dataloader = build
     try:
         yield
     finally:
-        mmdet.apis.train.build_dataloader = original
+        mmdet.apis.train.build_dataloader = build_dataloader
 
 
 def resume_at(loader: DataLoader, seed: int, begin: int) -> DataLoader:
-    """mmdet's training loader from update `begin` on, its images augmented by random numbers of their own."""
+    """mmdet's training loader from update `begin` on, with random numbers of its own for each image."""
     return DataLoader(
         _SeededImages(loader.dataset, seed),
         batch_sampler=_SeededBatches(loader.batch_sampler, seed, begin),
@@ -72,12 +72,12 @@ def resume_at(loader: DataLoader, seed: int, begin: int) -> DataLoader:
 
 
 class _SeededBatches:
-    """mmdet's batches; an image is ``(index, update, rank, place)``."""
+    """mmdet's batches from an update on. An image is ``(index, update, rank, place in the batch)``."""
 
     def __init__(self, batches: Any, seed: int, begin: int):
         self.batches, self.seed, self.update = batches, seed, begin
         self.rank, _ = get_dist_info()
-        self.sampler = getattr(batches, 'sampler', None)  # mmcv tells it the epoch
+        self.sampler = getattr(batches, 'sampler', None)  # whose epoch mmcv sets
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -95,7 +95,7 @@ class _SeededBatches:
 
 
 class _SeededImages(Dataset):
-    """A dataset that seeds all random numbers before it makes an image; otherwise the one inside."""
+    """A dataset that seeds all random numbers before it loads an image. All other attributes are the inner dataset's."""
 
     def __init__(self, dataset: Any, seed: int):
         self.dataset, self.seed = dataset, seed
@@ -109,6 +109,6 @@ class _SeededImages(Dataset):
         return self.dataset[index]
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith('__') or name == 'dataset':  # while it is being unpickled
+        if name.startswith('__') or name == 'dataset':  # asked for while it is unpickled
             raise AttributeError(name)
         return getattr(self.dataset, name)
