@@ -1,6 +1,6 @@
 """What mmcv 1.7 and mmdet 2.28 need to run on today's torch and numpy; imported before them.
 
-Importing this module applies every adaptation once; each function below is one, with its reason.
+Importing this module applies every adaptation. Each function below is one, with its reason.
 `mtpd -v`, or MTPD_VERBOSE=1, keeps the output that the last one silences.
 """
 
@@ -25,7 +25,7 @@ _libraries: list[Any] = []  # torch.library forgets a schema when its Library ob
 
 
 def patch_libraries() -> None:
-    """Apply everything (again, if called again: nothing changes the second time).
+    """Applies every adaptation. A second call changes nothing.
 
     Raises MtpdError if torch is missing or too old, or mmcv has no compiled ops.
     """
@@ -45,7 +45,7 @@ def patch_libraries() -> None:
 
 
 def require_ops() -> None:
-    """mmdet imports mmcv's compiled ops; without them it ends in a long, unhelpful traceback."""
+    """Raises MtpdError without torch or mmcv's compiled ops; mmdet, which imports them, would give a long traceback."""
     check_torch(find_torch())
     mmcv = importlib.util.find_spec('mmcv')
     if mmcv is None or not list(Path(mmcv.origin).parent.glob('_ext*.so')):
@@ -55,7 +55,7 @@ def require_ops() -> None:
 
 
 def quiet_warnings() -> None:
-    """mmcv's notes on its own future, and on names torch has renamed, are nothing a reader can act on."""
+    """Silences mmcv's notes on its own future and on names that torch has renamed: a reader can do nothing about them."""
     for message in (
         'On January 1, 2023, MMCV will release v2.0.0',
         r'``MultiScaleDeformableAttention`` has been moved',
@@ -66,7 +66,7 @@ def quiet_warnings() -> None:
 
 
 def import_torchvision() -> None:
-    """Let torchvision import where its compiled part does not fit torch.
+    """Lets torchvision be imported where its compiled part does not fit torch.
 
     A CUDA torchvision (PyPI's) beside a CPU torch can't load its library, and fails with "operator
     torchvision::nms does not exist". mmcv imports torchvision and uses none of its ops: declaring
@@ -87,10 +87,9 @@ def import_torchvision() -> None:
 
 
 def restore_numpy_int() -> None:
-    """mmdet still says `np.int` (datasets/custom.py, openimages.py, IoU-balanced sampler).
+    """Gives numpy its alias `np.int` again, which mmdet uses (datasets/custom.py, openimages.py, IoU-balanced sampler).
 
-    numpy removed the alias of `int` in 1.24. It is set on numpy itself: those modules look it up
-    there when they run, and importing mmdet here to patch three of them would cost four seconds.
+    numpy removed it in 1.24. To patch those three modules instead, mmdet would have to be imported here: four seconds.
     """
     import numpy as np
 
@@ -99,10 +98,10 @@ def restore_numpy_int() -> None:
 
 
 def allow_numpy_scalars() -> None:
-    """Let checkpoints load whose `meta` holds numpy numbers, as some in mmdet's model zoo do.
+    """Lets checkpoints load whose `meta` holds numpy numbers, as some in mmdet's model zoo do.
 
     mmcv calls `torch.load` without `weights_only`; since torch 2.6 that means True, which refuses
-    them. Numbers are let in by name, arbitrary code stays refused. `numpy.core` is the name that
+    them. Numbers are allowed by name, arbitrary code stays refused. `numpy.core` is the name that
     numpy 1 wrote.
     """
     import numpy as np
@@ -115,7 +114,7 @@ def allow_numpy_scalars() -> None:
 
 
 def refuse_code_in_checkpoints() -> None:
-    """Checkpoints are read by `safe_load.load_safely` wherever mmcv and mmdet read one (`load_from`, `init_cfg`, resuming).
+    """Makes mmcv and mmdet read checkpoints by `safe_load.load_safely` (`load_from`, `init_cfg`, resuming).
 
     mmcv leaves `weights_only` to torch, which an environment variable turns off, and its downloads go through
     `torch.hub`, where it is off by default. Resuming runs the config text in a checkpoint's `meta` as Python, to learn
@@ -147,7 +146,7 @@ def refuse_code_in_checkpoints() -> None:
 
 
 def fix_scatter_stream() -> None:
-    """mmcv asks torch for a copy stream by device number; since torch 2.1 it must be a device.
+    """Gives torch a device where mmcv asks it for a copy stream by device number, as torch 2.1 and later want.
 
     Without this, every batch on a GPU fails: "'int' object has no attribute 'type'".
     """
@@ -164,9 +163,9 @@ def fix_scatter_stream() -> None:
 
 
 def pin_data_containers() -> None:
-    """Let torch's `DataLoader(pin_memory=True)` reach what mmcv's `DataContainer` holds, masks too.
+    """Lets torch's `DataLoader(pin_memory=True)` pin what mmcv's `DataContainer` holds, masks too.
 
-    torch takes a container for no tensor, and masks are numpy arrays.
+    torch does not look into a container, and masks are numpy arrays.
     """
     from mmcv.parallel import DataContainer
     from torch.utils.data._utils.pin_memory import pin_memory
@@ -190,9 +189,9 @@ def pin_data_containers() -> None:
 
 
 def fix_ddp_forward() -> None:
-    """mmcv's DDP wrapper reads `_use_replicated_tensor_module`, which torch 2.1 removed.
+    """Sets `_use_replicated_tensor_module`, which mmcv's DDP wrapper reads in evaluation, and torch 2.1 removed.
 
-    False is what it was for every model that mmcv builds. Needed for distributed evaluation.
+    It was False for every model that mmcv builds.
     """
     from mmcv.parallel import MMDistributedDataParallel
 
@@ -200,10 +199,10 @@ def fix_ddp_forward() -> None:
 
 
 def resume_on_cpu() -> None:
-    """A resumed checkpoint is read into the CPU's memory, from where weights and optimizer go to where the model is.
+    """Reads a resumed checkpoint into the CPU's memory. From there weights and optimizer go to the model's device.
 
     mmcv's runners read it into the current GPU: `IterBasedRunner` also where there is none, and both also in a training
-    on the CPU beside one.
+    on the CPU.
     """
     from mmcv.runner import BaseRunner, IterBasedRunner
 
@@ -224,7 +223,7 @@ def _with_cpu_as_default(original: Callable) -> Callable:
 
 
 def replace_progress_bar() -> None:
-    """mmcv's evaluation bar rewrites its line for every image: pages of it in a notebook or a log. Ours in its place."""
+    """Puts this kit's progress bar in place of mmcv's, whose lines fill pages of a notebook or a log."""
     from mmcv import ProgressBar
 
     def start(self: ProgressBar) -> None:
@@ -240,11 +239,11 @@ def replace_progress_bar() -> None:
 
 
 def quiet_initialisation() -> None:
-    """mmcv reports the initialisation of every parameter at INFO: hundreds of lines a detector.
+    """Silences mmcv's reports on the initialisation of every parameter, hundreds of lines a detector.
 
-    It reports to the first logger made, and makes 'mmcv' if there is none: made here, at WARNING.
-    Training's own log ('mmdet') is not touched. A line for each deformable convolution that is loaded goes to Python's
-    root logger, which mmcv would set to INFO: it is told that it has done so.
+    mmcv reports at INFO to the first logger that was made. Here that is 'mmcv', at WARNING; training's log ('mmdet') stays.
+    mmcv also sets Python's root logger to INFO, for a line on each deformable convolution that is loaded, unless it is
+    registered as initialised, as here.
     """
     from mmcv.utils import get_logger
     from mmcv.utils.logging import logger_initialized

@@ -1,4 +1,4 @@
-"""What modules of mmcv and mmdet need beyond `compat`; imported, after mmdet, where detectors are made to be trained."""
+"""What detectors of mmdet need beyond `compat`. Importing this module imports mmdet and applies it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 
 
 def patch_detectors() -> None:
-    """Apply everything (again, if called again: nothing changes the second time)."""
+    """Applies every adaptation. A second call changes nothing."""
     start_without_offsets()
     put_point_flags_on_device()
     move_offsets_with_model()
@@ -22,16 +22,16 @@ def patch_detectors() -> None:
 
 
 def start_without_offsets() -> None:
-    """A deformable convolution begins without offsets, as its paper has it, also where training begins from scratch.
+    """Lets a deformable convolution begin with zero offsets, as in its paper, also in a training from scratch.
 
-    mmcv makes them zero, and then mmdet's backbones initialise all their convolutions, also those that make offsets,
-    unless they load pretrained weights. What has an `init_weights` is called afterwards.
+    mmcv makes them zero. Then mmdet's backbones initialise all their convolutions, also those that compute offsets, unless
+    they load pretrained weights. A module's `init_weights` is called after that.
     """
     DeformConv2dPack.init_weights = DeformConv2dPack.init_offset
 
 
 def put_point_flags_on_device() -> None:
-    """RepPoints asks for its points' flags without naming the device, which then is 'cuda', also without a GPU."""
+    """Makes RepPoints' flags of valid points on the given device; mmdet makes them on 'cuda', also without a GPU."""
     original = RepPointsHead.get_points
     if hasattr(original, '__wrapped__'):
         return
@@ -56,7 +56,7 @@ def put_point_flags_on_device() -> None:
 
 
 def move_offsets_with_model() -> None:
-    """RepPoints keeps an offset as a plain tensor on the CPU, and on a GPU waits to copy it at each level and update."""
+    """Moves an offset of RepPoints with the model. It is no buffer: mmdet copies it to the GPU at each level and update."""
 
     def move(self: RepPointsHead, *args: Any, **kwargs: Any) -> RepPointsHead:
         super(RepPointsHead, self)._apply(*args, **kwargs)
@@ -67,7 +67,7 @@ def move_offsets_with_model() -> None:
 
 
 class CpuDataParallel(MMDataParallel):
-    """mmcv's wrapper of a model that stays on the CPU: torch's, which it builds on, takes every GPU that it sees."""
+    """mmcv's data-parallel wrapper of a model on the CPU; the original takes every GPU that it sees."""
 
     def __init__(self, module: nn.Module, dim: int = 0, **_: Any):
         nn.Module.__init__(self)
@@ -75,7 +75,7 @@ class CpuDataParallel(MMDataParallel):
 
 
 def wrap_on_cpu() -> None:
-    """mmdet's `build_dp` moves a model to the first GPU, also where it is told 'cpu'."""
+    """Makes mmdet's `build_dp` leave a model on the CPU where the device is 'cpu'; it would move it to the first GPU."""
     util_distribution.dp_factory['cpu'] = CpuDataParallel
 
 

@@ -1,6 +1,7 @@
-"""Run mmcv's compiled ops on values worked out by hand, and on a GPU against the CPU: `python -m mtpd.runtime.selftest [full]`.
+"""Runs mmcv's compiled ops on values worked out by hand, and on a GPU against the CPU: `python -m mtpd.runtime.selftest [full]`.
 
-Prints one JSON object, see `ops.self_test`. `full` goes through `mmcv.ops`, on the CPU and on the GPU that 'auto' takes.
+Prints one JSON object, see `install.ops.self_test`. `full` goes through `mmcv.ops`, on the CPU and on the GPU that 'auto'
+takes.
 """
 
 from __future__ import annotations
@@ -76,9 +77,11 @@ def check_against_cpu(device: str) -> None:
                 raise SystemExit(
                     f'{name} ({device}) has shape {[*ours.shape]}; on the CPU it is {[*theirs.shape]}.'
                 )
-            apart = (ours.cpu() - theirs).abs().max() / theirs.abs().max()
-            if not apart <= TOLERANCE:  # also of NaN
-                raise SystemExit(f'{name} ({device}) is {apart:.1e} apart from what the CPU gives.')
+            difference = (ours.cpu() - theirs).abs().max() / theirs.abs().max()
+            if not difference <= TOLERANCE:  # NaN, too
+                raise SystemExit(
+                    f'{name} ({device}) is {difference:.1e} apart from what the CPU gives.'
+                )
 
 
 def random_outputs(device: str) -> dict[str, list[torch.Tensor]]:

@@ -1,7 +1,7 @@
-"""mmdet's targets of a training, the same ones in less time: no wait for the GPU at each image and object.
+"""mmdet's training targets, the same ones in less time.
 
-Assignment is hundreds of small operations an image, some of which wait for the GPU. Here they are fewer, almost none waits,
-and on a GPU they may have a stream of their own: they need not wait for the forward pass that was queued before.
+mmdet assigns objects in hundreds of small operations an image, some of which wait for the GPU. Here they are fewer, and
+almost none waits. On a GPU they may run on their own stream, beside the forward pass.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _originals: dict[tuple[Any, str], Callable] = {}
 
 
 def patch_target_assignment() -> None:
-    """Replaces what is below in mmdet (again, if called again: nothing changes the second time)."""
+    """Replaces functions of mmdet by those below. A second call changes nothing."""
     if _originals:
         return
     for owner, name, work in (
@@ -39,7 +39,7 @@ def patch_target_assignment() -> None:
         (AnchorHead, 'get_anchors', _image_anchors),
         (AnchorHead, 'get_targets', _anchor_targets),
         (RepPointsHead, 'get_targets', _point_targets),
-        # By this name mmdet.core.mask has a function, too.
+        # mmdet.core.mask.mask_target as an attribute is a function.
         (sys.modules['mmdet.core.mask.mask_target'], 'mask_target_single', _mask_targets),
     ):
         original = _originals[owner, name] = getattr(owner, name)
@@ -56,7 +56,7 @@ def _replacement(work: Callable, original: Callable) -> Callable:
 
 @contextlib.contextmanager
 def original_assignment() -> Iterator[None]:
-    """In the block mmdet does it by itself, for comparison; but for `PointAssigner`, which fails on a GPU."""
+    """In the block, mmdet's functions are the original ones, for comparison; not `PointAssigner`'s, which fails on a GPU."""
     ours = {key: getattr(*key) for key in _originals if key[0] is not PointAssigner}
     for owner, name in ours:
         setattr(owner, name, _originals[owner, name])
@@ -213,10 +213,11 @@ def _anchor_targets(
 
 
 def _targets_by_level(images: list[tuple[Tensor, ...]], sizes: list[int]) -> tuple | None:
-    """What mmdet's `get_targets` returns of each image's targets, the last three of which are counts: one wait in all.
+    """What mmdet's `get_targets` returns, with a single wait for the GPU.
 
     Args:
-        sizes: of the levels.
+        images: the targets of each image; the last three are counts of positive, negative and valid ones.
+        sizes: how many targets each level has.
     """
     counts = torch.stack([count for image in images for count in image[-3:]])
     positives, negatives, valids = counts.view(-1, 3).T.tolist()
@@ -347,10 +348,9 @@ def _mask_targets(
 
 
 def assign_on_own_stream(detector: nn.Module) -> None:
-    """Lets a detector's anchor heads make their targets on a stream of its own, beside its forward pass.
+    """Lets a detector's anchor heads make their targets on their own CUDA stream, beside the forward pass.
 
-    Only heads with `AnchorHead`'s own anchors and targets, which depend on no output of the network. On the CPU nothing
-    changes.
+    Only heads that inherit `AnchorHead`'s anchors and targets, which depend on no output of the network.
     """
     heads = [
         module
@@ -367,9 +367,8 @@ def assign_on_own_stream(detector: nn.Module) -> None:
             setattr(head, name, functools.partial(_run_on_own_stream, name, head))
 
 
-_inputs_ready: dict[
-    int, torch.cuda.Event
-] = {}  # by device: when the images and boxes of the update were there
+# By device: the moment when the images and boxes of the update had arrived.
+_inputs_ready: dict[int, torch.cuda.Event] = {}
 
 
 def _record_inputs_ready(module: nn.Module, args: tuple) -> None:
@@ -383,17 +382,17 @@ def _run_on_own_stream(name: str, head: AnchorHead, *args: Any, **kwargs: Any) -
     inputs = _inputs_ready.get(current.device_index) if current else None
     if inputs is None:
         return work(head, *args, **kwargs)
-    beside = cuda_stream('targets', priority=-1)
-    beside.wait_event(inputs)
-    with torch.cuda.stream(beside):
+    stream = cuda_stream('targets', priority=-1)
+    stream.wait_event(inputs)
+    with torch.cuda.stream(stream):
         results = work(head, *args, **kwargs)
-    current.wait_stream(beside)
+    current.wait_stream(stream)
     _record_stream(results, current)
     return results
 
 
 def _record_stream(item: Any, user: torch.cuda.Stream) -> None:
-    """Keeps the memory of tensors in nested lists and tuples until `user` has done with them."""
+    """Keeps the memory of tensors in nested lists and tuples until the stream `user` is done with them."""
     if isinstance(item, Tensor):
         if item.is_cuda:
             item.record_stream(user)

@@ -1,4 +1,4 @@
-"""The processes that train together, as torchrun or SLURM's srun started them. No heavy imports."""
+"""The processes that train together, as torchrun or SLURM's srun started them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ START_HINT = (
 
 
 class World(NamedTuple):
-    """This process among the others: its number (`rank`, of `size`), and its number on this machine."""
+    """This process among the others: its number (`rank`, of `size`), its number on this machine, and what started it."""
 
     rank: int
     size: int
@@ -24,36 +24,34 @@ class World(NamedTuple):
 
 
 def current_world() -> World | None:
-    """The world that this process was started in, None if it was started alone.
+    """The world that this process was started in; None if it was started alone.
 
-    Sets MASTER_ADDR and MASTER_PORT where SLURM leaves that to us.
+    Under SLURM it sets MASTER_ADDR and MASTER_PORT, where they are not set.
 
     Raises:
         MtpdError: numbers that are missing or contradict each other, machines with unequal numbers of processes.
     """
     if 'RANK' in os.environ or os.environ.get('WORLD_SIZE', '1') != '1':
         return _torchrun_world()
-    if (
-        os.environ.get('SLURM_STEP_NUM_TASKS', '1') != '1'
-    ):  # of srun; sbatch's script is one process
+    if os.environ.get('SLURM_STEP_NUM_TASKS', '1') != '1':  # by srun; sbatch's script is one task
         return _slurm_world()
     return None
 
 
-def check_size(world: World, asked: int | None) -> None:
-    """Raises MtpdError where the world has other than the `asked` number of processes; None takes any."""
-    if asked not in (None, world.size):
+def check_size(world: World, gpus: int | None) -> None:
+    """Raises MtpdError where runtime.gpus is set to another number than the world's processes."""
+    if gpus not in (None, world.size):
         raise MtpdError(
-            f'{world.starter} started {world.size} process(es), and runtime.gpus (--gpus) is {asked}: make them '
+            f'{world.starter} started {world.size} process(es), and runtime.gpus (--gpus) is {gpus}: make them '
             'equal, or leave runtime.gpus out, which takes the number that was started.'
         )
 
 
 def wait_for_rank_0() -> str:
-    """Waits, unless this is rank 0: most errors are everybody's, and its message ends us all.
+    """Waits three seconds, except on rank 0. Most errors occur on all ranks, and rank 0, which prints first, then ends all.
 
     Returns:
-        What a message from here begins with: '' from rank 0, else 'process 1: '.
+        The beginning of this process's messages: '' on rank 0, else such as 'process 1: '.
     """
     rank = os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or '0'
     if rank == '0':

@@ -99,10 +99,10 @@ def test_a_complete_folder_is_reused_and_a_changed_file_is_found(made):
     assert (made / 'manifest.json').stat().st_mtime_ns == before
     assert digit_scenes.changed_splits(made) == []
     path = made / 'val' / '000001.png'
-    kept = path.read_bytes()
+    content = path.read_bytes()
     Image.fromarray(np.zeros((128, 128, 3), np.uint8)).save(path)
     assert digit_scenes.changed_splits(made) == ['val']
-    path.write_bytes(kept)
+    path.write_bytes(content)
     assert digit_scenes.changed_splits(made) == []
 
 

@@ -96,17 +96,17 @@ def test_an_evaluation_without_an_image_is_that_of_a_split_that_lacks_it(root, t
     assert 'corrupt_images' not in made['metrics']
     assert 'corrupt_training_images' not in made['metrics']
     corrupted(root / 'val/000001.png', 'no image')
-    found = evaluate(recipe, made['checkpoint'], out=tmp_path / 'found')
-    assert found.pop('corrupt_images') == 1 and found['num_images'] == 3
+    without_image = evaluate(recipe, made['checkpoint'], out=tmp_path / 'without_image')
+    assert without_image.pop('corrupt_images') == 1 and without_image['num_images'] == 3
     table = root / 'annotations/val.json'
     content = json.loads(table.read_text())
     content['images'] = [item for item in content['images'] if item['id'] != 1]
     content['annotations'] = [item for item in content['annotations'] if item['image_id'] != 1]
     table.write_text(json.dumps(content))
-    assert evaluate(recipe, made['checkpoint'], out=tmp_path / 'wanted') == found
+    assert evaluate(recipe, made['checkpoint'], out=tmp_path / 'wanted') == without_image
     boxes = [
         json.loads((tmp_path / name / 'detections.json').read_text())
-        for name in ('found', 'wanted')
+        for name in ('without_image', 'wanted')
     ]
     assert boxes[0] == boxes[1] and len(boxes[0]) > 3
 
@@ -116,8 +116,8 @@ def test_an_evaluation_with_too_many(root, tmp_path):
     made = train_detector_run(recipe, 'student', tmp_path)
     for k, how in enumerate(('cut', 'empty', 'missing')):
         corrupted(root / f'val/{k:06d}.png', how)
-    for limit, found in {0: '1 of 4 images', 1: '2 problems', 2: '2 problems'}.items():
-        with pytest.raises(RecipeError, match=found):
+    for limit, message in {0: '1 of 4 images', 1: '2 problems', 2: '2 problems'}.items():
+        with pytest.raises(RecipeError, match=message):
             evaluate(load_recipe(recipe, {'data.corrupt_limit': limit}), made['checkpoint'])
     data = SkipCorrupt(
         pipelines.quiet_dataset(
@@ -140,13 +140,13 @@ def batches(recipe, begin, workers, count):
         runner_type='IterBasedRunner',
         persistent_workers=workers > 0,
     )
-    loader, found = iter(seeded_loader.resume_at(made, 3, begin)), []
-    while len(found) < count:
+    loader, loaded = iter(seeded_loader.resume_at(made, 3, begin)), []
+    while len(loaded) < count:
         batch = next(loader)
         metas = batch['img_metas'].data[0]
-        told = [(meta['ori_filename'], meta['flip'], meta.get('corrupt', {})) for meta in metas]
-        found.append((told, batch['img'].data[0]))
-    return found
+        images = [(meta['ori_filename'], meta['flip'], meta.get('corrupt', {})) for meta in metas]
+        loaded.append((images, batch['img'].data[0]))
+    return loaded
 
 
 def test_what_takes_its_place_depends_on_seed_and_update_alone(root):
@@ -156,15 +156,15 @@ def test_what_takes_its_place_depends_on_seed_and_update_alone(root):
     whole = batches(recipe, 0, 0, 12)
     for begin, workers in ((0, 2), (5, 0), (6, 1)):
         rest = batches(recipe, begin, workers, 12 - begin)
-        for (told, images), wanted in zip(rest, whole[begin:], strict=True):
-            assert told == wanted[0] and torch.equal(images, wanted[1])
+        for (metas, images), wanted in zip(rest, whole[begin:], strict=True):
+            assert metas == wanted[0] and torch.equal(images, wanted[1])
     bad = {str(root / 'train/000001.png'): 'is empty, cut short, damaged or no image'}
     replaced = 0
     for (old, _), (new, _) in zip(before, whole, strict=True):
-        for (was, flip, _), (name, flipped, told) in zip(old, new, strict=True):
+        for (was, flip, _), (name, flipped, corrupt) in zip(old, new, strict=True):
             # The next one, with the same random numbers; all others stay as they were.
             replaced += was == '000001.png'
-            assert (name, told) == (('000002.png', bad) if was == '000001.png' else (was, {}))
+            assert (name, corrupt) == (('000002.png', bad) if was == '000001.png' else (was, {}))
             assert flip == flipped
     assert replaced > 3
 
@@ -177,9 +177,9 @@ def test_the_next_one_is_of_the_same_orientation_and_may_lie_behind_the_end(root
     data.flag = np.array([0, 1, 1])
     assert SkipCorrupt(data, 1)[2]['img_metas'].data['ori_filename'] == '000001.png'
     corrupted(root / 'train/000001.png', 'empty')
-    found = SkipCorrupt(data, 2)[2]['img_metas'].data
-    assert found['ori_filename'] == '000000.png'
-    assert [Path(path).name for path in found['corrupt']] == ['000002.png', '000001.png']
+    meta = SkipCorrupt(data, 2)[2]['img_metas'].data
+    assert meta['ori_filename'] == '000000.png'
+    assert [Path(path).name for path in meta['corrupt']] == ['000002.png', '000001.png']
     corrupted(root / 'train/000000.png', 'empty')
     with pytest.raises(CorruptImage, match=r'000000\.png is empty'):
         SkipCorrupt(data, 9)[1]
@@ -196,8 +196,8 @@ def test_a_training_that_is_cut_off_ends_the_same(root, tmp_path):
             train_model(recipe, cut(build, moment, fail), cfg, tmp_path / 'cut', 6, 1)
     train_model(load_recipe(recipe, {'runtime.workers': 2}), build, cfg, tmp_path / 'cut', 6, 1)
     same(tmp_path / 'cut/latest.pth', tmp_path / 'whole/latest.pth')
-    told = [(tmp_path / name / 'corrupt.json').read_text() for name in ('cut', 'whole')]
-    assert told[0] == told[1] and len(json.loads(told[0])) == 1
+    records = [(tmp_path / name / 'corrupt.json').read_text() for name in ('cut', 'whole')]
+    assert records[0] == records[1] and len(json.loads(records[0])) == 1
 
 
 @pytest.mark.slow
@@ -214,23 +214,25 @@ def test_several_processes_count_together(root, tmp_path, monkeypatch):
     train_model(recipe, build, cfg, tmp_path / 'two', 8, 1)
     rows = json.loads((tmp_path / 'two/corrupt.json').read_text())
     assert sorted(Path(row['file']).name for row in rows) == ['000000.png', '000001.png']
-    found = evaluate(recipe, tmp_path / 'two/latest.pth')
-    assert found == evaluate(load_recipe(recipe, {'runtime.gpus': 1}), tmp_path / 'two/latest.pth')
-    assert (found['corrupt_images'], found['num_images']) == (2, 2)
+    metrics = evaluate(recipe, tmp_path / 'two/latest.pth')
+    assert metrics == evaluate(
+        load_recipe(recipe, {'runtime.gpus': 1}), tmp_path / 'two/latest.pth'
+    )
+    assert (metrics['corrupt_images'], metrics['num_images']) == (2, 2)
 
 
 def test_what_an_abandoned_training_left_out_counts_no_more(root, tmp_path):
     """It began again, or goes on from before, with files that are whole now."""
     recipe = recipe_of(root, **{'data.corrupt_limit': 0})
     cfg = recipe.model('student')
-    told = tmp_path / 'corrupt.json'
+    record = tmp_path / 'corrupt.json'
     row = {'file': 'x.png', 'problem': 'is missing'}
-    told.write_text(json.dumps([row | {'update': 1}]))
+    record.write_text(json.dumps([row | {'update': 1}]))
     train_model(recipe, partial(failing.build, cfg), cfg, tmp_path, 2, 1)
-    assert not told.exists()
-    told.write_text(json.dumps([row | {'update': 2}, row | {'file': 'y.png', 'update': 3}]))
+    assert not record.exists()
+    record.write_text(json.dumps([row | {'update': 2}, row | {'file': 'y.png', 'update': 3}]))
     train_model(recipe, partial(failing.build, cfg), cfg, tmp_path, 4, 1)
-    assert json.loads(told.read_text()) == [row | {'update': 2}]
+    assert json.loads(record.read_text()) == [row | {'update': 2}]
 
 
 # Among many, of which a sample is decoded before
@@ -272,31 +274,31 @@ def test_what_the_sample_did_not_see_ends_a_training(many, tmp_path, workers, li
     assert 'Traceback' not in done.output and 'Caught' not in done.output
     one = rf'image {root}/train/\d+\.png is empty, cut short, damaged or no image'
     if limit:
-        said = (
+        message = (
             rf'mtpd: corrupt images, more than may be left out:\n(  - {one}\n){{4,}}Fetch or export again what is '
             r'corrupt; the same command goes on from the last checkpoint\. data\.corrupt_limit is 3: a higher one leaves '
             r'out more\.\n'
         )
     else:
-        said = (
+        message = (
             rf'mtpd: {one}\. Fetch or export again what is corrupt; the same command goes on from the last checkpoint\. '
             r'--cfg-options data\.corrupt_limit=N leaves out up to N such images\.\n'
         )
-    assert re.search(said, done.output), done.output
+    assert re.search(message, done.output), done.output
     assert not (tmp_path / 'run/detectors/student/model.pth').exists()
 
 
 def test_a_higher_limit_goes_on_in_the_same_folder(many, tmp_path):
     root = copied(many, tmp_path / 'coco', 'train')
-    told = tmp_path / 'run/detectors/student/corrupt.json'
+    record = tmp_path / 'run/detectors/student/corrupt.json'
     more = {'schedule.baseline': 8}
     assert (
         call(*command(root, tmp_path / 'run', **more, **{'data.corrupt_limit': 3})).exit_code == 2
     )
-    first = {row['file'] for row in json.loads(told.read_text())}
+    first = {row['file'] for row in json.loads(record.read_text())}
     done = call(*command(root, tmp_path / 'run', **more, **{'data.corrupt_limit': 64}))
     assert done.exit_code == 0, (done.output, done.exception)
-    rows = json.loads(told.read_text())
+    rows = json.loads(record.read_text())
     assert 3 < len(rows) <= 16 and len(first) <= 3 and first <= {row['file'] for row in rows}
     assert [row['update'] for row in rows] == sorted(row['update'] for row in rows)
 
@@ -315,8 +317,8 @@ def test_what_the_sample_did_not_see_ends_an_evaluation(many, tmp_path):
     assert done.exit_code == 0, (done.output, done.exception)
     bad = len(many[1])
     assert done.output.count(': left out of the evaluation\n') == bad > 60
-    found = json.loads(done.stdout)
-    assert (found['corrupt_images'], found['num_images']) == (bad, 130 - bad)
+    metrics = json.loads(done.stdout)
+    assert (metrics['corrupt_images'], metrics['num_images']) == (bad, 130 - bad)
     done = call('eval', file, '--checkpoint', path, '--cfg-options', 'data.corrupt_limit=9')
     assert done.exit_code == 2 and f'and {bad - 20} more' in done.output
     assert done.output.count('is empty, cut short') == 20
@@ -370,15 +372,15 @@ def test_a_run_may_be_told_of_a_limit_in_between(root, tmp_path):
     (tmp_path / 'model.pth').touch()
     claim_run_dir(tmp_path / 'recipe.py', old)
     for limit in (2, 5):
-        told = load_recipe(recipe, {'data.corrupt_limit': limit})
-        refuse_other(told, tmp_path)
-        claim_run_dir(tmp_path / 'recipe.py', told.text)
-    assert (tmp_path / 'recipe.py').read_text() == told.text
+        raised_limit = load_recipe(recipe, {'data.corrupt_limit': limit})
+        refuse_other(raised_limit, tmp_path)
+        claim_run_dir(tmp_path / 'recipe.py', raised_limit.text)
+    assert (tmp_path / 'recipe.py').read_text() == raised_limit.text
     with pytest.raises(MtpdError, match='other settings'):
         claim_run_dir(tmp_path / 'recipe.py', load_recipe(recipe, {'image.flip': 0.25}).text)
     (tmp_path / 'recipe.py').write_text('import os')
     with pytest.raises(MtpdError, match='other settings'):
-        claim_run_dir(tmp_path / 'recipe.py', told.text)
+        claim_run_dir(tmp_path / 'recipe.py', raised_limit.text)
 
 
 def test_examples_leave_corrupt_images_out(root):

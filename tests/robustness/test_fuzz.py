@@ -130,10 +130,10 @@ KEYS = st.sampled_from(
 @example(text='a={[]:1}')
 def test_overrides(text):
     try:
-        found = schema.parse_overrides(text)
+        overrides = schema.parse_overrides(text)
     except ValueError:
         return
-    assert all(isinstance(key, str) for key in found)
+    assert all(isinstance(key, str) for key in overrides)
 
 
 @pytest.fixture(scope='module')
