@@ -187,7 +187,7 @@ _WORKER_DEATH = re.compile(
     r'DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (?:is killed by signal: (?P<signal>.+?)\. |exited)'
 )
 MAX_WORKERS = 8  # load 16 images of COCO, half a second's work for one, in less time than a GPU's update takes
-WORKER_EXIT_DELAY = 1  # seconds in which a worker ends after its connection broke
+WORKER_EXIT_DELAY = 5  # seconds at most between the break of a worker's connection and its end
 _LIKELY_CAUSES = {
     'SIGKILL': ' (often: out of memory)',
     'SIGBUS': ' (often: shared memory, /dev/shm, is full)',

@@ -262,7 +262,7 @@ def test_data_workers_end_with_their_training(recipe, tmp_path):
         'from mtpd.engine import pipelines\n'
         'from mmdet.datasets import build_dataloader\n'
         f'recipe = load_recipe(t.MINI, t.SMALL | {{"data.root": {str(recipe.cfg.data.root)!r}}})\n'
-        'data = pipelines.build(pipelines.dataset(recipe, "train"))\n'
+        'data = pipelines.quiet_dataset(pipelines.dataset_config(recipe, "train"))\n'
         'made = build_dataloader(data, 2, 2, dist=False, seed=0, runner_type="IterBasedRunner")\n'
         'batches = iter(r.resume_at(made, 0, 0))\nnext(batches)\n'
         'print(*[worker.pid for worker in batches._workers], flush=True)\nos.kill(os.getpid(), 9)\n'
