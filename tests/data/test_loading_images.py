@@ -1,8 +1,5 @@
 """Image files that are not whole are refused, whatever their kind."""
 
-from mtpd.runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import io
 from pathlib import Path
 

@@ -4,10 +4,6 @@ import os
 import signal
 from threading import Timer
 
-from mtpd.runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
-
 import pytest
 import torch
 from mmdet.apis import single_gpu_test

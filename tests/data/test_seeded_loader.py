@@ -8,10 +8,6 @@ import sys
 import time
 from functools import partial
 
-from mtpd.runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
-
 import numpy as np
 import psutil
 import pytest

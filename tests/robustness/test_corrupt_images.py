@@ -1,8 +1,5 @@
 """Corrupt images among many: found while training, left out up to a limit, named, counted, and the same when resumed."""
 
-from mtpd.runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import json
 import os
 import re

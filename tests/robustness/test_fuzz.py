@@ -3,9 +3,6 @@
 Few examples by default; MTPD_FUZZ=20000 tries so many in each test.
 """
 
-from mtpd.runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import copy
 import io
 import json

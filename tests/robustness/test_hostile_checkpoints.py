@@ -1,8 +1,5 @@
 """A pickle that would touch a file is refused, and says so, in every path by which the kit reads a checkpoint."""
 
-from mtpd.runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import os
 import pickle
 import shutil

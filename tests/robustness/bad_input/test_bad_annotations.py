@@ -1,8 +1,5 @@
 """Annotation files that are refused, and what COCO itself contains, which passes."""
 
-from mtpd.runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import json
 
 import numpy as np

@@ -1,8 +1,5 @@
 """Checkpoints that are refused before anything is trained, and those that pass."""
 
-from mtpd.runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 from collections.abc import Callable
 
 import pytest

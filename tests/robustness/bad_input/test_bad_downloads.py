@@ -1,8 +1,5 @@
 """Downloads that break, and a file of an earlier stage that is damaged: what there is stays."""
 
-from mtpd.runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import hashlib
 
 import pytest

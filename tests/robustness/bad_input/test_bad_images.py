@@ -1,8 +1,5 @@
 """Images that are refused, and kinds of images that train."""
 
-from mtpd.runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import io
 import shutil
 from pathlib import Path

@@ -1,8 +1,5 @@
 """What a machine lacks, and notebooks that do not run."""
 
-from mtpd.runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import os
 import re
 import socket
