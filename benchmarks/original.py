@@ -69,7 +69,7 @@ class Original(BaseDetector):
     def forward_train(self, img: Tensor, img_metas: list, **gt) -> dict:
         with torch.no_grad():
             self.teacher.extract_feat(img)
-        with target_assignment.as_in_mmdet():
+        with target_assignment.original_assignment():
             losses = self.student.forward_train(img, img_metas, **gt)
         features = dict(self.named_buffers())
         for link in self.links:

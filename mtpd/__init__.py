@@ -20,6 +20,6 @@ __getattr__, __dir__, __all__ = lazy_names(
         '.analysis.run': ('load_run',),
         '.report.run': ('make_report',),
         '.edge': ('EdgeDetector',),
+        '.plots': (),
     },
 )
-__all__ += ['plots']  # a room, which Python finds by itself

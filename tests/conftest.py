@@ -14,6 +14,8 @@ pytest.register_assert_rewrite('helpers')
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # read by torch when it is imported
 os.environ.setdefault('MPLBACKEND', 'agg')
 
+from mtpd.runtime import compat  # noqa: E402, F401  (before a test imports mmcv)
+
 if (
     signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 ):  # as in a shell's background, where Ctrl-C is not for us

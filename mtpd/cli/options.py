@@ -12,9 +12,9 @@ import click
 
 from ..config.schema import parse_overrides
 from ..errors import MtpdError
-from ..runtime.world import wait_for_rank_0
 from ..utils.paths import find_config_file
 from ..utils.processes import sigterm_unwinds
+from ..utils.world import wait_for_rank_0
 
 FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 

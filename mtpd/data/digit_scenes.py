@@ -1,4 +1,4 @@
-"""One scene of DigitScenes: real digits drawn on a real photograph.
+"""DigitScenes, the built-in detection dataset: real digits drawn on real photographs, as a COCO-format folder.
 
 Real handwritten digits (scikit-learn's ``load_digits``, 8 x 8) are enlarged, rotated, coloured and laid over crops of
 real photographs (scikit-learn's sample images). Train and validation share neither digits nor photograph regions.
@@ -27,13 +27,18 @@ from ..utils.files import write_json
 from ..utils.processes import end_with_parent
 from ..utils.progress import progress_bar
 
+VERSION = 1  # raise it when the pixels of a seed change: it is part of the folder's name
 SPLITS = ('train', 'val')
+CLASSES = tuple('0123456789')
 MIN_VISIBLE = 0.5  # no digit is covered or cut by the border beyond this share of its pixels
 MIN_SIZE = 10  # pixels, height of the smallest digit
 
 
+# A scene
+
+
 @lru_cache(maxsize=1)
-def _sources() -> tuple[dict, dict]:
+def _digits_and_photos() -> tuple[dict, dict]:
     """Digits per split and class as padded uint8 images, and photograph regions per split."""
     from sklearn.datasets import load_digits, load_sample_images
 
@@ -53,7 +58,7 @@ def _sources() -> tuple[dict, dict]:
     return digits, regions
 
 
-def _background(rng: np.random.Generator, regions: list, size: int) -> np.ndarray:
+def _draw_background(rng: np.random.Generator, regions: list, size: int) -> np.ndarray:
     """A random square crop of a photograph, resized, perhaps mirrored, with changed light: (size, size, 3) float32."""
     photo = regions[rng.integers(len(regions))]
     side = int(rng.integers(48, min(photo.shape[:2]) + 1))
@@ -66,7 +71,7 @@ def _background(rng: np.random.Generator, regions: list, size: int) -> np.ndarra
     return image * rng.uniform(0.6, 1.1) + rng.uniform(-20, 30)
 
 
-def _glyph(rng: np.random.Generator, digit: np.ndarray, size: int) -> np.ndarray:
+def _draw_glyph(rng: np.random.Generator, digit: np.ndarray, size: int) -> np.ndarray:
     """A digit enlarged, rotated and sheared: (h, w) uint8 coverage, cropped to its pixels."""
     top = math.log(0.75 * size / MIN_SIZE)
     scale = MIN_SIZE * math.exp(rng.random() * top) / 8
@@ -88,7 +93,7 @@ def _glyph(rng: np.random.Generator, digit: np.ndarray, size: int) -> np.ndarray
     return glyph[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def _place(rng: np.random.Generator, glyph: np.ndarray, masks: list, size: int):
+def _place_glyph(rng: np.random.Generator, glyph: np.ndarray, masks: list, size: int):
     """A position where enough of the new digit and of the earlier ones stays visible, or None.
 
     Returns the slices in the scene, the slices in the glyph and the earlier masks with the new digit cut out.
@@ -123,16 +128,16 @@ def draw_scene(
     pixels, tight around them.
     """
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    digits, regions = _sources()
-    image = _background(rng, regions[split], size)
+    digits, regions = _digits_and_photos()
+    image = _draw_background(rng, regions[split], size)
     count = int(rng.integers(3, 9)) * max(1, size // 128)
     masks: list = []
     labels: list[int] = []
     for _ in range(count):
         label = int(rng.integers(10))
         digit = digits[split][label][rng.integers(len(digits[split][label]))]
-        glyph = _glyph(rng, digit, size)
-        placed = _place(rng, glyph, masks, size)
+        glyph = _draw_glyph(rng, digit, size)
+        placed = _place_glyph(rng, glyph, masks, size)
         if placed is None:
             continue
         where, part, masks = placed
@@ -151,20 +156,18 @@ def draw_scene(
         labels.append(label)
     image += rng.uniform(2, 10) * rng.standard_normal(image.shape, np.float32)
     pixels = np.rint(image).clip(0, 255).astype(np.uint8)
-    return pixels, [_object(label, mask) for label, (_, mask) in zip(labels, masks, strict=True)]
+    return pixels, [
+        _annotated_object(label, mask) for label, (_, mask) in zip(labels, masks, strict=True)
+    ]
 
 
-def _object(label: int, mask: np.ndarray) -> dict:
+def _annotated_object(label: int, mask: np.ndarray) -> dict:
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
     return {'label': label, 'mask': mask, 'bbox': [int(value) for value in box]}
 
 
-# DigitScenes, the built-in detection dataset, as a COCO-format folder: written once, verified, reused.
-
-
-VERSION = 1  # raise it when the pixels of a seed change: it is part of the folder's name
-CLASSES = tuple('0123456789')
+# The dataset: written once, verified, reused
 
 
 def _write_scene(
@@ -207,10 +210,10 @@ def _write_split(folder: Path, split: str, count: int, size: int, seed: int, wor
         'annotations': [{'id': i + 1, **item} for i, item in enumerate(annotations)],
     }
     write_json(folder / 'annotations' / f'{split}.json', table, indent=None)
-    return _checksum(folder, split)
+    return _split_checksum(folder, split)
 
 
-def _checksum(folder: Path, split: str) -> str:
+def _split_checksum(folder: Path, split: str) -> str:
     total = hashlib.sha256((folder / 'annotations' / f'{split}.json').read_bytes())
     for path in sorted((folder / split).iterdir()):
         total.update(path.read_bytes())
@@ -222,7 +225,7 @@ def folder_name(train: int, val: int, size: int, seed: int) -> str:
 
 
 def is_complete(folder: Path, train: int, val: int) -> bool:
-    """Whether the folder was written to its end and no image is missing (a quick look; contents: ``verify``)."""
+    """Whether the folder was written to its end and no image is missing (a quick look; see `changed_splits`)."""
     if not (folder / 'manifest.json').is_file():
         return False
     return all(
@@ -232,15 +235,22 @@ def is_complete(folder: Path, train: int, val: int) -> bool:
 
 
 def changed_splits(folder: Path) -> list[str]:
-    """Splits whose files no longer have the checksum that was written with them."""
+    """The splits whose files no longer have the checksum that was written with them."""
     manifest = json.loads((folder / 'manifest.json').read_text())
-    return [split for split in SPLITS if _checksum(folder, split) != manifest['sha256'][split]]
+    return [
+        split for split in SPLITS if _split_checksum(folder, split) != manifest['sha256'][split]
+    ]
 
 
 def make_digit_scenes(
     root: Path, train: int = 2000, val: int = 200, size: int = 128, seed: int = 0
 ) -> Path:
-    """Writes the dataset below ``root`` unless it is there; returns its folder (COCO layout).
+    """Writes the dataset below `root` unless it is there; returns its folder (COCO layout).
+
+    Args:
+        train: how many scenes.
+        val: how many scenes.
+        size: width and height of a scene in pixels.
 
     Raises:
         MtpdError: a number is not positive, or the folder cannot be written.

@@ -17,9 +17,10 @@ from mmcv.runner import get_dist_info
 from mmdet.datasets.samplers import InfiniteBatchSampler, InfiniteGroupBatchSampler
 from torch.utils.data import DataLoader, Dataset
 
-from .loading import SkipCorrupt, init_worker, recording_loader
+from .loading import init_worker, leave_out_corrupt
 
-MODEL, ORDER = 0, 1  # what random numbers are for; those of an update's images come after
+# The last part of a seed says what the random numbers are for; those of an update's images come after.
+MODEL_DRAWS, ORDER_DRAWS = 0, 1
 
 
 def seed_all(*key: int) -> None:
@@ -35,29 +36,32 @@ def seed_all(*key: int) -> None:
 
 @contextlib.contextmanager
 def seeded_training(seed: int, begin: int, corrupt_limit: int = 0) -> Iterator[None]:
-    """In the block mmdet's `train_detector` makes its training loader so that it goes on at update `begin`.
+    """In the block, mmdet's `train_detector` makes a training loader that goes on at update `begin`.
 
-    Its evaluation leaves out up to `corrupt_limit` images that are corrupt.
+    Its evaluations leave out corrupt images, up to `corrupt_limit`.
     """
-    original = mmdet.apis.train.build_dataloader
+    build_dataloader = mmdet.apis.train.build_dataloader
 
     def build(dataset: Any, **settings: Any) -> DataLoader:
         if settings.get('shuffle') is False:
-            return recording_loader(original(SkipCorrupt(dataset, corrupt_limit), **settings))
-        return resume_at(original(dataset, **settings), seed, begin)
+            leave_out_corrupt(dataset, corrupt_limit)
+            loader = build_dataloader(dataset, **settings)
+            loader.worker_init_fn = init_worker
+            return loader
+        return resume_at(build_dataloader(dataset, **settings), seed, begin)
 
     mmdet.apis.train.build_dataloader = build
     try:
         yield
     finally:
-        mmdet.apis.train.build_dataloader = original
+        mmdet.apis.train.build_dataloader = build_dataloader
 
 
 def resume_at(loader: DataLoader, seed: int, begin: int) -> DataLoader:
-    """mmdet's training loader from update `begin` on, its images augmented by random numbers of their own."""
+    """mmdet's training loader from update `begin` on, with random numbers of its own for each image."""
     return DataLoader(
-        _Images(loader.dataset, seed),
-        batch_sampler=_Batches(loader.batch_sampler, seed, begin),
+        _SeededImages(loader.dataset, seed),
+        batch_sampler=_SeededBatches(loader.batch_sampler, seed, begin),
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
@@ -67,13 +71,13 @@ def resume_at(loader: DataLoader, seed: int, begin: int) -> DataLoader:
     )
 
 
-class _Batches:
-    """mmdet's batches; an image is ``(index, update, rank, place)``."""
+class _SeededBatches:
+    """mmdet's batches from an update on. An image is ``(index, update, rank, place in the batch)``."""
 
     def __init__(self, batches: Any, seed: int, begin: int):
         self.batches, self.seed, self.update = batches, seed, begin
         self.rank, _ = get_dist_info()
-        self.sampler = getattr(batches, 'sampler', None)  # mmcv tells it the epoch
+        self.sampler = getattr(batches, 'sampler', None)  # whose epoch mmcv sets
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -81,7 +85,7 @@ class _Batches:
     def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
         endless = isinstance(self.batches, (InfiniteBatchSampler, InfiniteGroupBatchSampler))
         epoch, done = (0, self.update) if endless else divmod(self.update, len(self.batches))
-        seed_all(self.seed, epoch, self.rank, ORDER)  # mmdet's GroupSampler takes numpy's
+        seed_all(self.seed, epoch, self.rank, ORDER_DRAWS)  # mmdet's GroupSampler takes numpy's
         if hasattr(self.sampler, 'set_epoch'):
             self.sampler.set_epoch(epoch)
         for number, batch in enumerate(self.batches):
@@ -90,8 +94,8 @@ class _Batches:
                 yield [(index, update, self.rank, place) for place, index in enumerate(batch)]
 
 
-class _Images(Dataset):
-    """A dataset that seeds all random numbers before it makes an image; otherwise the one inside."""
+class _SeededImages(Dataset):
+    """A dataset that seeds all random numbers before it loads an image. All other attributes are the inner dataset's."""
 
     def __init__(self, dataset: Any, seed: int):
         self.dataset, self.seed = dataset, seed
@@ -101,10 +105,10 @@ class _Images(Dataset):
 
     def __getitem__(self, image: tuple[int, ...]) -> Any:
         index, update, rank, place = image
-        seed_all(self.seed, update, rank, ORDER + 1 + place)
+        seed_all(self.seed, update, rank, ORDER_DRAWS + 1 + place)
         return self.dataset[index]
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith('__') or name == 'dataset':  # while it is being unpickled
+        if name.startswith('__') or name == 'dataset':  # asked for while it is unpickled
             raise AttributeError(name)
         return getattr(self.dataset, name)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..runtime import compat  # noqa: F401  (before mmcv)
+
 __all__ = ['Distiller']
 
 

@@ -5,13 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from operator import attrgetter
-
-from ..runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
-
 from collections.abc import Iterator
+from operator import attrgetter
 
 import torch
 from mmcv import ConfigDict

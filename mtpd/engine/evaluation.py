@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from ..runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import contextlib
 import io
 import json
@@ -142,11 +139,11 @@ def evaluate_model(
         MtpdError: more images are corrupt than may be, or memory runs out.
     """
     data = pipelines.quiet_dataset(task.split)
+    corrupt = loading.leave_out_corrupt(data, task.corrupt_limit)
     with tempfile.TemporaryDirectory() as folder:
-        results, corrupt = distributed.everywhere(
+        results = distributed.everywhere(
             task.processes, task.device, _detect, model, data, task, folder
         )
-    data, results = loading.without_images(data, results, corrupt)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         files, _ = data.format_results(results, jsonfile_prefix=str(Path(folder) / 'results'))
         numbers = coco_metrics(data, files, metrics, task.library)
@@ -169,17 +166,11 @@ def evaluate_model(
     return numbers
 
 
-def _detect(
-    model: torch.nn.Module, data, task: DetectionTask, folder: str
-) -> tuple[list | None, dict]:
-    """mmdet's results for each image of `data`, and what is wrong with the corrupt ones by path.
-
-    With several processes the results are on rank 0 alone. Those of a corrupt image are another image's.
-    """
+def _detect(model: torch.nn.Module, data, task: DetectionTask, folder: str) -> list | None:
+    """mmdet's results for each image of `data`; with several processes on rank 0 alone."""
     _, size = get_dist_info()
-    data = loading.SkipCorrupt(data, task.corrupt_limit)
     loader = build_dataloader(data, **task.batch, dist=size > 1, shuffle=False)
-    loader = loading.recording_loader(loader)
+    loader.worker_init_fn = loading.init_worker
 
     def test() -> list | None:
         wrapped = data_parallel(model, task.device)
@@ -190,7 +181,7 @@ def _detect(
         return multi_gpu_test(wrapped, loader, f'{folder}/parts', gpu_collect=cuda)
 
     with explain_out_of_memory(task.setting_names, model):
-        return loading.explain_worker_death(test), data.corrupt
+        return loading.explain_worker_death(test)
 
 
 def metrics_of_checkpoint(out: Path, checkpoint: Path, measure: Callable[[], dict]) -> dict:

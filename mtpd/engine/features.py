@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from ..runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path

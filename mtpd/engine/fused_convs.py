@@ -6,9 +6,6 @@ convolutions, and the ReLU by another. cuDNN does all at once. Gradients are tho
 
 from __future__ import annotations
 
-from ..runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import functools
 from collections.abc import Collection
 from typing import Any

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from ..runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import json
 import math
 import time
@@ -19,7 +16,7 @@ from mmcv.runner.checkpoint import get_state_dict
 
 from ..data import loading
 from ..data.loading import batch_metas
-from ..data.seeded_loader import MODEL, seed_all
+from ..data.seeded_loader import MODEL_DRAWS, seed_all
 from ..errors import MtpdError
 from ..runtime import distributed
 from ..runtime.checkpoints import resume_hint, save_atomic
@@ -35,7 +32,7 @@ class SeedUpdate(Hook):
         self.seed = seed
 
     def before_train_iter(self, runner) -> None:
-        seed_all(self.seed, runner.iter, get_dist_info()[0], MODEL)
+        seed_all(self.seed, runner.iter, get_dist_info()[0], MODEL_DRAWS)
 
 
 @HOOKS.register_module()
@@ -310,7 +307,7 @@ class RecordCorrupt(Hook):
             print(f'image {path} {problem}: another takes its place', flush=True)
         if len(self.rows) > self.limit:
             problems = {path: row['problem'] for path, row in self.rows.items()}
-            raise loading.too_many_corrupt(problems, self.limit)
+            raise loading.corrupt_images_error(problems, self.limit)
         self._write()
 
     def _write(self) -> None:

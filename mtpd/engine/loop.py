@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from ..runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import os
 import time
 from collections.abc import Callable
@@ -149,7 +146,6 @@ def _train_in_process(
     if len(data) == 0:
         split = getattr(data, 'ann_file', 'the training split')
         raise RecipeError(source, [f'{split} has no image with an object to train on.'])
-    cfg.data.val = loading.with_whole_images(cfg.data.val)
     model.CLASSES = data.CLASSES
     cfg.optimizer = speed.optimizer_config(cfg.optimizer, switches)
     model = speed.apply_speed(model.to(cfg.device), switches, cfg.device)
@@ -359,7 +355,7 @@ def choose_device(device: str, source: Path, key: str = 'device') -> str:
 def data_parallel(model: nn.Module, device: str) -> MMDataParallel:
     """mmcv's wrapper of a model on 'cpu' or 'cuda', which takes batches as its loaders give them."""
     if device == 'cpu':
-        return detectors.OnCpu(model.to(device))
+        return detectors.CpuDataParallel(model.to(device))
     return MMDataParallel(model.to(device), device_ids=[torch.cuda.current_device()])
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from ..runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import contextlib
 import io
 
 from mmdet.datasets import build_dataset
 
 from ..config.recipe import Recipe
-from ..data import coco, loading
+from ..data import coco, loading  # noqa: F401  (loading: registered with mmdet)
 from ..errors import RecipeError
 
 
@@ -102,7 +99,7 @@ def quiet_dataset(cfg: dict):
     It raises CorruptImage where an image is missing, cut short or no image.
     """
     with contextlib.redirect_stdout(io.StringIO()):
-        return build_dataset(loading.with_whole_images(cfg))
+        return build_dataset(cfg)
 
 
 def needs_masks(recipe: Recipe, model: dict) -> bool:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from ..runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import contextlib
 import ctypes
 import functools
@@ -107,7 +104,7 @@ def apply_speed(model: nn.Module, speed: Speed, device: str) -> nn.Module:
         if speed.fused_convs:
             fused_convs.fuse_convs(student, hooked)
     if speed.target_stream:
-        target_assignment.assign_beside(student)
+        target_assignment.assign_on_own_stream(student)
     if speed.keep_memory:
         keep_freed_memory()
     if speed.channels_last:

@@ -17,7 +17,7 @@ from ..engine.loop import process_count
 from ..errors import MtpdError, RecipeError
 from ..preflight import checks as preflight
 from ..preflight import forecast
-from ..runtime import world
+from ..utils import world
 from ..utils.files import read_json, write_json
 from ..utils.machine import cpu_cores
 from ..utils.paths import ROOT, display_path

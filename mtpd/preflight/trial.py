@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from ..runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import json
 import random
 import tempfile
@@ -27,7 +24,7 @@ from ..config.plan import distill_cfg, training_title
 from ..config.recipe import Recipe, load_recipe
 from ..data import coco
 from ..data.loading import SkipCorrupt
-from ..data.validation import SMALLEST_IMAGE
+from ..data.validation import MIN_TRAINING_SIDE
 from ..distill.distiller import Distiller
 from ..engine import loop, memory, pipelines, speed
 from ..engine.memory import is_out_of_memory
@@ -244,7 +241,7 @@ def example_images(
     images = [
         item
         for item in table['images']
-        if count[item['id']] and min(item['width'], item['height']) >= SMALLEST_IMAGE
+        if count[item['id']] and min(item['width'], item['height']) >= MIN_TRAINING_SIDE
     ]
     scale = pipelines.image_scale(recipe.cfg.image)
     sizes = {i['id']: rescale_size((i['width'], i['height']), scale) for i in images}

@@ -1,10 +1,7 @@
-"""What modules of mmcv and mmdet need beyond `compat`; imported, after mmdet, where detectors are made to be trained."""
+"""What detectors of mmdet need beyond `compat`. Importing this module imports mmdet and applies it."""
 
 from __future__ import annotations
 
-from . import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import functools
 from typing import Any
 
@@ -17,24 +14,24 @@ from torch import nn
 
 
 def patch_detectors() -> None:
-    """Apply everything (again, if called again: nothing changes the second time)."""
-    plain_at_first()
-    points_on_any_device()
-    offsets_on_the_models_device()
-    wrapper_on_the_cpu()
+    """Applies every adaptation. A second call changes nothing."""
+    start_without_offsets()
+    put_point_flags_on_device()
+    move_offsets_with_model()
+    wrap_on_cpu()
 
 
-def plain_at_first() -> None:
-    """A deformable convolution begins without offsets, as its paper has it, also where training begins from scratch.
+def start_without_offsets() -> None:
+    """Lets a deformable convolution begin with zero offsets, as in its paper, also in a training from scratch.
 
-    mmcv makes them zero, and then mmdet's backbones initialise all their convolutions, also those that make offsets,
-    unless they load pretrained weights. What has an `init_weights` is called afterwards.
+    mmcv makes them zero. Then mmdet's backbones initialise all their convolutions, also those that compute offsets, unless
+    they load pretrained weights. A module's `init_weights` is called after that.
     """
     DeformConv2dPack.init_weights = DeformConv2dPack.init_offset
 
 
-def points_on_any_device() -> None:
-    """RepPoints asks for its points' flags without naming the device, which then is 'cuda', also without a GPU."""
+def put_point_flags_on_device() -> None:
+    """Makes RepPoints' flags of valid points on the given device; mmdet makes them on 'cuda', also without a GPU."""
     original = RepPointsHead.get_points
     if hasattr(original, '__wrapped__'):
         return
@@ -58,8 +55,8 @@ def points_on_any_device() -> None:
     RepPointsHead.get_points = get_points
 
 
-def offsets_on_the_models_device() -> None:
-    """RepPoints keeps an offset as a plain tensor on the CPU, and on a GPU waits to copy it at each level and update."""
+def move_offsets_with_model() -> None:
+    """Moves an offset of RepPoints with the model. It is no buffer: mmdet copies it to the GPU at each level and update."""
 
     def move(self: RepPointsHead, *args: Any, **kwargs: Any) -> RepPointsHead:
         super(RepPointsHead, self)._apply(*args, **kwargs)
@@ -69,17 +66,17 @@ def offsets_on_the_models_device() -> None:
     RepPointsHead._apply = move
 
 
-class OnCpu(MMDataParallel):
-    """mmcv's wrapper of a model that stays on the CPU: torch's, which it builds on, takes every GPU that it sees."""
+class CpuDataParallel(MMDataParallel):
+    """mmcv's data-parallel wrapper of a model on the CPU; the original takes every GPU that it sees."""
 
     def __init__(self, module: nn.Module, dim: int = 0, **_: Any):
         nn.Module.__init__(self)
         self.module, self.dim, self.device_ids = module, dim, []
 
 
-def wrapper_on_the_cpu() -> None:
-    """mmdet's `build_dp` moves a model to the first GPU, also where it is told 'cpu'."""
-    util_distribution.dp_factory['cpu'] = OnCpu
+def wrap_on_cpu() -> None:
+    """Makes mmdet's `build_dp` leave a model on the CPU where the device is 'cpu'; it would move it to the first GPU."""
+    util_distribution.dp_factory['cpu'] = CpuDataParallel
 
 
 patch_detectors()

@@ -6,9 +6,6 @@ training loop and the detections on a split, it calls `everywhere`, which has al
 
 from __future__ import annotations
 
-from . import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import contextlib
 import os
 import sys
@@ -23,7 +20,8 @@ import torch.distributed as dist
 from torch.distributed.constants import default_pg_timeout
 
 from ..errors import MtpdError, RecipeError
-from . import gpu_ops, launch, world
+from ..utils import world
+from . import gpu_ops, launch
 from .ddp import adapt
 
 PATIENCE = timedelta(days=30)  # with rank 0, which may be fetching a dataset

@@ -15,13 +15,16 @@ def lazy_names(
     Args:
         package: its `__name__`.
         places: the names by the module that has them, relative to the package: ``{'.run': ('Run', 'load_run')}``.
+            A module without names is a name itself.
     """
     modules = {name: module for module, names in places.items() for name in names}
+    modules |= {module[1:]: module for module, names in places.items() if not names}
 
     def look_up(name: str) -> Any:
         if name not in modules:  # Python then looks for a submodule of that name
             raise AttributeError(f'module {package!r} has no attribute {name!r}')
-        return getattr(import_module(modules[name], package), name)
+        module = import_module(modules[name], package)
+        return module if modules[name] == f'.{name}' else getattr(module, name)
 
     def list_names() -> list[str]:
         return sorted(modules)

@@ -25,8 +25,8 @@ def test_usual_layouts_are_found(tmp_path, tiny_coco):
         long / 'annotations/instances_train2017.json',
         long / 'train2017',
     )
-    own = {'annotations': 'labels.json', 'images': 'jpg'}
-    assert coco.locate_split(tmp_path, own) == (tmp_path / 'labels.json', tmp_path / 'jpg')
+    split = {'annotations': 'labels.json', 'images': 'jpg'}
+    assert coco.locate_split(tmp_path, split) == (tmp_path / 'labels.json', tmp_path / 'jpg')
 
 
 @pytest.mark.parametrize(
@@ -49,8 +49,8 @@ def test_findings_of_a_split(tmp_path, tiny_coco):
     root = tiny_coco(tmp_path)
     assert coco.split_problems(root, 'train') == []
     (root / 'train' / '000001.png').unlink()
-    found = coco.split_problems(root, 'train')
-    assert len(found) == 1 and '1 of 4 images' in found[0] and '000001.png' in found[0]
+    problems = coco.split_problems(root, 'train')
+    assert len(problems) == 1 and '1 of 4 images' in problems[0] and '000001.png' in problems[0]
     path = root / 'annotations' / 'val.json'
     table = json.loads(path.read_text())
     path.write_text(json.dumps(table | {'categories': table['categories'] * 2}))
@@ -88,13 +88,13 @@ def test_train_and_val_must_agree_on_the_classes(tmp_path, tiny_coco):
     table = json.loads(path.read_text())
     table['categories'][1]['name'] = 'emu'
     path.write_text(json.dumps(table))
-    found = load_recipe(MINI, {'data.root': str(root)}).data_problems()
-    assert len(found) == 1 and 'cat, dog' in found[0] and 'cat, emu' in found[0]
+    problems = load_recipe(MINI, {'data.root': str(root)}).data_problems()
+    assert len(problems) == 1 and 'cat, dog' in problems[0] and 'cat, emu' in problems[0]
 
 
 def test_a_missing_root_is_named(tmp_path):
-    found = load_recipe(MINI, {'data.root': str(tmp_path / 'none')}).data_problems()
-    assert len(found) == 1 and 'no such folder' in found[0]
+    problems = load_recipe(MINI, {'data.root': str(tmp_path / 'none')}).data_problems()
+    assert len(problems) == 1 and 'no such folder' in problems[0]
 
 
 @pytest.mark.parametrize(

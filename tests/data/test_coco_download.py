@@ -49,9 +49,9 @@ def call(mirror, root, *options):
 
 def test_both_splits_in_the_layout_of_coco(mirror, tmp_path):
     root = tmp_path / 'coco'
-    found = call(mirror, root)
-    assert found.exit_code == 0, found.output
-    assert 'val2017: 4 images, all that' in found.output and 'train2017: 4 images' in found.output
+    result = call(mirror, root)
+    assert result.exit_code == 0, result.output
+    assert 'val2017: 4 images, all that' in result.output and 'train2017: 4 images' in result.output
     for split in ('train', 'val'):
         assert coco.split_problems(root, split) == []
         assert coco.locate_split(root, split)[0].name == f'instances_{split}2017.json'
@@ -80,11 +80,11 @@ def test_splits_may_follow_each_other(mirror, tmp_path):
 def test_broken_off_and_called_again(mirror, tmp_path):
     root = tmp_path / 'coco'
     mirror.faults += [{}, {'cut': 20000}, *[{'cut': 0}] * 4]
-    found = call(mirror, root, '--split', 'val')
-    assert found.exit_code == 2 and 'val2017.zip cannot be fetched' in found.output
-    assert 'Traceback' not in found.output
-    found = call(mirror, root, '--split', 'val')
-    assert found.exit_code == 0, found.output
+    result = call(mirror, root, '--split', 'val')
+    assert result.exit_code == 2 and 'val2017.zip cannot be fetched' in result.output
+    assert 'Traceback' not in result.output
+    result = call(mirror, root, '--split', 'val')
+    assert result.exit_code == 0, result.output
     assert int(mirror.asked[-1]['Range'][6:-1]) > 10000
     (root / 'val2017' / '000002.png').unlink()
     assert call(mirror, root, '--split', 'val').exit_code == 0  # from the archive that is here
@@ -96,12 +96,12 @@ def test_another_archive_than_the_published_one(mirror, tmp_path):
     content = bytearray(mirror.files['/zips/val2017.zip'])
     content[1000] ^= 1
     mirror.files['/zips/val2017.zip'] = bytes(content)
-    found = call(mirror, tmp_path / 'coco', '--split', 'val')
-    assert found.exit_code == 2 and 'not the file that is meant' in found.output
+    result = call(mirror, tmp_path / 'coco', '--split', 'val')
+    assert result.exit_code == 2 and 'not the file that is meant' in result.output
     assert not (tmp_path / 'coco' / 'val2017').exists()
     mirror.files['/zips/val2017.zip'] = b'<html>maintenance</html>'
-    found = call(mirror, tmp_path / 'coco', '--split', 'val')
-    assert found.exit_code == 2 and 'are expected' in found.output
+    result = call(mirror, tmp_path / 'coco', '--split', 'val')
+    assert result.exit_code == 2 and 'are expected' in result.output
 
 
 def test_another_dataset_in_the_folder_stays(mirror, tmp_path, tiny_coco):
@@ -109,23 +109,23 @@ def test_another_dataset_in_the_folder_stays(mirror, tmp_path, tiny_coco):
     call(mirror, root, '--split', 'val')
     path = root / 'annotations' / 'instances_val2017.json'
     path.write_text('{"images": [], "annotations": [], "categories": []}')
-    found = call(mirror, root, '--split', 'val')
-    assert found.exit_code == 2 and 'belongs to another dataset' in found.output
+    result = call(mirror, root, '--split', 'val')
+    assert result.exit_code == 2 and 'belongs to another dataset' in result.output
     assert path.stat().st_size < 100
 
 
 def test_no_room_is_seen_before_the_first_request(mirror, tmp_path, monkeypatch):
     huge = coco_download.Archive('zips/val2017.zip', 10**18, '0', 4)
     monkeypatch.setitem(coco_download.ARCHIVES, 'val', huge)
-    found = call(mirror, tmp_path / 'coco', '--split', 'val')
-    assert found.exit_code == 2 and 'free some' in found.output
+    result = call(mirror, tmp_path / 'coco', '--split', 'val')
+    assert result.exit_code == 2 and 'free some' in result.output
     assert mirror.asked == []
 
 
 def test_a_root_that_cannot_be_written(mirror, tmp_path):
     (tmp_path / 'file').write_text('')
-    found = call(mirror, tmp_path / 'file' / 'coco')
-    assert found.exit_code == 2 and '--root' in found.output
+    result = call(mirror, tmp_path / 'file' / 'coco')
+    assert result.exit_code == 2 and '--root' in result.output
 
 
 def test_the_published_sizes_and_sums():

@@ -3,9 +3,6 @@
 Few examples by default; MTPD_FUZZ=20000 tries so many in each test.
 """
 
-from mtpd.runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import copy
 import io
 import json
@@ -130,10 +127,10 @@ KEYS = st.sampled_from(
 @example(text='a={[]:1}')
 def test_overrides(text):
     try:
-        found = schema.parse_overrides(text)
+        overrides = schema.parse_overrides(text)
     except ValueError:
         return
-    assert all(isinstance(key, str) for key in found)
+    assert all(isinstance(key, str) for key in overrides)
 
 
 @pytest.fixture(scope='module')

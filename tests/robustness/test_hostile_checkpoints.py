@@ -1,8 +1,5 @@
 """A pickle that would touch a file is refused, and says so, in every path by which the kit reads a checkpoint."""
 
-from mtpd.runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import os
 import pickle
 import shutil
@@ -62,8 +59,8 @@ def evil(request, tmp_path):
     assert not touched.exists()
 
 
-@pytest.fixture(params=[False, True], ids=['', 'torch told to unpickle'])
-def told(request, monkeypatch):
+@pytest.fixture(params=[False, True], ids=['', 'torch torch_setting to unpickle'])
+def torch_setting(request, monkeypatch):
     """With and without the environment variable that turns torch's own caution off."""
     if request.param:
         monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
@@ -117,7 +114,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize('way', WAYS)
-def test_a_checkpoint_that_would_run_code_is_refused(evil, way, told):
+def test_a_checkpoint_that_would_run_code_is_refused(evil, way, torch_setting):
     with pytest.raises(MtpdError) as error:
         WAYS[way](evil)
     text = str(error.value)
@@ -195,9 +192,9 @@ def test_no_command_loads_it(evil, tmp_path, tiny_coco, command):
     text = PLAIN.format(model=retinanet(num_classes=2), root=coco, load_from=str(evil))
     (tmp_path / 'plain.py').write_text(text)
     arguments = commands(tmp_path, evil, coco)[command]
-    found = CliRunner().invoke(main, [str(item) for item in arguments])
-    assert found.exit_code == 2, (found.output, found.exception)
-    assert CODE in found.output and 'Traceback' not in found.output
+    result = CliRunner().invoke(main, [str(item) for item in arguments])
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert CODE in result.output and 'Traceback' not in result.output
     assert not (tmp_path / 'out.pth').exists() and evil.exists()
 
 
@@ -210,8 +207,8 @@ def test_a_stage_does_not_resume_from_it(evil, tmp_path, tiny_coco):
     latest.parent.mkdir(parents=True)
     shutil.copy(evil, latest)
     small = ('--work-dir', run, '--cfg-options', f'data.root={coco} schedule.baseline=1')
-    found = CliRunner().invoke(main, [str(item) for item in ('train', MINI, *small)])
-    assert found.exit_code == 2 and CODE in found.output, (found.output, found.exception)
+    result = CliRunner().invoke(main, [str(item) for item in ('train', MINI, *small)])
+    assert result.exit_code == 2 and CODE in result.output, (result.output, result.exception)
     assert latest.read_bytes() == evil.read_bytes()
 
 
@@ -248,8 +245,10 @@ def test_proposals_which_mmdet_unpickles_are_refused(tmp_path, tiny_coco):
     text += f"data['train']['proposal_file'] = '{tmp_path}/proposals.pkl'\n"
     (tmp_path / 'plain.py').write_text(text)
     arguments = ('train', tmp_path / 'plain.py', '--work-dir', tmp_path / 'run')
-    found = CliRunner().invoke(main, [str(item) for item in arguments])
-    assert found.exit_code == 2 and 'proposal_file' in found.output and 'run code' in found.output
+    result = CliRunner().invoke(main, [str(item) for item in arguments])
+    assert (
+        result.exit_code == 2 and 'proposal_file' in result.output and 'run code' in result.output
+    )
     assert not touched.exists() and not (tmp_path / 'run').exists()
 
 
@@ -266,12 +265,12 @@ def test_a_trusted_file_becomes_a_plain_one(tmp_path, legacy):
     torch.save({'state_dict': weights, 'meta': {'CLASSES': ('a',), 'note': Note()}}, tmp_path / 'old.pth',
                _use_new_zipfile_serialization=not legacy)  # fmt: skip
     export = ('export', str(tmp_path / 'old.pth'), str(tmp_path / 'new.pth'))
-    found = CliRunner().invoke(main, export)
-    assert found.exit_code == 2 and 'test_hostile_checkpoints.Note' in found.output
-    assert '--trust-checkpoint' in found.output
-    found = CliRunner().invoke(main, [*export, '--trust-checkpoint'])
-    assert found.exit_code == 0, found.output
-    made = checkpoints.load_checkpoint(found.output.strip())
+    result = CliRunner().invoke(main, export)
+    assert result.exit_code == 2 and 'test_hostile_checkpoints.Note' in result.output
+    assert '--trust-checkpoint' in result.output
+    result = CliRunner().invoke(main, [*export, '--trust-checkpoint'])
+    assert result.exit_code == 0, result.output
+    made = checkpoints.load_checkpoint(result.output.strip())
     assert torch.equal(made['state_dict']['backbone.w'], torch.ones(2))
     assert made['meta']['CLASSES'] == ('a',) and 'note' not in made['meta']
 
@@ -279,5 +278,5 @@ def test_a_trusted_file_becomes_a_plain_one(tmp_path, legacy):
 def test_a_trusted_file_that_needs_a_package_says_which(tmp_path):
     (tmp_path / 'x.pth').write_bytes(b'\x80\x02cno_such_package\nThing\n.')
     export = ('export', str(tmp_path / 'x.pth'), str(tmp_path / 'y.pth'), '--trust-checkpoint')
-    found = CliRunner().invoke(main, export)
-    assert found.exit_code == 2 and 'no_such_package' in found.output
+    result = CliRunner().invoke(main, export)
+    assert result.exit_code == 2 and 'no_such_package' in result.output

@@ -193,8 +193,8 @@ def test_another_number_of_classes_is_recognised_with_a_background_output():
 def test_another_architecture_is_recognised(tmp_path, student):
     path = saved(tmp_path / 'a.pth', detector(retinanet(depth=34), 1))
     text = message(checkpoints.load_student, student, path)
-    own = len(student.state_dict())
-    assert 'another architecture' in text and f'{own} of {own} weights match' in text
+    count = len(student.state_dict())
+    assert 'another architecture' in text and f'{count} of {count} weights match' in text
     path = saved(tmp_path / 'a.pth', detector(retinanet(base=16), 1))
     assert 'another architecture' in message(checkpoints.load_student, student, path)
 
@@ -420,7 +420,7 @@ def test_sha256_of_a_known_content(tmp_path):
 
 
 def test_a_data_workers_end_while_a_checkpoint_is_written_is_no_full_disk(tmp_path, monkeypatch):
-    """torch raises it from a signal handler, wherever the process is: `data.workers.told` tells of it."""
+    """torch raises it from a signal handler, wherever the process is: see `explain_worker_death`."""
 
     def save(obj, file):
         raise RuntimeError('DataLoader worker (pid 1) is killed by signal: Killed. ')

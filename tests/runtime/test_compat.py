@@ -18,6 +18,7 @@ from mtpd.runtime import compat
 from mtpd.utils import machine
 
 ROOT = Path(__file__).parents[2]
+LIBRARIES = {'mmcv', 'mmdet', 'torchvision'}  # torchvision: mmcv imports it
 
 
 def test_torchvision_imports_beside_any_torch():
@@ -229,16 +230,30 @@ def test_old_torch_is_refused(monkeypatch):
         compat.require_ops()
 
 
-def test_every_module_imports_compat_before_mmcv():
-    late = []
+def imports(tree: ast.AST) -> list[set[str]]:
+    """The names in each import statement of a file, `from a.b import c` as {'a.b', 'c'}."""
+    statements = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    return [
+        {getattr(node, 'module', None) or ''} | {alias.name for alias in node.names}
+        for node in sorted(statements, key=lambda node: node.lineno)
+        if getattr(node, 'module', None) != '__future__'
+    ]
+
+
+def test_compat_is_imported_before_mmcv_by_the_room_or_by_the_module():
+    """Also where a function imports it, and in whichever order a user imports the modules."""
+    late, checked = [], 0
     for path in sorted((ROOT / 'mtpd').rglob('*.py')):
-        for node in ast.parse(path.read_text()).body:
-            names = [alias.name for alias in getattr(node, 'names', [])]
-            if isinstance(node, ast.ImportFrom) and (node.module == 'compat' or 'compat' in names):
-                break
-            module = node.module if isinstance(node, ast.ImportFrom) else None
-            roots = {(name or '').partition('.')[0] for name in [module, *names]}
-            if isinstance(node, (ast.Import, ast.ImportFrom)) and roots & {'mmcv', 'mmdet'}:
-                late.append(path.name)
-                break
-    assert late == [], 'put `from . import compat  # noqa: F401`, then `# isort: split`, first'
+        statements = imports(ast.parse(path.read_text()))
+        uses = [{name.partition('.')[0] for name in names} & LIBRARIES for names in statements]
+        if not any(uses) or path.name == 'compat.py':
+            continue
+        checked += 1
+        rooms = [folder / '__init__.py' for folder in path.parents if ROOT in folder.parents]
+        heads = [imports(ast.parse(room.read_text()))[:1] for room in rooms] + [statements[:1]]
+        if not any('compat' in names for head in heads for names in head):
+            late.append(str(path.relative_to(ROOT)))
+    assert checked > 20
+    assert late == [], (
+        'put `from ..runtime import compat  # noqa: F401`, then `# isort: split`, first'
+    )

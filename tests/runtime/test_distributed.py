@@ -25,8 +25,9 @@ from mtpd.engine.loop import train_model
 from mtpd.errors import MtpdError
 from mtpd.pipeline import mmdet_config
 from mtpd.pipeline.stages import _stage_builder
-from mtpd.runtime import checkpoints, world
+from mtpd.runtime import checkpoints
 from mtpd.runtime.distributed import everywhere
+from mtpd.utils import world
 from mtpd.utils.paths import ROOT
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'

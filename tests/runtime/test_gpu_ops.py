@@ -38,7 +38,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'NVIDIA A100')
     for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'SLURM_STEP_NUM_TASKS'):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(gpu_ops.REPORTED, '')
+    monkeypatch.setenv(gpu_ops.REPORTED_VARIABLE, '')
     gpu_ops.gpu_obstacle.cache_clear()
     yield
     gpu_ops.gpu_obstacle.cache_clear()

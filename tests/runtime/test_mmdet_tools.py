@@ -48,9 +48,9 @@ def test_mmdets_own_test_tool_gives_an_exported_student_the_same_ap(tmp_path):
         (MINI, *options, '--detector', 'r101'),  # as the recipe's detector
         (str(config),),  # as a plain mmdet config
     ):
-        found = CliRunner().invoke(main, ['eval', *arguments, '--checkpoint', str(released)])
-        assert found.exit_code == 0, found.output
-        ours = json.loads(found.output)
+        result = CliRunner().invoke(main, ['eval', *arguments, '--checkpoint', str(released)])
+        assert result.exit_code == 0, result.output
+        ours = json.loads(result.output)
         print(f'AP by tools/test.py {theirs["bbox_mAP"]}, by mtpd eval {ours["bbox_mAP"]:.6f}')
         assert ours['num_images'] == 60 and 0.3 < ours['bbox_mAP'] < 0.6
         for name in NAMES:

@@ -33,23 +33,23 @@ def test_what_two_devices_give_is_compared_to_a_thousandth(monkeypatch):
     """On the CPU twice: once as it is, once with each op's last output a hundredth off."""
     from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
-    right = selftest.outputs
+    right = selftest.random_outputs
     selftest.check_against_cpu('cpu')
     for name in selftest.GPU_OPS:
         results = right('cpu'), right('cpu')
         results[0][name][-1] *= 1.01
-        monkeypatch.setattr(selftest, 'outputs', one_by_one(*results))
+        monkeypatch.setattr(selftest, 'random_outputs', one_by_one(*results))
         with pytest.raises(SystemExit, match=rf'{name} \(cuda\) is 1\.0e-02 apart'):
             selftest.check_against_cpu('cuda')
     results[0]['nms'][0] = results[0]['nms'][0][1:]
-    monkeypatch.setattr(selftest, 'outputs', one_by_one(*results))
+    monkeypatch.setattr(selftest, 'random_outputs', one_by_one(*results))
     with pytest.raises(SystemExit, match=r'nms .* has shape'):
         selftest.check_against_cpu('cuda')
 
 
 def test_wrong_values_are_told():
     with pytest.raises(SystemExit, match=r'nms gave \[0\], not \[1, 2\]'):
-        selftest.expect('nms', [0], selftest.KEPT)
+        selftest.check_equal('nms', [0], selftest.KEPT_BOXES)
 
 
 def test_known_values_are_right_by_hand():
@@ -62,9 +62,9 @@ def test_known_values_are_right_by_hand():
         [sum(pixels[2 * i + y][2 * j + x] for y in (0, 1) for x in (0, 1)) / 4 for j in (0, 1)]
         for i in (0, 1)
     ]
-    assert means == selftest.POOLED
+    assert means == selftest.POOLED_BINS
     row = [*selftest.ROW, 0]
-    assert [(a + b) / 2 for a, b in pairwise(row)] == selftest.MOVED
+    assert [(a + b) / 2 for a, b in pairwise(row)] == selftest.SHIFTED_ROW
 
 
 def test_the_focal_loss_known_by_hand_is_torchvisions():
@@ -75,4 +75,4 @@ def test_the_focal_loss_known_by_hand_is_torchvisions():
     from torchvision.ops import sigmoid_focal_loss
 
     loss = sigmoid_focal_loss(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]), 0.25, 2.0)
-    assert loss[0].tolist() == pytest.approx(selftest.FOCAL)
+    assert loss[0].tolist() == pytest.approx(selftest.FOCAL_LOSSES)

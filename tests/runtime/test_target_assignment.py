@@ -199,6 +199,6 @@ def test_targets_of_masks(cfg, device):
 
 def test_mmdet_by_itself_where_it_is_asked_for():
     ours = AnchorHead.get_targets
-    with target_assignment.as_in_mmdet():
+    with target_assignment.original_assignment():
         assert AnchorHead.get_targets is ours.__wrapped__
     assert AnchorHead.get_targets is ours

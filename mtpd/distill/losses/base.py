@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from ...runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
-
 import difflib
 import inspect
 

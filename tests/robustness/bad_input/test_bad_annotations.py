@@ -1,8 +1,5 @@
 """Annotation files that are refused, and what COCO itself contains, which passes."""
 
-from mtpd.runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import json
 
 import numpy as np
@@ -162,6 +159,11 @@ ROWS = {
     ),
     'mask counts too few': (mask({'size': [64, 64], 'counts': [3, 4]}), 'run lengths does not'),
     'mask counts garbage': (mask({'size': [64, 64], 'counts': '~~~'}), 'run lengths does not'),
+    'mask text too short': (
+        mask({'size': [64, 64], 'counts': masks.encode(np.ones((32, 64), np.uint8, 'F'))['counts'].decode()}),
+        'run lengths does not',
+    ),
+    'mask text cut': (mask({'size': [64, 64], 'counts': '0PP'}), 'run lengths does not'),
     'in the validation split': (in_validation, r'val\.json: a box has a negative width'),
     'two faults': (edited(two_faults), r'(?s)image_id is not among.*category_id is not among'),
     'all images tiny': (

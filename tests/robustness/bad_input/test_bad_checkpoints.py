@@ -1,8 +1,5 @@
 """Checkpoints that are refused before anything is trained, and those that pass."""
 
-from mtpd.runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 from collections.abc import Callable
 
 import pytest
@@ -197,10 +194,10 @@ ROWS |= {
 
 @pytest.mark.parametrize('name', ROWS)
 def test_it_is_refused(name, place):
-    said = refuse(place, *ROWS[name])
+    message = refuse(place, *ROWS[name])
     kind = name.rpartition(', ')[0]
     if kind in TEACHERS and 'cannot build' not in kind:
-        assert TEACHERS[kind][0].get('name', 't.pth') in said
+        assert TEACHERS[kind][0].get('name', 't.pth') in message
 
 
 # What passes
@@ -251,7 +248,9 @@ def test_detectors_of_the_paper_take_the_same_images(name, place):
 def test_the_fix_for_a_caffe_student_is_the_one_that_is_told(place):
     plan = place.settings | {'student.config': CAFFE, 'teachers.r101.config': CAFFE}
     plan |= {'teachers.r101.checkpoint': 'r101.pth'}
-    found = detectors.settings_problems(load_recipe(MINI, plan), ['student', 'r101'])
-    assert len(found) == 2 and all(f"--cfg-options '{CAFFE_IMAGES}'" in text for text in found)
-    told = load_recipe(load_recipe(MINI, plan), CAFFE_IMAGES)
-    assert detectors.settings_problems(told, ['student', 'r101']) == []
+    problems = detectors.settings_problems(load_recipe(MINI, plan), ['student', 'r101'])
+    assert len(problems) == 2 and all(
+        f"--cfg-options '{CAFFE_IMAGES}'" in text for text in problems
+    )
+    corrected = load_recipe(load_recipe(MINI, plan), CAFFE_IMAGES)
+    assert detectors.settings_problems(corrected, ['student', 'r101']) == []

@@ -1,8 +1,5 @@
 """Downloads that break, and a file of an earlier stage that is damaged: what there is stays."""
 
-from mtpd.runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import hashlib
 
 import pytest
@@ -29,9 +26,11 @@ def test_a_broken_download_keeps_what_came(place, site, monkeypatch, command):
     site.files = {f'/{name}': content}
     site.faults.extend([{'cut': download.CHUNK_SIZE}, {'cut': 0}])
     make = of_teacher(place, f'{site.url}/{name}', *command)
-    found = call(make(place))
-    assert found.exit_code == 2 and 'Traceback' not in found.output
-    assert f'{site.url}/{name} cannot be fetched' in found.output and 'then repeat' in found.output
+    result = call(make(place))
+    assert result.exit_code == 2 and 'Traceback' not in result.output
+    assert (
+        f'{site.url}/{name} cannot be fetched' in result.output and 'then repeat' in result.output
+    )
     part = place.folder / 'cache' / 'checkpoints' / f'{name}.part'
     assert part.read_bytes() == content[: download.CHUNK_SIZE]
     assert not place.run.exists()
@@ -44,10 +43,10 @@ def test_a_download_of_another_sum_is_not_kept_and_the_old_file_is(place, site):
     old.parent.mkdir(parents=True)
     old.write_bytes(b'another one')
     make = of_teacher(place, f'{site.url}/t-00000000.pth', 'train', '--arm', 'direct')
-    found = call(make(place))
-    assert found.exit_code == 2 and 'Traceback' not in found.output
-    assert 'is not the file that is meant' in found.output
-    assert '00000000 is expected' in found.output
+    result = call(make(place))
+    assert result.exit_code == 2 and 'Traceback' not in result.output
+    assert 'is not the file that is meant' in result.output
+    assert '00000000 is expected' in result.output
     assert old.read_bytes() == b'another one' and not place.run.exists()
 
 
@@ -55,8 +54,8 @@ def test_a_teacher_of_caffe_images_is_refused_by_its_config_and_not_fetched(plac
     given = {'student.config': 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'}
     given |= {'teachers.r101.config': CAFFE}
     make = of_teacher(place, f'{site.url}/r101.pth', 'train', '--arm', 'direct', **given)
-    said = refuse(place, make, 'Choose a teacher that takes images as')
-    assert f'to_rgb False ({CAFFE})' in said and site.asked == []
+    message = refuse(place, make, 'Choose a teacher that takes images as')
+    assert f'to_rgb False ({CAFFE})' in message and site.asked == []
 
 
 def test_a_damaged_predecessor_is_made_again_or_named(place):
@@ -69,12 +68,12 @@ def test_a_damaged_predecessor_is_made_again_or_named(place):
     whole = student.read_bytes()
     student.write_bytes(whole[: len(whole) // 2])
     latest = student.with_name('latest.pth')
-    kept = latest.read_bytes()
+    content = latest.read_bytes()
     latest.write_bytes(b'')
-    said = refuse(place, lambda _: stages[1], 'remove it, and the same command makes it again')
-    assert f'{student} is damaged' in said
+    message = refuse(place, lambda _: stages[1], 'remove it, and the same command makes it again')
+    assert f'{student} is damaged' in message
 
-    latest.write_bytes(kept)
+    latest.write_bytes(content)
     second = call(stages[1])
     assert second.exit_code == 0, second.output
     assert f'{student} is damaged' in second.output

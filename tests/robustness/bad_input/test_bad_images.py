@@ -1,8 +1,5 @@
 """Images that are refused, and kinds of images that train."""
 
-from mtpd.runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import io
 import shutil
 from pathlib import Path
@@ -35,7 +32,7 @@ def truncated(place):
 
 
 def truncated_jpeg(place):
-    """OpenCV gives its lower half in grey, without a word."""
+    """OpenCV would give its lower half in grey, if it were read from the file."""
     buffer = io.BytesIO()
     stored(buffer, np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), format='jpeg')
     place.image.with_suffix('.jpg').write_bytes(buffer.getvalue()[: buffer.tell() // 2])
@@ -94,7 +91,10 @@ ROWS = {
     'not an image': (image(b'hello there ' * 40), r'000001\.png is damaged, cut short or no image'),
     'a web page': (image(b'<!DOCTYPE html>'), 'damaged, cut short or no image'),
     'truncated': (truncated, 'damaged, cut short or no image .*Fetch or export it again'),
-    'truncated JPEG': (truncated_jpeg, 'damaged, cut short or no image .*truncated'),
+    'truncated JPEG': (
+        truncated_jpeg,
+        'damaged, cut short or no image .*Fetch or export it again, as JPEG',
+    ),
     'of another size': (of_another_size, 'is 32 x 32 pixels,.* says 64 x 64'),
     'turned by EXIF': (turned, 'is 96 x 64 pixels, turned as its EXIF data says,.* says 64 x 96'),
     '20,000 pixels': (huge, 'has more than 178,956,970 pixels, which are the most'),

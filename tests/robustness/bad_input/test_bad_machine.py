@@ -1,8 +1,5 @@
 """What a machine lacks, and notebooks that do not run."""
 
-from mtpd.runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import os
 import re
 import socket
@@ -180,9 +177,9 @@ def test_a_disk_that_fills_up_is_named_and_the_training_goes_on_to_the_same_bits
     while process.poll() is None and not (folder / 'previous.pth').is_file():
         time.sleep(0.01)
     fill(small_disk / 'filler', process)
-    told = process.stderr.read()
-    assert process.wait() == 2 and 'Traceback' not in told, told[-2000:]
-    assert 'No space left' in told or 'cannot be written' in told, told
+    errors = process.stderr.read()
+    assert process.wait() == 2 and 'Traceback' not in errors, errors[-2000:]
+    assert 'No space left' in errors or 'cannot be written' in errors, errors
     (small_disk / 'filler').unlink()
     at = checkpoints.load_checkpoint(folder / 'latest.pth')['meta']['iter']
     assert 2 <= at < 60 and at % 2 == 0

@@ -1,8 +1,5 @@
 """Recipes that are refused."""
 
-from mtpd.runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import pytest
 
 from helpers.place import MINI, refuse, setting, stage

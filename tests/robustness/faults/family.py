@@ -15,20 +15,20 @@ YOUNG = 0.5  # seconds in which a forked worker is about to become one
 
 def family(mark: str) -> list[psutil.Process]:
     """All processes of the command at work, orphans too."""
-    found = []
+    processes = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             zombie = process.status() == psutil.STATUS_ZOMBIE
             if not zombie and process.environ().get(MARK) == mark:
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 def victim(mark: str, first: int, target: str, rng: random.Random) -> psutil.Process | None:
     """The process to hit, if there is one now; `first` is the command's own."""
     if target in ('runner', 'training'):
         return psutil.Process(first)
-    found = []
+    processes = []
     for process in family(mark):
         with contextlib.suppress(psutil.Error):
             if 'ipykernel_launcher' not in ' '.join(process.cmdline()):
@@ -37,8 +37,8 @@ def victim(mark: str, first: int, target: str, rng: random.Random) -> psutil.Pro
             kernel = process.ppid() == first
             old = time.time() - process.create_time() > YOUNG
             if (target == 'kernel' and kernel) or (target == 'data worker' and not kernel and old):
-                found.append(process)
-    return rng.choice(sorted(found, key=lambda process: process.pid)) if found else None
+                processes.append(process)
+    return rng.choice(sorted(processes, key=lambda process: process.pid)) if processes else None
 
 
 def send(process: psutil.Process, name: str, mark: str) -> None:
@@ -52,6 +52,6 @@ def send(process: psutil.Process, name: str, mark: str) -> None:
 def left(mark: str, seconds: float = 5) -> int:
     """How many processes are there after that time."""
     deadline = time.monotonic() + seconds
-    while (found := family(mark)) and time.monotonic() < deadline:
+    while (members := family(mark)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    return len(found)
+    return len(members)

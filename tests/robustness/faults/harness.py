@@ -53,8 +53,8 @@ class Harness:
         while runs and rounds <= ROUNDS:
             again: list[Hit] = []
             for hits in runs:
-                found, missed = self.run(hits, len({row.run for row in rows}) + 1, len(rows))
-                rows += found
+                new_rows, missed = self.run(hits, len({row.run for row in rows}) + 1, len(rows))
+                rows += new_rows
                 again += missed
             reached = {phase for row in rows for phase in row.during.split(', ')}
             escaped = [hit for hits in runs for hit in hits if hit.phase in planned - reached]
@@ -128,10 +128,10 @@ class Harness:
         shortest = IMPORTS if hit.phase == 'start' else 0
         due = time.monotonic() + shortest + hit.share * max(0, length - shortest)
         until(lambda: time.monotonic() > due or not at())
-        found = None
-        while process.poll() is None and not (found := victim()):
+        hit_process = None
+        while process.poll() is None and not (hit_process := victim()):
             time.sleep(0.02)
-        return found
+        return hit_process
 
     def truncate(self) -> None:
         """Cuts what a training wrote last, and all that was being written, to a random length."""
@@ -147,13 +147,13 @@ class Harness:
                 os.truncate(path, self.random.randrange(path.stat().st_size + 1))
 
 
-def _message(said: str, code: int) -> str:
+def _message(output: str, code: int) -> str:
     """Of a command's output: 'yes' where its end is a message, 'none' where it had no time for one or needs none."""
-    if 'Traceback' in said:
+    if 'Traceback' in output:
         return 'a traceback'
     if code <= 0:
         return 'none'
-    return 'yes' if '\nmtpd: ' in f'\n{said}' else 'nothing was said'
+    return 'yes' if '\nmtpd: ' in f'\n{output}' else 'nothing was said'
 
 
 def main() -> None:

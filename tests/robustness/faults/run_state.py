@@ -25,14 +25,14 @@ def status(run: Path) -> dict:
 
 def at_work(run: Path, pid: int) -> list[str]:
     """The phases in which the command is; ['start'] before it has begun, ['end'] when it is done."""
-    found = status(run)
-    if found.get('pid') != pid:
+    run_status = status(run)
+    if run_status.get('pid') != pid:
         return ['start']
-    if found['state'] != 'running':
+    if run_status['state'] != 'running':
         return ['end']
-    if found['command'].split()[1] == 'train':
+    if run_status['command'].split()[1] == 'train':
         return _training(run)
-    steps = found.get('steps', [])
+    steps = run_status.get('steps', [])
     if steps and all(step['state'] == 'done' for step in steps):
         return ['report']
     return [_phase(step['name']) for step in steps if step['state'] == 'running']
@@ -59,27 +59,33 @@ def _training(run: Path) -> list[str]:
 
 def wrong(run: Path, pid: int, target: str, name: str, code: int, during: list[str]) -> str:
     """'' where status.json is as it should be after a hit, else what it says."""
-    found = status(run)
-    state, at_end = found.get('state'), during == ['end']
-    said = (
-        f'{state}, exit code {found.get("exit_code")}, {found.get("signal")}, {found.get("reason")}'
-    )
-    if found.get('pid') != pid:  # hit before the command had begun its work
+    run_status = status(run)
+    state, at_end = run_status.get('state'), during == ['end']
+    summary = f'{state}, exit code {run_status.get("exit_code")}, {run_status.get("signal")}, {run_status.get("reason")}'
+    if run_status.get('pid') != pid:  # hit before the command had begun its work
         return (
-            '' if during == ['start'] and not (state == 'running' and may_be_alive(found)) else said
+            ''
+            if during == ['start'] and not (state == 'running' and may_be_alive(run_status))
+            else summary
         )
     if code == -signal.SIGKILL:
-        killed = state == 'running' and not may_be_alive(found)
-        return '' if killed or (at_end and state == 'done') else f'{said} after a kill'
+        killed = state == 'running' and not may_be_alive(run_status)
+        return '' if killed or (at_end and state == 'done') else f'{summary} after a kill'
     if state == 'done' and code == 0:  # a worker or a kernel that had nothing more to do
         return ''
     if target in ('runner', 'training'):
         wanted = ('interrupted', name, {'SIGINT': 130, 'SIGTERM': 143}.get(name), code)
-        right = (state, found['signal'], found['exit_code'], found['exit_code']) == wanted
-        return '' if right or (at_end and state == 'done') else said
+        right = (
+            state,
+            run_status['signal'],
+            run_status['exit_code'],
+            run_status['exit_code'],
+        ) == wanted
+        return '' if right or (at_end and state == 'done') else summary
     words = {'kernel': 'the Python process of the notebook', 'data worker': 'a data worker'}
-    told = words[target] in (found['reason'] or '')
+    names_target = words[target] in (run_status['reason'] or '')
     right = (
-        state == 'failed' and found['exit_code'] == code == {'kernel': 1, 'data worker': 2}[target]
+        state == 'failed'
+        and run_status['exit_code'] == code == {'kernel': 1, 'data worker': 2}[target]
     )
-    return '' if right and told else said
+    return '' if right and names_target else summary

@@ -35,8 +35,8 @@ class Fault:
 
     @property
     def right(self) -> bool:
-        told = self.message in ('yes', 'none')
-        return told and (self.left, self.status, self.identical) == (0, 'true', 'yes')
+        has_message = self.message in ('yes', 'none')
+        return has_message and (self.left, self.status, self.identical) == (0, 'true', 'yes')
 
 
 def outcome(rows: list[Fault]) -> str:
@@ -55,7 +55,11 @@ def text(rows: list[Fault]) -> str:
 
 
 def save(path: Path, rows: list[Fault], command: str, seed: int, seconds: float) -> None:
-    found = {'what': WHAT, 'command': command, 'seed': seed, 'outcome': outcome(rows)}
+    content = {'what': WHAT, 'command': command, 'seed': seed, 'outcome': outcome(rows)}
     machine = {'torch': torch.__version__, 'cores': cpu_cores()}
-    found |= {'machine': machine, 'seconds': round(seconds), 'rows': [asdict(row) for row in rows]}
-    write_json(path, found)
+    content |= {
+        'machine': machine,
+        'seconds': round(seconds),
+        'rows': [asdict(row) for row in rows],
+    }
+    write_json(path, content)

@@ -57,12 +57,12 @@ class TinyRun:
 
     def start(self, verb: str, run: Path) -> subprocess.Popen:
         path = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
-        own = {'OMP_NUM_THREADS': '1', 'PYTHONPATH': path, family.MARK: self.mark}
+        variables = {'OMP_NUM_THREADS': '1', 'PYTHONPATH': path, family.MARK: self.mark}
         with self.log.with_stem(run.name).open('ab') as log:
             return subprocess.Popen(
                 self.command(verb, run),
                 cwd=ROOT,
-                env=os.environ | own,
+                env=os.environ | variables,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -71,8 +71,8 @@ class TinyRun:
 
     def reference(self) -> float:
         """The uninterrupted run, unless it is in the folder; returns its seconds, and keeps those of its phases."""
-        kept, began = self.folder / 'lengths.json', time.monotonic()
-        if not kept.is_file():
+        cache, began = self.folder / 'lengths.json', time.monotonic()
+        if not cache.is_file():
             seen: dict[str, list[float]] = {}
             process = self.start('run', self.whole)
             while process.poll() is None:
@@ -85,8 +85,8 @@ class TinyRun:
             for name, place, _ in folders(self.whole):  # without a kernel's start
                 trained = json.loads((place / 'training.json').read_text())
                 lengths[f'train {name}'] = trained['seconds']
-            kept.write_text(json.dumps(lengths))
-        self.lengths = json.loads(kept.read_text())
+            cache.write_text(json.dumps(lengths))
+        self.lengths = json.loads(cache.read_text())
         return time.monotonic() - began
 
     def compare(self) -> str:

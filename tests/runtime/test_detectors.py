@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from mtpd.runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
-
 from mmcv import ConfigDict
 from mmcv.cnn import build_conv_layer
 from mmdet.models import build_backbone, build_head

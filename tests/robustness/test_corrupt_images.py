@@ -1,8 +1,5 @@
 """Corrupt images among many: found while training, left out up to a limit, named, counted, and the same when resumed."""
 
-from mtpd.runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import json
 import os
 import re
@@ -24,7 +21,6 @@ from helpers.tiny import retinanet
 from helpers.tiny_training import MINI, SMALL
 from mtpd import load_recipe
 from mtpd.analysis import dataset
-from mtpd.analysis.settings import refuse_other_settings
 from mtpd.cli.main import main
 from mtpd.data import seeded_loader, validation
 from mtpd.data.loading import CorruptImage, SkipCorrupt
@@ -34,7 +30,7 @@ from mtpd.engine.loop import train_model
 from mtpd.errors import MtpdError, RecipeError
 from mtpd.pipeline import mmdet_config
 from mtpd.pipeline.detectors import train_detector_run
-from mtpd.pipeline.run_dir import claim_run_dir
+from mtpd.pipeline.run_dir import claim_run_dir, refuse_other_settings
 from mtpd.utils.paths import ROOT
 
 # Trainings of four images, the last without an object
@@ -70,13 +66,16 @@ def test_a_training_leaves_out_as_many_as_it_may(root, tmp_path, workers):
     assert done.exit_code == 0, (done.output, done.exception)
     assert done.output.count(str(bad)) == 1
     assert (
-        f'image {bad} is cut short: a PNG without its end: another takes its place\n' in done.output
+        f'image {bad} is empty, cut short, damaged or no image: another takes its place\n'
+        in done.output
     )
-    left = f'image {unseen} is missing: left out of the evaluation\n'
+    left = (
+        f'image {unseen} cannot be read (No such file or directory): left out of the evaluation\n'
+    )
     assert done.stderr.count(left) == 2  # once during training, once after it
     out = tmp_path / 'run/detectors/student'
     (row,) = json.loads((out / 'corrupt.json').read_text())
-    assert row['file'] == str(bad) and row['problem'] == 'is cut short: a PNG without its end'
+    assert row['file'] == str(bad) and row['problem'] == 'is empty, cut short, damaged or no image'
     assert 1 <= row['update'] <= 3
     metrics = json.loads((out / 'metrics.json').read_text())
     assert metrics['corrupt_training_images'] == metrics['corrupt_images'] == 1
@@ -93,17 +92,17 @@ def test_an_evaluation_without_an_image_is_that_of_a_split_that_lacks_it(root, t
     assert 'corrupt_images' not in made['metrics']
     assert 'corrupt_training_images' not in made['metrics']
     corrupted(root / 'val/000001.png', 'no image')
-    found = evaluate(recipe, made['checkpoint'], out=tmp_path / 'found')
-    assert found.pop('corrupt_images') == 1 and found['num_images'] == 3
+    without_image = evaluate(recipe, made['checkpoint'], out=tmp_path / 'without_image')
+    assert without_image.pop('corrupt_images') == 1 and without_image['num_images'] == 3
     table = root / 'annotations/val.json'
     content = json.loads(table.read_text())
     content['images'] = [item for item in content['images'] if item['id'] != 1]
     content['annotations'] = [item for item in content['annotations'] if item['image_id'] != 1]
     table.write_text(json.dumps(content))
-    assert evaluate(recipe, made['checkpoint'], out=tmp_path / 'wanted') == found
+    assert evaluate(recipe, made['checkpoint'], out=tmp_path / 'wanted') == without_image
     boxes = [
         json.loads((tmp_path / name / 'detections.json').read_text())
-        for name in ('found', 'wanted')
+        for name in ('without_image', 'wanted')
     ]
     assert boxes[0] == boxes[1] and len(boxes[0]) > 3
 
@@ -113,8 +112,8 @@ def test_an_evaluation_with_too_many(root, tmp_path):
     made = train_detector_run(recipe, 'student', tmp_path)
     for k, how in enumerate(('cut', 'empty', 'missing')):
         corrupted(root / f'val/{k:06d}.png', how)
-    for limit, found in {0: '1 of 4 images', 1: '2 problems', 2: '2 problems'}.items():
-        with pytest.raises(RecipeError, match=found):
+    for limit, message in {0: '1 of 4 images', 1: '2 problems', 2: '2 problems'}.items():
+        with pytest.raises(RecipeError, match=message):
             evaluate(load_recipe(recipe, {'data.corrupt_limit': limit}), made['checkpoint'])
     data = SkipCorrupt(
         pipelines.quiet_dataset(
@@ -137,13 +136,13 @@ def batches(recipe, begin, workers, count):
         runner_type='IterBasedRunner',
         persistent_workers=workers > 0,
     )
-    loader, found = iter(seeded_loader.resume_at(made, 3, begin)), []
-    while len(found) < count:
+    loader, loaded = iter(seeded_loader.resume_at(made, 3, begin)), []
+    while len(loaded) < count:
         batch = next(loader)
         metas = batch['img_metas'].data[0]
-        told = [(meta['ori_filename'], meta['flip'], meta.get('corrupt', {})) for meta in metas]
-        found.append((told, batch['img'].data[0]))
-    return found
+        images = [(meta['ori_filename'], meta['flip'], meta.get('corrupt', {})) for meta in metas]
+        loaded.append((images, batch['img'].data[0]))
+    return loaded
 
 
 def test_what_takes_its_place_depends_on_seed_and_update_alone(root):
@@ -153,15 +152,15 @@ def test_what_takes_its_place_depends_on_seed_and_update_alone(root):
     whole = batches(recipe, 0, 0, 12)
     for begin, workers in ((0, 2), (5, 0), (6, 1)):
         rest = batches(recipe, begin, workers, 12 - begin)
-        for (told, images), wanted in zip(rest, whole[begin:], strict=True):
-            assert told == wanted[0] and torch.equal(images, wanted[1])
-    bad = {str(root / 'train/000001.png'): 'is cut short: a PNG without its end'}
+        for (metas, images), wanted in zip(rest, whole[begin:], strict=True):
+            assert metas == wanted[0] and torch.equal(images, wanted[1])
+    bad = {str(root / 'train/000001.png'): 'is empty, cut short, damaged or no image'}
     replaced = 0
     for (old, _), (new, _) in zip(before, whole, strict=True):
-        for (was, flip, _), (name, flipped, told) in zip(old, new, strict=True):
+        for (was, flip, _), (name, flipped, corrupt) in zip(old, new, strict=True):
             # The next one, with the same random numbers; all others stay as they were.
             replaced += was == '000001.png'
-            assert (name, told) == (('000002.png', bad) if was == '000001.png' else (was, {}))
+            assert (name, corrupt) == (('000002.png', bad) if was == '000001.png' else (was, {}))
             assert flip == flipped
     assert replaced > 3
 
@@ -174,9 +173,9 @@ def test_the_next_one_is_of_the_same_orientation_and_may_lie_behind_the_end(root
     data.flag = np.array([0, 1, 1])
     assert SkipCorrupt(data, 1)[2]['img_metas'].data['ori_filename'] == '000001.png'
     corrupted(root / 'train/000001.png', 'empty')
-    found = SkipCorrupt(data, 2)[2]['img_metas'].data
-    assert found['ori_filename'] == '000000.png'
-    assert [Path(path).name for path in found['corrupt']] == ['000002.png', '000001.png']
+    meta = SkipCorrupt(data, 2)[2]['img_metas'].data
+    assert meta['ori_filename'] == '000000.png'
+    assert [Path(path).name for path in meta['corrupt']] == ['000002.png', '000001.png']
     corrupted(root / 'train/000000.png', 'empty')
     with pytest.raises(CorruptImage, match=r'000000\.png is empty'):
         SkipCorrupt(data, 9)[1]
@@ -193,8 +192,8 @@ def test_a_training_that_is_cut_off_ends_the_same(root, tmp_path):
             train_model(recipe, cut(build, moment, fail), cfg, tmp_path / 'cut', 6, 1)
     train_model(load_recipe(recipe, {'runtime.workers': 2}), build, cfg, tmp_path / 'cut', 6, 1)
     same(tmp_path / 'cut/latest.pth', tmp_path / 'whole/latest.pth')
-    told = [(tmp_path / name / 'corrupt.json').read_text() for name in ('cut', 'whole')]
-    assert told[0] == told[1] and len(json.loads(told[0])) == 1
+    records = [(tmp_path / name / 'corrupt.json').read_text() for name in ('cut', 'whole')]
+    assert records[0] == records[1] and len(json.loads(records[0])) == 1
 
 
 @pytest.mark.slow
@@ -211,23 +210,25 @@ def test_several_processes_count_together(root, tmp_path, monkeypatch):
     train_model(recipe, build, cfg, tmp_path / 'two', 8, 1)
     rows = json.loads((tmp_path / 'two/corrupt.json').read_text())
     assert sorted(Path(row['file']).name for row in rows) == ['000000.png', '000001.png']
-    found = evaluate(recipe, tmp_path / 'two/latest.pth')
-    assert found == evaluate(load_recipe(recipe, {'runtime.gpus': 1}), tmp_path / 'two/latest.pth')
-    assert (found['corrupt_images'], found['num_images']) == (2, 2)
+    metrics = evaluate(recipe, tmp_path / 'two/latest.pth')
+    assert metrics == evaluate(
+        load_recipe(recipe, {'runtime.gpus': 1}), tmp_path / 'two/latest.pth'
+    )
+    assert (metrics['corrupt_images'], metrics['num_images']) == (2, 2)
 
 
 def test_what_an_abandoned_training_left_out_counts_no_more(root, tmp_path):
     """It began again, or goes on from before, with files that are whole now."""
     recipe = recipe_of(root, **{'data.corrupt_limit': 0})
     cfg = recipe.model('student')
-    told = tmp_path / 'corrupt.json'
+    record = tmp_path / 'corrupt.json'
     row = {'file': 'x.png', 'problem': 'is missing'}
-    told.write_text(json.dumps([row | {'update': 1}]))
+    record.write_text(json.dumps([row | {'update': 1}]))
     train_model(recipe, partial(failing.build, cfg), cfg, tmp_path, 2, 1)
-    assert not told.exists()
-    told.write_text(json.dumps([row | {'update': 2}, row | {'file': 'y.png', 'update': 3}]))
+    assert not record.exists()
+    record.write_text(json.dumps([row | {'update': 2}, row | {'file': 'y.png', 'update': 3}]))
     train_model(recipe, partial(failing.build, cfg), cfg, tmp_path, 4, 1)
-    assert json.loads(told.read_text()) == [row | {'update': 2}]
+    assert json.loads(record.read_text()) == [row | {'update': 2}]
 
 
 # Among many, of which a sample is decoded before
@@ -247,8 +248,8 @@ def many(tmp_path_factory, tiny_coco):
             one = {'id': 10 * k + 1, 'image_id': k}
             table['annotations'].append(table['annotations'][0] | one)
         path.write_text(json.dumps(table))
-    step = 129 / (validation.SAMPLE - 1)
-    looked = {round(k * step) for k in range(validation.SAMPLE)}
+    step = 129 / (validation.SAMPLE_SIZE - 1)
+    looked = {round(k * step) for k in range(validation.SAMPLE_SIZE)}
     return root, [f'{k:06d}.png' for k in range(130) if k not in looked and k > 3]
 
 
@@ -267,32 +268,33 @@ def test_what_the_sample_did_not_see_ends_a_training(many, tmp_path, workers, li
     done = call(*command(root, tmp_path / 'run', **more))
     assert done.exit_code == 2, (done.output, done.exception)
     assert 'Traceback' not in done.output and 'Caught' not in done.output
-    one = rf'image {root}/train/\d+\.png is cut short: a PNG without its end'
+    one = rf'image {root}/train/\d+\.png is empty, cut short, damaged or no image'
     if limit:
-        said = (
-            rf'mtpd: corrupt images, more than may be left out:\n(  - {one}\n){{4,}}Fetch or export them again; the same '
-            r'command goes on from the last checkpoint\. data\.corrupt_limit is 3: a higher one leaves out more\.\n'
+        message = (
+            rf'mtpd: corrupt images, more than may be left out:\n(  - {one}\n){{4,}}Fetch or export again what is '
+            r'corrupt; the same command goes on from the last checkpoint\. data\.corrupt_limit is 3: a higher one leaves '
+            r'out more\.\n'
         )
     else:
-        said = (
-            rf'mtpd: {one}\. Fetch or export it again; the same command goes on from the last checkpoint\. --cfg-options '
-            r'data\.corrupt_limit=N would leave out up to N of them\.\n'
+        message = (
+            rf'mtpd: {one}\. Fetch or export again what is corrupt; the same command goes on from the last checkpoint\. '
+            r'--cfg-options data\.corrupt_limit=N leaves out up to N such images\.\n'
         )
-    assert re.search(said, done.output), done.output
+    assert re.search(message, done.output), done.output
     assert not (tmp_path / 'run/detectors/student/model.pth').exists()
 
 
 def test_a_higher_limit_goes_on_in_the_same_folder(many, tmp_path):
     root = copied(many, tmp_path / 'coco', 'train')
-    told = tmp_path / 'run/detectors/student/corrupt.json'
+    record = tmp_path / 'run/detectors/student/corrupt.json'
     more = {'schedule.baseline': 8}
     assert (
         call(*command(root, tmp_path / 'run', **more, **{'data.corrupt_limit': 3})).exit_code == 2
     )
-    first = {row['file'] for row in json.loads(told.read_text())}
+    first = {row['file'] for row in json.loads(record.read_text())}
     done = call(*command(root, tmp_path / 'run', **more, **{'data.corrupt_limit': 64}))
     assert done.exit_code == 0, (done.output, done.exception)
-    rows = json.loads(told.read_text())
+    rows = json.loads(record.read_text())
     assert 3 < len(rows) <= 16 and len(first) <= 3 and first <= {row['file'] for row in rows}
     assert [row['update'] for row in rows] == sorted(row['update'] for row in rows)
 
@@ -306,15 +308,16 @@ def test_what_the_sample_did_not_see_ends_an_evaluation(many, tmp_path):
     torch.save({'state_dict': mmdet_config._build_detector(config).state_dict()}, path)
     done = call('eval', file, '--checkpoint', path)
     assert done.exit_code == 2 and 'Traceback' not in done.output, (done.output, done.exception)
-    assert re.match(rf'mtpd: image {root}/val/\d+\.png is cut short', done.output)
+    assert re.match(rf'mtpd: image {root}/val/\d+\.png is empty, cut short', done.output)
     done = call('eval', file, '--checkpoint', path, '--cfg-options', 'data.corrupt_limit=70')
     assert done.exit_code == 0, (done.output, done.exception)
     bad = len(many[1])
     assert done.output.count(': left out of the evaluation\n') == bad > 60
-    found = json.loads(done.stdout)
-    assert (found['corrupt_images'], found['num_images']) == (bad, 130 - bad)
+    metrics = json.loads(done.stdout)
+    assert (metrics['corrupt_images'], metrics['num_images']) == (bad, 130 - bad)
     done = call('eval', file, '--checkpoint', path, '--cfg-options', 'data.corrupt_limit=9')
-    assert done.exit_code == 2 and done.output.count('is cut short') == 10
+    assert done.exit_code == 2 and f'and {bad - 20} more' in done.output
+    assert done.output.count('is empty, cut short') == 20
 
 
 # Settings
@@ -365,15 +368,15 @@ def test_a_run_may_be_told_of_a_limit_in_between(root, tmp_path):
     (tmp_path / 'model.pth').touch()
     claim_run_dir(tmp_path / 'recipe.py', old)
     for limit in (2, 5):
-        told = load_recipe(recipe, {'data.corrupt_limit': limit})
-        refuse_other_settings(told, tmp_path)
-        claim_run_dir(tmp_path / 'recipe.py', told.text)
-    assert (tmp_path / 'recipe.py').read_text() == told.text
+        raised_limit = load_recipe(recipe, {'data.corrupt_limit': limit})
+        refuse_other_settings(raised_limit, tmp_path)
+        claim_run_dir(tmp_path / 'recipe.py', raised_limit.text)
+    assert (tmp_path / 'recipe.py').read_text() == raised_limit.text
     with pytest.raises(MtpdError, match='other settings'):
         claim_run_dir(tmp_path / 'recipe.py', load_recipe(recipe, {'image.flip': 0.25}).text)
     (tmp_path / 'recipe.py').write_text('import os')
     with pytest.raises(MtpdError, match='other settings'):
-        claim_run_dir(tmp_path / 'recipe.py', told.text)
+        claim_run_dir(tmp_path / 'recipe.py', raised_limit.text)
 
 
 def test_examples_leave_corrupt_images_out(root):

@@ -9,7 +9,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from mtpd.data import digit_scenes
-from mtpd.data.digit_scenes import SPLITS, _sources, draw_scene
+from mtpd.data.digit_scenes import SPLITS, _digits_and_photos, draw_scene
 from mtpd.errors import MtpdError
 
 
@@ -48,7 +48,7 @@ def test_seeds_and_splits_differ():
 
 
 def test_train_and_validation_share_neither_digits_nor_photograph_regions():
-    glyphs, regions = _sources()
+    glyphs, regions = _digits_and_photos()
     seen = {split: {d.tobytes() for group in glyphs[split] for d in group} for split in SPLITS}
     assert len(seen['train']) > 1000 and len(seen['val']) > 400
     assert not seen['train'] & seen['val']
@@ -99,10 +99,10 @@ def test_a_complete_folder_is_reused_and_a_changed_file_is_found(made):
     assert (made / 'manifest.json').stat().st_mtime_ns == before
     assert digit_scenes.changed_splits(made) == []
     path = made / 'val' / '000001.png'
-    kept = path.read_bytes()
+    content = path.read_bytes()
     Image.fromarray(np.zeros((128, 128, 3), np.uint8)).save(path)
     assert digit_scenes.changed_splits(made) == ['val']
-    path.write_bytes(kept)
+    path.write_bytes(content)
     assert digit_scenes.changed_splits(made) == []
 
 

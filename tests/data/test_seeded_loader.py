@@ -8,10 +8,6 @@ import sys
 import time
 from functools import partial
 
-from mtpd.runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
-
 import numpy as np
 import psutil
 import pytest
@@ -57,17 +53,17 @@ def stage(recipe, tmp_path_factory):
 def batches(recipe, begin, workers, runner, count, seed=3):
     data = pipelines.quiet_dataset(pipelines.dataset_config(recipe, 'train'))
     made = build_dataloader(data, 2, workers, dist=False, seed=seed, runner_type=runner)
-    loader, found = seeded_loader.resume_at(made, seed, begin), []
-    while len(found) < count:
+    loader, loaded = seeded_loader.resume_at(made, seed, begin), []
+    while len(loaded) < count:
         for batch in loader:
             # What the last epoch of a training leaves in the generators is nobody's concern.
             seeded_loader.seed_all(random.randrange(2**31))
             flips = [meta['flip'] for meta in batch['img_metas'].data[0]]
             names = [meta['ori_filename'] for meta in batch['img_metas'].data[0]]
-            found.append((names, flips, batch['img'].data[0]))
-            if len(found) == count:
+            loaded.append((names, flips, batch['img'].data[0]))
+            if len(loaded) == count:
                 break
-    return found
+    return loaded
 
 
 @pytest.mark.parametrize('runner', ['IterBasedRunner', 'EpochBasedRunner'])
@@ -221,16 +217,16 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before(recipe, stage, tmp_p
     latest.write_bytes(latest.read_bytes()[:5000])
     (tmp_path / '.latest.part.123.part').write_bytes(b'PK')
     assert find_resume_point(tmp_path) == (previous, 2)
-    said = capsys.readouterr().out
-    assert f'{latest} is damaged' in said and 'goes on from previous.pth, update 2' in said
+    output = capsys.readouterr().out
+    assert f'{latest} is damaged' in output and 'goes on from previous.pth, update 2' in output
     assert not list(tmp_path.glob('.*.part'))
     trained_on(recipe, stage, tmp_path)
     same(latest, folder / 'latest.pth')
     for path in (latest, previous):
         path.write_bytes(b'')
     assert find_resume_point(tmp_path) is None
-    assert 'previous.pth is empty' in (said := capsys.readouterr().out)
-    assert 'starts afresh' in said
+    assert 'previous.pth is empty' in (output := capsys.readouterr().out)
+    assert 'starts afresh' in output
     trained_on(recipe, stage, tmp_path)
     same(latest, folder / 'latest.pth')
 
@@ -250,8 +246,8 @@ def test_a_truncated_student_is_made_again_from_its_training(recipe, stage, caps
     )
     student.write_bytes(whole[:999])
     train_stage(recipe, 1, 'direct', folder.parents[2])
-    assert f'{student} is damaged' in (said := capsys.readouterr().out)
-    assert 'made again from latest.pth' in said and student.read_bytes() == whole
+    assert f'{student} is damaged' in (output := capsys.readouterr().out)
+    assert 'made again from latest.pth' in output and student.read_bytes() == whole
     assert json.loads((folder / 'stage.json').read_text())['seconds'] == seconds > 0
 
 
@@ -263,7 +259,7 @@ def test_data_workers_end_with_their_training(recipe, tmp_path):
         'from mtpd.engine import pipelines\n'
         'from mmdet.datasets import build_dataloader\n'
         f'recipe = load_recipe(t.MINI, t.SMALL | {{"data.root": {str(recipe.cfg.data.root)!r}}})\n'
-        'data = pipelines.build(pipelines.dataset(recipe, "train"))\n'
+        'data = pipelines.quiet_dataset(pipelines.dataset_config(recipe, "train"))\n'
         'made = build_dataloader(data, 2, 2, dist=False, seed=0, runner_type="IterBasedRunner")\n'
         'batches = iter(r.resume_at(made, 0, 0))\nnext(batches)\n'
         'print(*[worker.pid for worker in batches._workers], flush=True)\nos.kill(os.getpid(), 9)\n'

@@ -4,10 +4,6 @@ import os
 import signal
 from threading import Timer
 
-from mtpd.runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
-
 import pytest
 import torch
 from mmdet.apis import single_gpu_test
@@ -77,7 +73,7 @@ def test_its_connection_may_break_first(monkeypatch):
 
     with pytest.raises(MtpdError, match='ended by signal SIGKILL'):
         loading.explain_worker_death(broken_off)
-    monkeypatch.setattr(loading, 'WORKER_PATIENCE', 0)
+    monkeypatch.setattr(loading, 'WORKER_EXIT_DELAY', 0)
     with pytest.raises(FileNotFoundError, match='no worker'):
         loading.explain_worker_death(not_there)
 
