@@ -26,14 +26,12 @@ work_dir: str = ''  # run directory; empty: runs, recipe, seed
 
 # %%
 from mtpd import load_recipe
-from mtpd.engine import loop
-from mtpd.pipeline import doctor
-from mtpd.report.tables import markdown_table, show_sentences
-from mtpd.utils import machine
+from mtpd.analysis import run_checks, speed_settings, write_environment
+from mtpd.report import markdown_table, show_sentences
 
 plan = load_recipe(recipe, cfg_options, seed)
 run_dir = plan.run_dir(work_dir)
-checks = doctor.run_checks(recipe)
+checks = run_checks(recipe)
 fixes = {'fix': 'fix'} if any(c.fix for c in checks) else {}
 markdown_table(
     [c._asdict() for c in checks], {'name': 'check', 'state': 'state', 'found': 'found', **fixes}
@@ -43,8 +41,8 @@ markdown_table(
 # ## Versions and device
 
 # %%
-versions = machine.write_environment(
-    run_dir / 'environment.json', plan.cfg.runtime.threads, **loop.speed_settings(plan)
+versions = write_environment(
+    run_dir / 'environment.json', plan.cfg.runtime.threads, **speed_settings(plan)
 )
 markdown_table([{'what': key, 'value': str(value)} for key, value in versions.items()])
 

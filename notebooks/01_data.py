@@ -19,11 +19,11 @@ work_dir: str = ''  # run directory; empty: runs, recipe, seed
 
 # %%
 from mtpd import load_recipe, plots
-from mtpd.analysis import dataset
-from mtpd.report.tables import markdown_table, show_sentences
+from mtpd.analysis import dataset_statistics, sample_images
+from mtpd.report import markdown_table, show_sentences
 
 plan = load_recipe(recipe, cfg_options, seed)
-examples = dataset.sample_images(plan, 'val', 8)
+examples = sample_images(plan, 'val', 8)
 masks = [example['masks'] for example in examples]
 
 # %% [markdown]
@@ -44,7 +44,7 @@ plots.scenes(
 # ## Counts
 
 # %%
-counted = dataset.dataset_statistics(plan)
+counted = dataset_statistics(plan)
 markdown_table(
     [
         {

@@ -18,15 +18,13 @@ work_dir: str = ''  # run directory; empty: runs, recipe, seed
 
 # %%
 from mtpd import load_recipe, plots
-from mtpd.analysis.run import loss_rows
-from mtpd.pipeline.detectors import prepare_detector
-from mtpd.report import tables
-from mtpd.report.tables import markdown_table, show_sentences
+from mtpd.analysis import loss_rows, prepare_detector
+from mtpd.report import detector_rows, markdown_table, show_sentences
 
 plan = load_recipe(recipe, cfg_options, seed)
 
 # %%
-detectors = tables.detector_rows(plan, work_dir)
+detectors = detector_rows(plan, work_dir)
 
 # %% [markdown]
 # ## Accuracy, size and speed
@@ -41,7 +39,7 @@ detectors = tables.detector_rows(plan, work_dir)
 # *began from* another come on top of those.
 
 # %%
-markdown_table(detectors, tables.detector_headings(plan))
+markdown_table(detectors, 'detectors')
 
 # %%
 plots.ap_versus_cost(detectors)

@@ -27,9 +27,8 @@ images: int = 0  # validation images to compare features on; 0: as the recipe sa
 
 # %%
 from mtpd import adaptation_costs, load_recipe, plots
-from mtpd.pipeline.detectors import prepare_detector
-from mtpd.pipeline.teacher_order import calibration_text, order_conclusion, suggest_sequence
-from mtpd.report.tables import markdown_table, show_sentences
+from mtpd.analysis import calibration_text, order_conclusion, prepare_detector, suggest_sequence
+from mtpd.report import markdown_table, show_sentences
 
 plan = load_recipe(recipe, cfg_options, seed)
 labels = {name: spec.get('label', name) for name, spec in plan.detectors.items()}

@@ -27,8 +27,7 @@ stage: int = 1  # which stage of it, from 1
 
 # %%
 from mtpd import load_recipe, plots
-from mtpd.report import live, tables
-from mtpd.report.tables import markdown_table, show_sentences
+from mtpd.report import markdown_table, show_sentences, stage_rows, train_stage_live
 
 plan = load_recipe(recipe, cfg_options, seed)
 sequence = plan.arm(arm, stage)
@@ -46,14 +45,14 @@ show_sentences(
 # begins its learning rate schedule anew, with a warm-up. A stage that is done is not trained again.
 
 # %%
-made = live.train_stage_live(plan, stage, arm, work_dir)
+made = train_stage_live(plan, stage, arm, work_dir)
 
 # %% [markdown]
 # ## Accuracy
 
 # %%
-steps = tables.stage_rows(plan, arm, stage, work_dir)
-markdown_table(steps)
+steps = stage_rows(plan, arm, stage, work_dir)
+markdown_table(steps, 'stages')
 
 # %%
 show_sentences(

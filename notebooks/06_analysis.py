@@ -19,13 +19,29 @@ compare: list[str] = []  # run folders of other seeds; empty, those beside this 
 
 # %%
 from mtpd import load_recipe, load_run, plots
-from mtpd.analysis import dataset, feature_maps, generalisation, generalisation_gap
-from mtpd.analysis.feature_maps import feature_rows, stage_checkpoints
-from mtpd.analysis.study import load_study
-from mtpd.analysis.verdict import study_summary, study_verdict
-from mtpd.report import widgets
-from mtpd.report.tables import markdown_table, show_sentences, study_rows
-from mtpd.report.widgets import show_with_controls
+from mtpd.analysis import (
+    distance_to_teachers,
+    feature_differences,
+    feature_rows,
+    feature_strengths,
+    gap_difference_rows,
+    gap_rows,
+    gap_verdict,
+    load_study,
+    measure_seeds,
+    pca_colours,
+    sample_images,
+    stage_checkpoints,
+    study_summary,
+    study_verdict,
+)
+from mtpd.report import (
+    FeaturesView,
+    markdown_table,
+    show_sentences,
+    show_with_controls,
+    study_rows,
+)
 
 plan = load_recipe(recipe, cfg_options, seed)
 run = load_run(plan.run_dir(work_dir))
@@ -40,19 +56,19 @@ chosen = run.arm(arm)
 
 # %%
 states = stage_checkpoints(plan, chosen['name'], work_dir)
-pictures = [example['image'] for example in dataset.sample_images(plan, 'val', images)]
+pictures = [example['image'] for example in sample_images(plan, 'val', images)]
 rows = feature_rows(plan, states, images, level)
 show_sentences(f'Stages of the arm **{chosen["label"]}**, FPN level {level} (0 is the finest).')
 
 # %%
-plots.feature_maps(feature_maps.feature_strengths(rows), pictures)
+plots.feature_maps(feature_strengths(rows), pictures)
 
 # %% [markdown]
 # The same, less the student before distillation: red is stronger, blue weaker. Detectors differ in scale, and MGD compares what its
 # generation layers make of the student, so its strengths need not become the teachers'.
 
 # %%
-plots.feature_differences(feature_maps.feature_differences(rows), pictures, rows[0][0][0])
+plots.feature_differences(feature_differences(rows), pictures, rows[0][0][0])
 
 # %% [markdown]
 # As colours: the first three principal components (PCA) of the last teacher's features are red, green and blue. The features of
@@ -61,7 +77,7 @@ plots.feature_differences(feature_maps.feature_differences(rows), pictures, rows
 
 # %%
 teacher = rows[0][-1][0]
-plots.feature_colours(feature_maps.pca_colours(rows, teacher), pictures, teacher)
+plots.feature_colours(pca_colours(rows, teacher), pictures, teacher)
 
 # %% [markdown]
 # In numbers: the adaptation cost from the student to each teacher (notebook 03), over all levels, fitted on 64 validation images and
@@ -69,7 +85,7 @@ plots.feature_colours(feature_maps.pca_colours(rows, teacher), pictures, teacher
 # doing.
 
 # %%
-markdown_table(feature_maps.distance_to_teachers(plan, states))
+markdown_table(distance_to_teachers(plan, states))
 
 # %% [markdown] tags=["live"]
 # Touch them: choose an arm, an image, an FPN level (0 is the finest) and a view below the figure.
@@ -77,7 +93,7 @@ markdown_table(feature_maps.distance_to_teachers(plan, states))
 # %% tags=["live"]
 done = [a for a in run.arms if run.metrics('arm', a['name'])]
 arms = {a['label']: stage_checkpoints(plan, a['name'], work_dir) for a in done}
-features = widgets.FeaturesView(plan, arms, 12)
+features = FeaturesView(plan, arms, 12)
 show_with_controls(
     features,
     arm=(chosen['label'], list(arms)),
@@ -149,7 +165,7 @@ plots.predicted_and_measured(study.table(), study.correlation())
 # what counts is the value on validation images.
 
 # %%
-by_seed = generalisation.measure_seeds(plan, run, compare)
+by_seed = measure_seeds(plan, run, compare)
 plots.generalisation(by_seed)
 
 # %% [markdown]
@@ -160,7 +176,7 @@ plots.generalisation(by_seed)
 plots.flatness(by_seed)
 
 # %%
-markdown_table(generalisation_gap.gap_rows(by_seed))
+markdown_table(gap_rows(by_seed))
 
 # %% [markdown]
 # Against training on without a teacher, paired by seed, with 95 % intervals where there are several seeds; a star: the interval
@@ -168,10 +184,10 @@ markdown_table(generalisation_gap.gap_rows(by_seed))
 
 # %%
 control = study.control and study.control.name
-markdown_table(generalisation_gap.gap_difference_rows(by_seed, control))
+markdown_table(gap_difference_rows(by_seed, control))
 
 # %%
-show_sentences(*generalisation_gap.gap_verdict(by_seed, control))
+show_sentences(*gap_verdict(by_seed, control))
 
 # %%
 walk = ' → '.join(f'{ap:.1f}' for ap in study.order(chosen['name']).walk)
