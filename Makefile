@@ -1,5 +1,6 @@
 # make demo   the main job: MTPD end to end on the built-in dataset, and its report
 # make test   the tests             make env    what both need, made once in .venv
+# make test-all   also the tests that take long, notebooks in JupyterLab and pages in Chromium among them
 # make lint   style checks          make notebooks   sync notebooks/*.py with *.ipynb
 # make bench  the CPU benchmarks (half an hour), after the demo; tables go to benchmarks/README.md
 # make gpu    on a machine with a GPU: checks, times and a verdict, half an hour; ARGS='--data data/coco' for COCO's images
@@ -15,20 +16,31 @@ ARGS ?=
 CUDA_ARCH ?=
 export TORCH_INDEX
 
-.PHONY: env packages demo test bench gpu lint notebooks clean
+.PHONY: env packages demo test test-all test-tools bench gpu lint notebooks clean
 BENCH := distill_step tried end_to_end evaluation adaptation_cost edge growth install_ops
 
 env: packages
 	@$(BIN)/mtpd install-ops --no-retry $(if $(CUDA_ARCH),--cuda-arch '$(CUDA_ARCH)')
 
 packages:
-	@$(PYTHON) -m mtpd.install.env $(VENV)
+	@$(PYTHON) -m mtpd.install.venv $(VENV)
 
 demo: env
 	@$(BIN)/mtpd run $(RECIPE) $(ARGS)
 
 test: env
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-all: env test-tools
+	@$(BIN)/python -m pytest --all $(ARGS)
+
+# What some tests need beside the packages. Without root, or without Debian's packages, these tests skip themselves.
+test-tools:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && break; done || missing=chromium; \
+	  command -v slurmctld >/dev/null && command -v sbatch >/dev/null || missing="$$missing slurmctld slurmd slurm-client"; \
+	  [ -z "$$missing" ] || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive timeout 600 apt-get install -y -qq $$missing; } || true; \
+	fi
 
 bench: demo
 	@for name in $(BENCH); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py --out results/bench/$$name.json || exit 1; \

@@ -14,14 +14,14 @@ import torch
 from torch import nn
 
 from mtpd.config.recipe import load_recipe
-from mtpd.distill.adaptation import costs_from_features
-from mtpd.engine.features import load_all
-from mtpd.pipeline.order import image_features
-from mtpd.pipeline.train import detector_checkpoint
-from mtpd.utils.environment import describe
+from mtpd.distill.adaptation_cost import costs_from_features
+from mtpd.engine.features import load_detectors
+from mtpd.pipeline.detectors import detector_checkpoint
+from mtpd.pipeline.teacher_order import image_features
 from mtpd.utils.files import write_json
-from mtpd.utils.paths import shown
-from mtpd.utils.progress import bar
+from mtpd.utils.machine import describe_environment
+from mtpd.utils.paths import display_path
+from mtpd.utils.progress import progress_bar
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 
@@ -72,7 +72,7 @@ def trained_cost(source: tuple, target: tuple, options) -> float:
 def every_pair(names: list[str], strides: list[int], halves: list, cost, options) -> np.ndarray:
     """Costs (D, D), the mean over the strides, by a function of (source, target, options)."""
     found = np.zeros((len(strides), len(names), len(names)))
-    for level, stride in enumerate(bar('levels', strides)):
+    for level, stride in enumerate(progress_bar('levels', strides)):
         data = {n: tuple(stacked(half, n, stride) for half in halves) for n in names}
         for i, a in enumerate(names):
             for j, b in enumerate(names):
@@ -96,7 +96,7 @@ def main() -> None:
     torch.set_num_threads(1)
     recipe = load_recipe(options.recipe)
     files = {n: (n, detector_checkpoint(recipe, n, options.work_dir)) for n in recipe.detectors}
-    models, seconds = load_all(recipe, files), {}
+    models, seconds = load_detectors(recipe, files), {}
 
     def timed(what, function):
         began = time.perf_counter()
@@ -124,14 +124,16 @@ def main() -> None:
     print(', '.join(f'{what} {value:.2f} s' for what, value in seconds.items()), end='; ')
     print(f'trained / closed {seconds["trained"] / seconds["closed"]:.0f}')
     if options.out:
-        words = [shown(Path(word)) if Path(word).is_absolute() else word for word in sys.argv]
+        words = [
+            display_path(Path(word)) if Path(word).is_absolute() else word for word in sys.argv
+        ]
         found = {
             'command': ' '.join(['python', *words]),
             'detectors': names,
             **{what: cost.tolist() for what, cost in costs.items()},
             'seconds': seconds,
             'settings': {k: v for k, v in vars(options).items() if k not in ('out', 'work_dir')},
-            'environment': describe(threads=1),
+            'environment': describe_environment(threads=1),
         }
         write_json(options.out, found)
 

@@ -33,12 +33,12 @@ from mtpd.config.recipe import Recipe, load_recipe
 from mtpd.config.schema import SWITCHES
 from mtpd.engine import loop, memory, pipelines, speed
 from mtpd.preflight import trial
-from mtpd.preflight.examples import batches as examples_batches
-from mtpd.preflight.examples import examples
+from mtpd.preflight.trial import example_batches as examples_batches
+from mtpd.preflight.trial import example_images
 from mtpd.runtime import compat  # noqa: F401  (compat before mmcv)
-from mtpd.utils.environment import describe
 from mtpd.utils.files import write_json
-from mtpd.utils.progress import bar
+from mtpd.utils.machine import describe_environment
+from mtpd.utils.progress import progress_bar
 
 # isort: split
 from mmcv.parallel import collate
@@ -62,7 +62,7 @@ def switches(text: str, recipe: Recipe, device: str) -> speed.Speed:
     found = speed.Speed()
     for word in text.split('+'):
         if word == 'default':
-            found = speed.settled(recipe.cfg.get('speed'), device)
+            found = speed.resolve_speed(recipe.cfg.get('speed'), device)
         elif word in ('bf16', 'tf32', 'fp32'):
             found = found._replace(precision=word)
         elif word != 'off':
@@ -81,14 +81,14 @@ def known(text: str) -> str:
 def update_of(name: str, recipe: Recipe, teacher: str, device: str) -> trial.Update:
     if name == 'original':
         return trial.Update(Original(recipe, teacher), recipe, speed.Speed(), device)
-    model = trial.untrained(recipe, 'student', teacher)
+    model = trial.untrained_detector(recipe, 'student', teacher)
     return trial.Update(model, recipe, switches(name, recipe, device), device)
 
 
 def batches(recipe: Recipe, folder: Path, size: int, count: int) -> tuple[list, float]:
     """Batches of training images, and the seconds in which one process makes one."""
-    masks = pipelines.with_masks(recipe, recipe.model('student'))
-    data = examples(recipe, folder, size, size * count, masks)
+    masks = pipelines.needs_masks(recipe, recipe.model('student'))
+    data = example_images(recipe, folder, size, size * count, masks)
     made, began = [], time.perf_counter()
     for places in islice(examples_batches(data, size), count):
         made.append(collate([data[place] for place in places], size))
@@ -103,7 +103,7 @@ def pin(batch: dict) -> dict:
 def apart(options: argparse.Namespace, names: list[str]) -> dict[str, dict]:
     """Of processes of one kind, in turn: MiB at the peak, milliseconds of an update, and the original's through them."""
     told: dict = {name: [] for name in names}
-    for _ in bar('processes', range(options.processes)):
+    for _ in progress_bar('processes', range(options.processes)):
         for name in names:
             command = [sys.executable, *sys.argv, '--alone', name]
             found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -133,7 +133,7 @@ def measure(options: argparse.Namespace, recipe: Recipe, device: str, folder: Pa
         if switches(name, recipe, device).pin_memory and device == 'cuda'
     }
     in_memory = {True: [pin(batch) for batch in made] if pinned else [], False: made}
-    for number in bar('updates', range(options.warm_up + options.pairs)):
+    for number in progress_bar('updates', range(options.warm_up + options.pairs)):
         for name in names[number % len(names) :] + names[: number % len(names)]:
             batches_made = in_memory[name in pinned]
             seconds[name].append(arms[name](batches_made[number % len(made)]))
@@ -162,10 +162,10 @@ def alone(options: argparse.Namespace, recipe: Recipe, device: str, folder: Path
     """MiB at the peak of updates of `options.alone`, and milliseconds of one."""
     made, _ = batches(recipe, folder, options.batch, options.batches)
     update = update_of(options.alone, recipe, options.teacher, device)
-    memory.forget(device)
+    memory.reset_peak(device)
     count = options.warm_up + options.pairs
     seconds = [update(made[number % len(made)]) for number in range(count)][options.warm_up :]
-    peak = memory.used(device)[1] // 2**20
+    peak = memory.memory_used(device)[1] // 2**20
     return {'peak_mib': peak, 'milliseconds': 1e3 * statistics.median(seconds)}
 
 
@@ -187,8 +187,8 @@ def main() -> None:
     options = parser.parse_args()
     recipe = load_recipe(options.recipe, options.cfg_options)
     options.batch = options.batch or recipe.cfg.schedule.batch_size
-    device = loop.device_of(recipe)
-    loop.use_threads(device, recipe.cfg.runtime.threads)
+    device = loop.recipe_device(recipe)
+    loop.set_threads(device, recipe.cfg.runtime.threads)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         if recipe.cfg.data.root is None:  # as many scenes as are needed here
@@ -211,7 +211,7 @@ def main() -> None:
         'settings': {k: v for k, v in vars(options).items() if k not in ('out', 'alone')},
         **found,
         'ceilings': ceilings(device),
-        'environment': describe(torch.get_num_threads()),
+        'environment': describe_environment(torch.get_num_threads()),
     }
     print(json.dumps(found['ceilings']))
     if options.out:

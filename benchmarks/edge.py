@@ -20,13 +20,13 @@ import torch
 from mtpd import load_recipe, load_run, predict
 from mtpd.data import coco
 from mtpd.edge import EdgeDetector
-from mtpd.engine import size
-from mtpd.engine.onnx_export import export
-from mtpd.pipeline.train import detector_checkpoint
+from mtpd.engine import evaluation
+from mtpd.engine.onnx_export import export_onnx
+from mtpd.pipeline.detectors import detector_checkpoint
 from mtpd.runtime import compat  # noqa: F401  (compat before mmcv)
-from mtpd.utils.environment import describe
 from mtpd.utils.files import write_json
-from mtpd.utils.progress import bar
+from mtpd.utils.machine import describe_environment
+from mtpd.utils.progress import progress_bar
 
 # isort: split
 from mmdet.apis import inference_detector
@@ -65,10 +65,10 @@ def differences(classes: tuple[str, ...], theirs: list, ours: list[dict]) -> tup
 def measure(recipe, name: str, checkpoint: Path, images: list[np.ndarray], threads: int) -> dict:
     model = predict.detector(checkpoint, recipe.source, name, 'cpu')
     with tempfile.TemporaryDirectory() as folder:
-        path = export(model, Path(folder) / 'detector.onnx')
+        path = export_onnx(model, Path(folder) / 'detector.onnx')
         edge, megabytes = EdgeDetector(path, threads), path.stat().st_size / 1e6
         times, boxes, alone, most = [], 0, 0, 0.0
-        for image in bar('images', images):
+        for image in progress_bar('images', images):
             by_torch, theirs = timed(lambda image=image: inference_detector(model, image))
             by_onnx, ours = timed(lambda image=image: edge(image))
             times.append((by_torch, by_onnx))
@@ -81,7 +81,7 @@ def measure(recipe, name: str, checkpoint: Path, images: list[np.ndarray], threa
         'onnx_milliseconds': by_onnx,
         'ratio': statistics.median(a / b for a, b in times[WARM_UP:]),
         'megabytes': megabytes,
-        'parameters': size.describe(recipe, name, 1)['parameters'],
+        'parameters': evaluation.model_cost(recipe, name, 1)['parameters'],
         'boxes': boxes,
         'boxes_of_one_only': alone,
         'largest_difference': most,
@@ -100,7 +100,9 @@ def main() -> None:
     run = load_run(args.run)
     recipe = load_recipe(run.path / 'recipe.py')
     annotations, folder = recipe.split('val')
-    names = [item['file_name'] for item in coco.read(annotations)['images'][: args.images]]
+    names = [
+        item['file_name'] for item in coco.read_annotations(annotations)['images'][: args.images]
+    ]
     images = [cv2.imread(str(Path(folder) / name)) for name in names]
     arm = run.arm()
     tried = {'student': ('student', run.stage_dirs(arm['name'])[-1] / 'student.pth')}
@@ -116,7 +118,8 @@ def main() -> None:
     if args.out:
         command = ' '.join(['python', *sys.argv])
         write_json(
-            args.out, {'command': command, 'rows': rows, 'environment': describe(args.threads)}
+            args.out,
+            {'command': command, 'rows': rows, 'environment': describe_environment(args.threads)},
         )
 
 

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from mtpd.config.recipe import Recipe, load_recipe
 from mtpd.config.schema import SWITCHES
-from mtpd.utils.environment import describe
 from mtpd.utils.files import read_log, write_json
-from mtpd.utils.progress import bar
+from mtpd.utils.machine import describe_environment
+from mtpd.utils.progress import progress_bar
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 KINDS = {
@@ -50,12 +50,12 @@ def plan_of(options: argparse.Namespace, kind: str) -> Recipe:
 
 def one(options: argparse.Namespace, kind: str, folder: Path) -> dict:
     """A row: one stage in this process."""
-    from mtpd.pipeline.train import train_stage
+    from mtpd.pipeline.stages import train_stage
     from mtpd.preflight import trial
     from mtpd.runtime import checkpoints
 
     plan, weights = plan_of(options, kind), folder / 'teacher.pth'
-    model = trial.untrained(plan, options.teacher, None)
+    model = trial.untrained_detector(plan, options.teacher, None)
     meta = {'CLASSES': plan.classes}
     checkpoints.save_atomic({'meta': meta, 'state_dict': model.state_dict()}, weights)
     plan = load_recipe(plan, {f'teachers.{options.teacher}.checkpoint': str(weights)})
@@ -91,7 +91,7 @@ def main() -> None:
             print(json.dumps(one(options, options.one, Path(folder))))
         return
     rows: dict = {kind: [] for kind in KINDS}
-    for _ in bar('pairs of stages', range(options.repeats)):
+    for _ in progress_bar('pairs of stages', range(options.repeats)):
         for kind, found in rows.items():
             command = [sys.executable, *sys.argv, '--one', kind]
             told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -113,7 +113,7 @@ def main() -> None:
                 'rows': rows,
                 'ratio_stage': ratios[0],
                 'ratio_update': ratios[1],
-                'environment': describe(),
+                'environment': describe_environment(),
             },
         )
 

@@ -2,7 +2,7 @@
 
 python benchmarks/evaluation.py --out results/bench/evaluation.json     # 5,000 images x 100 detections
 
-Everything that `mtpd.engine.score.numbers` does is timed: reading the detections, matching, accumulating, per class.
+Everything that `mtpd.engine.evaluation.coco_metrics` does is timed: reading the detections, matching, accumulating, per class.
 """
 
 import argparse
@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mtpd.engine import pipelines, score
-from mtpd.utils.environment import describe
+from mtpd.engine import evaluation, pipelines
 from mtpd.utils.files import write_json
-from mtpd.utils.progress import bar
+from mtpd.utils.machine import describe_environment
+from mtpd.utils.progress import progress_bar
 
 CLASSES = 80
 OBJECTS = 7  # an image, as in COCO
@@ -55,7 +55,7 @@ def make(folder: Path, images: int, detections: int) -> tuple:
     (folder / 'truth.json').write_text(json.dumps(table))
     (folder / 'found.json').write_text(json.dumps(found))
     cfg = dict(type='CocoDataset', ann_file=str(folder / 'truth.json'), pipeline=[], test_mode=True)
-    data = pipelines.build(cfg | dict(classes=[name['name'] for name in names]))
+    data = pipelines.quiet_dataset(cfg | dict(classes=[name['name'] for name in names]))
     return data, {'bbox': str(folder / 'found.json')}
 
 
@@ -74,14 +74,14 @@ def main() -> None:
         numbers: dict = {}
         with tempfile.TemporaryDirectory() as folder:
             data, files = make(Path(folder), images, options.detections)
-            for _ in bar(f'{images} images', range(options.pairs)):
+            for _ in progress_bar(f'{images} images', range(options.pairs)):
                 for library, taken in seconds.items():
                     began = time.perf_counter()
                     with contextlib.redirect_stdout(io.StringIO()):
-                        numbers[library] = score.numbers(data, files, ('bbox',), library)
+                        numbers[library] = evaluation.coco_metrics(data, files, ('bbox',), library)
                     taken.append(time.perf_counter() - began)
         theirs, ours = numbers.values()
-        names = [f'bbox_{name}' for name in score.NUMBERS]
+        names = [f'bbox_{name}' for name in evaluation.COCO_NUMBERS]
         row = {
             'images': images,
             'seconds': {library: statistics.median(taken) for library, taken in seconds.items()},
@@ -99,7 +99,7 @@ def main() -> None:
                 'detections_an_image': options.detections,
                 'pairs': options.pairs,
                 'rows': rows,
-                'environment': describe(torch.get_num_threads()),
+                'environment': describe_environment(torch.get_num_threads()),
             },
         )
 

@@ -37,8 +37,8 @@ def overrides(options: argparse.Namespace, out: Path) -> dict:
 
     root, splits = options.data.resolve(), {'_delete_': True}
     for split, count in (('train', options.batch * options.updates), ('val', 4)):
-        annotations, images = coco.locate(root, split)
-        table = coco.read(annotations)
+        annotations, images = coco.locate_split(root, split)
+        table = coco.read_annotations(annotations)
         kept = {item['image_id'] for item in table['annotations'] if not item['iscrowd']}
         few = [image for image in table['images'] if image['id'] in kept][:count]
         ids = {image['id'] for image in few}
@@ -66,7 +66,7 @@ def one_stage(options: argparse.Namespace, name: str, stage: int, out: Path) -> 
     """Trains a stage in `out`, where the stage before it lies; its row."""
     from mtpd.config.recipe import load_recipe
     from mtpd.errors import MtpdError
-    from mtpd.pipeline import train  # before mmcv
+    from mtpd.pipeline import stages  # before mmcv
 
     # isort: split
     from mmcv.utils import get_logger
@@ -83,14 +83,14 @@ def one_stage(options: argparse.Namespace, name: str, stage: int, out: Path) -> 
 
     trained = []
 
-    class Kept(train.Distiller):  # train_stage keeps the model to itself
+    class Kept(stages.Distiller):  # train_stage keeps the model to itself
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             trained.append(self)
 
-    train.Distiller = Kept
+    stages.Distiller = Kept
     try:
-        made = train.train_stage(plan, stage, 'progressive', out)
+        made = stages.train_stage(plan, stage, 'progressive', out)
     except MtpdError as error:
         sys.exit(f'{name}, stage {stage}: {error}')
     return {
@@ -204,10 +204,10 @@ def machine() -> dict:
     """What the figures depend on; asked in a process of its own, as torch is."""
     import torch
 
-    from mtpd.utils.machine import cores, gpus
+    from mtpd.utils.machine import cpu_cores, nvidia_gpus
 
-    names = [name for name, *_ in gpus()]
-    return {'torch': torch.__version__, 'cores': cores(), 'gpus': names}
+    names = [name for name, *_ in nvidia_gpus()]
+    return {'torch': torch.__version__, 'cores': cpu_cores(), 'gpus': names}
 
 
 def _count(item) -> int:

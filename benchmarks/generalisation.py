@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 from mtpd import load_recipe, load_run
-from mtpd.analysis import gap, generalisation, nearness
-from mtpd.analysis.feature_views import stage_checkpoints
-from mtpd.analysis.seeds import comparable, gather
-from mtpd.utils.environment import describe
+from mtpd.analysis import feature_maps, generalisation, generalisation_gap
+from mtpd.analysis.feature_maps import stage_checkpoints
+from mtpd.analysis.study import comparable_runs, load_study
 from mtpd.utils.files import write_json
+from mtpd.utils.machine import describe_environment
 
 
 def main() -> None:
@@ -24,29 +24,29 @@ def main() -> None:
     parser.add_argument('--out', type=Path)
     args = parser.parse_args()
     run = load_run(args.run)
-    study = gather(run)
+    study = load_study(run)
     recipe = load_recipe(run.path / 'recipe.py')
-    by_seed = generalisation.over_seeds(recipe, run)
+    by_seed = generalisation.measure_seeds(recipe, run)
     control = study.control and study.control.name
     found = {
         'command': ' '.join(['python', *sys.argv]),
         'seeds': sorted(by_seed),
         'commits': {
             seed: other.environment.get('git_commit')
-            for seed, other in sorted(comparable(run)[0].items())
+            for seed, other in sorted(comparable_runs(run)[0].items())
         },
-        'table': gap.table_rows(by_seed),
-        'differences': gap.difference_rows(by_seed, control),
-        'conclusion': gap.conclude(by_seed, control),
+        'table': generalisation_gap.gap_rows(by_seed),
+        'differences': generalisation_gap.gap_difference_rows(by_seed, control),
+        'conclusion': generalisation_gap.gap_verdict(by_seed, control),
         'nearness': {
-            seed: nearness.table_rows(
+            seed: feature_maps.distance_to_teachers(
                 recipe, stage_checkpoints(recipe, run.arm()['name'], other.path)
             )
-            for seed, other in sorted(comparable(run)[0].items())
+            for seed, other in sorted(comparable_runs(run)[0].items())
         },
         'ap': study.json()['orders'],
         'rows': by_seed,
-        'environment': describe(),
+        'environment': describe_environment(),
     }
     for row in (*found['table'], *found['differences'], *found['nearness'].items()):
         print(row)

@@ -18,13 +18,13 @@ from distill_step import batches, update_of
 
 from mtpd.config.recipe import load_recipe
 from mtpd.engine import loop, memory
-from mtpd.engine.features import load_all
-from mtpd.pipeline.order import image_features
+from mtpd.engine.features import load_detectors
+from mtpd.pipeline.teacher_order import image_features
 from mtpd.report.run import make_report
-from mtpd.utils.environment import describe
 from mtpd.utils.files import write_json
+from mtpd.utils.machine import describe_environment
 from mtpd.utils.paths import ROOT
-from mtpd.utils.progress import bar
+from mtpd.utils.progress import progress_bar
 
 sys.path.insert(0, str(ROOT / 'tests'))
 
@@ -34,9 +34,9 @@ TEACHER = 'rx101'
 
 def of_step(folder: Path) -> list[dict]:
     """Milliseconds of an update at three image sizes, and with three batches."""
-    loop.use_threads('cpu', 0)
+    loop.set_threads('cpu', 0)
     rows = []
-    for side, batch in bar('steps', ((64, 8), (128, 8), (256, 8), (128, 4), (128, 16))):
+    for side, batch in progress_bar('steps', ((64, 8), (128, 8), (256, 8), (128, 4), (128, 16))):
         few = {'data.scenes.train': 4 * batch, 'data.scenes.val': 1, 'data.scenes.size': 256}
         recipe = load_recipe(MINI, few | {'data.cache': str(folder), 'image.scale': side})
         update = update_of('default', recipe, TEACHER, 'cpu')
@@ -57,24 +57,24 @@ def of_costs(folder: Path) -> list[dict]:
 
 
 def costs_of(images: int) -> dict:
-    from mtpd.distill.adaptation import costs_from_features
+    from mtpd.distill.adaptation_cost import costs_from_features
 
     recipe = load_recipe(MINI)
-    loop.use_threads('cpu', 0)
+    loop.set_threads('cpu', 0)
     files = {name: (name, recipe.checkpoint(name)) for name in recipe.pool}
     files['again'] = files[recipe.pool[0]]
-    models = load_all(recipe, files)
-    memory.forget('cpu')
-    before, began = memory.used('cpu')[0], time.perf_counter()
+    models = load_detectors(recipe, files)
+    memory.reset_peak('cpu')
+    before, began = memory.memory_used('cpu')[0], time.perf_counter()
     costs_from_features(*(image_features(recipe, models, images, half) for half in (0, 1)))
     seconds = time.perf_counter() - began
-    rise = (memory.used('cpu')[1] - before) / 2**20
+    rise = (memory.memory_used('cpu')[1] - before) / 2**20
     return {'images': images, 'peak_rise_mib': round(rise), 'seconds': seconds}
 
 
 def of_report(folder: Path) -> list[dict]:
     """Seconds of a run's report with as many runs of other seeds beside it (made up, no trainings)."""
-    from fake_run import trained
+    from helpers.fake_run import trained
 
     rows = []
     for runs in (5, 10, 20):
@@ -93,7 +93,7 @@ def of_report(folder: Path) -> list[dict]:
 def of_sweep(folder: Path) -> list[dict]:
     """Seconds of a job, two at a time on a core each, whose training is one or two updates: all but overhead; and of
     `mtpd status` on the sweep, and `mtpd --help`."""
-    from tiny import SMALL
+    from helpers.tiny import SMALL
 
     rows = []
     for seeds in (1, 2, 4):
@@ -155,7 +155,9 @@ def main() -> None:
     if options.out:
         command = ' '.join(['python', *sys.argv])
         threads = torch.get_num_threads()
-        write_json(options.out, {'command': command, **found, 'environment': describe(threads)})
+        write_json(
+            options.out, {'command': command, **found, 'environment': describe_environment(threads)}
+        )
 
 
 if __name__ == '__main__':

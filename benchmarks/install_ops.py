@@ -18,8 +18,8 @@ from collections import Counter
 from pathlib import Path
 
 from mtpd.install import build, ops
-from mtpd.utils.environment import describe
 from mtpd.utils.files import write_json
+from mtpd.utils.machine import describe_environment
 
 
 def main() -> None:
@@ -38,7 +38,9 @@ def main() -> None:
     if options.out:
         arch = f' --cuda-arch {options.cuda_arch}' if options.cuda_arch else ''
         command = f'python benchmarks/install_ops.py{arch} --out {options.out}'
-        write_json(options.out, {'command': command, **result, 'environment': describe()})
+        write_json(
+            options.out, {'command': command, **result, 'environment': describe_environment()}
+        )
 
 
 def measure(cache: Path, cuda_arch: str | None, cuobjdump: str | None) -> dict:
@@ -49,7 +51,7 @@ def measure(cache: Path, cuda_arch: str | None, cuobjdump: str | None) -> dict:
     subprocess.run(command, env={**os.environ, 'MTPD_CACHE': str(cache)}, check=True)
     seconds, used = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     (wheel,) = cache.glob('wheels/*/*.whl')
-    cuda, arch, _ = ops.recorded()
+    cuda, arch, _ = ops.recorded_target()
     return {
         'ops': build.Target('', cuda, arch).ops,
         'seconds': seconds,

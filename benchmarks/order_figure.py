@@ -6,8 +6,8 @@ python benchmarks/order_figure.py runs/mini_pool_reduced-sweep/mgd/0 --out resul
 import argparse
 from pathlib import Path
 
-from mtpd.analysis.runs import load_run
-from mtpd.analysis.seeds import gather
+from mtpd.analysis.run import load_run
+from mtpd.analysis.study import load_study
 from mtpd.plots import ap_versus_order
 
 
@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument('run', type=Path)
     parser.add_argument('--out', type=Path, required=True, help='where the PNG goes')
     options = parser.parse_args()
-    study = gather(load_run(options.run))
+    study = load_study(load_run(options.run))
     options.out.write_bytes(ap_versus_order(study.table(), study.start).encoded()[1])
 
 

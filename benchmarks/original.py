@@ -12,8 +12,8 @@ from mmcv import ConfigDict
 from mmdet.models import BaseDetector, build_detector
 from torch import Tensor, nn
 
+from mtpd.config.plan import distill_cfg
 from mtpd.config.recipe import Recipe
-from mtpd.config.trainings import distill_cfg
 from mtpd.runtime import target_assignment
 
 
@@ -69,7 +69,7 @@ class Original(BaseDetector):
     def forward_train(self, img: Tensor, img_metas: list, **gt) -> dict:
         with torch.no_grad():
             self.teacher.extract_feat(img)
-        with target_assignment.as_in_mmdet():
+        with target_assignment.original_assignment():
             losses = self.student.forward_train(img, img_metas, **gt)
         features = dict(self.named_buffers())
         for link in self.links:

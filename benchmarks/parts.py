@@ -8,7 +8,7 @@ from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 import torch
 from torch import nn
 
-from mtpd.engine.precision import float32_rounded, is_head
+from mtpd.engine.speed import is_head, tf32_products
 from mtpd.preflight.trial import Update
 
 
@@ -50,7 +50,7 @@ class Parts:
         names = ('forward', 'backward', 'optimizer')
         for batch in batches:
             marks = [self.now()]
-            with float32_rounded(self.update.precision):
+            with tf32_products(self.update.precision):
                 for step in self.update.steps(batch):
                     step()
                     marks.append(self.now())

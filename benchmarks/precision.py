@@ -12,12 +12,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mtpd.analysis.runs import points
+from mtpd.analysis.run import ap_points
 from mtpd.config.recipe import load_recipe
-from mtpd.pipeline.train import train_detector_run, train_stage
+from mtpd.pipeline.detectors import train_detector_run
+from mtpd.pipeline.stages import train_stage
 from mtpd.plots import figure
-from mtpd.utils.environment import describe
 from mtpd.utils.files import read_log, write_json
+from mtpd.utils.machine import describe_environment
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 PRECISIONS = ('fp32', 'bf16')
@@ -56,7 +57,7 @@ def collected(options: argparse.Namespace) -> dict:
                 ]
             for step, there in made.items():
                 ap.setdefault(step, {}).setdefault(precision, []).append(
-                    points(there['metrics'])['AP']
+                    ap_points(there['metrics'])['AP']
                 )
     summary = {}
     for step, by in ap.items():
@@ -73,11 +74,11 @@ def collected(options: argparse.Namespace) -> dict:
 def drawn(curves: dict, arm: str) -> figure.Figure:
     """Total loss by update: a line per seed and precision, in a panel per stage."""
     stages = sorted({row['stage'] for rows in curves['fp32'].values() for row in rows})
-    fig = figure.new(3.6 * len(stages) + 0.6, 3.2)
+    fig = figure.new_figure(3.6 * len(stages) + 0.6, 3.2)
     panels = fig.subplots(1, len(stages), sharey=True, squeeze=False)[0]
     for ax, stage in zip(panels, stages, strict=True):
         title = f'{arm}, stage {stage}'
-        figure.dress(
+        figure.style_axes(
             ax, xlabel='updates', ylabel='loss' if stage == 1 else '', title=title, grid='y'
         )
         for number, precision in enumerate(PRECISIONS):
@@ -138,7 +139,7 @@ def main() -> None:
                 'recipe': str(options.recipe),
                 'seeds': options.seeds,
                 **found,
-                'environment': describe(threads=1),
+                'environment': describe_environment(threads=1),
             },
         )
         image = drawn(found['curves'], options.arms[-1]).encoded()[1]

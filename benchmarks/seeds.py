@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from statistics import mean, stdev
 
-from mtpd.analysis.runs import Run, load_run
+from mtpd.analysis.run import Run, load_run
 from mtpd.utils.files import write_json
 
 

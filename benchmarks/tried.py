@@ -16,9 +16,9 @@ from pathlib import Path
 from mtpd.config.recipe import load_recipe
 from mtpd.engine import loop, speed
 from mtpd.preflight import trial
-from mtpd.utils.environment import describe
 from mtpd.utils.files import write_json
-from mtpd.utils.progress import bar
+from mtpd.utils.machine import describe_environment
+from mtpd.utils.progress import progress_bar
 
 # isort: split
 import torch
@@ -30,7 +30,7 @@ MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 def in_turn(calls: dict[str, Callable], times: int) -> dict[str, float]:
     """Milliseconds of each."""
     taken: dict = {name: [] for name in calls}
-    for number in bar('rounds', range(times + 3)):
+    for number in progress_bar('rounds', range(times + 3)):
         for name, call in calls.items():
             began = time.perf_counter()
             call()
@@ -108,9 +108,9 @@ def main() -> None:
     parser.add_argument('--out', type=Path, help='where the JSON goes')
     options = parser.parse_args()
     recipe = load_recipe(MINI, {'speed.precision': 'fp32'})
-    loop.use_threads('cpu', 0)
-    speed.keep_memory()
-    model = trial.untrained(recipe, 'student', options.teacher)
+    loop.set_threads('cpu', 0)
+    speed.keep_freed_memory()
+    model = trial.untrained_detector(recipe, 'student', options.teacher)
     batch, side = recipe.cfg.schedule.batch_size, recipe.cfg.image.scale
     images = torch.randn(batch, 3, side, side)
     found, compiling = teachers(model, images, options.times)
@@ -126,7 +126,7 @@ def main() -> None:
                 'command': ' '.join(['python', *sys.argv]),
                 'milliseconds': found,
                 'compile_seconds': compiling,
-                'environment': describe(torch.get_num_threads()),
+                'environment': describe_environment(torch.get_num_threads()),
             },
         )
 

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from mtpd.analysis.runs import points
+from mtpd.analysis.run import ap_points
 from mtpd.config.recipe import load_recipe
-from mtpd.pipeline.train import train_detector_run, train_stage
-from mtpd.utils.environment import describe
+from mtpd.pipeline.detectors import train_detector_run
+from mtpd.pipeline.stages import train_stage
 from mtpd.utils.files import read_json, read_log, write_json
+from mtpd.utils.machine import describe_environment
 
 COMMON = 'runtime.threads=1 runtime.workers=0 data.scenes.train=1500'
 SHORT = {  # of each recipe what is cut, so that each takes 4 to 12 minutes of one core
@@ -47,7 +48,7 @@ def rows_of(name: str, folder: Path, before: dict) -> Iterator[dict]:
         took = {'seconds': time.time() - began, 'cpu_seconds': time.process_time() - cpu}
         if took['cpu_seconds'] < 2:  # it was there
             took = {key: before.get(step, {}).get(key) for key in took}
-        ap = points(made['metrics'])
+        ap = ap_points(made['metrics'])
         yield {
             'recipe': name,
             'step': step,
@@ -69,7 +70,7 @@ def save(out: Path, rows: list[dict]) -> None:
                 f"mtpd train configs/mini/{name}.py --arm progressive --stage 2 --cfg-options '{text}'"
                 for name, text in options.items()
             ],
-            'environment': describe(threads=1),
+            'environment': describe_environment(threads=1),
             'rows': rows,
         },
     )

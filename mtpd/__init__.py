@@ -1,43 +1,25 @@
 """MTPD reproduction kit: distil a detector from a sequence of teachers (ICML 2023, arXiv 2308.09105)."""
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import Any
+from .utils.lazy import lazy_names
 
 __version__ = '0.1.0'
 
 # Looked up on first use: `import mtpd` and `mtpd --help` stay light.
-_PLACES = {
-    'MtpdError': 'errors',
-    'Recipe': 'config.recipe',
-    'RecipeError': 'errors',
-    'load_recipe': 'config.recipe',
-    'train_detector_run': 'pipeline.train',
-    'train_stage': 'pipeline.train',
-    'export_student': 'runtime.checkpoints',
-    'evaluate': 'engine.evaluate',
-    'adaptation_costs': 'pipeline.order',
-    'choose_sequence': 'distill.sequence',
-    'run_recipe': 'pipeline.run',
-    'make_report': 'report.run',
-    'load_run': 'analysis.runs',
-    'plots': None,
-}
-
-__all__ = sorted(_PLACES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    place = _PLACES[name]
-    return (
-        import_module(f'.{name}', __name__)
-        if place is None
-        else getattr(import_module(f'.{place}', __name__), name)
-    )
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        '.errors': ('MtpdError', 'RecipeError'),
+        '.config.recipe': ('Recipe', 'load_recipe'),
+        '.pipeline.detectors': ('train_detector_run',),
+        '.pipeline.stages': ('train_stage',),
+        '.pipeline.teacher_order': ('adaptation_costs',),
+        '.pipeline.run': ('run_recipe',),
+        '.distill.teacher_sequence': ('choose_sequence',),
+        '.engine.evaluation': ('evaluate',),
+        '.runtime.checkpoints': ('export_student',),
+        '.analysis.run': ('load_run',),
+        '.report.run': ('make_report',),
+        '.edge': ('EdgeDetector',),
+        '.plots': (),
+    },
+)

@@ -1,9 +1,11 @@
-"""An exported detector at work: needs ONNX Runtime, NumPy and OpenCV, neither torch nor mmdet."""
+"""Detection by an exported ONNX file. Needs ONNX Runtime, NumPy and OpenCV, neither torch nor mmdet."""
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
+from types import ModuleType
 
 import cv2
 import numpy as np
@@ -15,15 +17,17 @@ class EdgeDetector:
     """A detector that `mtpd export STUDENT TARGET.onnx` wrote, run by ONNX Runtime.
 
     Attributes:
-        about: what stands in the file: classes, how images are prepared, how boxes are chosen.
+        about: the file's metadata: classes, how images are prepared, how boxes are selected.
+
+    Args:
+        threads: number of CPU threads; 0: all.
 
     Raises:
-        MtpdError: no such file, none that the kit wrote, or ONNX Runtime is not installed.
+        MtpdError: there is no such file, `mtpd export` did not write it, or ONNX Runtime is not installed.
     """
 
     def __init__(self, path: str | Path, threads: int = 0):
-        """`threads`: of the CPU; 0: all."""
-        runtime = need('onnxruntime')
+        runtime = import_onnx_package('onnxruntime')
         path = Path(path)
         if not path.is_file():
             raise MtpdError(f'{path} does not exist. `mtpd export CHECKPOINT {path}` writes one.')
@@ -33,7 +37,7 @@ class EdgeDetector:
             self.session = runtime.InferenceSession(
                 str(path), options, providers=['CPUExecutionProvider']
             )
-        except Exception as error:  # of ONNX Runtime's own kinds
+        except Exception as error:  # ONNX Runtime's exceptions have no common class
             raise MtpdError(f'{path} is no ONNX file that can be run: {error}') from None
         about = self.session.get_modelmeta().custom_metadata_map.get('mtpd')
         if about is None:
@@ -43,7 +47,7 @@ class EdgeDetector:
         self.about = json.loads(about)
 
     def __call__(self, image: np.ndarray, threshold: float = 0.0) -> list[dict]:
-        """Objects scored at least `threshold`, by falling score.
+        """The objects that score at least `threshold`, by falling score.
 
         Args:
             image: (height, width, 3), uint8, BGR as OpenCV reads it.
@@ -54,28 +58,24 @@ class EdgeDetector:
         Raises:
             MtpdError: `image` is None.
         """
-        if image is None:  # what cv2.imread gives for a file that is not there, or no image
+        if image is None:  # what cv2.imread returns for a file that does not exist or is no image
             raise MtpdError(
                 'no image to look at: cv2.imread gives None where it cannot read a file.'
             )
-        pixels, size = self.prepared(image)
+        pixels, size = self.prepare_image(image)
         boxes, scores = self.session.run(None, {'image': pixels})
-        found = self.chosen(boxes, scores, size)
-        # As mmcv resizes: sides are rounded, so height and width have scales of their own.
-        ratio = np.array([size[0] / image.shape[1], size[1] / image.shape[0]] * 2, np.float32)
+        boxes, scores, labels = self.select_boxes(boxes, scores, size)
+        # As mmcv resizes: sides are rounded, so width and height have scales of their own.
+        scales = np.array([size[0] / image.shape[1], size[1] / image.shape[0]] * 2, np.float32)
         return [
-            {
-                'class': self.about['classes'][label],
-                'score': float(score),
-                'box': (box / ratio).tolist(),
-            }
-            for box, score, label in found
+            {'class': self.about['classes'][label], 'score': float(score), 'box': box.tolist()}
+            for box, score, label in zip(boxes / scales, scores, labels, strict=True)
             if score >= threshold
         ]
 
-    def prepared(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-        """The network's input (1, 3, H, W): resized to fit, normalised, padded right and below; and the image's size
-        (width, height) in it."""
+    def prepare_image(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+        """The network's input (1, 3, H, W): resized, normalised, padded right and below; and the image's size in it
+        (width, height)."""
         height, width = self.about['input']
         high, wide = self.about['scale']
         scale = min(
@@ -85,54 +85,68 @@ class EdgeDetector:
             width / image.shape[1],
         )
         size = (int(image.shape[1] * scale + 0.5), int(image.shape[0] * scale + 0.5))
-        small = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR).astype(np.float32)
+        resized = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR).astype(np.float32)
         if self.about['to_rgb']:
-            small = small[..., ::-1]
-        small = (small - np.float32(self.about['mean'])) / np.float32(self.about['std'])
+            resized = resized[..., ::-1]
+        normalised = (resized - np.float32(self.about['mean'])) / np.float32(self.about['std'])
         pixels = np.zeros((1, 3, height, width), np.float32)
-        pixels[0, :, : size[1], : size[0]] = small.transpose(2, 0, 1)
+        pixels[0, :, : size[1], : size[0]] = normalised.transpose(2, 0, 1)
         return pixels, size
 
-    def chosen(self, boxes: np.ndarray, scores: np.ndarray, size: tuple[int, int]):
-        """Box (pixels of the input), score and class of what is left after mmdet's steps: the highest scores of each
-        FPN level, non-maximum suppression class by class, the best of all."""
-        about, start, rows = self.about, 0, []
-        for count in about['levels']:
-            place, label = np.nonzero(scores[start : start + count] > about['score_thr'])
-            score = scores[start + place, label]
-            order = np.argsort(-score, kind='stable')[: about['nms_pre']]
-            rows.append((start + place[order], label[order], score[order]))
+    def select_boxes(
+        self, boxes: np.ndarray, scores: np.ndarray, size: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What mmdet's test steps leave: the best scores of each FPN level, non-maximum suppression by class, the best
+        of all.
+
+        Args:
+            boxes: (N, 4), x1, y1, x2, y2 in the input's pixels, level by level.
+            scores: (N, classes).
+            size: the image's width and height in the input, which boxes are clipped to.
+
+        Returns:
+            Boxes (M, 4), scores (M,) and labels (M,), by falling score.
+        """
+        levels, start = [], 0
+        for count in self.about['levels']:
+            place, label = np.nonzero(scores[start : start + count] > self.about['score_thr'])
+            place += start
+            best = np.argsort(-scores[place, label], kind='stable')[: self.about['nms_pre']]
+            levels.append((place[best], label[best]))
             start += count
-        place, label, score = (np.concatenate(part) for part in zip(*rows, strict=True))
-        limits = np.array([size[0], size[1]] * 2, np.float32)
-        box = np.clip(boxes[place], 0, limits)
-        kept: list[int] = []
-        for kind in np.unique(label):
-            (these,) = np.nonzero(label == kind)
-            kept += these[suppressed(box[these], score[these], about['iou_threshold'])].tolist()
-        kept = sorted(kept, key=lambda k: -score[k])[: about['max_per_img']]
-        return [(box[k], score[k], int(label[k])) for k in kept]
+        place, labels = (np.concatenate(parts) for parts in zip(*levels, strict=True))
+        scores = scores[place, labels]
+        boxes = np.clip(boxes[place], 0, np.array([*size, *size], np.float32))
+        remaining = [np.empty(0, int)]
+        for label in np.unique(labels):
+            (of_class,) = np.nonzero(labels == label)
+            chosen = nms_indices(boxes[of_class], scores[of_class], self.about['iou_threshold'])
+            remaining.append(of_class[chosen])
+        indices = np.concatenate(remaining)
+        best = np.argsort(-scores[indices], kind='stable')[: self.about['max_per_img']]
+        indices = indices[best]
+        return boxes[indices], scores[indices], labels[indices]
 
 
-def suppressed(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
-    """Places of the boxes (n, 4) that stay when each removes lower scored ones that overlap it by more than `threshold`
-    (IoU)."""
-    order, kept = np.argsort(-scores, kind='stable'), []
+def nms_indices(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
+    """Non-maximum suppression as mmcv's: the indices of the boxes (n, 4) that remain, by falling score.
+
+    A box removes those of lower score whose IoU with it is above `threshold`.
+    """
+    order, remaining = np.argsort(-scores, kind='stable'), []
     area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     while len(order):
         best, order = order[0], order[1:]
-        kept.append(best)
-        low = np.maximum(boxes[best, :2], boxes[order, :2])
-        high = np.minimum(boxes[best, 2:], boxes[order, 2:])
-        common = np.prod(np.clip(high - low, 0, None), axis=1)
+        remaining.append(best)
+        top_left = np.maximum(boxes[best, :2], boxes[order, :2])
+        bottom_right = np.minimum(boxes[best, 2:], boxes[order, 2:])
+        common = np.prod(np.clip(bottom_right - top_left, 0, None), axis=1)
         order = order[common <= threshold * (area[best] + area[order] - common)]
-    return np.array(kept, int)
+    return np.array(remaining, int)
 
 
-def need(name: str):
-    """A package of the extra `onnx`. Raises MtpdError where it is not installed."""
-    import importlib
-
+def import_onnx_package(name: str) -> ModuleType:
+    """Imports a package of requirements/onnx.txt. Raises MtpdError where it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError:

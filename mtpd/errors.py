@@ -1,4 +1,4 @@
-"""The exceptions that a user of the kit should ever see."""
+"""The exceptions that a user of the kit may see, and how their messages name what was meant."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class MtpdError(Exception):
-    """A problem the user can solve: what is wrong, where, and what to do about it.
+    """A problem that the user can solve. The message says what is wrong, where, and what to do.
 
     The command line prints the message without a traceback and ends with `exit_code`.
     """
@@ -17,7 +17,7 @@ class MtpdError(Exception):
     exit_code = 2
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython shows in a notebook in place of a traceback: the message."""
+        """The lines that IPython shows in a notebook in place of a traceback."""
         return f'{type(self).__name__}: {self}'.splitlines()
 
 
@@ -25,8 +25,9 @@ class RecipeError(MtpdError):
     """Everything that is wrong with a recipe, in one message.
 
     Attributes:
-        problems: one line each.
-        rest: the recipe without its unknown keys, where it can be made; other values may be wrong. Else None.
+        source: the recipe's file.
+        problems: the problems, a line each.
+        rest: the recipe without its unknown keys, where one can be made; other values may be wrong. Else None.
     """
 
     def __init__(self, source: str | Path, problems: list[str], rest: Any = None):
@@ -37,11 +38,13 @@ class RecipeError(MtpdError):
         )
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A sentence with the known word that is nearest to `word`, or with all of them where none is near."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f'Did you mean {close[0]!r}?' if close else f'There are: {", ".join(known)}.'
 
 
-def unknown(what: str, word: str, known: Iterable[str]) -> str:
-    return f'unknown {what} {word!r}. {nearest(str(word), known)}'
+def unknown_name(what: str, word: str, known: Iterable[str]) -> str:
+    """The message for a name that is none of `known`: "unknown arm 'x'. Did you mean 'y'?"; `what` is the kind, 'arm'."""
+    return f'unknown {what} {word!r}. {did_you_mean(str(word), known)}'

@@ -1,11 +1,10 @@
-"""What a detector finds in images of one's own: drawn, and as JSON. By mmdet's `inference_detector`."""
+"""Detections in images of one's own, drawn and as JSON, by mmdet's `inference_detector`."""
 
 from __future__ import annotations
 
 from .runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
-import ast
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -17,15 +16,16 @@ from mmdet.core import get_classes
 from mmdet.models import build_detector
 from torch import nn
 
-from .config.files import set_classes
+from .config.files import set_class_count
 from .config.recipe import Recipe
-from .engine.loop import find_device
+from .config.settings import parse_settings
+from .engine.loop import choose_device
 from .errors import MtpdError
-from .pipeline.plain import as_mmdet, load_config
+from .pipeline.mmdet_config import load_config, recipe_as_mmdet
 from .runtime import checkpoints
 from .utils.files import write_json
 
-SHOWN = 400  # pixels: the least side of what is drawn
+LEAST_SIDE = 400  # pixels, of what is drawn
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 
 
@@ -45,20 +45,20 @@ def detector(
         MtpdError: no config is given and the checkpoint has none, or the weights do not fit.
     """
     checkpoint = Path(checkpoint)
-    meta = checkpoints.load(checkpoint).get('meta') or {}
+    meta = checkpoints.load_checkpoint(checkpoint).get('meta') or {}
     if config is None:
-        cfg = Config(_literals(meta.get('config') or meta.get('student_config'), checkpoint))
+        cfg = _config_in_checkpoint(meta, checkpoint)
+    elif isinstance(loaded := load_config(config), Recipe):
+        cfg = Config.fromstring(recipe_as_mmdet(loaded, name), '.py')
     else:
-        asked = load_config(config)
-        recipe = isinstance(asked, Recipe)
-        cfg = Config.fromstring(as_mmdet(asked, name), '.py') if recipe else asked.cfg
+        cfg = loaded.cfg
     classes = meta.get('CLASSES') or cfg.data.test.get('classes') or get_classes('coco')
     if meta.get('CLASSES'):
-        set_classes(cfg.model, len(classes))
+        set_class_count(cfg.model, len(classes))
     model = build_detector(cfg.model)
     checkpoints.load_student(model, checkpoint)
     model.cfg, model.CLASSES = cfg, classes
-    return model.to(find_device(device, checkpoint, '--device')).eval()
+    return model.to(choose_device(device, checkpoint, '--device')).eval()
 
 
 def predict(
@@ -77,71 +77,75 @@ def predict(
         MtpdError: no such file or folder, a folder without images, or a file that is no image.
     """
     out, rows = Path(out), []
-    paths = images(sources)
+    paths = image_files(sources)
     names = [path.name for path in paths]
     for path in paths:
         pixels = mmcv.imread(str(path)) if path.is_file() else None
         if pixels is None:
             raise MtpdError(f'{path} is no image that OpenCV can read.')
         result = inference_detector(model, str(path))
-        several = names.count(path.name) > 1
-        drawn = out / (f'{path.parent.name}_{path.name}' if several else path.name)
-        shown = _enlarged(pixels, result)
-        model.show_result(*shown, score_thr=threshold, out_file=str(drawn), font_size=10)
-        boxes = result[0] if isinstance(result, tuple) else result
-        found = [
-            {'class': model.CLASSES[kind], 'score': float(box[4]), 'box': box[:4].tolist()}
-            for kind, some in enumerate(boxes)
-            for box in np.asarray(some)
+        same_name = names.count(path.name) > 1
+        drawn = out / (f'{path.parent.name}_{path.name}' if same_name else path.name)
+        enlarged = _enlarged(pixels, result)
+        model.show_result(*enlarged, score_thr=threshold, out_file=str(drawn), font_size=10)
+        boxes_by_class = result[0] if isinstance(result, tuple) else result
+        if len(boxes_by_class) != len(model.CLASSES):
+            raise MtpdError(
+                f'the detector has {len(boxes_by_class)} classes, and {len(model.CLASSES)} names are known: name its '
+                'recipe or mmdet config with --config.'
+            )
+        objects = [
+            {'class': name, 'score': float(box[4]), 'box': box[:4].tolist()}
+            for name, boxes in zip(model.CLASSES, boxes_by_class, strict=True)
+            for box in np.asarray(boxes)
             if box[4] >= threshold
         ]
-        found.sort(key=lambda item: -item['score'])
-        rows.append({'image': str(path), 'drawn': str(drawn), 'objects': found})
+        objects.sort(key=lambda item: -item['score'])
+        rows.append({'image': str(path), 'drawn': str(drawn), 'objects': objects})
         yield rows[-1]
     write_json(out / 'predictions.json', rows)
 
 
 def _enlarged(pixels: np.ndarray, result: list | tuple) -> tuple[np.ndarray, list | tuple]:
-    """A small image and what was found in it, larger, so that mmdet's labels don't cover it all."""
-    factor = max(1, SHOWN // min(pixels.shape[:2]))
+    """A small image and mmdet's result in it, enlarged, so that the labels don't cover it all."""
+    factor = max(1, LEAST_SIDE // min(pixels.shape[:2]))
 
-    def larger(array):
+    def enlarge(array):
         return np.repeat(np.repeat(array, factor, 0), factor, 1)
 
-    def boxes(found):
-        return [some * np.array([factor] * 4 + [1], some.dtype) for some in found]
+    def scale(boxes_by_class):
+        return [boxes * np.array([factor] * 4 + [1], boxes.dtype) for boxes in boxes_by_class]
 
     if isinstance(result, tuple):
-        masks = [[larger(np.asarray(mask)) for mask in some] for some in result[1]]
-        return larger(pixels), (boxes(result[0]), masks)
-    return larger(pixels), boxes(result)
+        boxes_by_class, masks_by_class = result
+        masks = [[enlarge(np.asarray(mask)) for mask in masks] for masks in masks_by_class]
+        return enlarge(pixels), (scale(boxes_by_class), masks)
+    return enlarge(pixels), scale(result)
 
 
-def images(sources: Iterable[str | Path]) -> list[Path]:
+def image_files(sources: Iterable[str | Path]) -> list[Path]:
     """The images that files and folders name. Raises MtpdError where one is missing, or a folder has none."""
-    found = []
+    paths = []
     for source in map(Path, sources):
-        inside = [source]
         if source.is_dir():
-            inside = sorted(p for p in source.iterdir() if p.suffix.lower() in IMAGES)
-        if not inside or not inside[0].exists():
-            raise MtpdError(
-                f'{source}: {"no images in this folder" if source.is_dir() else "no such file"}.'
-            )
-        found += inside
-    return found
+            inside = sorted(path for path in source.iterdir() if path.suffix.lower() in IMAGES)
+            if not inside:
+                raise MtpdError(f'{source}: no images in this folder.')
+            paths += inside
+        elif source.exists():
+            paths.append(source)
+        else:
+            raise MtpdError(f'{source}: no such file.')
+    return paths
 
 
-def _literals(text: str | None, checkpoint: Path) -> dict:
-    """A config's text, if it is nothing but literals; nothing of it is run."""
+def _config_in_checkpoint(meta: dict, checkpoint: Path) -> Config:
+    text = meta.get('config') or meta.get('student_config')
     if not text:
         raise MtpdError(
             f'{checkpoint} does not say of which detector it is: name its recipe or mmdet config with --config.'
         )
     try:
-        lines = ast.parse(text).body
-        return {line.targets[0].id: ast.literal_eval(line.value) for line in lines}
-    except (SyntaxError, ValueError, AttributeError):
-        raise MtpdError(
-            f'the config in {checkpoint} is not as the kit writes it, and is not run: name one with --config.'
-        ) from None
+        return Config(parse_settings(text, f'the config in {checkpoint}'))
+    except MtpdError as error:
+        raise MtpdError(f'{error} Name one with --config.') from None

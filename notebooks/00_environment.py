@@ -26,25 +26,25 @@ work_dir: str = ''  # run directory; empty: runs, recipe, seed
 
 # %%
 from mtpd import load_recipe
-from mtpd.engine import loop
-from mtpd.pipeline import doctor
-from mtpd.report.tables import say, table
-from mtpd.utils import environment
+from mtpd.analysis import run_checks, speed_settings, write_environment
+from mtpd.report import markdown_table, show_sentences
 
 plan = load_recipe(recipe, cfg_options, seed)
 run_dir = plan.run_dir(work_dir)
-checks = doctor.check(recipe)
+checks = run_checks(recipe)
 fixes = {'fix': 'fix'} if any(c.fix for c in checks) else {}
-table([c._asdict() for c in checks], {'name': 'check', 'state': 'state', 'found': 'found', **fixes})
+markdown_table(
+    [c._asdict() for c in checks], {'name': 'check', 'state': 'state', 'found': 'found', **fixes}
+)
 
 # %% [markdown]
 # ## Versions and device
 
 # %%
-versions = environment.write(
-    run_dir / 'environment.json', plan.cfg.runtime.threads, **loop.switches(plan)
+versions = write_environment(
+    run_dir / 'environment.json', plan.cfg.runtime.threads, **speed_settings(plan)
 )
-table([{'what': key, 'value': str(value)} for key, value in versions.items()])
+markdown_table([{'what': key, 'value': str(value)} for key, value in versions.items()])
 
 # %% [markdown]
 # ## What will run
@@ -53,7 +53,7 @@ table([{'what': key, 'value': str(value)} for key, value in versions.items()])
 # of student updates (optimizer steps), split evenly over its stages.
 
 # %%
-table(
+markdown_table(
     [
         {'arm': a.label, 'stages': len(a.teachers), 'updates of the student': a.updates}
         for a in plan.arms.values()
@@ -62,7 +62,7 @@ table(
 
 # %%
 bad = [c for c in checks if c.state == 'fail']
-say(
+show_sentences(
     f'**Conclusion.** {len(checks)} checks, {len(bad)} of them failed.',
     'The recipe can run here.' if not bad else 'Fix these first: ' + '; '.join(c.fix for c in bad),
 )

@@ -19,11 +19,11 @@ work_dir: str = ''  # run directory; empty: runs, recipe, seed
 
 # %%
 from mtpd import load_recipe, plots
-from mtpd.analysis import view
-from mtpd.report.tables import say, table
+from mtpd.analysis import dataset_statistics, sample_images
+from mtpd.report import markdown_table, show_sentences
 
 plan = load_recipe(recipe, cfg_options, seed)
-examples = view.samples(plan, 'val', 8)
+examples = sample_images(plan, 'val', 8)
 masks = [example['masks'] for example in examples]
 
 # %% [markdown]
@@ -44,8 +44,8 @@ plots.scenes(
 # ## Counts
 
 # %%
-counted = view.statistics(plan)
-table(
+counted = dataset_statistics(plan)
+markdown_table(
     [
         {
             'split': split,
@@ -68,7 +68,7 @@ plots.class_counts({split: found['counts'] for split, found in counted.items()},
 # %%
 areas = counted['val']['areas']
 small = sum(area < 32**2 for area in areas)
-say(
+show_sentences(
     f'**Conclusion.** {counted["train"]["images"]:,} images to learn from and',
     f'{counted["val"]["images"]:,} to measure on, with {len(plan.classes)} classes.',
     f'{small / max(len(areas), 1):.0%} of the validation objects are small (under 32 x 32 pixels).',

@@ -18,15 +18,13 @@ work_dir: str = ''  # run directory; empty: runs, recipe, seed
 
 # %%
 from mtpd import load_recipe, plots
-from mtpd.analysis.logs import loss_rows
-from mtpd.pipeline.train import prepare_detector
-from mtpd.report import rows
-from mtpd.report.tables import say, table
+from mtpd.analysis import loss_rows, prepare_detector
+from mtpd.report import detector_rows, markdown_table, show_sentences
 
 plan = load_recipe(recipe, cfg_options, seed)
 
 # %%
-detectors = rows.of_detectors(plan, work_dir)
+detectors = detector_rows(plan, work_dir)
 
 # %% [markdown]
 # ## Accuracy, size and speed
@@ -41,7 +39,7 @@ detectors = rows.of_detectors(plan, work_dir)
 # *began from* another come on top of those.
 
 # %%
-table(detectors, rows.headings(plan))
+markdown_table(detectors, 'detectors')
 
 # %%
 plots.ap_versus_cost(detectors)
@@ -56,7 +54,7 @@ plots.loss_curves(loss_rows(baseline['dir'] / 'log.json'))
 # %%
 student = detectors[0]
 best = max(detectors, key=lambda row: row['AP'])
-say(
+show_sentences(
     f'**Conclusion.** The student starts at {student["AP"]:.1f} AP with',
     f'{student["parameters"] / 1e6:.2f} million parameters. The best detector, {best["label"]}, has',
     f'{best["AP"]:.1f} AP with {best["parameters"] / student["parameters"]:.1f} times as many:',

@@ -27,9 +27,8 @@ images: int = 0  # validation images to compare features on; 0: as the recipe sa
 
 # %%
 from mtpd import adaptation_costs, load_recipe, plots
-from mtpd.pipeline.order import calibration, choose, conclusion
-from mtpd.pipeline.train import prepare_detector
-from mtpd.report.tables import say, table
+from mtpd.analysis import calibration_text, order_conclusion, prepare_detector, suggest_sequence
+from mtpd.report import markdown_table, show_sentences
 
 plan = load_recipe(recipe, cfg_options, seed)
 labels = {name: spec.get('label', name) for name, spec in plan.detectors.items()}
@@ -45,7 +44,7 @@ costs = adaptation_costs(plan, work_dir, images or None)
 plots.cost_matrix(list(labels.values()), costs['cost'], (costs['low'], costs['high']))
 
 # %%
-say(calibration(costs))
+show_sentences(calibration_text(costs))
 
 # %% [markdown]
 # ## The sequence
@@ -55,7 +54,7 @@ say(calibration(costs))
 # squared costs, found exactly.
 
 # %%
-found = choose(plan, costs, work_dir)
+found = suggest_sequence(plan, costs, work_dir)
 ready = {name: prepare_detector(plan, name, work_dir) for name in plan.cfg.teachers}
 rows = [
     {
@@ -68,18 +67,18 @@ rows = [
     }
     for name, made in ready.items()
 ]
-table(rows)
+markdown_table(rows)
 
 # %%
 plots.sequence_graph(costs, found['ap'], found['sequence'], labels)
 
 # %%
-table([{'step': reason} for reason in found['reasons'] + found['check']['reasons'][1:]])
+markdown_table([{'step': reason} for reason in found['reasons'] + found['check']['reasons'][1:]])
 
 # %%
-say(
+show_sentences(
     '**Conclusion.**',
-    conclusion(found, labels),
+    order_conclusion(found, labels),
     'This is a prediction: the arms of this run test it.',
 )
 

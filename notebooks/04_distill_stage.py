@@ -27,14 +27,13 @@ stage: int = 1  # which stage of it, from 1
 
 # %%
 from mtpd import load_recipe, plots
-from mtpd.report import live, rows
-from mtpd.report.tables import say, table
+from mtpd.report import markdown_table, show_sentences, stage_rows, train_stage_live
 
 plan = load_recipe(recipe, cfg_options, seed)
 sequence = plan.arm(arm, stage)
 teacher = sequence.teachers[stage - 1]
 teacher_label = plan.detectors[teacher].get('label', teacher) if teacher else 'no teacher'
-say(
+show_sentences(
     f'**Arm "{sequence.label}", stage {stage} of {len(sequence.teachers)}:** {teacher_label},',
     f'{sequence.stage_updates} updates of the student.',
 )
@@ -46,17 +45,17 @@ say(
 # begins its learning rate schedule anew, with a warm-up. A stage that is done is not trained again.
 
 # %%
-made = live.train_stage(plan, stage, arm, work_dir)
+made = train_stage_live(plan, stage, arm, work_dir)
 
 # %% [markdown]
 # ## Accuracy
 
 # %%
-steps = rows.of_stages(plan, arm, stage, work_dir)
-table(steps)
+steps = stage_rows(plan, arm, stage, work_dir)
+markdown_table(steps, 'stages')
 
 # %%
-say(
+show_sentences(
     f'**Conclusion.** After stage {stage} the student has {steps[-1]["AP"]:.1f} AP,',
     f'{plots.gain(steps[-1]["AP"], steps[-2]["AP"])} by this stage and',
     f'{plots.gain(steps[-1]["AP"], steps[0]["AP"])} against the baseline, after {stage * sequence.stage_updates} more updates.',

@@ -24,31 +24,36 @@ image: int = 3  # validation image to show detections on, in file order
 
 # %%
 from mtpd import load_recipe, plots
-from mtpd.analysis import comparison, paper, released
-from mtpd.analysis.answer import closing
-from mtpd.analysis.conclusion import class_aps
-from mtpd.analysis.error_types import count_objects, errors_by_detector, found_and_lost
-from mtpd.report import looks
-from mtpd.report.tables import say, table
-from mtpd.report.widgets import touch
+from mtpd.analysis import (
+    checkpoint_detections,
+    checkpoint_metrics,
+    class_aps,
+    compare_methods,
+    count_objects,
+    dataset_name,
+    errors_by_detector,
+    load_run_or_plan,
+    methods_caption,
+    objects_found_and_lost,
+    paper_chart,
+    paper_rows,
+    paper_verdict,
+    run_summary,
+)
+from mtpd.report import DetectionsView, markdown_table, show_sentences, show_with_controls
 
 plan = load_recipe(recipe, cfg_options, seed)
-run = released.run_or_plan(plan, work_dir, checkpoint)
+run = load_run_or_plan(plan, work_dir, checkpoint)
 rows = run.results()
 
 # %%
-headings = {'label': '', 'role': 'role', 'updates': 'updates', 'AP': 'AP', 'AP50': 'AP50'}
-sizes = {'AP_s': 'AP small', 'AP_m': 'AP medium', 'AP_l': 'AP large'}
-sizes = {key: text for key, text in sizes.items() if any(row[key] is not None for row in rows)}
-headings |= {'AP75': 'AP75', **sizes}
-headings |= {'mask_AP': 'mask AP'} if 'segm' in plan.cfg.evaluation.metrics else {}
-table(rows, headings)
+markdown_table(rows, 'results')
 
 # %%
 plots.ap_by_arm(rows)
 
 # %%
-say(
+show_sentences(
     f'Numbers and figures of this page are of seed {plan.seed}; its conclusion is of all',
     'seeds that were run.',
 )
@@ -78,7 +83,7 @@ plots.error_types({label: found.counts for label, found in kinds.items()}, count
 # Objects that only one of two students finds, counted the same way:
 
 # %%
-table(found_and_lost(kinds))
+markdown_table(objects_found_and_lost(kinds))
 
 # %% [markdown]
 # ## Detections side by side
@@ -90,11 +95,11 @@ table(found_and_lost(kinds))
 # Choose an image and the least score below the figure.
 
 # %%
-numbers = released.numbers_of(plan, checkpoint, metrics, work_dir)
-detections = looks.Detections(plan, run, released.detections_of(numbers))
+numbers = checkpoint_metrics(plan, checkpoint, metrics, work_dir)
+detections = DetectionsView(plan, run, checkpoint_detections(numbers))
 thresholds = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 image = min(image, len(detections) - 1)
-touch(detections, image=(image, range(len(detections))), threshold=(0.3, thresholds))
+show_with_controls(detections, image=(image, range(len(detections))), threshold=(0.3, thresholds))
 
 # %% [markdown]
 # ## Beside the paper
@@ -106,17 +111,17 @@ touch(detections, image=(image, range(len(detections))), threshold=(0.3, thresho
 # %%
 headings = {'name': '', 'ours': 'this checkpoint', 'paper': 'paper, after both teachers'}
 headings |= {'baseline': 'paper, baseline', 'difference': 'difference from the paper'}
-table(released.beside_paper(numbers, plan), headings)
+markdown_table(paper_rows(numbers, plan), headings)
 
 # %%
-say(released.verdict(numbers, plan))
+show_sentences(paper_verdict(numbers, plan))
 
 # %% [markdown]
 # On another dataset, or with detectors of another size, the absolute numbers can't be compared; the direction
 # of the gains can. The paper's walk-through, its table and its bar chart are different trainings, so their figures differ.
 
 # %%
-plots.paper_next_to_ours(run.info['paper'], run.walkthrough(), paper.dataset(plan))
+plots.paper_next_to_ours(run.info['paper'], run.walkthrough(), dataset_name(plan))
 
 # %% [markdown]
 # ## Direct against progressive, by method
@@ -126,14 +131,14 @@ plots.paper_next_to_ours(run.info['paper'], run.walkthrough(), paper.dataset(pla
 
 # %%
 student = run.info['paper'].get('student')
-chart, ours = paper.chart(student), comparison.compare(plan, run, compare)
-plots.direct_against_progressive(chart, ours.bars, paper.dataset(plan))
+chart, ours = paper_chart(student), compare_methods(plan, run, compare)
+plots.direct_against_progressive(chart, ours.bars, dataset_name(plan))
 
 # %%
-say(comparison.caption(ours, chart, student, paper.dataset(plan)))
+show_sentences(methods_caption(ours, chart, student, dataset_name(plan)))
 
 # %%
-say('**Conclusion.**', closing(run))
+show_sentences('**Conclusion.**', run_summary(run))
 
 # %% [markdown]
 # **Try this**

@@ -19,14 +19,29 @@ compare: list[str] = []  # run folders of other seeds; empty, those beside this 
 
 # %%
 from mtpd import load_recipe, load_run, plots
-from mtpd.analysis import feature_views, gap, generalisation, nearness, view
-from mtpd.analysis.answer import answer
-from mtpd.analysis.feature_views import feature_rows, stage_checkpoints
-from mtpd.analysis.findings import conclude, table_rows
-from mtpd.analysis.seeds import gather
-from mtpd.report import looks
-from mtpd.report.tables import say, table
-from mtpd.report.widgets import touch
+from mtpd.analysis import (
+    distance_to_teachers,
+    feature_differences,
+    feature_rows,
+    feature_strengths,
+    gap_difference_rows,
+    gap_rows,
+    gap_verdict,
+    load_study,
+    measure_seeds,
+    pca_colours,
+    sample_images,
+    stage_checkpoints,
+    study_summary,
+    study_verdict,
+)
+from mtpd.report import (
+    FeaturesView,
+    markdown_table,
+    show_sentences,
+    show_with_controls,
+    study_rows,
+)
 
 plan = load_recipe(recipe, cfg_options, seed)
 run = load_run(plan.run_dir(work_dir))
@@ -41,19 +56,19 @@ chosen = run.arm(arm)
 
 # %%
 states = stage_checkpoints(plan, chosen['name'], work_dir)
-pictures = [example['image'] for example in view.samples(plan, 'val', images)]
+pictures = [example['image'] for example in sample_images(plan, 'val', images)]
 rows = feature_rows(plan, states, images, level)
-say(f'Stages of the arm **{chosen["label"]}**, FPN level {level} (0 is the finest).')
+show_sentences(f'Stages of the arm **{chosen["label"]}**, FPN level {level} (0 is the finest).')
 
 # %%
-plots.feature_maps(feature_views.strengths(rows), pictures)
+plots.feature_maps(feature_strengths(rows), pictures)
 
 # %% [markdown]
 # The same, less the student before distillation: red is stronger, blue weaker. Detectors differ in scale, and MGD compares what its
 # generation layers make of the student, so its strengths need not become the teachers'.
 
 # %%
-plots.feature_differences(feature_views.differences(rows), pictures, rows[0][0][0])
+plots.feature_differences(feature_differences(rows), pictures, rows[0][0][0])
 
 # %% [markdown]
 # As colours: the first three principal components (PCA) of the last teacher's features are red, green and blue. The features of
@@ -62,7 +77,7 @@ plots.feature_differences(feature_views.differences(rows), pictures, rows[0][0][
 
 # %%
 teacher = rows[0][-1][0]
-plots.feature_colours(feature_views.pca_colours(rows, teacher), pictures, teacher)
+plots.feature_colours(pca_colours(rows, teacher), pictures, teacher)
 
 # %% [markdown]
 # In numbers: the adaptation cost from the student to each teacher (notebook 03), over all levels, fitted on 64 validation images and
@@ -70,7 +85,7 @@ plots.feature_colours(feature_views.pca_colours(rows, teacher), pictures, teache
 # doing.
 
 # %%
-table(nearness.table_rows(plan, states))
+markdown_table(distance_to_teachers(plan, states))
 
 # %% [markdown] tags=["live"]
 # Touch them: choose an arm, an image, an FPN level (0 is the finest) and a view below the figure.
@@ -78,8 +93,8 @@ table(nearness.table_rows(plan, states))
 # %% tags=["live"]
 done = [a for a in run.arms if run.metrics('arm', a['name'])]
 arms = {a['label']: stage_checkpoints(plan, a['name'], work_dir) for a in done}
-features = looks.Features(plan, arms, 12)
-touch(
+features = FeaturesView(plan, arms, 12)
+show_with_controls(
     features,
     arm=(chosen['label'], list(arms)),
     image=(0, range(len(features))),
@@ -114,7 +129,7 @@ plots.level_shares(run.curves(chosen['name']))
 plots.ap_over_stages(run.stage_aps())
 
 # %%
-study = gather(run, compare)
+study = load_study(run, compare)
 without = study.control.ap if study.control else None
 plots.walk_through(study.order(chosen['name']).curves, without)
 
@@ -130,7 +145,7 @@ plots.walk_through(study.order(chosen['name']).curves, without)
 plots.ap_versus_order(study.table(), study.start)
 
 # %%
-table(table_rows(study))
+markdown_table(study_rows(study))
 
 # %% [markdown]
 # ## Predicted and measured
@@ -150,7 +165,7 @@ plots.predicted_and_measured(study.table(), study.correlation())
 # what counts is the value on validation images.
 
 # %%
-by_seed = generalisation.over_seeds(plan, run, compare)
+by_seed = measure_seeds(plan, run, compare)
 plots.generalisation(by_seed)
 
 # %% [markdown]
@@ -161,7 +176,7 @@ plots.generalisation(by_seed)
 plots.flatness(by_seed)
 
 # %%
-table(gap.table_rows(by_seed))
+markdown_table(gap_rows(by_seed))
 
 # %% [markdown]
 # Against training on without a teacher, paired by seed, with 95 % intervals where there are several seeds; a star: the interval
@@ -169,17 +184,21 @@ table(gap.table_rows(by_seed))
 
 # %%
 control = study.control and study.control.name
-table(gap.difference_rows(by_seed, control))
+markdown_table(gap_difference_rows(by_seed, control))
 
 # %%
-say(*gap.conclude(by_seed, control))
+show_sentences(*gap_verdict(by_seed, control))
 
 # %%
 walk = ' → '.join(f'{ap:.1f}' for ap in study.order(chosen['name']).walk)
-say(f'**Conclusion.** Along "{chosen["label"]}" the AP goes {walk}.', answer(study))
+show_sentences(
+    f'**Conclusion.** Along "{chosen["label"]}" the AP goes {walk}.', study_summary(study)
+)
 
 # %%
-table([{'question': question, 'answer': found} for question, found in conclude(study).items()])
+markdown_table(
+    [{'question': question, 'answer': found} for question, found in study_verdict(study).items()]
+)
 
 # %% [markdown]
 # **Try this**

@@ -9,33 +9,66 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite('helpers')
+
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # read by torch when it is imported
 os.environ.setdefault('MPLBACKEND', 'agg')
+
+from mtpd.runtime import compat  # noqa: E402, F401  (before a test imports mmcv)
 
 if (
     signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 ):  # as in a shell's background, where Ctrl-C is not for us
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+LEFT_OUT = pytest.StashKey[int]()
 SHARED_DATA = Path(__file__).parents[1].parent / 'shared' / 'data'
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption('--slow', action='store_true', help='also run the tests that take minutes')
-    parser.addoption('--kills', type=int, default=20, help='how often tests/faults kills a run')
+    parser.addoption(
+        '--all',
+        action='store_true',
+        help='also run the tests marked slow or browser: make test-all',
+    )
+    parser.addoption(
+        '--kills', type=int, default=20, help='how often tests/robustness/faults kills a run'
+    )
     parser.addoption('--kill-seed', type=int, default=0, help='of its moments')
-    parser.addoption('--screenshot', help='where tests/test_browser.py puts one of a report')
+    parser.addoption(
+        '--screenshot', help='where tests/repository/test_browser.py puts one of a report'
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption('--all'):
+        longer = [item for item in items if item.keywords.keys() & {'slow', 'browser'}]
+        config.hook.pytest_deselected(items=longer)
+        items[:] = [item for item in items if item not in set(longer)]
+        config.stash[LEFT_OUT] = len(longer)
+        if hasattr(config, 'workeroutput'):  # a process of xdist
+            config.workeroutput['left_out'] = len(longer)
     gpu = None
     for item in items:
-        if 'slow' in item.keywords and not config.getoption('--slow'):
-            item.add_marker(pytest.mark.skip(reason='takes minutes: pytest --slow'))
         if 'gpu' in item.keywords:
             gpu = _gpu() if gpu is None else gpu
             if not gpu:
                 item.add_marker(pytest.mark.skip(reason='needs a CUDA GPU that torch can use'))
+
+
+def pytest_testnodedown(node, error) -> None:
+    node.config.stash[LEFT_OUT] = getattr(node, 'workeroutput', {}).get('left_out', 0)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session):
+    """The last line says how many tests were left out."""
+    result = yield
+    reporter = session.config.pluginmanager.get_plugin('terminalreporter')
+    left_out = session.config.stash.get(LEFT_OUT, 0)
+    if reporter and left_out and not hasattr(session.config, 'workeroutput'):
+        reporter.write_line(f'{left_out} tests that take longer were left out: make test-all')
+    return result
 
 
 @pytest.hookimpl(wrapper=True)
@@ -113,8 +146,8 @@ def tiny_coco():
 
 @pytest.fixture
 def site(monkeypatch):
-    """A web server on localhost (tests/web.py); no proxy comes between."""
-    from web import serve
+    """A web server on localhost (tests/helpers/web.py); no proxy comes between."""
+    from helpers.web import serve
 
     for name in ('no_proxy', 'NO_PROXY'):
         monkeypatch.setenv(name, '127.0.0.1')
@@ -124,8 +157,8 @@ def site(monkeypatch):
 
 @pytest.fixture(scope='module')
 def browser():
-    """Chromium (tests/browsing.py); skips where there is none."""
-    from browsing import launched
+    """Chromium (tests/helpers/browsing.py); skips where there is none."""
+    from helpers.browsing import launched
 
     with launched() as running:
         yield running

@@ -19,8 +19,8 @@ from mmdet.apis import inference_detector
 
 from mtpd import load_recipe, predict
 from mtpd.cli.main import main
-from mtpd.edge import EdgeDetector, suppressed
-from mtpd.engine.onnx_export import export, preparation
+from mtpd.edge import EdgeDetector, nms_indices
+from mtpd.engine.onnx_export import export_onnx, image_preparation
 from mtpd.errors import MtpdError
 from mtpd.utils.paths import ROOT
 
@@ -33,15 +33,20 @@ def pictures() -> list[np.ndarray]:
     """Photographs with digits on them, and other formats."""
     recipe = load_recipe(MINI, {'data.scenes.train': 2, 'data.scenes.val': 4})
     _, folder = recipe.split('val')
-    found = [cv2.imread(str(path)) for path in sorted(folder.glob('*'))[:4]]
-    wide = np.concatenate([found[0], found[1][:, :70]], axis=1)
-    return [*found, wide, np.ascontiguousarray(wide.transpose(1, 0, 2)), cv2.resize(wide, (61, 47))]
+    scenes = [cv2.imread(str(path)) for path in sorted(folder.glob('*'))[:4]]
+    wide = np.concatenate([scenes[0], scenes[1][:, :70]], axis=1)
+    return [
+        *scenes,
+        wide,
+        np.ascontiguousarray(wide.transpose(1, 0, 2)),
+        cv2.resize(wide, (61, 47)),
+    ]
 
 
 @pytest.mark.parametrize('name', ['r101', 'rx101'])
 def test_the_boxes_are_pytorchs(tmp_path, name):
     model = predict.detector(TEACHERS / name / 'model.pth', MINI, name, 'cpu')
-    edge = EdgeDetector(export(model, tmp_path / 'teacher.onnx'))
+    edge = EdgeDetector(export_onnx(model, tmp_path / 'teacher.onnx'))
     with pytest.raises(MtpdError, match='no image to look at'):
         edge(cv2.imread(str(tmp_path / 'gone.png')))
     count = 0
@@ -54,9 +59,9 @@ def test_the_boxes_are_pytorchs(tmp_path, name):
         ours = edge(image)
         assert len(ours) == len(theirs)
         assert [o['score'] for o in ours] == sorted((o['score'] for o in ours), reverse=True)
-        for found in ours:
-            same = [row[1:] for row in theirs if row[0] == found['class']]
-            gaps = np.abs(np.array(same) - [*found['box'], found['score']]).max(axis=1)
+        for detection in ours:
+            same = [row[1:] for row in theirs if row[0] == detection['class']]
+            gaps = np.abs(np.array(same) - [*detection['box'], detection['score']]).max(axis=1)
             assert gaps.min() < 1e-3
         count += len(ours)
     assert count > 20
@@ -69,9 +74,9 @@ def test_suppression_is_mmcvs():
     corners = rng.uniform(0, 50, (200, 2)).astype(np.float32)
     boxes = np.c_[corners, corners + rng.uniform(5, 30, (200, 2)).astype(np.float32)]
     scores = rng.permutation(200).astype(np.float32) / 200
-    _, kept = nms(torch.from_numpy(boxes), torch.from_numpy(scores), 0.5)
-    assert suppressed(boxes, scores, 0.5).tolist() == kept.tolist()
-    assert suppressed(boxes[:0], scores[:0], 0.5).tolist() == []
+    _, indices = nms(torch.from_numpy(boxes), torch.from_numpy(scores), 0.5)
+    assert nms_indices(boxes, scores, 0.5).tolist() == indices.tolist()
+    assert nms_indices(boxes[:0], scores[:0], 0.5).tolist() == []
 
 
 def test_from_the_command_line_and_without_torch(tmp_path):
@@ -83,11 +88,11 @@ def test_from_the_command_line_and_without_torch(tmp_path):
     cv2.imwrite(str(image), pictures()[0])
     script = (
         'import sys, cv2, json; from mtpd.edge import EdgeDetector;'
-        f'found = EdgeDetector({str(out)!r})(cv2.imread({str(image)!r}));'
-        'print(json.dumps([found, "torch" in sys.modules, "mmdet" in sys.modules]))'
+        f'detections = EdgeDetector({str(out)!r})(cv2.imread({str(image)!r}));'
+        'print(json.dumps([detections, "torch" in sys.modules, "mmdet" in sys.modules]))'
     )
-    found = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, cwd=ROOT)
-    objects, *imported = json.loads(found.stdout)
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, cwd=ROOT)
+    objects, *imported = json.loads(done.stdout)
     assert imported == [False, False] and objects and len(objects[0]['box']) == 4
 
 
@@ -100,7 +105,7 @@ def test_what_can_not_be_exported_says_so(tmp_path):
 
         model = build_detector(load_recipe(recipe).model('student'))
         with pytest.raises(MtpdError, match=words):
-            export(model, tmp_path / 'x.onnx')
+            export_onnx(model, tmp_path / 'x.onnx')
     assert not list(tmp_path.iterdir())
 
 
@@ -112,7 +117,7 @@ def test_a_deformable_teacher_is_named(tmp_path):
 
     model.backbone.conv1 = DeformConv2d(3, 16, 7)
     with pytest.raises(MtpdError, match=r'backbone\.conv1 is a deformable convolution'):
-        export(model, tmp_path / 'x.onnx')
+        export_onnx(model, tmp_path / 'x.onnx')
 
 
 def test_files_that_are_none(tmp_path):
@@ -125,6 +130,6 @@ def test_files_that_are_none(tmp_path):
 
 def test_the_preparation_is_read_from_the_config():
     model = predict.detector(TEACHERS / 'r101/model.pth', MINI, 'r101', 'cpu')
-    found = preparation(model.cfg)
-    assert tuple(found['scale']) == (128, 128) and found['divisor'] == 32 and found['to_rgb']
-    assert found['mean'] == [123.675, 116.28, 103.53]
+    steps = image_preparation(model.cfg)
+    assert tuple(steps['scale']) == (128, 128) and steps['divisor'] == 32 and steps['to_rgb']
+    assert steps['mean'] == [123.675, 116.28, 103.53]

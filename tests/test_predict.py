@@ -20,7 +20,7 @@ from mtpd import predict
 from mtpd.cli.main import main
 from mtpd.config.recipe import load_recipe
 from mtpd.errors import MtpdError
-from mtpd.pipeline.plain import as_mmdet
+from mtpd.pipeline.mmdet_config import recipe_as_mmdet
 from mtpd.runtime import checkpoints
 from mtpd.utils.paths import ROOT
 
@@ -40,7 +40,7 @@ def trained(request, tmp_path_factory):
     torch.manual_seed(0)
     model = build_detector(ConfigDict(recipe.model('student')))
     model.init_weights()
-    meta = {'CLASSES': recipe.classes, 'config': as_mmdet(recipe, 'student')}
+    meta = {'CLASSES': recipe.classes, 'config': recipe_as_mmdet(recipe, 'student')}
     path = folder / 'student.pth'
     checkpoints.save_atomic({'meta': meta, 'state_dict': model.state_dict()}, path)
     return path, recipe.split('val')[1], request.param == MASKS
@@ -90,11 +90,11 @@ def test_two_images_of_one_name_are_both_kept(trained, tmp_path):
 
 
 def test_a_config_in_a_checkpoint_is_not_run(trained, tmp_path):
-    state = checkpoints.load(trained[0])
+    state = checkpoints.load_checkpoint(trained[0])
     mark = tmp_path / 'ran'
     state['meta']['config'] = f'__import__("pathlib").Path({str(mark)!r}).touch()\nmodel = {{}}\n'
     torch.save(state, tmp_path / 'evil.pth')
-    with pytest.raises(MtpdError, match='is not run: name one with --config'):
+    with pytest.raises(MtpdError, match=r'is not run\. Name one with --config'):
         predict.detector(tmp_path / 'evil.pth')
     assert not mark.exists()
     state['meta'] = {}

@@ -161,7 +161,7 @@ def focal_loss(device: str) -> dict:
 
 @check
 def operators_in_bfloat16(device: str) -> dict:
-    """What each says to bfloat16: why `mtpd.engine.precision` keeps them in float32."""
+    """What each says to bfloat16: why `mtpd.engine.speed` keeps them in float32."""
     from mmcv.ops import deform_conv2d, nms, roi_align, sigmoid_focal_loss
 
     def half(*shape):
@@ -203,8 +203,7 @@ def moved(batch: dict, device: str) -> dict:
 @check
 def losses(device: str) -> dict:
     """Of the five twins on the same weights and images: CPU in fp32; here plain, with the teacher's stream, by default."""
-    from test_speed import gradients, large_batch
-
+    from helpers.tiny import gradients, large_batch
     from mtpd.config.recipe import load_recipe
     from mtpd.engine import speed
     from mtpd.preflight import trial
@@ -213,7 +212,7 @@ def losses(device: str) -> dict:
     kinds = {'cpu': speed.Speed(), 'plain': speed.Speed()}
     kinds |= {
         'stream': speed.Speed(teacher_stream=device == 'cuda'),
-        'default': speed.settled(None, device),
+        'default': speed.resolve_speed(None, device),
     }
     for path in sorted(Path('configs/mini').glob('*__*.py')):
         recipe = load_recipe(
@@ -224,8 +223,8 @@ def losses(device: str) -> dict:
         for kind, switches in kinds.items():
             place = 'cpu' if kind == 'cpu' else device
             torch.manual_seed(0)
-            model = trial.untrained(recipe, 'student', teacher).to(place).train()
-            speed.prepare(model, switches._replace(keep_memory=False), place)
+            model = trial.untrained_detector(recipe, 'student', teacher).to(place).train()
+            speed.apply_speed(model, switches._replace(keep_memory=False), place)
             data = moved(large_batch(masks='mask' in path.stem), place)
             values[kind], grads = gradients(model, **data)
             norms[kind] = float(sum(g.double().pow(2).sum().cpu() for g in grads.values()).sqrt())
@@ -243,8 +242,7 @@ def losses(device: str) -> dict:
 @check
 def the_teachers_stream(device: str) -> dict:
     """Distillation losses of ten batches with and without it, on images large enough to race; 0 apart is expected."""
-    from test_speed import large_batch
-
+    from helpers.tiny import large_batch
     from mtpd.config.recipe import load_recipe
     from mtpd.engine import speed
     from mtpd.preflight import trial
@@ -254,11 +252,11 @@ def the_teachers_stream(device: str) -> dict:
     series = {}
     for stream in (False, True):
         torch.manual_seed(0)
-        model = trial.untrained(recipe, 'student', 'rx101').to(device).train()
+        model = trial.untrained_detector(recipe, 'student', 'rx101').to(device).train()
         switches = speed.Speed(
             channels_last=True, fold_teacher=True, teacher_stream=stream and device == 'cuda'
         )
-        speed.prepare(model, switches, device)
+        speed.apply_speed(model, switches, device)
         small, series[stream] = moved(large_batch(masks=False), device), []
         for number in range(10 if device == 'cuda' else 2):
             torch.manual_seed(number)
@@ -298,8 +296,7 @@ def fused_optimizers(device: str) -> dict:
 
 
 def small(folder: str, device: str, **more) -> object:
-    from tiny import SMALL
-
+    from helpers.tiny import SMALL
     from mtpd.config.recipe import load_recipe
 
     scenes = {
@@ -317,14 +314,14 @@ def resuming(device: str) -> dict:
     from mmcv import ConfigDict
     from mmdet.models import build_detector
 
-    from mtpd.engine.loop import fit
+    from mtpd.engine.loop import train_model
     from mtpd.utils.files import read_json
 
     with tempfile.TemporaryDirectory() as folder:
         recipe, out = small(folder, device), Path(folder, 'run')
         cfg = recipe.model('student')
         for updates in (2, 4):
-            fit(recipe, lambda: build_detector(ConfigDict(cfg)), cfg, out, updates, 0)
+            train_model(recipe, lambda: build_detector(ConfigDict(cfg)), cfg, out, updates, 0)
         state = torch.load(out / 'latest.pth', weights_only=True)['optimizer']['state'][0]
         return {'update': read_json(out / 'training.json')['update'], 'step': float(state['step'])}
 
@@ -337,22 +334,22 @@ import check, torch, torch.distributed as dist
 from mmcv.parallel import MMDistributedDataParallel, collate
 from mtpd.engine import loop, speed
 from mtpd.preflight import trial
-from mtpd.preflight.examples import examples
+from mtpd.preflight.trial import example_images
 device = sys.argv[2]
 dist.init_process_group('nccl' if device == 'cuda' else 'gloo', init_method='file://' + sys.argv[1], rank=0, world_size=1)
 with tempfile.TemporaryDirectory() as folder:
     recipe, results = check.small(folder, device, **{'distill.settings.mgd.mask_ratio': 0.0}), []
-    data = examples(recipe, Path(folder), 2, 0, False)
+    data = example_images(recipe, Path(folder), 2, 0, False)
     items = [data[0], data[1]]
     for distributed in (False, True):
         torch.manual_seed(0)
-        model = trial.untrained(recipe, 'student', 'r101').to(device).train()
-        speed.prepare(model, speed.settled(None, device)._replace(keep_memory=False), device)
+        model = trial.untrained_detector(recipe, 'student', 'r101').to(device).train()
+        speed.apply_speed(model, speed.resolve_speed(None, device)._replace(keep_memory=False), device)
         if distributed and device == 'cuda':
             options = dict(device_ids=[0], broadcast_buffers=False, find_unused_parameters=True)
             wrapped = MMDistributedDataParallel(model, **options)
         else:
-            wrapped = loop.parallel(model, device)
+            wrapped = loop.data_parallel(model, device)
         loss = wrapped.train_step(collate(items, 2), None)['loss']
         loss.backward()
         results.append(float(loss.detach()))
@@ -376,7 +373,7 @@ def distributed(device: str) -> dict:
 def evaluation(device: str) -> dict:
     """AP of the demo's teacher 2 on 60 scenes, here and, in a process that sees no GPU, on the CPU."""
     from mtpd.config.recipe import load_recipe
-    from mtpd.engine.evaluate import evaluate
+    from mtpd.engine.evaluation import evaluate
 
     with tempfile.TemporaryDirectory() as folder:
         scenes = {
@@ -424,7 +421,7 @@ def the_cpu_beside_a_gpu(device: str) -> dict:
 
     report = {}
     for name, work in (
-        ('evaluation', lambda m: loop.parallel(m, 'cpu')),
+        ('evaluation', lambda m: loop.data_parallel(m, 'cpu')),
         ('training', lambda m: build_dp(m, 'cpu', device_ids=[0])),
     ):
         try:

@@ -26,8 +26,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from mtpd.config.recipe import Recipe, load_recipe
 from mtpd.engine import loop, memory
-from mtpd.utils.environment import describe
 from mtpd.utils.files import write_json
+from mtpd.utils.machine import describe_environment
 
 KINDS = ('original', 'off', 'default')
 PROFILED = 2  # updates
@@ -63,7 +63,7 @@ def write_profile(update, batch: dict, title: str, path: Path, device: str) -> d
 def measure(options: argparse.Namespace, recipe: Recipe, name: str, kind: str, batch: dict) -> dict:
     device = options.device
     gc.collect()
-    memory.forget(device)
+    memory.reset_peak(device)
     update = distill_step.update_of(kind, recipe, PAPER[name][1], device)
     if device == 'cuda' and kind == 'default':
         batch = distill_step.pin(batch)
@@ -72,7 +72,7 @@ def measure(options: argparse.Namespace, recipe: Recipe, name: str, kind: str, b
         'milliseconds': 1e3 * statistics.median(seconds[1:]),
         'first_milliseconds': 1e3 * seconds[0],
     }
-    row['peak_mib'] = memory.used(device)[1] // 2**20
+    row['peak_mib'] = memory.memory_used(device)[1] // 2**20
     if device == 'cuda':
         row['reserved_mib'] = torch.cuda.max_memory_reserved() // 2**20
     if options.profile and kind == 'default':
@@ -95,14 +95,14 @@ def main() -> None:
     results: dict = {
         'command': ' '.join(['python', *sys.argv]),
         'batch': options.batch,
-        'environment': describe(),
+        'environment': describe_environment(),
         'rows': {name: {} for name in options.recipes},
     }
     if options.profile:
         options.profile.write_text('')
     for name in options.recipes:
         recipe = load_recipe(f'configs/paper/{PAPER[name][0]}.py', options.cfg_options)
-        loop.use_threads(options.device, recipe.cfg.runtime.threads)
+        loop.set_threads(options.device, recipe.cfg.runtime.threads)
         with tempfile.TemporaryDirectory() as folder:
             (batch,), _ = distill_step.batches(recipe, Path(folder), options.batch, 1)
         for kind in KINDS:

@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtpd.config.recipe import Recipe, load_recipe
-from mtpd.distill.teacher import Teacher
-from mtpd.engine import precision, speed
+from mtpd.distill.distiller import Teacher
+from mtpd.engine import speed
 from mtpd.preflight import trial
-from mtpd.utils.environment import describe
 from mtpd.utils.files import write_json
+from mtpd.utils.machine import describe_environment
 
 
 class Timer:
@@ -73,7 +73,7 @@ def teacher(timer: Timer, recipe: Recipe, name: str, images: Tensor) -> dict:
     row = {'nchw tf32': forward(False), 'nchw bf16 autocast': forward(True)}
     model.to(memory_format=torch.channels_last)
     row |= {'nhwc tf32': forward(False), 'nhwc bf16 autocast': forward(True)}
-    precision.keep_in_bfloat16(model)
+    speed.keep_in_bfloat16(model)
     row['nhwc bf16 kept'] = forward(True)
     torch.backends.cudnn.benchmark = True
     row['... cudnn.benchmark'] = forward(True)
@@ -100,8 +100,8 @@ def one_kernel(timer: Timer, images: Tensor) -> dict:
 
 
 def student(timer: Timer, recipe: Recipe, kind: str, images: Tensor) -> dict:
-    model = trial.untrained(recipe, 'student', None).to(timer.device).train()
-    speed.prepare(model, distill_step.switches(kind, recipe, timer.device), timer.device)
+    model = trial.untrained_detector(recipe, 'student', None).to(timer.device).train()
+    speed.apply_speed(model, distill_step.switches(kind, recipe, timer.device), timer.device)
 
     def both() -> None:
         sum(out.float().square().mean() for out in model.backbone(images)).backward()
@@ -153,15 +153,15 @@ def main() -> None:
     )
 
     def folded_student() -> nn.Module:
-        model = trial.untrained(recipe, 'student', None).to(device).train()
-        speed.prepare(
+        model = trial.untrained_detector(recipe, 'student', None).to(device).train()
+        speed.apply_speed(
             model, distill_step.switches('channels_last+fold_student', recipe, device), device
         )
         return model.backbone
 
     def kept_teacher() -> nn.Module:
         model = teacher_of(recipe, 'rx101', device).to(memory_format=torch.channels_last)
-        precision.keep_in_bfloat16(model)
+        speed.keep_in_bfloat16(model)
         return model
 
     works = {
@@ -179,7 +179,7 @@ def main() -> None:
     results = {
         'command': ' '.join(['python', *sys.argv]),
         'parts': {},
-        'environment': describe(torch.get_num_threads()),
+        'environment': describe_environment(torch.get_num_threads()),
     }
     for name, work in works.items():
         results['parts'][name] = work()

@@ -4,16 +4,12 @@
 # Prerequisites: none. DigitScenes are made on the spot; the teachers are trained here, from rx101's weights that fit.
 # Launch: mtpd run configs/mini/mask_rcnn_r50__cascade_r50dcn_rx101dcn.py
 # Expected: results/mini_twins.json.
-_base_ = [
-    '../_base_/datasets/digits.py',
-    '../_base_/schedules/pocket.py',
-    '../_base_/distill/methods_mask_rcnn.py',
-]
+_base_ = ['../_base_/pocket.py', '../_base_/distill/methods_mask_rcnn.py']
 name = 'mini_mask_rcnn_r50__cascade_r50dcn_rx101dcn'
 title = 'Mask R-CNN at pocket size on DigitScenes: two cascades with deformable convolutions teach a narrow ResNet-18'
 paper = dict(student='Mask R-CNN R50', baseline=38.2, direct=42.4, result=42.5)
 
-student = dict(label='student: ResNet-18, width 8', config='../_base_/models/pocket_mask_rcnn.py')
+student = dict(config='../_base_/models/pocket_mask_rcnn.py')
 teachers = dict(
     cascade_r50dcn=dict(
         label='teacher 1: cascade, ResNet-50 DCN, width 16',
@@ -50,12 +46,9 @@ teachers = dict(
     ),
 )
 arms = dict(
-    none=dict(label='no teacher', teachers=[None]),
-    direct=dict(label='teacher 2 only', teachers=['cascade_rx101dcn']),
-    progressive=dict(
-        label='teacher 1 → teacher 2', teachers=['cascade_r50dcn', 'cascade_rx101dcn']
-    ),
-    reverse=dict(label='teacher 2 → teacher 1', teachers=['cascade_rx101dcn', 'cascade_r50dcn']),
+    direct=dict(teachers=['cascade_rx101dcn']),
+    progressive=dict(teachers=['cascade_r50dcn', 'cascade_rx101dcn']),
+    reverse=dict(teachers=['cascade_rx101dcn', 'cascade_r50dcn']),
 )
 # MGD's alpha: 0.6 to 0.7 times the detection loss, measured at the start of either stage (the short schedule of
 # benchmarks/twins.py). The other methods keep COCO's weights, which are too large here.
@@ -63,8 +56,7 @@ distill = dict(
     settings=dict(mgd=dict(alpha=4e-6)),
     levels=[0, 1, 2],
     start='baseline',  # all arms continue the same trained student
-    inherit_allow=[
-        'neck.lateral_convs.*.conv.weight'
-    ],  # with start='inherit': backbones of other widths
+    # With start='inherit': backbones of other widths.
+    inherit_allow=['neck.lateral_convs.*.conv.weight'],
 )
 evaluation = dict(metrics=['bbox', 'segm'])

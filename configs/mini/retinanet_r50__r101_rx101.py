@@ -3,11 +3,7 @@
 # Prerequisites: none. DigitScenes are made on the spot, the teachers are shipped in configs/mini/teachers/.
 # Launch: mtpd run configs/mini/retinanet_r50__r101_rx101.py
 # Expected: see the README's table. Every arm continues the same baseline for the same number of updates.
-_base_ = [
-    '../_base_/datasets/digits.py',
-    '../_base_/schedules/pocket.py',
-    '../_base_/distill/methods.py',
-]
+_base_ = ['../_base_/pocket.py', '../_base_/distill/methods.py']
 name = 'mini_retinanet_r50__r101_rx101'
 title = (
     'RetinaNet at pocket size on DigitScenes: a ResNet-34 and a ResNeXt-50 teach a narrow ResNet-18'
@@ -16,7 +12,7 @@ paper = dict(
     student='RetinaNet R50', baseline=36.5, after_stage=[37.9, 39.9], direct=41.0, result=41.7
 )
 
-student = dict(label='student: ResNet-18, width 8', config='../_base_/models/pocket_retinanet.py')
+student = dict(config='../_base_/models/pocket_retinanet.py')
 teachers = dict(
     r101=dict(
         label='teacher 1: ResNet-34, width 16',
@@ -42,15 +38,13 @@ teachers = dict(
     ),
 )
 arms = dict(
-    none=dict(label='no teacher', teachers=[None]),
-    direct=dict(label='teacher 2 only', teachers=['rx101']),
-    progressive=dict(label='teacher 1 → teacher 2', teachers=['r101', 'rx101']),
-    reverse=dict(label='teacher 2 → teacher 1', teachers=['rx101', 'r101']),
+    direct=dict(teachers=['rx101']),
+    progressive=dict(teachers=['r101', 'rx101']),
+    reverse=dict(teachers=['rx101', 'r101']),
 )
 distill = dict(
     levels=[0, 1, 2],
     start='baseline',  # all arms continue the same trained student
-    inherit_allow=[
-        'neck.lateral_convs.*.conv.weight'
-    ],  # with start='inherit': backbones of other widths
+    # With start='inherit': backbones of other widths.
+    inherit_allow=['neck.lateral_convs.*.conv.weight'],
 )

@@ -37,8 +37,7 @@ arms = dict(
     progressive=dict(label='teacher 1 → teacher 2', teachers=['swint', 'swins']),
     reverse=dict(label='teacher 2 → teacher 1', teachers=['swins', 'swint']),
 )
-distill = dict(
-    inherit_allow=['neck.lateral_convs.*.conv.weight']
-)  # Swin's features have other widths
+# Swin's features have other widths.
+distill = dict(inherit_allow=['neck.lateral_convs.*.conv.weight'])
 schedule = dict(optimizer=dict(lr=0.02))
 evaluation = dict(metrics=['bbox', 'segm'])

@@ -8,15 +8,23 @@ from typing import NamedTuple
 import numpy as np
 
 from ..config.recipe import Recipe
-from . import view
-from .runs import Run
+from . import dataset
+from .run import Run
 
-HIT, NEAR = 0.5, 0.1  # IoU: a match; overlaps at all
-TYPES = ('correct', 'localisation', 'classification', 'both', 'duplicate', 'background', 'missed')
+MATCH_IOU, TOUCH_IOU = 0.5, 0.1  # IoU: a match; overlaps at all
+ERROR_TYPES = (
+    'correct',
+    'localisation',
+    'classification',
+    'both',
+    'duplicate',
+    'background',
+    'missed',
+)
 
 
-class Found(NamedTuple):
-    """Counts by `TYPES`, and the objects that were found, by (image id, place in the image).
+class ErrorCounts(NamedTuple):
+    """Counts by `ERROR_TYPES`, and the objects that are matched, by (image id, place in the image).
 
     A detection is *correct* where it matches an object of its class (IoU at least 0.5) that no higher scored one has
     matched, else *duplicate* where one has. Of its class but badly placed (IoU 0.1 to 0.5): *localisation*. On an object
@@ -28,70 +36,76 @@ class Found(NamedTuple):
     objects: set[tuple[int, int]]
 
 
-def error_types(recipe: Recipe, detections: str | Path) -> Found:
-    """Of a detections.json on the recipe's validation split, the best scored detections, as many as there are objects.
+def count_errors(recipe: Recipe, detections: str | Path) -> ErrorCounts:
+    """Errors among a detections.json's best scored detections on the recipe's validation split, as many as there are objects.
 
     So all detectors are judged by equally many: a score to be reached would favour the one that is surer of itself.
     """
-    truth = view.objects(recipe, 'val')
-    found = view.detections(detections, recipe, list(truth))
-    best = sorted((s for items in found.values() for s in items['scores']), reverse=True)
-    best = best[: sum(len(there['labels']) for there in truth.values())]
-    threshold = best[-1] if best else 0.0
-    counts, objects = dict.fromkeys(TYPES, 0), set()
-    for image, there in truth.items():
-        judged = judge(there, found[image], threshold)
-        for kind in filter(None, judged.kinds):
+    truth = dataset.objects_by_image(recipe, 'val')
+    by_image = dataset.read_detections(detections, recipe, list(truth))
+    scores = sorted((s for items in by_image.values() for s in items['scores']), reverse=True)
+    scores = scores[: sum(len(objects['labels']) for objects in truth.values())]
+    threshold = scores[-1] if scores else 0.0
+    counts, matched = dict.fromkeys(ERROR_TYPES, 0), set()
+    for image, objects in truth.items():
+        classified = classify_detections(objects, by_image[image], threshold)
+        for kind in filter(None, classified.kinds):
             counts[kind] += 1
-        counts['missed'] += len(there['labels']) - len(judged.matched | judged.touched)
-        objects |= {(image, place) for place in judged.matched}
-    return Found(counts, objects)
+        counts['missed'] += len(objects['labels']) - len(classified.matched | classified.touched)
+        matched |= {(image, place) for place in classified.matched}
+    return ErrorCounts(counts, matched)
 
 
-class Judged(NamedTuple):
-    """Of one image: each detection's type, '' below the threshold; the objects that are matched; those that others err on."""
+class ClassifiedDetections(NamedTuple):
+    """One image's detections.
+
+    Attributes:
+        kinds: each detection's type, '' below the threshold.
+        matched: places of the objects that a detection matches.
+        touched: places of those that one errs on by localisation or classification.
+    """
 
     kinds: list[str]
     matched: set[int]
     touched: set[int]
 
 
-def judge(truth: dict, found: dict, threshold: float) -> Judged:
-    """One image's detections, scored at least `threshold`, held against its objects; see `Found`.
+def classify_detections(truth: dict, detections: dict, threshold: float) -> ClassifiedDetections:
+    """One image's detections, scored at least `threshold`, held against its objects; see `ErrorCounts`.
 
     Args:
         truth: boxes (n, 4) xyxy, labels (n,).
-        found: the same of m detections, with scores (m,).
+        detections: the same of m detections, with scores (m,).
     """
-    kept = np.flatnonzero(found['scores'] >= threshold)
-    order = kept[np.argsort(-found['scores'][kept], kind='stable')]
-    overlaps = iou(found['boxes'], truth['boxes'])
-    kinds = [''] * len(found['scores'])
+    scores = detections['scores']
+    scored = np.flatnonzero(scores >= threshold)
+    order = scored[np.argsort(-scores[scored], kind='stable')]
+    overlaps = box_iou(detections['boxes'], truth['boxes'])
+    kinds = [''] * len(scores)
     matched: set[int] = set()
     touched: set[int] = set()
     for k in order:
-        row = overlaps[k]
-        same = truth['labels'] == found['labels'][k]
-        own, other = np.where(same, row, 0.0), np.where(same, 0.0, row)
-        free = [place for place in np.flatnonzero(own >= HIT) if place not in matched]
+        same_class = truth['labels'] == detections['labels'][k]
+        same = np.where(same_class, overlaps[k], 0.0)
+        other = np.where(same_class, 0.0, overlaps[k])
+        free = [place for place in np.flatnonzero(same >= MATCH_IOU) if place not in matched]
         if free:
-            best = int(max(free, key=own.__getitem__))
-            matched.add(best)
+            matched.add(int(max(free, key=same.__getitem__)))
             kinds[k] = 'correct'
-        elif own.max(initial=0) >= HIT:
+        elif same.max(initial=0) >= MATCH_IOU:
             kinds[k] = 'duplicate'
-        elif own.max(initial=0) >= NEAR:
-            touched.add(int(own.argmax()))
+        elif same.max(initial=0) >= TOUCH_IOU:
+            touched.add(int(same.argmax()))
             kinds[k] = 'localisation'
-        elif other.max(initial=0) >= HIT:
+        elif other.max(initial=0) >= MATCH_IOU:
             touched.add(int(other.argmax()))
             kinds[k] = 'classification'
         else:
-            kinds[k] = 'both' if other.max(initial=0) >= NEAR else 'background'
-    return Judged(kinds, matched, touched)
+            kinds[k] = 'both' if other.max(initial=0) >= TOUCH_IOU else 'background'
+    return ClassifiedDetections(kinds, matched, touched)
 
 
-def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Intersection over union (N, M) of boxes (N, 4) and (M, 4), xyxy."""
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
@@ -100,25 +114,25 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return inside / np.maximum(areas[0][:, None] + areas[1][None] - inside, 1e-9)
 
 
-def errors_by_detector(recipe: Recipe, run: Run) -> dict[str, Found]:
-    """Of the student's baseline and each arm that is evaluated, by label."""
+def errors_by_detector(recipe: Recipe, run: Run) -> dict[str, ErrorCounts]:
+    """The errors of the student's baseline and of each arm that is evaluated, by label."""
     files = {'baseline': run.path / 'detectors' / 'student' / 'detections.json'}
     for arm in run.arms:
         if folders := run.stage_dirs(arm['name']):
             files[arm.get('label') or arm['name']] = folders[-1] / 'detections.json'
-    return {label: error_types(recipe, path) for label, path in files.items() if path.is_file()}
+    return {label: count_errors(recipe, path) for label, path in files.items() if path.is_file()}
 
 
 def count_objects(recipe: Recipe) -> int:
-    """Of the validation split, without crowds."""
-    return sum(len(there['labels']) for there in view.objects(recipe, 'val').values())
+    """How many objects the validation split has, without crowds."""
+    return sum(len(item['labels']) for item in dataset.objects_by_image(recipe, 'val').values())
 
 
-def found_and_lost(found: dict[str, Found]) -> list[dict]:
+def objects_found_and_lost(errors: dict[str, ErrorCounts]) -> list[dict]:
     """A row for each detector: how many objects it finds, and against the first one which are new and which are lost."""
-    if not found:
+    if not errors:
         return []
-    first, before = next(iter(found.items()))
+    first, before = next(iter(errors.items()))
     return [
         {
             'student': label,
@@ -126,5 +140,5 @@ def found_and_lost(found: dict[str, Found]) -> list[dict]:
             f'that the {first} does not find': len(after.objects - before.objects),
             f'lost of those of the {first}': len(before.objects - after.objects),
         }
-        for label, after in found.items()
+        for label, after in errors.items()
     ]

@@ -19,23 +19,24 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from ..config.recipe import Recipe
-from ..data import coco, readable
-from ..engine import knobs, pipelines
-from ..engine.evaluate import Work, load_detector, measure
-from ..engine.loop import device_of, evaluation_batch, parallel
-from ..utils.files import read_own, sha256, write_json
-from ..utils.progress import bar
-from . import seeds
-from .runs import Run
+from ..data import coco, loading
+from ..engine import memory, pipelines
+from ..engine.evaluation import DetectionTask, evaluate_model, load_detector
+from ..engine.loop import data_parallel, evaluation_loader, recipe_device
+from ..utils.files import file_sha256, read_json_if_valid, write_json
+from ..utils.progress import progress_bar
+from . import study
+from .run import Run
 
-SIZES = (0.05, 0.1, 0.2)  # of perturbations, relative to each filter's norm
-KEPT = Path('analysis', 'generalisation.json')
+PERTURBATION_SIZES = (0.05, 0.1, 0.2)  # of perturbations, relative to each filter's norm
+MEASUREMENTS_FILE = Path('analysis', 'generalisation.json')
 
 
-def of_run(
+def measure_run(
     recipe: Recipe, run: Run, images: int = 200, probed: int = 64, directions: int = 4
 ) -> list[dict]:
-    """The student's baseline and its arms on training and on validation images; what is kept is not measured again.
+    """Measures the student's baseline and its arms on training and on validation images; what is in the file is not
+    measured again.
 
     Args:
         images: of either split, the first in file order.
@@ -45,34 +46,38 @@ def of_run(
     Returns:
         A row each: ``name``, ``label``, ``train`` and ``val`` (``{'loss', 'AP'}``, AP in points or None), ``flat``
         (``{'size', 'direction', 'loss'}`` each, size 0 being the student as it is). Also in the run's
-        analysis/generalisation.json, by `settings` and the checkpoint's SHA-256.
+        analysis/generalisation.json, with these settings and the checkpoint's SHA-256.
     """
-    kept, rows = read_own(run.path / KEPT, {}), []
-    for name, label, checkpoint in bar('fit and flatness', list(_students(recipe, run))):
-        key = {'images': images, 'probed': probed, 'directions': directions, 'sizes': list(SIZES)}
-        key |= {'sha256': sha256(checkpoint), 'name': name, 'label': label}
-        found = kept.get(name, {})
-        if not key.items() <= found.items():
-            found = key | _row(recipe, checkpoint, images, probed, directions)
-            kept[name] = found
-            write_json(run.path / KEPT, kept)
-        rows.append(found)
+    file = run.path / MEASUREMENTS_FILE
+    measured, rows = read_json_if_valid(file, {}), []
+    students = list(_student_checkpoints(recipe, run))
+    for name, label, checkpoint in progress_bar('fit and flatness', students):
+        key = {
+            **{'images': images, 'probed': probed, 'directions': directions},
+            **{'sizes': list(PERTURBATION_SIZES), 'sha256': file_sha256(checkpoint)},
+            **{'name': name, 'label': label},
+        }
+        if not key.items() <= measured.get(name, {}).items():
+            measured[name] = key | _measure_student(recipe, checkpoint, images, probed, directions)
+            write_json(file, measured)
+        rows.append(measured[name])
     return rows
 
 
-def over_seeds(recipe: Recipe, run: Run, folders: Sequence[str] = ()) -> dict[int, list[dict]]:
-    """`of_run` by seed: of `run`, and what is kept of those that differ in the seed only (`seeds.comparable`)."""
-    found = {run.info.get('seed'): of_run(recipe, run)}
-    for seed, other in seeds.comparable(run, folders)[0].items():
-        kept = read_own(other.path / KEPT, {})
+def measure_seeds(recipe: Recipe, run: Run, folders: Sequence[str] = ()) -> dict[int, list[dict]]:
+    """`measure_run` of `run` by its seed, and what was measured of the runs that differ in the seed only
+    (`study.comparable_runs`)."""
+    by_seed = {run.info.get('seed'): measure_run(recipe, run)}
+    for seed, other in study.comparable_runs(run, folders)[0].items():
+        measured = read_json_if_valid(other.path / MEASUREMENTS_FILE, {})
         names = [row['name'] for row in other.results() if row['role'] == 'arm']
-        rows = [kept[name] for name in ['baseline', *names] if name in kept]
-        if rows and all(row['sizes'] == list(SIZES) for row in rows):
-            found.setdefault(seed, rows)
-    return found
+        rows = [measured[name] for name in ['baseline', *names] if name in measured]
+        if rows and all(row['sizes'] == list(PERTURBATION_SIZES) for row in rows):
+            by_seed.setdefault(seed, rows)
+    return by_seed
 
 
-def _students(recipe: Recipe, run: Run) -> Iterator[tuple[str, str, Path]]:
+def _student_checkpoints(recipe: Recipe, run: Run) -> Iterator[tuple[str, str, Path]]:
     """Name, label and checkpoint of the baseline and of each arm that is done."""
     baseline = recipe.fetch('student') or run.path / 'detectors' / 'student' / 'model.pth'
     if baseline.is_file():
@@ -82,24 +87,28 @@ def _students(recipe: Recipe, run: Run) -> Iterator[tuple[str, str, Path]]:
             yield row['name'], row['label'], run.stage_dirs(row['name'])[-1] / 'student.pth'
 
 
-def _row(recipe: Recipe, checkpoint: Path, images: int, probed: int, directions: int) -> dict:
-    model = load_detector(recipe, checkpoint).to(device_of(recipe))
+def _measure_student(
+    recipe: Recipe, checkpoint: Path, images: int, probed: int, directions: int
+) -> dict:
+    model = load_detector(recipe, checkpoint).to(recipe_device(recipe))
     sides = {
         split: {
-            'loss': loss(model, batches(recipe, split, images)),
-            'AP': _ap(recipe, model, checkpoint, split, images),
+            'loss': detection_loss(model, training_batches(recipe, split, images)),
+            'AP': _box_ap(recipe, model, checkpoint, split, images),
         }
         for split in ('train', 'val')
     }
-    return sides | {'flat': flatness(model, batches(recipe, 'train', probed), directions)}
+    return sides | {
+        'flat': perturbed_losses(model, training_batches(recipe, 'train', probed), directions)
+    }
 
 
-def batches(recipe: Recipe, split: str, images: int):
+def training_batches(recipe: Recipe, split: str, images: int):
     """The first images of a split that have objects, with them, as mmdet's training loads them, but never flipped."""
-    masks = pipelines.with_masks(recipe, recipe.model('student'))
+    masks = pipelines.needs_masks(recipe, recipe.model('student'))
     pipeline = pipelines.train_pipeline(ConfigDict(recipe.cfg.image, flip=0.0), masks)
-    cfg = pipelines.dataset(recipe, split) | dict(pipeline=pipeline, test_mode=False)
-    data = readable.Readable(pipelines.build(cfg), recipe.corrupt_limit)
+    cfg = pipelines.dataset_config(recipe, split) | dict(pipeline=pipeline, test_mode=False)
+    data = loading.SkipCorrupt(pipelines.quiet_dataset(cfg), recipe.corrupt_limit)
     return build_dataloader(
         Subset(data, range(min(images, len(data)))),
         recipe.cfg.evaluation.batch_size,
@@ -109,7 +118,7 @@ def batches(recipe: Recipe, split: str, images: int):
     )
 
 
-def loss(model: nn.Module, loader) -> float:
+def detection_loss(model: nn.Module, loader) -> float:
     """The detection loss, mean over images, of a detector in eval mode (its batch norms' running statistics).
 
     What a detector draws at random, such as proposals, is drawn anew from the same seed.
@@ -117,40 +126,42 @@ def loss(model: nn.Module, loader) -> float:
     total = count = 0.0
     for batch in loader:
         size = len(batch['img_metas'].data[0])
-        total, count = total + size * _loss(model, batch), count + size
+        total, count = total + size * _batch_loss(model, batch), count + size
     return total / count
 
 
 @torch.no_grad()
-def _loss(model: nn.Module, batch: dict) -> float:
+def _batch_loss(model: nn.Module, batch: dict) -> float:
     device = next(model.parameters()).device
     with torch.random.fork_rng([device] if device.type == 'cuda' else []):
         torch.manual_seed(0)
-        losses = parallel(model, device.type)(return_loss=True, **batch)
+        losses = data_parallel(model, device.type)(return_loss=True, **batch)
     return float(model._parse_losses(losses)[0])
 
 
-def _ap(recipe: Recipe, model: nn.Module, checkpoint: Path, split: str, images: int):
+def _box_ap(recipe: Recipe, model: nn.Module, checkpoint: Path, split: str, images: int):
     """Box AP, in points, on the first images of a split; None where they have no objects."""
-    cfg = pipelines.dataset(recipe, split)
+    cfg = pipelines.dataset_config(recipe, split)
     cfg |= dict(pipeline=pipelines.test_pipeline(recipe.cfg.image), test_mode=True)
-    table = coco.read(Path(cfg['ann_file']))
+    table = coco.read_annotations(Path(cfg['ann_file']))
     ids = {item['id'] for item in table['images'][:images]}
-    few = [item for item in table['annotations'] if item['image_id'] in ids]
+    annotations = [item for item in table['annotations'] if item['image_id'] in ids]
     with tempfile.TemporaryDirectory() as folder:
         cfg['ann_file'] = f'{folder}/{split}.json'
-        small = {**table, 'images': table['images'][:images], 'annotations': few}
+        small = {**table, 'images': table['images'][:images], 'annotations': annotations}
         Path(cfg['ann_file']).write_text(json.dumps(small))
-        batch = evaluation_batch(recipe)
+        batch = evaluation_loader(recipe)
         library = recipe.cfg.evaluation.get('library', 'auto')
-        named = knobs.of_recipe(recipe.cfg, 1)
-        work = Work(cfg, batch, device_of(recipe), 1, recipe.corrupt_limit, named, library)
-        found = measure(model, work, checkpoint, ('bbox',))['bbox_mAP']
-    return None if found is None else 100 * found
+        named = memory.recipe_setting_names(recipe.cfg, 1)
+        work = DetectionTask(
+            cfg, batch, recipe_device(recipe), 1, recipe.corrupt_limit, named, library
+        )
+        ap = evaluate_model(model, work, checkpoint, ('bbox',))['bbox_mAP']
+    return None if ap is None else 100 * ap
 
 
-def flatness(
-    model: nn.Module, loader, directions: int = 4, sizes: Sequence[float] = SIZES
+def perturbed_losses(
+    model: nn.Module, loader, directions: int = 4, sizes: Sequence[float] = PERTURBATION_SIZES
 ) -> list[dict]:
     """The loss of `model`, and of it with random weights added: the flatter the minimum, the less it rises.
 
@@ -161,22 +172,22 @@ def flatness(
     Returns:
         ``{'size', 'direction', 'loss'}`` each; size 0, direction 0 is the model as it is. It is left as it was.
     """
-    tried = [(0.0, 0)] + [(size, k) for size in sizes for k in range(directions)]
-    total, count = dict.fromkeys(tried, 0.0), 0
+    perturbations = [(0.0, 0)] + [(size, k) for size in sizes for k in range(directions)]
+    total, count = dict.fromkeys(perturbations, 0.0), 0
     for batch in loader:
         images = len(batch['img_metas'].data[0])
         count += images
-        for size, direction in tried:
-            with perturbed(model, size, direction):
-                total[size, direction] += images * _loss(model, batch)
+        for size, direction in perturbations:
+            with perturbed_weights(model, size, direction):
+                total[size, direction] += images * _batch_loss(model, batch)
     return [
         {'size': size, 'direction': direction, 'loss': total[size, direction] / count}
-        for size, direction in tried
+        for size, direction in perturbations
     ]
 
 
 @contextlib.contextmanager
-def perturbed(model: nn.Module, size: float, seed: int) -> Iterator[None]:
+def perturbed_weights(model: nn.Module, size: float, seed: int) -> Iterator[None]:
     """`model` with filters moved by `size` times their norm, in directions that follow from `seed` and their shapes."""
     weights = [weight for weight in model.parameters() if weight.dim() > 1]
     before = [weight.detach().clone() for weight in weights]
@@ -185,7 +196,9 @@ def perturbed(model: nn.Module, size: float, seed: int) -> Iterator[None]:
         with torch.no_grad():
             for weight in weights if size else ():
                 step = torch.randn(weight.shape, generator=random).to(weight)
-                weight += size * step * (_norms(weight) / _norms(step).clamp(min=1e-12))
+                weight += (
+                    size * step * (_filter_norms(weight) / _filter_norms(step).clamp(min=1e-12))
+                )
         yield
     finally:
         with torch.no_grad():
@@ -193,6 +206,6 @@ def perturbed(model: nn.Module, size: float, seed: int) -> Iterator[None]:
                 weight.copy_(old)
 
 
-def _norms(weight: Tensor) -> Tensor:
+def _filter_norms(weight: Tensor) -> Tensor:
     """Of each filter, in a shape that multiplies with the weights."""
     return torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.dim())), keepdim=True)

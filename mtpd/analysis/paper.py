@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..config.recipe import Recipe
 from ..data import coco
+from ..engine.evaluation import evaluate
+from ..errors import RecipeError, unknown_name
+from ..pipeline.run_dir import run_info
+from ..utils.paths import resolve_path
+from ..utils.statistics import format_signed
+from .run import Run, load_run
 
 # AP points on COCO: (direct, the last teacher only; progressive), read off the paper's bar chart to about 0.05.
-_CHART = {
+PAPER_CHART = {
     'RetinaNet R50': {'box': {'CWD': (39.8, 40.2), 'FGD': (40.7, 41.5), 'MGD': (41.0, 41.4)}},
     'RepPoints R50': {'box': {'CWD': (42.0, 42.4), 'FGD': (42.0, 42.5), 'MGD': (42.3, 42.9)}},
     'Mask R-CNN R50': {
@@ -16,10 +23,10 @@ _CHART = {
         'mask': {'CWD': (37.0, 37.2), 'FGD': (37.8, 38.0), 'MGD': (38.1, 38.2)},
     },
 }
-VAL2017 = 5000, 80  # images and categories
+VAL2017_SIZE = 5000, 80  # images and categories
 
 
-def chart(student: str | None) -> dict:
+def paper_chart(student: str | None) -> dict:
     """The paper's bars of a student ('RetinaNet R50'): {'box' or 'mask': {method: {'direct', 'progressive'}}}.
 
     AP points on COCO; empty for a student that the chart does not have.
@@ -29,15 +36,104 @@ def chart(student: str | None) -> dict:
             method: dict(zip(('direct', 'progressive'), pair, strict=True))
             for method, pair in methods.items()
         }
-        for metric, methods in _CHART.get(student, {}).items()
+        for metric, methods in PAPER_CHART.get(student, {}).items()
     }
 
 
-def dataset(recipe: Recipe) -> str:
+def dataset_name(recipe: Recipe) -> str:
     """What a recipe's AP is measured on: 'COCO' (val2017 whole, told by its content), 'DigitScenes', else the folder's name."""
     if recipe.cfg.data.root is None:
         return 'DigitScenes'
-    table = coco.read(recipe.split('val')[0])
-    if (len(table['images']), len(table['categories'])) == VAL2017:
+    table = coco.read_annotations(recipe.split('val')[0])
+    if (len(table['images']), len(table['categories'])) == VAL2017_SIZE:
         return 'COCO'
     return Path(recipe.data_root()).name
+
+
+# A student that is at hand as a checkpoint only.
+
+METRIC_NAMES = {'bbox': 'box', 'segm': 'mask'}
+AP_NAMES = {'': 'AP', '_50': 'AP50', '_75': 'AP75', '_s': 'AP small', '_m': 'AP medium', '_l': 'AP large'}  # fmt: skip
+# Which of a recipe's `paper` figures belong to a metric.
+PAPER_KEYS = {'bbox': ('baseline', 'result'), 'segm': ('mask_baseline', 'mask_result')}
+
+
+def load_run_or_plan(recipe: Recipe, work_dir: str | Path = '', checkpoint: str = '') -> Run:
+    """The recipe's run; where there is none but a checkpoint is to be tested, one in which nothing is done yet.
+
+    Raises:
+        MtpdError: there is neither a run nor a checkpoint.
+    """
+    path = recipe.run_dir(work_dir)
+    if checkpoint and not (path / 'run.json').is_file():
+        return Run(path, run_info(recipe), {}, {})
+    return load_run(path)
+
+
+def checkpoint_metrics(
+    recipe: Recipe, checkpoint: str, metrics: Sequence[str] = (), work_dir: str | Path = ''
+) -> dict | None:
+    """COCO numbers of a checkpoint, as `evaluate` gives them, with `folder`: metrics.json and detections.json in
+    ``tested/<file>`` of the run directory. None without a checkpoint.
+
+    Args:
+        checkpoint: relative to the working directory, the recipe or the checkout.
+        metrics: 'bbox', 'segm'; the recipe's where none are given.
+
+    Raises:
+        MtpdError: no such file, another architecture or number of classes, a metric that cannot be given.
+    """
+    if not checkpoint:
+        return None
+    metrics = tuple(metrics) or tuple(recipe.cfg.evaluation.metrics)
+    wrong = [
+        unknown_name('metric', metric, METRIC_NAMES)
+        for metric in metrics
+        if metric not in METRIC_NAMES
+    ]
+    if wrong:
+        raise RecipeError(recipe.source, wrong)
+    path = resolve_path(checkpoint, recipe.source)
+    folder = recipe.run_dir(work_dir) / 'tested' / path.stem
+    return evaluate(recipe, path, metrics, out=folder) | {'folder': folder}
+
+
+def checkpoint_detections(numbers: dict | None) -> dict[str, Path]:
+    """{label: detections.json} of what `checkpoint_metrics` gave, empty for None."""
+    return {numbers['checkpoint']: numbers['folder'] / 'detections.json'} if numbers else {}
+
+
+def paper_rows(numbers: dict | None, recipe: Recipe) -> list[dict]:
+    """A row per number in AP points: name, ours, paper (after both teachers), baseline (the paper's), difference ('+0.1').
+
+    The paper gives box AP and mask AP only, and the difference is there where ours is on COCO too; else None.
+    """
+    paper, rows = recipe.cfg.get('paper', {}), []
+    comparable = numbers is not None and dataset_name(recipe) == 'COCO'
+    for metric, name in METRIC_NAMES.items():
+        for end, kind in AP_NAMES.items():
+            ours = (numbers or {}).get(f'{metric}_mAP{end}')
+            if ours is None:
+                continue
+            base, result = (paper.get(key) if not end else None for key in PAPER_KEYS[metric])
+            row = {'name': f'{name} {kind}', 'ours': 100 * ours, 'paper': result, 'baseline': base}
+            row['difference'] = None
+            if comparable and result is not None:
+                row['difference'] = format_signed(round(100 * ours, 1) - result)
+            rows.append(row)
+    return rows
+
+
+def paper_verdict(numbers: dict | None, recipe: Recipe) -> str:
+    """What `paper_rows` say, in a sentence; '' without a checkpoint."""
+    if numbers is None:
+        return ''
+    data = dataset_name(recipe)
+    text = f'{numbers["checkpoint"]} on {numbers["num_images"]:,} images of {data}'
+    gaps = [row for row in paper_rows(numbers, recipe) if row['difference'] is not None]
+    if gaps:
+        parts = (f'{row["name"]} {row["ours"]:.1f}, the paper {row["paper"]:.1f}' for row in gaps)
+        return f'{text}: {"; ".join(parts)}.'
+    if data == 'COCO':
+        return f'{text}; the recipe names no figure of the paper for it.'
+    return f"{text}. The paper's figures are on COCO: the scales differ, so no difference is given."

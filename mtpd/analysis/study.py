@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ..utils import intervals
-from ..utils.intervals import Interval
+from ..errors import MtpdError
+from ..utils import statistics
+from ..utils.files import read_json
+from ..utils.paths import ROOT, display_path
+from ..utils.statistics import Interval
+from .run import Run, ap_points, load_run
+from .settings import Settings, named_runs, run_settings, setting_differences, sibling_runs
 
-POWER = 2.0  # of a hop's cost in the cost of a path, as in `choose_sequence`
+PATH_COST_POWER = 2.0  # of a hop's cost in the cost of a path, as in `choose_sequence`
 
 
 @dataclass(frozen=True)
@@ -30,14 +36,14 @@ class Order:
 
     @property
     def mean(self) -> Interval | None:
-        return intervals.mean(list(self.ap.values()))
+        return statistics.mean_interval(list(self.ap.values()))
 
     @property
     def walk(self) -> list[float]:
         """Mean AP over the seeds at the baseline and after each stage."""
         ends = [{row['stage']: row['AP'] for row in rows} for rows in self.curves.values()]
         stages = sorted(set.intersection(*map(set, ends))) if ends else []
-        return [sum(found[stage] for found in ends) / len(ends) for stage in stages]
+        return [sum(aps[stage] for aps in ends) / len(ends) for stage in stages]
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,8 @@ class Study:
     @property
     def start(self) -> float | None:
         """Mean AP of the baselines."""
-        found = intervals.mean(list(self.baseline.values()))
-        return found and found.value
+        mean = statistics.mean_interval(list(self.baseline.values()))
+        return mean and mean.value
 
     def order(self, name: str) -> Order:
         return next(order for order in self.orders if order.name == name)
@@ -81,12 +87,19 @@ class Study:
         return next((order for order in self.evaluated if not order.teachers), None)
 
     @property
-    def direct(self) -> Order | None:
-        """The arm with the strongest teacher alone: the one of highest AP."""
+    def best_teacher_alone(self) -> Order | None:
+        """The arm with the strongest teacher and no other: the teacher of highest AP."""
         if not self.teachers:
             return None
         best = max(sorted(self.teachers), key=self.teachers.__getitem__)
-        return next((order for order in self.evaluated if order.teachers == (best,)), None)
+        return self._taught_by((best,))
+
+    def last_teacher_alone(self, order: Order) -> Order | None:
+        """The arm with the last teacher of `order` and no other: the paper's direct distillation."""
+        return self._taught_by(order.teachers[-1:]) if order.teachers else None
+
+    def _taught_by(self, teachers: tuple[str, ...]) -> Order | None:
+        return next((order for order in self.evaluated if order.teachers == teachers), None)
 
     def path_cost(self, order: Order) -> float | None:
         """The sum of cost ** 2 over the hops from the student through the sequence."""
@@ -95,19 +108,19 @@ class Study:
         if not order.teachers or not set(path) <= set(names):
             return None
         index = [names.index(name) for name in path]
-        return sum(self.costs['cost'][a][b] ** POWER for a, b in pairwise(index))
+        return sum(self.costs['cost'][a][b] ** PATH_COST_POWER for a, b in pairwise(index))
 
     def correlation(self) -> Interval | None:
         """Spearman's rank correlation of path cost and mean AP over the sequences; -1 is a perfect forecast."""
         known = [(self.path_cost(order), order.mean.value) for order in self.evaluated]
         known = [(cost, ap) for cost, ap in known if cost is not None]
-        return intervals.rank_correlation(*zip(*known, strict=True)) if known else None
+        return statistics.rank_correlation(*zip(*known, strict=True)) if known else None
 
     def table(self) -> list[dict]:
         """A row per evaluated arm, the best mean first.
 
         Keys: name, label, teachers, updates, ap (by seed), path_cost, chosen, and as `Interval` or None: mean, above_control,
-        above_direct (paired by seed).
+        above_best_teacher (alone; paired by seed).
         """
         rows = [
             {
@@ -117,8 +130,8 @@ class Study:
                 'updates': order.updates,
                 'ap': order.ap,
                 'mean': order.mean,
-                'above_control': _above(order, self.control),
-                'above_direct': _above(order, self.direct),
+                'above_control': _paired_difference(order, self.control),
+                'above_best_teacher': _paired_difference(order, self.best_teacher_alone),
                 'path_cost': self.path_cost(order),
                 'chosen': order.teachers in self.chosen,
             }
@@ -128,20 +141,137 @@ class Study:
 
     def json(self) -> dict:
         """`table` and `correlation` as plain values, for results.json."""
-        rows = [
-            {
-                key: value.json() if isinstance(value, Interval) else value
-                for key, value in row.items()
-            }
-            for row in self.table()
-        ]
+        rows = self.table()
+        for row in rows:
+            row['above_direct'] = row.pop('above_best_teacher')  # its name in the file
         correlation = self.correlation()
         return {
-            'orders': rows,
+            'orders': [
+                {
+                    key: value.json() if isinstance(value, Interval) else value
+                    for key, value in row.items()
+                }
+                for row in rows
+            ],
             'interval': '95 %, Student t over seeds; differences paired by seed',
             'rank_correlation': correlation and correlation.json(),
         }
 
 
-def _above(order: Order, other: Order | None) -> Interval | None:
-    return None if other is None or other is order else intervals.paired(order.ap, other.ap)
+def _paired_difference(order: Order, other: Order | None) -> Interval | None:
+    if other is None or other is order:
+        return None
+    return statistics.paired_difference(order.ap, other.ap)
+
+
+# Runs that differ in nothing but the seed.
+
+
+def comparable_runs(run: Run, folders: Sequence[str] = ()) -> tuple[dict[int, Run], list[str]]:
+    """The runs of `run`'s recipe and settings by seed, itself included, and the runs left out, each with the reason.
+
+    Args:
+        folders: the other runs, or folders of runs. None given: the neighbours of `run`.
+
+    Raises:
+        MtpdError: a folder that was given is no run, or one with other settings.
+    """
+    source = ROOT / run.info['recipe']
+    paths = named_runs(source, folders) if folders else sibling_runs(run)
+    settings, runs, left_out = _readable_settings(run), {run.info.get('seed'): run}, []
+    for path in paths:
+        if path.resolve() == run.path.resolve():
+            continue
+        other = load_run(path)
+        other_settings = _readable_settings(other)
+        if settings is None or other_settings is None:
+            keys = ['recipe.py, which cannot be compared']
+        elif settings.method != other_settings.method:
+            if not folders:
+                continue  # of another study
+            keys = ['distill.method', *setting_differences(settings, other_settings)]
+        else:
+            keys = setting_differences(settings, other_settings)
+        if keys:
+            left_out.append(
+                f'{display_path(path)} differs from {display_path(run.path)} in {", ".join(keys[:3])}.'
+            )
+        else:
+            runs.setdefault(other_settings.seed, other)
+    if folders and left_out:
+        raise MtpdError('\n'.join(left_out))
+    return runs, left_out
+
+
+def load_study(run: Run, folders: Sequence[str] = ()) -> Study:
+    """The study of a run and of those of the same recipe and settings with other seeds, see `comparable_runs`."""
+    runs, left_out = comparable_runs(run, folders)
+    teachers = {row['name']: row['AP'] for row in run.results() if row['role'] == 'teacher'}
+    baseline = {
+        seed: row['AP']
+        for seed, item in sorted(runs.items())
+        for row in item.results()
+        if row['role'] == 'baseline' and row['AP'] is not None
+    }
+    costs, suggested = _costs_and_suggestions(run)
+    return Study(
+        orders=[_load_order(arm, runs) for arm in run.arms],
+        baseline=baseline,
+        teachers={name: ap for name, ap in teachers.items() if ap is not None},
+        costs=costs,
+        chosen=suggested,
+        left_out=left_out,
+    )
+
+
+def _readable_settings(run: Run) -> Settings | None:
+    try:
+        return run_settings(run)
+    except MtpdError:
+        return None
+
+
+def _load_order(arm: dict, runs: dict[int, Run]) -> Order:
+    final = {seed: ap_points(run.metrics('arm', arm['name']))['AP'] for seed, run in runs.items()}
+    ap = {seed: value for seed, value in sorted(final.items()) if value is not None}
+    return Order(
+        name=arm['name'],
+        label=arm.get('label') or arm['name'],
+        teachers=tuple(teacher for teacher in arm['teachers'] if teacher is not None),
+        updates=arm['updates'],
+        ap=ap,
+        curves={seed: ap_curve(runs[seed], arm['name']) for seed in ap},
+    )
+
+
+def ap_curve(run: Run, arm: str) -> list[dict]:
+    """AP (points) along an arm: the baseline, evaluations during training, the end of each stage.
+
+    Rows: updates (since the baseline), AP, stage (0: the baseline), teacher (label).
+    """
+    ends = run.stage_aps(arm)
+    known = {row['updates'] for row in ends}
+    inside = [
+        {
+            'updates': row['update'],
+            'AP': 100 * row['bbox_mAP'],
+            'stage': row['stage'],
+            'teacher': row['teacher'],
+        }
+        for row in run.curves(arm)
+        if row.get('bbox_mAP') is not None and row['update'] not in known
+    ]
+    return sorted([*ends, *inside], key=lambda row: row['updates'])
+
+
+def _costs_and_suggestions(run: Run) -> tuple[dict | None, list[tuple[str, ...]]]:
+    """Costs and the sequences that they suggest: the run's own, or those of the sweep that it is part of."""
+    sweep = run.path.resolve().parents[1]
+    info = read_json(sweep / 'sweep.json')
+    if info and info.get('suggested'):
+        costs = read_json(sweep / 'shared' / str(info['seed']) / 'order' / 'costs.json')
+        return costs, [tuple(order) for order in info['suggested']['orders']]
+    folder = run.path / 'order'
+    suggestion = read_json(folder / 'sequence.json')
+    suggested = [tuple(suggestion['sequence'])] if suggestion else []
+    return read_json(folder / 'costs.json'), suggested

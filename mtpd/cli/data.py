@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ..errors import MtpdError
+from .options import Command
 
 SPLIT = click.Choice(['train', 'val'])
 
@@ -24,18 +25,17 @@ def data() -> None:
 @click.option('--seed', default=0, show_default=True)
 def digits(root: Path, train: int, val: int, size: int, seed: int) -> None:
     """Make DigitScenes below ROOT, or check the ones that are there."""
-    from ..data import digits as scenes
+    from ..data.digit_scenes import changed_splits, make_digit_scenes
 
-    folder = scenes.make(root, train, val, size, seed)
-    broken = scenes.verify(folder)
-    if broken:
+    folder = make_digit_scenes(root, train, val, size, seed)
+    if changed := changed_splits(folder):
         raise MtpdError(
-            f'{folder}: files of {", ".join(broken)} have changed. Remove the folder and make it again.'
+            f'{folder}: files of {", ".join(changed)} have changed. Remove the folder and make it again.'
         )
     click.echo(f'{folder}: {train} + {val} scenes of {size} x {size} pixels, checksums right')
 
 
-@data.command()
+@data.command(cls=Command)
 @click.option('--root', default='data/coco', show_default=True, type=click.Path(path_type=Path))
 @click.option(
     '--split',
@@ -44,16 +44,14 @@ def digits(root: Path, train: int, val: int, size: int, seed: int) -> None:
     type=SPLIT,
     help='One or both: --split train val. Default: both.',
 )
-@click.argument('more', nargs=-1, type=SPLIT, metavar='')  # `--split train val`
 @click.option('--server', envvar='MTPD_COCO_SERVER', help='A mirror with the same archives.')
 @click.option('--remove-zips', is_flag=True, help='Remove the archives once all is checked.')
-def coco(root: Path, splits, more, server: str | None, remove_zips: bool) -> None:
+def coco(root: Path, splits: tuple[str, ...], server: str | None, remove_zips: bool) -> None:
     """Fetch COCO 2017 (20 GB, 40 GB with what it unpacks to) into ROOT, or check what is there.
 
     Goes on where it was interrupted. Sizes and SHA-256 of the archives are compared with those that TensorFlow
     Datasets recorded, as COCO publishes none. Terms of use: https://cocodataset.org/#termsofuse
     """
-    from ..data.coco_download import SERVER, download
+    from ..data.coco_download import SERVER, download_coco
 
-    splits = (*splits, *more) or ('train', 'val')
-    download(root, splits, server or SERVER, remove_zips, click.echo)
+    download_coco(root, splits or ('train', 'val'), server or SERVER, remove_zips, click.echo)

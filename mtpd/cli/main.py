@@ -15,13 +15,12 @@ from . import data as datasets
 from . import sweep as sweeps
 from .options import (
     Main,
-    Words,
     as_json_option,
     cfg_options,
     config_options,
     echo_json,
+    is_plain,
     recipe_options,
-    refuse_for_plain,
     sweep_options,
     with_all_processes,
     work_dir_option,
@@ -36,9 +35,9 @@ METRIC = click.Choice(['bbox', 'segm'])
 def main(verbose: bool) -> None:
     """MTPD reproduction kit: distil a detector from a sequence of teachers."""
     if verbose:
-        from ..utils.progress import VERBOSE
+        from ..utils.progress import VERBOSE_VARIABLE
 
-        os.environ[VERBOSE] = '1'
+        os.environ[VERBOSE_VARIABLE] = '1'
         logging.basicConfig(level='INFO', format='%(name)s: %(message)s')
 
 
@@ -50,7 +49,7 @@ def run(recipe, work_dir: Path | None, smoke: bool) -> None:
     from ..pipeline.run import run_recipe
     from ..report.run import make_report
 
-    run_recipe(recipe, work_dir, smoke, click.echo, sys.stdout, make_report)
+    run_recipe(recipe, work_dir, smoke, echo=click.echo, stream=sys.stdout, report=make_report)
 
 
 @main.command()
@@ -66,47 +65,53 @@ def train(recipe, work_dir, detector: str | None, arm: str | None, stage: int, a
     CONFIG is a recipe, or an mmdet config (a file, or mmdet::retinanet/retinanet_r50_fpn_1x_coco.py), which is trained
     as it says; --cfg-options are its keys then, and data.root=FOLDER for any COCO-format dataset.
     """
-    from ..analysis.setups import refuse_other
-    from ..pipeline.holding import held
-    from ..pipeline.plain import folder
-    from ..pipeline.plain import train as train_plain
-    from ..pipeline.train import train_detector_run, train_stage
+    from ..pipeline.detectors import train_detector_run
+    from ..pipeline.mmdet_config import config_run_dir, train_config
+    from ..pipeline.run_dir import refuse_other_settings
+    from ..pipeline.stages import train_stage
+    from ..pipeline.status import run_lock
 
     if arm and detector:
         raise click.UsageError('--arm trains a stage and --detector a plain detector: give one.')
-    plain = refuse_for_plain(recipe, arm=arm, detector=detector)
-    run_dir = folder(recipe, work_dir) if plain else recipe.run_dir(work_dir)
-    apart = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
-    with apart, held(run_dir, ['mtpd', *sys.argv[1:]]):
-        if not plain:
-            refuse_other(recipe, run_dir)
+    plain = is_plain(recipe, arm=arm, detector=detector)
+    run_dir = config_run_dir(recipe, work_dir) if plain else recipe.run_dir(work_dir)
+    # With --json standard output has the JSON alone.
+    output = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+    with output, run_lock(run_dir, ['mtpd', *sys.argv[1:]]):
         if plain:
-            made = train_plain(recipe, work_dir)
-        elif arm:
-            made = train_stage(recipe, stage, arm, work_dir)
+            trained = train_config(recipe, work_dir)
         else:
-            made = train_detector_run(recipe, detector or 'student', work_dir)
-    metrics = made['metrics']
+            refuse_other_settings(recipe, run_dir)
+            if arm:
+                trained = train_stage(recipe, stage, arm, work_dir)
+            else:
+                trained = train_detector_run(recipe, detector or 'student', work_dir)
+    checkpoint, metrics = trained['checkpoint'], trained['metrics']
     if as_json:
-        echo_json({'checkpoint': made['checkpoint'], 'metrics': metrics})
+        echo_json({'checkpoint': checkpoint, 'metrics': metrics})
         return
     masks = f'  mask AP {100 * metrics["segm_mAP"]:.1f}' if 'segm_mAP' in metrics else ''
-    click.echo(f'AP {100 * metrics["bbox_mAP"]:.1f}{masks}  {made["checkpoint"]}')
+    click.echo(f'AP {100 * metrics["bbox_mAP"]:.1f}{masks}  {checkpoint}')
 
 
 @main.command()
 @recipe_options
 def order(recipe, work_dir: Path | None) -> None:
     """How far RECIPE's detectors are from each other, and the sequence of teachers that suggests."""
-    from ..analysis.setups import refuse_other
-    from ..pipeline.order import adaptation_costs, calibration, choose, conclusion
-    from ..preflight.checks import check
+    from ..pipeline.run_dir import refuse_other_settings
+    from ..pipeline.teacher_order import (
+        adaptation_costs,
+        calibration_text,
+        order_conclusion,
+        suggest_sequence,
+    )
+    from ..preflight.checks import check_before_training
     from ..utils.files import write_text
-    from ..utils.paths import shown
+    from ..utils.paths import display_path
 
     run_dir = recipe.run_dir(work_dir)
-    refuse_other(recipe, run_dir)
-    check(recipe, recipe.detectors)  # before what is not trained yet is trained
+    refuse_other_settings(recipe, run_dir)
+    check_before_training(recipe, recipe.detectors)  # before what is not trained yet is trained
     labels = {name: spec.get('label', name) for name, spec in recipe.detectors.items()}
     costs = adaptation_costs(recipe, work_dir)
     write_text(run_dir / 'order' / 'recipe.py', recipe.text)
@@ -115,10 +120,10 @@ def order(recipe, work_dir: Path | None) -> None:
     click.echo(' ' * width + ''.join(f'  {name:>{max(width, 6)}}' for name in costs['detectors']))
     for name, row in zip(costs['detectors'], costs['cost'], strict=True):
         click.echo(f'{name:<{width}}' + ''.join(f'  {value:{max(width, 6)}.3f}' for value in row))
-    click.echo(calibration(costs))
-    found = choose(recipe, costs, work_dir)
-    click.echo('\n'.join([*found['reasons'], conclusion(found, labels)]))
-    folder = shown(run_dir / 'order')
+    click.echo(calibration_text(costs))
+    suggestion = suggest_sequence(recipe, costs, work_dir)
+    click.echo('\n'.join([*suggestion['reasons'], order_conclusion(suggestion, labels)]))
+    folder = display_path(run_dir / 'order')
     click.echo(f'with intervals and levels: {folder}/costs.json, {folder}/sequence.json')
 
 
@@ -129,10 +134,10 @@ def show(recipe, work_dir: Path | None) -> None:
 
     It is Python: to load it runs its code. Read what strangers wrote before this, too.
     """
-    from ..config.files import as_python
+    from ..config.files import format_config
 
     click.echo(f'# {recipe.source}, resolved')
-    click.echo(as_python(recipe.cfg._cfg_dict.to_dict(), wide=100), nl=False)
+    click.echo(format_config(recipe.cfg._cfg_dict.to_dict(), wide=100), nl=False)
 
 
 main.command()(sweep_options(sweeps.sweep))
@@ -140,7 +145,7 @@ main.add_command(sweeps.status)
 main.add_command(sweeps.collect)
 
 
-@main.command(name='eval', cls=Words)
+@main.command(name='eval')
 @config_options
 @click.option('--checkpoint', required=True, type=click.Path(path_type=Path))
 @click.option('--detector', help='Whose architecture it has. Default: student.')
@@ -151,17 +156,15 @@ main.add_command(sweeps.collect)
 @with_all_processes
 def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out) -> None:
     """COCO numbers of a checkpoint (any layout) on a recipe's validation or an mmdet config's test split, as JSON."""
-    import json
+    from ..engine.evaluation import evaluate
+    from ..pipeline.mmdet_config import evaluate_config
 
-    from ..engine.evaluate import evaluate
-    from ..pipeline.plain import test
-
-    if refuse_for_plain(recipe, detector=detector):
-        found = test(recipe, checkpoint, metrics or recipe.metrics, out)
+    if is_plain(recipe, detector=detector):
+        numbers = evaluate_config(recipe, checkpoint, metrics or recipe.metrics, out)
     else:
-        wanted = metrics or tuple(recipe.cfg.evaluation.metrics)
-        found = evaluate(recipe, checkpoint, wanted, detector or 'student', out)
-    click.echo(json.dumps(found, indent=2))
+        metrics = metrics or tuple(recipe.cfg.evaluation.metrics)
+        numbers = evaluate(recipe, checkpoint, metrics, detector or 'student', out)
+    echo_json(numbers)
 
 
 @main.command()
@@ -174,27 +177,28 @@ def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out) -> None:
 @click.option('--device', default='auto', show_default=True)
 def predict(sources, checkpoint, config, detector, out, threshold, device) -> None:
     """Draw what a checkpoint's detector finds in images: boxes and, if it has them, masks; and predictions.json."""
-    from .. import predict as finding
+    from collections import Counter
 
-    model = finding.detector(checkpoint, config, detector, device)
-    for row in finding.predict(model, sources, out, threshold):
-        counts: dict[str, int] = {}
-        for item in row['objects']:
-            counts[item['class']] = counts.get(item['class'], 0) + 1
-        what = ', '.join(f'{kind} ({count})' for kind, count in counts.items()) or 'nothing'
-        click.echo(f'{row["drawn"]}: {what}')
+    from .. import predict as prediction
+
+    model = prediction.detector(checkpoint, config, detector, device)
+    for row in prediction.predict(model, sources, out, threshold):
+        counts = Counter(item['class'] for item in row['objects'])
+        objects = ', '.join(f'{name} ({count})' for name, count in counts.items()) or 'nothing'
+        click.echo(f'{row["drawn"]}: {objects}')
 
 
 @main.command()
 @as_json_option
 def recipes(as_json: bool) -> None:
     """List the recipes: what each does, and the paper's AP on COCO."""
-    from ..config.listing import recipes as listed
+    from ..config.recipe import list_recipes
 
+    rows = list_recipes()
     if as_json:
-        echo_json(listed())
+        echo_json(rows)
         return
-    for row in listed():
+    for row in rows:
         paper = f'  (paper: {row["paper"]} AP)' if row['paper'] else ''
         click.echo(f'{row["path"]:<58}  {row["title"]}{paper}')
 
@@ -219,14 +223,15 @@ def export(
     ends in .onnx makes an ONNX file of a one-stage detector, which `mtpd.edge.EdgeDetector` runs without torch.
     """
     if target.suffix == '.onnx':
-        from ..engine.onnx_export import export as to_onnx
-        from ..predict import detector as ready
+        from .. import predict as prediction
+        from ..engine.onnx_export import export_onnx
 
-        click.echo(to_onnx(ready(source, config, detector, 'cpu'), target))
-        return
-    from ..runtime.checkpoints import publish
+        model = prediction.detector(source, config, detector, 'cpu')
+        click.echo(export_onnx(model, target))
+    else:
+        from ..runtime.checkpoints import publish_student
 
-    click.echo(publish(source, target, half, trust_checkpoint))
+        click.echo(publish_student(source, target, half, trust_checkpoint))
 
 
 @main.command()
@@ -236,8 +241,8 @@ def report(folder: Path) -> None:
     from ..report.run import make_report
     from ..sweep.report import make_sweep_report
 
-    sweep = (folder / 'sweep.json').is_file()
-    click.echo(make_sweep_report(folder) if sweep else make_report(folder))
+    is_sweep = (folder / 'sweep.json').is_file()
+    click.echo(make_sweep_report(folder) if is_sweep else make_report(folder))
 
 
 @main.command()
@@ -245,7 +250,7 @@ def report(folder: Path) -> None:
 @click.option('--out', default='runs/comparison.html', show_default=True, type=click.Path())
 def compare(folders: tuple[str, ...], out: str) -> None:
     """Write one page about several run directories: AP side by side, settings that differ, curves overlaid."""
-    from ..report.beside import compare_runs
+    from ..report.comparison import compare_runs
 
     click.echo(compare_runs(folders, out))
 
@@ -263,14 +268,13 @@ def doctor(recipe: str | None, cfg_options: dict, work_dir: Path | None, as_json
 
     A few updates are tried, which tells the memory and the time that the run will take. RECIPE is Python, and its code runs.
     """
-    from ..pipeline.doctor import check as checks
-    from ..pipeline.doctor import report
+    from ..pipeline.doctor import print_checks, run_checks
 
     if as_json:
-        found = checks(recipe, cfg_options, work_dir)
-        echo_json([check._asdict() for check in found])
-        sys.exit(any(check.state == 'fail' for check in found))
-    sys.exit(report(recipe, click.echo, cfg_options, work_dir))
+        checks = run_checks(recipe, cfg_options, work_dir)
+        echo_json([check._asdict() for check in checks])
+        sys.exit(any(check.state == 'fail' for check in checks))
+    sys.exit(print_checks(recipe, click.echo, cfg_options, work_dir))
 
 
 @main.command(name='install-ops')
@@ -287,9 +291,9 @@ def install_ops(cuda_arch: str | None, rebuild: bool, no_retry: bool) -> None:
 
     With a GPU and a torch for CUDA they are CUDA ops for that GPU. Where there is no nvcc, pip's is fetched (150 MB).
     """
-    from ..install.ops import install
+    from ..install.ops import install_ops
 
-    install(cuda_arch, rebuild, not no_retry, echo=click.echo)
+    install_ops(cuda_arch, rebuild, not no_retry, echo=click.echo)
 
 
 if __name__ == '__main__':

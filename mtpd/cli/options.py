@@ -1,9 +1,10 @@
-"""What the commands of `mtpd` share: their options, and how a user's mistake is told."""
+"""Options that several commands of `mtpd` share, and how a user's mistake is printed."""
 
 from __future__ import annotations
 
 import errno
 import functools
+import re
 import signal
 from pathlib import Path
 
@@ -11,22 +12,57 @@ import click
 
 from ..config.schema import parse_overrides
 from ..errors import MtpdError
-from ..runtime.world import let_the_first_speak
-from ..utils.paths import config_file
-from ..utils.stopping import raised
+from ..utils.paths import find_config_file
+from ..utils.processes import sigterm_unwinds
+from ..utils.world import wait_for_rank_0
 
 FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class Command(click.Command):
+    """Takes several words after an option that may be repeated, as mmdet's tools do.
+
+    `--metrics bbox segm` and `--cfg-options seed=1 schedule.arm=3` are `--metrics bbox --metrics segm` and so on. A word
+    belongs to the option before it if it is one of its choices or, for `--cfg-options`, begins with ``KEY=``.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        patterns = {
+            flag: '|'.join(map(re.escape, option.type.choices)) + '$'
+            if isinstance(option.type, click.Choice)
+            else r'[A-Za-z_][\w.]*='
+            for option in self.params
+            if isinstance(option, click.Option) and option.multiple
+            for flag in option.opts
+        }
+        words: list[str] = []
+        flag = None  # the option that the next words may belong to
+        for word in args:
+            if flag and words[-1] != flag:
+                if re.match(patterns[flag], word):
+                    words.append(flag)
+                else:
+                    flag = None
+            if word in patterns:
+                flag = word
+            words.append(word)
+        return super().parse_args(ctx, words)
 
 
 class Main(click.Group):
     """Prints a user's mistake as one message (exit code 2) instead of a traceback."""
 
+    command_class = Command
+
     def invoke(self, ctx: click.Context):
+        with sigterm_unwinds():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: click.Context):
         try:
-            with raised():
-                return super().invoke(ctx)
+            return super().invoke(ctx)
         except MtpdError as error:
-            click.echo(f'mtpd: {let_the_first_speak()}{error}', err=True)
+            click.echo(f'mtpd: {wait_for_rank_0()}{error}', err=True)
             ctx.exit(error.exit_code)
         except OSError as error:
             if error.errno not in FULL_OR_READ_ONLY:
@@ -44,97 +80,95 @@ class Main(click.Group):
             ctx.exit(128 + getattr(end, 'number', signal.SIGINT))
 
 
-def _overrides(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict:
-    found: dict = {}
+def _parse_overrides(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict:
+    overrides: dict = {}
     for text in texts:
         try:
-            found |= parse_overrides(text)
+            overrides |= parse_overrides(text)
         except ValueError as error:
             raise click.BadParameter(str(error)) from None
-    return found
-
-
-class Words(click.Command):
-    """Takes several words for an option with choices that may be repeated: `--metrics bbox segm`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        choices = {
-            flag: option.type.choices
-            for option in self.params
-            if isinstance(option.type, click.Choice) and option.multiple
-            for flag in option.opts
-        }
-        given, flag = [], None
-        for word in args:
-            if word in choices:
-                flag = word
-            elif flag and given[-1] != flag:  # beyond the option's first word
-                flag = flag if word in choices[flag] else None
-                given += [flag] if flag else []
-            given.append(word)
-        return super().parse_args(ctx, given)
+    return overrides
 
 
 cfg_options = click.option(
     '--cfg-options',
     multiple=True,
-    callback=_overrides,
+    callback=_parse_overrides,
     metavar='KEY=VALUE ...',
-    help='Overrides of the recipe, several in one text or the option given again.',
+    help='Overrides of the recipe.',
 )
-
 
 as_json_option = click.option('--json', 'as_json', is_flag=True, help='For machines.')
 
 
-def echo_json(found) -> None:
+def echo_json(value) -> None:
     import json
 
-    from ..utils.files import plain
+    from ..utils.files import json_value
 
-    click.echo(json.dumps(plain(found), indent=2, ensure_ascii=False))
-
-
-def work_dir_option(end: str = '/<seed>', plain: bool = False):
-    """--work-dir; its default is ``runs/<recipe>`` and `end`."""
-    text = f'Default: runs/<recipe>{end}' + '; of an mmdet config: runs/<config>.' * plain
-    return click.option('--work-dir', type=click.Path(path_type=Path), help=text)
+    click.echo(json.dumps(json_value(value), indent=2, ensure_ascii=False))
 
 
-def recipe_options(command, plain: bool = False, several: bool = False):
-    """RECIPE, --seed, --work-dir, --gpus and --cfg-options; the command gets `recipe` (loaded) and `work_dir`.
+def work_dir_option(help_text: str = 'Default: runs/<recipe>/<seed>.'):
+    return click.option('--work-dir', type=click.Path(path_type=Path), help=help_text)
 
-    `plain`: it takes plain mmdet configs, too, and then gets a `PlainConfig`. `several`: runs, so neither seed nor GPUs.
-    """
+
+def recipe_options(command):
+    """RECIPE, --seed, --gpus, --cfg-options and --work-dir; the command gets `recipe` (loaded) and `work_dir`."""
+    from_recipe = _with_loaded_recipe(command, takes_plain=False)
+    argument = click.argument('recipe', metavar='RECIPE', type=click.Path())
+    return _add_options(from_recipe, argument, *_RUN_OPTIONS, work_dir_option(), cfg_options)
+
+
+def config_options(command):
+    """As `recipe_options`, of a command that also takes plain mmdet configs, and then gets a `PlainConfig`."""
+    from_config = _with_loaded_recipe(command, takes_plain=True)
+    argument = click.argument('recipe', metavar='CONFIG', type=click.Path())
+    work_dir = work_dir_option('Default: runs/<recipe>/<seed>; of an mmdet config: runs/<config>.')
+    return _add_options(from_config, argument, *_RUN_OPTIONS, work_dir, cfg_options)
+
+
+def sweep_options(command):
+    """As `recipe_options`, of a command that makes several runs: neither --seed nor --gpus."""
+    from_recipe = _with_loaded_recipe(command, takes_plain=False)
+    argument = click.argument('recipe', metavar='RECIPE', type=click.Path())
+    work_dir = work_dir_option('Default: runs/<recipe>-sweep.')
+    return _add_options(from_recipe, argument, work_dir, cfg_options)
+
+
+_RUN_OPTIONS = (
+    click.option('--seed', type=int, help="Default: the recipe's."),
+    click.option(
+        '--gpus',
+        type=click.IntRange(1),
+        help="Processes, each with a GPU. Default: the recipe's, or 1.",
+    ),
+)
+
+
+def _with_loaded_recipe(command, takes_plain: bool):
+    """`command`, which gets the loaded recipe in place of its path, its overrides, seed and number of GPUs."""
 
     def call(recipe, cfg_options, seed=None, gpus=None, **rest):
-        config_file(recipe)  # before the heavy imports
+        find_config_file(recipe)  # a missing file is said before the heavy imports
         if gpus is not None:
             cfg_options = {**cfg_options, 'runtime.gpus': gpus}
-        if plain:
-            from ..pipeline.plain import load_config as load
+        if takes_plain:
+            from ..pipeline.mmdet_config import load_config as load
         else:
-            from ..preflight.checks import load_whole as load
+            from ..preflight.checks import load_or_report_all_problems as load
 
         return command(recipe=load(recipe, cfg_options, seed), **rest)
 
-    call.__name__, call.__doc__ = command.__name__, command.__doc__
+    functools.update_wrapper(call, command)
     call.__click_params__ = getattr(command, '__click_params__', [])
-    options = [
-        cfg_options,
-        work_dir_option('-sweep' if several else '/<seed>', plain),
-        click.argument('recipe', metavar='CONFIG' if plain else 'RECIPE', type=click.Path()),
-    ]
-    if not several:
-        gpus = click.option(
-            '--gpus',
-            type=click.IntRange(1),
-            help="Processes, each with a GPU. Default: the recipe's, or 1.",
-        )
-        options[2:2] = [gpus, click.option('--seed', type=int, help="Default: the recipe's.")]
-    for option in options:
-        call = option(call)
     return call
+
+
+def _add_options(command, *options):
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def with_all_processes(command):
@@ -150,23 +184,22 @@ def with_all_processes(command):
     return call
 
 
-def config_options(command):
-    """As `recipe_options`, of a command that also takes plain mmdet configs."""
-    return recipe_options(command, plain=True)
+def is_plain(config, **recipe_only) -> bool:
+    """Whether `config` is a plain mmdet config.
 
+    Args:
+        recipe_only: values of options that only a recipe has, by name.
 
-def sweep_options(command):
-    """As `recipe_options`, of a command that makes several runs."""
-    return recipe_options(command, several=True)
-
-
-def refuse_for_plain(config, **options) -> bool:
-    """Whether it is a plain mmdet config; MtpdError where options were given that only a recipe has."""
+    Raises:
+        MtpdError: a plain config with one of these options.
+    """
     from ..config.recipe import Recipe
 
-    plain = not isinstance(config, Recipe)
-    if plain and (given := [name for name, value in options.items() if value]):
-        raise MtpdError(
-            f'--{given[0]} is for recipes: {config.source} is an mmdet config, of one detector.'
-        )
-    return plain
+    if isinstance(config, Recipe):
+        return False
+    for name, value in recipe_only.items():
+        if value:
+            raise MtpdError(
+                f'--{name} is for recipes: {config.source} is an mmdet config, of one detector.'
+            )
+    return True

@@ -10,7 +10,6 @@ import click
 
 from .options import as_json_option, echo_json
 
-FOLDER = click.argument('folder', metavar='SWEEP', type=click.Path(path_type=Path))
 DEADLINE = click.option(
     '--deadline',
     default=120,
@@ -64,8 +63,8 @@ def sweep(
 
     What is done is skipped; the same command runs again what has failed.
     """
-    from ..sweep.resources import Resources
-    from ..sweep.results import ended, table, text
+    from ..sweep.executors import Resources
+    from ..sweep.results import is_ended, job_table, table_text
     from ..sweep.run import run_sweep
 
     slurm = {
@@ -81,16 +80,16 @@ def sweep(
         slurm['srun_args'] = [f'--cpus-per-task={cpus}']
     slurm = {key: value for key, value in slurm.items() if value is not None}
     resources = Resources(executor, slots, minutes, signal_delay, requeues, cpus, slurm)
-    found = run_sweep(recipe, orders, methods, seeds, work_dir, resources, click.echo, deadline)
-    rows = table(found, deadline)
-    click.echo(text(rows))
-    if not ended(rows):
-        click.echo(f'follow them: mtpd status {found.path} --watch')
+    made = run_sweep(recipe, orders, methods, seeds, work_dir, resources, click.echo, deadline)
+    rows = job_table(made, deadline)
+    click.echo(table_text(rows))
+    if not is_ended(rows):
+        click.echo(f'follow them: mtpd status {made.path} --watch')
     elif any(row['state'] != 'done' for row in rows):
         click.echo('not complete: the same command runs what is missing')
         sys.exit(1)
     else:
-        click.echo(f'complete: mtpd collect {found.path}')
+        click.echo(f'complete: mtpd collect {made.path}')
 
 
 @click.command()
@@ -102,38 +101,38 @@ def sweep(
 def status(folder: Path, watch: bool, every: float, deadline: float, as_json: bool) -> None:
     """Where a run stands; or the jobs of a sweep: state, stage, updates, times, and why one failed."""
     if not (folder / 'sweep.json').is_file():
-        from ..pipeline.standing import facts, text
+        from ..pipeline.status import read_status, status_text
 
-        found = facts(folder)
+        facts = read_status(folder)
         if as_json:
-            echo_json(found)
+            echo_json(facts)
         else:
-            click.echo(text(found))
+            click.echo(status_text(facts))
         return
     from ..sweep.folder import load_sweep
-    from ..sweep.results import ended, table, text
+    from ..sweep.results import is_ended, job_table, table_text
 
     while True:
-        rows = table(load_sweep(folder), deadline)
+        rows = job_table(load_sweep(folder), deadline)
         if as_json:
             echo_json(rows)
             return
         if watch:
             click.clear()
-        click.echo(text(rows))
-        if not watch or ended(rows):
+        click.echo(table_text(rows))
+        if not watch or is_ended(rows):
             return
         time.sleep(every)
 
 
 @click.command()
-@FOLDER
+@click.argument('folder', metavar='SWEEP', type=click.Path(path_type=Path))
 def collect(folder: Path) -> None:
     """Gather what a sweep has measured: results.json and results.csv in SWEEP."""
-    from ..sweep.results import collect as gather
+    from ..sweep.results import collect_results
 
-    found = gather(folder)
-    click.echo(f'{len(found["rows"])} rows: {folder / "results.csv"}, {folder / "results.json"}')
-    for item in found['unfinished']:
+    results = collect_results(folder)
+    click.echo(f'{len(results["rows"])} rows: {folder / "results.csv"}, {folder / "results.json"}')
+    for item in results['unfinished']:
         reason = f' ({item["reason"].splitlines()[0]})' if item['reason'] else ''
         click.echo(f'{item["job"]}: {item["state"]}{reason}')

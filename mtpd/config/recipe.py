@@ -1,4 +1,4 @@
-"""Recipes: what to run, as mmcv Python configs. Loaded, checked whole, resolved."""
+"""Recipes: what to run, as mmcv Python configs. Loaded, checked, resolved."""
 
 from __future__ import annotations
 
@@ -15,22 +15,30 @@ from typing import Any
 
 from mmcv import Config, ConfigDict
 
-from ..data import coco, digits
-from ..errors import RecipeError, unknown
+from ..data import coco, digit_scenes
+from ..errors import RecipeError, unknown_name
 from ..utils import download
 from ..utils.files import sha256_in_name
-from ..utils.paths import ROOT, cached, is_url, resolve, shown
-from . import relations, schema
-from .files import as_overrides, as_python, is_plain, lay_over, name_weights_once, read, set_classes
+from ..utils.paths import ROOT, cached_checkpoint, display_path, is_url, resolve_path
+from . import schema
+from .files import (
+    as_overrides,
+    format_config,
+    is_plain_config,
+    override_values,
+    pretrained_as_init_cfg,
+    read_config,
+    set_class_count,
+)
 
-PATHS = ('data.root', '.config', '.checkpoint', '.init')  # keys whose values are paths
+PATH_KEYS = ('data.root', '.config', '.checkpoint', '.init')  # keys whose values are paths
 
 
 @dataclass(frozen=True)
 class Arm:
     """A named sequence of teachers (None: a stage without one); its updates are split evenly over the stages.
 
-    No teachers: they are 'auto' and not chosen yet, see `mtpd.pipeline.order.settled`.
+    No teachers: they are 'auto' and not chosen yet, see `mtpd.pipeline.teacher_order.resolve_auto_arms`.
     """
 
     name: str
@@ -47,7 +55,7 @@ class Arm:
         return f'{stage}_{self.teachers[stage - 1] or "no_teacher"}'
 
 
-def _named(teachers: Any) -> tuple:
+def _teacher_names(teachers: Any) -> tuple:
     return () if teachers == 'auto' else tuple(teachers)
 
 
@@ -57,9 +65,9 @@ class Recipe:
     def __init__(self, cfg: Config, source: Path, overrides: dict | None = None):
         self.cfg = cfg
         self.source = source
-        # With their paths settled, as a process in another working directory needs them.
+        # Paths among them are settled, as a process in another working directory needs them.
         self.overrides = {
-            key: self.value(key) if key.endswith(PATHS) else value
+            key: self.value(key) if key.endswith(PATH_KEYS) else value
             for key, value in (overrides or {}).items()
         }
 
@@ -97,7 +105,7 @@ class Recipe:
     def arms(self) -> dict[str, Arm]:
         updates = self.cfg.schedule.arm
         return {
-            name: Arm(name, arm.get('label', name), _named(arm.teachers), updates)
+            name: Arm(name, arm.get('label', name), _teacher_names(arm.teachers), updates)
             for name, arm in self.cfg.arms.items()
         }
 
@@ -117,78 +125,89 @@ class Recipe:
         """An arm by name. Raises RecipeError where the recipe has no such arm or stage."""
         arms = self.arms
         if name not in arms:
-            raise RecipeError(self.source, [unknown('arm', name, arms)])
+            raise RecipeError(self.source, [unknown_name('arm', name, arms)])
         if not arms[name].teachers:
             text = (
                 f'the teachers of arm {name!r} are chosen by adaptation cost: `mtpd order` first.'
             )
             raise RecipeError(self.source, [text])
-        if stage is not None and not 1 <= stage <= len(arms[name].teachers):
-            count = len(arms[name].teachers)
-            raise RecipeError(
-                self.source,
-                [f'arm {name!r} has {count} stage(s), and stage {stage} was asked for.'],
-            )
+        count = len(arms[name].teachers)
+        if stage is not None and not 1 <= stage <= count:
+            text = f'arm {name!r} has {count} stage(s), and stage {stage} was asked for.'
+            raise RecipeError(self.source, [text])
         return arms[name]
 
     # Data
 
-    def data_root(self, scenes: int | None = None) -> Path:
-        """The dataset's folder; DigitScenes are written where they are missing (`scenes`: training scenes)."""
+    def ensure_data(self, scenes: int | None = None) -> Path:
+        """The dataset's folder; DigitScenes are written where they are missing.
+
+        Args:
+            scenes: training scenes of DigitScenes, in place of the recipe's number.
+        """
         data = self.cfg.data
         if data.root is not None:
-            return resolve(data.root, self.source)
-        made = data.scenes
-        return digits.make(ROOT / data.cache, scenes or made.train, made.val, made.size, made.seed)
+            return resolve_path(data.root, self.source)
+        count = data.scenes
+        return digit_scenes.make_digit_scenes(
+            ROOT / data.cache, scenes or count.train, count.val, count.size, count.seed
+        )
 
     def split(self, name: str, scenes: int | None = None) -> tuple[Path, Path]:
-        """Annotation file and image folder of 'train' or 'val'."""
-        return coco.locate(self.data_root(scenes), self.cfg.data.splits[name])
+        """Annotation file and image folder of 'train' or 'val'; DigitScenes are written where they are missing."""
+        return coco.locate_split(self.ensure_data(scenes), self.cfg.data.splits[name])
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """The dataset's class names, in the order in which mmdet numbers them."""
         if self.cfg.data.root is None:
-            return digits.CLASSES
-        return coco.classes(self.split('train')[0])
+            return digit_scenes.CLASSES
+        return coco.class_names(self.split('train')[0])
 
     def data_problems(self) -> list[str]:
-        """What stops this recipe's dataset from being used; empty when all is well."""
+        """What stops this recipe's dataset from being used; empty when all is well.
+
+        A process checks a dataset once, see `coco.split_problems`.
+        """
         if self.cfg.data.root is None:
             return []
-        root = resolve(self.cfg.data.root, self.source)
+        root = resolve_path(self.cfg.data.root, self.source)
         if not root.is_dir():
             fetch = ' `mtpd data coco` fetches COCO into it.' if root.name == 'coco' else ''
             return [
                 f'data.root {root}: no such folder. Give the folder of a COCO-format dataset.{fetch}'
             ]
-        found = [
-            problem
-            for split in ('train', 'val')
-            for problem in coco.problems(root, self.cfg.data.splits[split], self.corrupt_limit)
+        train, val = (self.cfg.data.splits[name] for name in ('train', 'val'))
+        problems = [
+            *coco.split_problems(root, train, self.corrupt_limit),
+            *coco.split_problems(root, val, self.corrupt_limit),
         ]
-        if not found:
-            scale = self.cfg.image.scale
-            longest = scale if isinstance(scale, int) else max(scale)
-            for split in ('train', 'val'):
-                found += coco.thin(root, self.cfg.data.splits[split], longest, split == 'train')
-        if not found:
-            names = [
-                coco.classes(coco.locate(root, self.cfg.data.splits[split])[0])
-                for split in ('train', 'val')
-            ]
-            if names[0] != names[1]:
-                found.append(
-                    f'train has the classes {", ".join(names[0])} and val {", ".join(names[1])}: make them equal, and '
-                    'in the same order, by which mmdet numbers them.'
-                )
-        return found
+        if problems:
+            return problems
+        scale = self.cfg.image.scale
+        longest = scale if isinstance(scale, int) else max(scale)
+        problems = [
+            *coco.thin_images(root, train, longest, training=True),
+            *coco.thin_images(root, val, longest, training=False),
+        ]
+        if problems:
+            return problems
+        classes, val_classes = (
+            coco.class_names(coco.locate_split(root, split)[0]) for split in (train, val)
+        )
+        if classes == val_classes:
+            return []
+        return [
+            f'train has the classes {", ".join(classes)} and val {", ".join(val_classes)}: make them equal, and in the '
+            'same order, by which mmdet numbers them.'
+        ]
 
     # Detectors
 
     def detector(self, name: str) -> dict:
         """What the recipe says of a detector. Raises RecipeError where it has none of that name."""
         if name not in self.detectors:
-            raise RecipeError(self.source, [unknown('detector', name, self.detectors)])
+            raise RecipeError(self.source, [unknown_name('detector', name, self.detectors)])
         return self.detectors[name]
 
     def model(self, name: str) -> ConfigDict:
@@ -198,12 +217,12 @@ class Recipe:
             RecipeError: no such detector, or its config does not load.
         """
         spec = self.detector(name)
-        path, count = resolve(spec.config, self.source), len(self.classes)
+        path, count = resolve_path(spec.config, self.source), len(self.classes)
         try:
             cfg = Config.fromfile(str(path))
             cfg.merge_from_dict({'model': copy.deepcopy(spec.get('model', {}))})
-            name_weights_once(cfg.model)
-            set_classes(cfg.model, count)
+            pretrained_as_init_cfg(cfg.model)
+            set_class_count(cfg.model, count)
             cfg.model.backbone  # noqa: B018  (else it is none of a detector)
         except Exception as error:  # a config is Python, and mmcv raises several types
             text = f'{name}: {path} gives no detector ({type(error).__name__}: {error}).'
@@ -223,7 +242,7 @@ class Recipe:
         path = self.detectors[name].get(key)
         if not path:
             return None
-        return cached(path) if is_url(path) else resolve(path, self.source)
+        return cached_checkpoint(path) if is_url(path) else resolve_path(path, self.source)
 
     def url(self, name: str, key: str = 'checkpoint') -> str | None:
         """Where the checkpoint is fetched from; None where it is a local file, or none is named."""
@@ -238,27 +257,29 @@ class Recipe:
         """
         path = self.checkpoint(name, key)
         if url := self.url(name, key):
-            download.fetch(url, path, sha256_in_name(path.name))
+            download.fetch_file(url, path, sha256_in_name(path.name))
         return path
 
     def checkpoint_problems(self, names: Iterable[str] | None = None) -> list[str]:
         """Checkpoints that are named and missing, and can't be fetched; of all detectors, or of `names`."""
-        paths = {
-            name: self.checkpoint(name) for name in (self.detectors if names is None else names)
-        }
-        return [
-            f'checkpoint of {name}: {path} is missing. Fetch it, or train it: --cfg-options {_key(name)}.checkpoint=None'
-            for name, path in paths.items()
-            if path and not path.is_file() and not self.url(name)
-        ]
+        problems = []
+        for name in self.detectors if names is None else names:
+            path = self.checkpoint(name)
+            if path and not path.is_file() and not self.url(name):
+                problems.append(
+                    f'checkpoint of {name}: {path} is missing. Fetch it, or train it: '
+                    f'--cfg-options {detector_key(name)}.checkpoint=None'
+                )
+        return problems
 
     @property
     def text(self) -> str:
         """The resolved recipe as Python: enough to run again."""
-        return as_python(self.cfg._cfg_dict.to_dict())
+        return format_config(self.cfg._cfg_dict.to_dict())
 
 
-def _key(detector: str) -> str:
+def detector_key(detector: str) -> str:
+    """The key under which a recipe has a detector: 'student', or 'teachers.' and a teacher's name."""
     return detector if detector == 'student' else f'teachers.{detector}'
 
 
@@ -282,42 +303,53 @@ def load_recipe(
         overrides = {**overrides, 'seed': seed}
     if isinstance(path, Recipe):
         return load_recipe(path.source, {**path.overrides, **overrides}) if overrides else path
-    source, cfg = read(path)
-    if is_plain(cfg):
+    source, cfg = read_config(path)
+    if is_plain_config(cfg):
         raise RecipeError(
             path, ['an mmdet config, not a recipe: only `mtpd train` and `mtpd eval` take it.']
         )
-    lay_over(cfg, overrides, source)
+    override_values(cfg, overrides, source)
     values = cfg._cfg_dict.to_dict()
-    found = relations.problems(values)
-    if not found:
-        if found := _settle(cfg, source.resolve()):
-            raise RecipeError(source, found)
+    problems = schema.value_problems(values)
+    if not problems:
+        if problems := _settle_paths(cfg, source.resolve()):
+            raise RecipeError(source, problems)
         return Recipe(cfg, source.resolve(), overrides)
-    cfg = Config(schema.without_unknown(values))
-    found += relations.problems(cfg._cfg_dict.to_dict())
+    cfg = Config(schema.drop_unknown_keys(values))
+    problems += schema.value_problems(cfg._cfg_dict.to_dict())
     rest = None
     with contextlib.suppress(AttributeError, TypeError, KeyError):  # of values of a wrong shape
-        found += _settle(cfg, source.resolve())
+        problems += _settle_paths(cfg, source.resolve())
         rest = Recipe(cfg, source.resolve())
-    raise RecipeError(source, list(dict.fromkeys(found)), rest)
+    raise RecipeError(source, list(dict.fromkeys(problems)), rest)
 
 
-def _settle(cfg: Config, source: Path) -> list[str]:
+def _settle_paths(cfg: Config, source: Path) -> list[str]:
     """Makes the recipe's paths independent of where it lies and of the working directory.
 
     Returns what is wrong with detector configs; datasets and checkpoints are looked at when used.
     """
-    found = []
-    places = {'student': cfg.student} | {f'teachers.{k}': v for k, v in cfg.teachers.items()}
-    for name, spec in places.items():
+    problems = []
+    for name, spec in {'student': cfg.student, **cfg.teachers}.items():
         for key in ('config', 'checkpoint', 'init'):
             if spec.get(key) and (key == 'config' or not is_url(spec[key])):
-                path = resolve(spec[key], source)
+                path = resolve_path(spec[key], source)
                 if key == 'config' and not path.is_file():
-                    found.append(f'{name}.config: {path} is missing.')
+                    problems.append(f'{detector_key(name)}.config: {path} is missing.')
                 if not spec[key].startswith('mmdet::'):
-                    spec[key] = shown(path)
+                    spec[key] = display_path(path)
     if cfg.data.root is not None:
-        cfg.data.root = shown(resolve(cfg.data.root, source))
-    return found
+        cfg.data.root = display_path(resolve_path(cfg.data.root, source))
+    return problems
+
+
+def list_recipes() -> list[dict]:
+    """The recipes in configs/: ``path``, ``title``, and ``paper``, the published AP on COCO of their sequence or None."""
+    recipes = []
+    for path in sorted((ROOT / 'configs').glob('[!_]*/*.py')):
+        if path.parent.name == 'teachers':  # detectors
+            continue
+        cfg = load_recipe(path).cfg
+        title, paper = cfg.get('title', cfg.name), cfg.get('paper', {})
+        recipes.append({'path': display_path(path), 'title': title, 'paper': paper.get('result')})
+    return recipes

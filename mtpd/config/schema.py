@@ -1,28 +1,67 @@
-"""What a recipe may say: its keys, and the types of their values."""
+"""What a recipe may say: its keys, their values, and how the values fit together."""
 
 from __future__ import annotations
 
 import ast
+import math
 import re
+from dataclasses import dataclass
 from typing import Any
 
-from ..errors import unknown
+from ..errors import did_you_mean, unknown_name
 
 NONE = type(None)
 NUMBER = (int, float)
 
-DETECTOR = {
-    'label': str,
-    'config': str,
-    'model': dict,
-    'checkpoint': (str, NONE),
-    'init': (str, NONE),
-    'updates': int,
-    'scenes': int,
-}
 
-LIBRARIES = ('auto', 'pycocotools', 'faster_coco_eval')  # see `mtpd.engine.score`
-# Of a training's speed: True, False or 'auto'.
+@dataclass(frozen=True)
+class Rule:
+    """What a value may be.
+
+    Attributes:
+        types: of the value; a bool counts as an int only where `types` names it.
+        least: the smallest number.
+        choices: the words and switches to choose from.
+    """
+
+    types: tuple[type, ...]
+    least: int | None = None
+    choices: tuple = ()
+
+    def problem(self, path: str, value: Any) -> str | None:
+        """What is wrong with the value of the key `path`; None where nothing is."""
+        right_type = isinstance(value, self.types)
+        if not right_type or (isinstance(value, bool) and bool not in self.types):
+            return f'{path} is {value!r} ({type(value).__name__}): {self._needed} is needed.'
+        if self.choices and isinstance(value, (str, bool)) and value not in self.choices:
+            hint = did_you_mean(str(value), map(str, self.choices))
+            hint = f' {hint}' if hint.startswith('Did') else ''
+            return f'{path} is {value!r}: {self._needed} is needed.{hint}'
+        if self.least is not None and isinstance(value, NUMBER) and value < self.least:
+            wanted = f'be at least {self.least}' if self.least else 'not be negative'
+            return f'{path} is {value}: it must {wanted}.'
+        return None
+
+    @property
+    def _needed(self) -> str:
+        if not self.choices:
+            return ' or '.join('None' if kind is NONE else kind.__name__ for kind in self.types)
+        choices = ', '.join(map(repr, self.choices))
+        return f'a number, or {choices},' if int in self.types else f'one of {choices}'
+
+
+def _of_type(*types: type) -> Rule:
+    return Rule(types)
+
+
+def _one_of(*choices: str | bool) -> Rule:
+    return Rule(tuple({type(choice) for choice in choices}), choices=choices)
+
+
+TEXT, TEXT_OR_NONE = _of_type(str), _of_type(str, NONE)
+DICT, LIST = _of_type(dict), _of_type(list, tuple)
+POSITIVE, NOT_NEGATIVE = Rule((int,), least=1), Rule((int,), least=0)
+# Switches of a training's speed, see `mtpd.engine.speed`.
 SWITCHES = (
     'channels_last',
     'fold_teacher',
@@ -34,77 +73,271 @@ SWITCHES = (
     'fused_optimizer',
     'keep_memory',
 )
+LIBRARIES = ('auto', 'pycocotools', 'faster_coco_eval')  # see `mtpd.engine.evaluation`
 
+DETECTOR = {
+    'label': TEXT,
+    'config': TEXT,
+    'model': DICT,
+    'checkpoint': TEXT_OR_NONE,
+    'init': TEXT_OR_NONE,
+    'updates': POSITIVE,
+    'scenes': POSITIVE,
+}
+# '*' stands for any key.
 RECIPE = {
-    'name': str,
-    'title': str,
-    'paper': dict,
-    'seed': int,
+    'name': TEXT,
+    'title': TEXT,
+    'paper': DICT,
+    'seed': NOT_NEGATIVE,
     'data': {
-        'root': (str, NONE),
-        'cache': str,
-        'splits': dict,
-        'corrupt_limit': int,
-        'scenes': {'train': int, 'val': int, 'size': int, 'seed': int},
+        'root': TEXT_OR_NONE,
+        'cache': TEXT,
+        'splits': DICT,
+        'corrupt_limit': NOT_NEGATIVE,
+        'scenes': {'train': POSITIVE, 'val': POSITIVE, 'size': POSITIVE, 'seed': NOT_NEGATIVE},
     },
     'image': {
-        'scale': (int, list, tuple),
-        'flip': NUMBER,
-        'mean': (list, tuple),
-        'std': (list, tuple),
-        'to_rgb': bool,
-        'divisor': int,
+        'scale': _of_type(int, list, tuple),
+        'flip': Rule(NUMBER),
+        'mean': LIST,
+        'std': LIST,
+        'to_rgb': _of_type(bool),
+        'divisor': POSITIVE,
     },
     'student': DETECTOR,
     'teachers': {'*': DETECTOR},
-    'arms': {'*': {'label': str, 'teachers': (list, tuple, str)}},  # 'auto': see `order.settled`
+    # 'auto': see `mtpd.pipeline.teacher_order.resolve_auto_arms`
+    'arms': {'*': {'label': TEXT, 'teachers': _of_type(list, tuple, str)}},
     'distill': {
-        'method': str,
-        'settings': {'*': dict},
-        'levels': (list, tuple),
-        'student_module': str,
-        'teacher_module': str,
-        'start': str,
-        'inherit_allow': (list, tuple),
-        'teacher_mode': str,
+        'method': TEXT,
+        'settings': {'*': DICT},
+        'levels': LIST,
+        'student_module': TEXT,
+        'teacher_module': TEXT,
+        'start': _one_of('baseline', 'inherit', 'random'),
+        'inherit_allow': LIST,
+        'teacher_mode': _one_of('eval', 'train'),
     },
-    'order': {'images': int, 'max_length': int, 'method': str, 'min_gain': (*NUMBER, NONE)},
+    'order': {
+        'images': Rule((int,), least=2),
+        'max_length': POSITIVE,
+        'method': _one_of('backward_greedy', 'shortest_path'),
+        'min_gain': _of_type(*NUMBER, NONE),
+    },
     'schedule': {
-        'batch_size': int,
-        'lr_batch_size': (int, NONE),
-        'baseline': int,
-        'arm': int,
-        'teacher': int,
-        'optimizer': dict,
-        'grad_clip': (dict, NONE),
-        'lr': dict,
-        'log_interval': int,
-        'checkpoint_interval': int,
-        'eval_interval': int,
-        'loggers': (list, tuple),
+        'batch_size': POSITIVE,
+        'lr_batch_size': _of_type(int, NONE),
+        'baseline': POSITIVE,
+        'arm': POSITIVE,
+        'teacher': POSITIVE,
+        'optimizer': DICT,
+        'grad_clip': _of_type(dict, NONE),
+        'lr': DICT,
+        'log_interval': POSITIVE,
+        'checkpoint_interval': POSITIVE,
+        'eval_interval': NOT_NEGATIVE,
+        'loggers': LIST,
     },
-    'evaluation': {'metrics': (list, tuple), 'batch_size': int, 'library': str},
-    'runtime': {'device': str, 'gpus': int, 'workers': (int, str), 'threads': int, 'jobs': int},
-    'speed': {'precision': str, **dict.fromkeys(SWITCHES, (bool, str))},  # see `mtpd.engine.speed`
+    'evaluation': {'metrics': LIST, 'batch_size': POSITIVE, 'library': _one_of(*LIBRARIES)},
+    'runtime': {
+        'device': TEXT,
+        'gpus': POSITIVE,
+        'workers': Rule((int, str), least=0, choices=('auto',)),
+        'threads': NOT_NEGATIVE,
+        'jobs': POSITIVE,
+    },
+    'speed': {
+        'precision': _one_of('auto', 'fp32', 'tf32', 'bf16'),
+        **dict.fromkeys(SWITCHES, _one_of('auto', True, False)),
+    },
 }
 OPTIONAL = {
-    'paper',
-    'title',
-    'label',
-    'model',
-    'checkpoint',
-    'init',
-    'updates',
-    'scenes',
-    'lr_batch_size',
-    'gpus',
-    'corrupt_limit',
-    'library',
-    'loggers',
-    'speed',
-    'precision',
-    *SWITCHES,
+    *('paper', 'title', 'label', 'model', 'checkpoint', 'init', 'updates', 'scenes', 'gpus'),
+    *('lr_batch_size', 'corrupt_limit', 'library', 'loggers', 'speed', 'precision', *SWITCHES),
 }
+
+
+def value_problems(cfg: dict) -> list[str]:
+    """Everything wrong with a recipe's keys and values, a line each; empty when all is well."""
+    problems = _table_problems(cfg, RECIPE)
+    for check in (_method, _splits, _metrics, _arms, _loss_name, _levels, _image):
+        try:
+            problems += check(cfg)
+        except (KeyError, TypeError, AttributeError, ValueError):
+            if not problems:  # a value of a wrong shape is among them, and can't be looked into
+                raise
+    return problems
+
+
+def drop_unknown_keys(node: dict, rules: dict = RECIPE) -> dict:
+    """The values whose keys are known."""
+    known = {}
+    for key, value in node.items():
+        rule = rules.get(key, rules.get('*'))
+        deeper = isinstance(rule, dict) and isinstance(value, dict)
+        if rule is not None:
+            known[key] = drop_unknown_keys(value, rule) if deeper else value
+    return known
+
+
+def _table_problems(node: dict, rules: dict, place: str = '') -> list[str]:
+    """Keys that are unknown or absent, and values that their rules refuse."""
+    problems = []
+    for key, value in node.items():
+        rule = rules.get(key, rules.get('*'))
+        path = f'{place}{key}'
+        if rule is None:
+            problems.append(unknown_name('key', path, [f'{place}{name}' for name in rules]))
+        elif isinstance(rule, Rule):
+            problems.append(rule.problem(path, value))
+        elif isinstance(value, dict):
+            problems += _table_problems(value, rule, f'{path}.')
+        else:
+            problems.append(f'{path} is {value!r}: a dict with {", ".join(rule)} is needed.')
+    absent = [key for key in rules if key != '*' and key not in node and key not in OPTIONAL]
+    return [*filter(None, problems), *(f'{place}{key} is missing.' for key in absent)]
+
+
+# How values must fit together
+
+
+def _method(cfg: dict) -> list[str]:
+    distill = cfg['distill']
+    if distill['method'] in distill['settings']:
+        return []
+    return [unknown_name('distill.method', distill['method'], distill['settings'])]
+
+
+def _splits(cfg: dict) -> list[str]:
+    problems = []
+    for split in ('train', 'val'):
+        place = cfg['data']['splits'].get(split)
+        if place is None:
+            problems.append(f'data.splits.{split} is missing.')
+        elif not _is_place(place):
+            problems.append(
+                f"data.splits.{split} is {place!r}: a name, or dict(annotations='...', images='...') is needed."
+            )
+    return problems
+
+
+def _is_place(place: Any) -> bool:
+    if isinstance(place, dict):
+        return all(isinstance(place.get(key), str) for key in ('annotations', 'images'))
+    return isinstance(place, str)
+
+
+def _metrics(cfg: dict) -> list[str]:
+    metrics, known = cfg['evaluation']['metrics'], ['bbox', 'segm']
+    problems = []
+    if 'bbox' not in metrics:
+        problems.append('evaluation.metrics lacks bbox, by which detectors are compared: add it.')
+    return problems + [
+        unknown_name('evaluation.metrics', str(metric), known)
+        for metric in metrics
+        if metric not in known
+    ]
+
+
+def _arms(cfg: dict) -> list[str]:
+    problems = [
+        f'teachers.{name}: this name is taken, choose another.'
+        for name in ('student', 'baseline', 'none')
+        if name in cfg['teachers']
+    ]
+    if not cfg['arms']:
+        problems.append('arms is empty: name at least one sequence of teachers.')
+    for name, arm in cfg['arms'].items():
+        check = _auto_arm if isinstance(arm['teachers'], str) else _arm
+        problems += check(cfg, name, arm['teachers'])
+    return problems
+
+
+def _arm(cfg: dict, name: str, teachers: list) -> list[str]:
+    if not teachers:
+        return [f'arms.{name}.teachers is empty: [None] is a stage without a teacher.']
+    known, updates = list(cfg['teachers']), cfg['schedule']['arm']
+    problems = [
+        f'arms.{name}: ' + unknown_name('teacher', str(teacher), known)
+        for teacher in teachers
+        if teacher is not None and teacher not in known
+    ]
+    if updates > 0 and updates % len(teachers):
+        problems.append(f'arms.{name} has {_uneven_stages(len(teachers), updates)}')
+    return problems
+
+
+def _auto_arm(cfg: dict, name: str, word: str) -> list[str]:
+    if word != 'auto':
+        return [f"arms.{name}.teachers is {word!r}: a list of teachers is needed, or 'auto'."]
+    if not cfg['teachers']:
+        return [f'arms.{name}: there are no teachers to choose from.']
+    updates, longest = cfg['schedule']['arm'], min(cfg['order']['max_length'], len(cfg['teachers']))
+    for count in range(1, longest + 1):
+        if updates % count:
+            text = _uneven_stages(count, updates, ' (order.max_length)')
+            return [f'arms.{name} may get {text}']
+    return []
+
+
+def _uneven_stages(count: int, updates: int, origin: str = '') -> str:
+    return (
+        f'{count} stages{origin}, which do not divide schedule.arm = {updates} evenly: every arm gets the same number '
+        'of updates.'
+    )
+
+
+def _loss_name(cfg: dict) -> list[str]:
+    distill = cfg['distill']
+    method, settings = distill['method'], distill['settings'].get(distill['method'])
+    if not isinstance(settings, dict) or 'name' not in settings:
+        return []
+    return [
+        f'distill.settings.{method}.name is {settings["name"]!r}: leave it out. The losses are named '
+        f'loss_{method}_fpn_<level>, by which logs and figures tell them apart.'
+    ]
+
+
+def _levels(cfg: dict) -> list[str]:
+    """FPN levels, the recipe's and those that its method keeps to."""
+    distill = cfg['distill']
+    places = {'distill.levels': distill['levels']}
+    settings = distill['settings'].get(distill['method'])
+    if isinstance(settings, dict) and 'levels' in settings:
+        places[f'distill.settings.{distill["method"]}.levels'] = settings['levels']
+    problems = [
+        f'{place} is {levels!r}: FPN levels 0, 1, ... are needed.'
+        for place, levels in places.items()
+        if not (isinstance(levels, (list, tuple)) and levels)
+        or any(not isinstance(level, int) or level < 0 for level in levels)
+    ]
+    if not problems and not set.intersection(*map(set, places.values())):
+        both = ' and '.join(f'{place} {list(levels)}' for place, levels in places.items())
+        problems.append(f'{both} have no level in common: nothing would be distilled.')
+    return problems
+
+
+def _image(cfg: dict) -> list[str]:
+    image = cfg['image']
+    scale = image['scale']
+    sides = scale if isinstance(scale, (list, tuple)) else (scale, scale)
+    problems = []
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        problems.append(
+            f'image.scale is {scale!r}: pixels, or (width, height) in pixels, are needed.'
+        )
+    for key, above, words in (('mean', -math.inf, ''), ('std', 0, ', above 0')):
+        values = image[key]
+        good = all(isinstance(v, NUMBER) and math.isfinite(v) and v > above for v in values)
+        if len(values) != 3 or not good:
+            problems.append(f'image.{key} is {values!r}: a number per colour is needed{words}.')
+    if not 0 <= image['flip'] <= 1:
+        problems.append(f'image.flip is {image["flip"]}: a share from 0 to 1 is needed.')
+    return problems
+
+
+# Overrides
 
 
 def parse_overrides(text: str) -> dict[str, Any]:
@@ -113,55 +346,13 @@ def parse_overrides(text: str) -> dict[str, Any]:
     Raises:
         ValueError: a part without ``=``.
     """
-    found = {}
+    overrides = {}
     for item in re.split(r'\s+(?=[\w.]+=)', text.strip()) if text.strip() else ():
         key, equals, value = item.partition('=')
         if not equals or not key:
             raise ValueError(f'{item!r} is not KEY=VALUE, such as seed=1')
         try:
-            found[key] = ast.literal_eval(value)
-        except (
-            ValueError,
-            SyntaxError,
-            TypeError,
-            MemoryError,
-            RecursionError,
-        ):  # of deep nesting, too
-            found[key] = value
-    return found
-
-
-def keys(node: Any, known: dict = RECIPE, place: str = '') -> list[str]:
-    """Keys that are unknown, absent, or of values of another type; a line each."""
-    found = []
-    for key, value in node.items():
-        rule = known.get(key, known.get('*'))
-        path = f'{place}{key}'
-        if rule is None:
-            found.append(unknown('key', path, [f'{place}{name}' for name in known]))
-        elif isinstance(rule, dict):
-            if isinstance(value, dict):
-                found += keys(value, rule, f'{path}.')
-            else:
-                found.append(f'{path} is {value!r}: a dict with {", ".join(rule)} is needed.')
-        elif not _is_a(value, kinds := rule if isinstance(rule, tuple) else (rule,)):
-            names = ' or '.join('None' if kind is NONE else kind.__name__ for kind in kinds)
-            names = "True, False or 'auto'" if kinds == (bool, str) else names
-            found.append(f'{path} is {value!r} ({type(value).__name__}): {names} is needed.')
-    absent = [key for key in known if key != '*' and key not in node and key not in OPTIONAL]
-    return found + [f'{place}{key} is missing.' for key in absent]
-
-
-def _is_a(value: Any, kinds: tuple[type, ...]) -> bool:
-    return isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)
-
-
-def without_unknown(node: dict, known: dict = RECIPE) -> dict:
-    """The values whose keys are known."""
-    kept = {}
-    for key, value in node.items():
-        rule = known.get(key, known.get('*'))
-        deeper = isinstance(rule, dict) and isinstance(value, dict)
-        if rule is not None:
-            kept[key] = without_unknown(value, rule) if deeper else value
-    return kept
+            overrides[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # deep nesting
+            overrides[key] = value
+    return overrides

@@ -9,9 +9,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from ..errors import MtpdError
-from ..utils.download import fetch
-from ..utils.files import room
-from ..utils.unpack import unpack
+from ..utils.download import fetch_file, unpack_zip
+from ..utils.files import check_disk_space
 from . import coco
 
 # The bucket of images.cocodataset.org, which itself has no certificate of its own.
@@ -55,7 +54,7 @@ ARCHIVES = {
 }
 
 
-def download(
+def download_coco(
     root: str | Path,
     splits: Iterable[str] = ('val', 'train'),
     server: str = SERVER,
@@ -73,16 +72,16 @@ def download(
         remove_zips: remove each archive after its files have been checked.
 
     Raises:
-        MtpdError: an archive can't be had or is not the published one, there is no space, `root` holds other data.
+        MtpdError: an archive can't be fetched or is not the published one, there is no space, `root` holds other data.
     """
     root = Path(root)
     splits = sorted(set(splits), key=len)  # the small one first
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / '.download.lock'):
-            _make(root, splits, server)
+            _fetch_splits(root, splits, server)
             for split in splits:
-                count, listing = ARCHIVES[split].images, _annotations(root, split)
+                count, listing = ARCHIVES[split].images, _annotation_file(root, split)
                 echo(f'{root / split}2017: {count} images, all that {listing} lists')
             for name in ('annotations', *splits) if remove_zips else ():
                 (root / ARCHIVES[name].name).unlink(missing_ok=True)
@@ -92,49 +91,49 @@ def download(
         ) from error
 
 
-def _make(root: Path, splits: list[str], server: str) -> None:
-    missing = [split for split in splits if _problems(root, split)]
-    _room(root, missing)
+def _fetch_splits(root: Path, splits: list[str], server: str) -> None:
+    missing = [split for split in splits if _split_problems(root, split)]
+    _check_space(root, missing)
     for split in missing:
-        listing = _annotations(root, split)
+        listing = _annotation_file(root, split)
         if not listing.is_file():
-            _get(root, 'annotations', f'annotations/{listing.name}', server)
-        if _problems(root, split):
-            _get(root, split, f'{split}2017/', server)
-        if problems := _problems(root, split):
+            _fetch_archive(root, 'annotations', f'annotations/{listing.name}', server)
+        if _split_problems(root, split):
+            _fetch_archive(root, split, f'{split}2017/', server)
+        if problems := _split_problems(root, split):
             raise MtpdError(' '.join(problems))
 
 
-def _annotations(root: Path, split: str) -> Path:
+def _annotation_file(root: Path, split: str) -> Path:
     return root / 'annotations' / f'instances_{split}2017.json'
 
 
-def _problems(root: Path, split: str) -> list[str]:
-    """What is missing of a split. Raises MtpdError where the annotation file is not COCO 2017's."""
-    path = _annotations(root, split)
+def _split_problems(root: Path, split: str) -> list[str]:
+    """As `coco.split_problems`. Raises MtpdError where the annotation file is not COCO 2017's."""
+    path = _annotation_file(root, split)
     if path.is_file():
-        listed, expected = len(coco.read(path)['images']), ARCHIVES[split].images
+        listed, expected = len(coco.read_annotations(path)['images']), ARCHIVES[split].images
         if listed != expected:
             raise MtpdError(
                 f'{path} lists {listed} images and COCO 2017 has {expected}: '
                 'it belongs to another dataset. Choose another folder with --root.'
             )
     places = {'annotations': f'annotations/{path.name}', 'images': f'{split}2017'}
-    return coco.problems(root, places)
+    return coco.split_problems(root, places)
 
 
-def _room(root: Path, splits: list[str]) -> None:
-    """Looks for space before hours are spent: for the archives and, about as large, what they unpack to."""
+def _check_space(root: Path, splits: list[str]) -> None:
+    """Raises MtpdError where the archives and what they unpack to, about as large, do not fit on the disk."""
     needed = 0
     for name in ('annotations', *splits) if splits else ():
         archive = ARCHIVES[name]
         zips = (root / archive.name, root / f'{archive.name}.part')
-        here = [path for path in (*zips, *(root / f'{name}2017').glob('*')) if path.is_file()]
-        needed += max(0, 2 * archive.size - sum(path.stat().st_size for path in here))
-    room(root, needed, 'COCO 2017, archives and unpacked,')
+        present = [path for path in (*zips, *(root / f'{name}2017').glob('*')) if path.is_file()]
+        needed += max(0, 2 * archive.size - sum(path.stat().st_size for path in present))
+    check_disk_space(root, needed, 'COCO 2017, archives and unpacked,')
 
 
-def _get(root: Path, name: str, prefix: str, server: str) -> None:
+def _fetch_archive(root: Path, name: str, prefix: str, server: str) -> None:
     archive = ARCHIVES[name]
     url = f'{server.rstrip("/")}/{archive.path}'
-    unpack(fetch(url, root / archive.name, archive.sha256, archive.size), root, prefix)
+    unpack_zip(fetch_file(url, root / archive.name, archive.sha256, archive.size), root, prefix)

@@ -5,26 +5,26 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+from collections.abc import Iterator
 from operator import attrgetter
 
-from ..runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
-
+import torch
 from mmcv import ConfigDict
-from mmdet.models import DETECTORS, BaseDetector, build_detector
+from mmcv.cnn import fuse_conv_bn
+from mmdet.models import DETECTORS, BaseDetector, build_backbone, build_detector, build_neck
 from torch import Tensor, nn
 
 from ..errors import MtpdError
-from ..runtime import checkpoints, modules  # noqa: F401  (adapted before detectors are built)
-from .inherit import InheritReport, inherit, initialise
+from ..runtime import checkpoints, detectors  # noqa: F401  (adapted before detectors are built)
+from ..runtime.streams import cuda_stream
+from .initialization import InheritReport, inherit_from_teacher, initialise_weights
 from .losses import build_losses
-from .teacher import Teacher
 
 _log = logging.getLogger('mtpd')
 
 
-def _of_student(method: str):
+def _student_method(method: str):
+    """A method that calls the student's."""
     return lambda self, *args, **kwargs: getattr(self.student, method)(*args, **kwargs)
 
 
@@ -48,7 +48,7 @@ class Distiller(BaseDetector):
         init_student: the student takes over the teacher's neck and head; see `inherit_report`.
         teacher_mode: 'eval', or 'train' for the original code's behaviour, where the runner puts
             the teacher into train mode (DropPath acts, batch norm updates its statistics).
-        inherit_allow: patterns of weights that may differ then, see `mtpd.distill.inherit`.
+        inherit_allow: patterns of weights that may differ then, see `mtpd.distill.initialization`.
         train_cfg, test_cfg: the student's, where its config does not hold them.
 
     Raises:
@@ -86,15 +86,15 @@ class Distiller(BaseDetector):
         if student_checkpoint:
             checkpoints.load_student(self.student, student_checkpoint)
         else:
-            initialise(self.student, student.backbone, 'student.model')
+            initialise_weights(self.student, student.backbone, 'student.model')
         if teacher_checkpoint != 'random':
-            state = checkpoints.load(teacher_checkpoint)
+            state = checkpoints.load_checkpoint(teacher_checkpoint)
             state = checkpoints.student_state(state, teacher_checkpoint)
             checkpoints.load_strictly(
                 self.teacher, state, 'the teacher', teacher_checkpoint, only=('backbone.', 'neck.')
             )
             if init_student:
-                self.inherit_report = inherit(self.student, state, inherit_allow)
+                self.inherit_report = inherit_from_teacher(self.student, state, inherit_allow)
                 _log.info('%s', self.inherit_report)
         self.train()
 
@@ -104,16 +104,19 @@ class Distiller(BaseDetector):
 
     @property
     def hooked_modules(self) -> set[nn.Module]:
-        """Those of student and teacher whose outputs are compared."""
+        """The modules of student and teacher whose outputs are compared."""
         return {
-            model.get_submodule(path)
-            for _, *paths in self._links
-            for model, path in zip((self.student, self.teacher), paths, strict=True)
+            module
+            for _, student_module, teacher_module in self._links
+            for module in (
+                self.student.get_submodule(student_module),
+                self.teacher.get_submodule(teacher_module),
+            )
         }
 
     @property
     def hooks_teachers_backbone(self) -> bool:
-        """Whether features are taken inside of it."""
+        """Whether features are taken inside the teacher's backbone."""
         return any(path.startswith('backbone') for _, _, path in self._links)
 
     def _apply(self, *args, **kwargs):
@@ -141,8 +144,8 @@ class Distiller(BaseDetector):
             if name in losses:
                 raise MtpdError(f'the student itself has a loss {name!r}: rename the method')
             losses[name] = self.distill_losses[name](
-                _feature(of_student, 'student', student_module),
-                _feature(of_teacher, 'teacher', teacher_module),
+                _hooked_feature(of_student, 'student', student_module),
+                _hooked_feature(of_teacher, 'teacher', teacher_module),
                 gt_bboxes=gt.get('gt_bboxes'),
                 img_metas=img_metas,
             )
@@ -154,18 +157,19 @@ class Distiller(BaseDetector):
 
         The hooks live no longer than the context: nothing holds features or the graph after it.
         """
-        found, hooks = ({}, {}), []
-        for _, *paths in self._links:
-            for features, model, path in zip(
-                found, (self.student, self.teacher), paths, strict=True
+        of_student, of_teacher, hooks = {}, {}, []
+        for _, student_module, teacher_module in self._links:
+            for features, model, path in (
+                (of_student, self.student, student_module),
+                (of_teacher, self.teacher, teacher_module),
             ):
 
-                def keep(module, args, output, features=features, path=path):
+                def collect(module, args, output, features=features, path=path):
                     features[path] = output
 
-                hooks.append(model.get_submodule(path).register_forward_hook(keep))
+                hooks.append(model.get_submodule(path).register_forward_hook(collect))
         try:
-            yield found
+            yield of_student, of_teacher
         finally:
             for hook in hooks:
                 hook.remove()
@@ -202,12 +206,12 @@ class Distiller(BaseDetector):
     with_bbox = property(attrgetter('student.with_bbox'))
     with_mask = property(attrgetter('student.with_mask'))
 
-    extract_feat = _of_student('extract_feat')
-    forward_test = _of_student('forward_test')
-    simple_test = _of_student('simple_test')
-    aug_test = _of_student('aug_test')
-    forward_dummy = _of_student('forward_dummy')
-    show_result = _of_student('show_result')
+    extract_feat = _student_method('extract_feat')
+    forward_test = _student_method('forward_test')
+    simple_test = _student_method('simple_test')
+    aug_test = _student_method('aug_test')
+    forward_dummy = _student_method('forward_dummy')
+    show_result = _student_method('show_result')
 
 
 def _check_options(student_checkpoint, teacher_checkpoint, init_student, teacher_mode):
@@ -230,12 +234,66 @@ def _check_options(student_checkpoint, teacher_checkpoint, init_student, teacher
         raise MtpdError('\n'.join(problems))
 
 
-def _feature(features: dict, who: str, path: str) -> Tensor:
+def _hooked_feature(features: dict, who: str, path: str) -> Tensor:
+    """The output of a hooked module. Raises MtpdError unless it is a tensor."""
     output = features.get(path)
     if not isinstance(output, Tensor):
-        got = f'gives a {type(output).__name__}' if path in features else 'was not run'
+        problem = f'gives a {type(output).__name__}' if path in features else 'was not run'
         raise MtpdError(
-            f'{who}_module {path!r} {got}: hook a module that gives one tensor (N, C, H, W) in '
+            f'{who}_module {path!r} {problem}: hook a module that gives one tensor (N, C, H, W) in '
             "each forward pass, such as 'neck.fpn_convs.0.conv'"
         )
     return output
+
+
+# The teacher.
+
+
+class Teacher(nn.Module):
+    """Backbone and neck of the detector that `cfg` describes, frozen: distillation needs no more of it.
+
+    Attributes:
+        own_stream: whether `beside` uses a CUDA stream of its own.
+    """
+
+    own_stream = False
+
+    def __init__(self, cfg: dict):
+        super().__init__()
+        self.backbone = build_backbone(cfg['backbone'])
+        self.neck = build_neck(cfg['neck']) if cfg.get('neck') else nn.Identity()
+        self.requires_grad_(False)
+
+    def forward(self, img: Tensor) -> tuple[Tensor, ...]:
+        """Features, each `(N, C, H, W)`, of images `(N, 3, H, W)`."""
+        return self.neck(self.backbone(img))
+
+    def fold(self) -> None:
+        """Makes the backbone's batch norms, in eval mode, part of the convolutions before them; for good.
+
+        The neck keeps its own, as what is distilled are its convolutions' outputs.
+        """
+        self.backbone = fuse_conv_bn(self.backbone).requires_grad_(False)
+
+    @contextlib.contextmanager
+    def beside(self, img: Tensor, features: dict[str, Tensor]) -> Iterator[None]:
+        """A forward pass without gradients, before the block's work or, on a stream of its own, at the same time.
+
+        Args:
+            features: what hooks collect in the pass; for use after the block.
+        """
+        if not self.own_stream:
+            with torch.no_grad():
+                self(img)
+            yield
+            return
+        current, beside = torch.cuda.current_stream(), cuda_stream('teacher')
+        beside.wait_stream(current)
+        img.record_stream(beside)
+        # Not inference_mode: its tensors cannot be saved for the loss's backward pass.
+        with torch.no_grad(), torch.cuda.stream(beside):
+            self(img)
+        yield
+        current.wait_stream(beside)
+        for feature in features.values():
+            feature.record_stream(current)

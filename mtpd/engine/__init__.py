@@ -1,0 +1,1 @@
+from ..runtime import compat  # noqa: F401  (before mmcv)

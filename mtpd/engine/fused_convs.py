@@ -6,9 +6,6 @@ convolutions, and the ReLU by another. cuDNN does all at once. Gradients are tho
 
 from __future__ import annotations
 
-from ..runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import functools
 from collections.abc import Collection
 from typing import Any
@@ -20,9 +17,11 @@ from mmdet.models.dense_heads import RPNHead
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .norms import weight_and_bias
+from .folded_norms import weight_and_bias
 
-_refused: set[tuple] = set()  # kinds of convolutions for which cuDNN has no such kernel
+_kinds_without_kernel: set[tuple] = (
+    set()
+)  # kinds of convolutions for which cuDNN has no such kernel
 
 
 class _ConvReLU(torch.autograd.Function):
@@ -77,46 +76,47 @@ def conv_relu(
     residual = None if residual is None else residual.to(dtype)
     settings = conv.stride, conv.padding, conv.dilation, conv.groups
     kind = (conv.kernel_size, settings, dtype, residual is None)
-    if kind not in _refused:
+    if kind not in _kinds_without_kernel:
         try:
             return _ConvReLU.apply(x, weight, bias, residual, *settings)
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError) or conv.groups == 1:
                 raise
-            _refused.add(kind)
+            _kinds_without_kernel.add(kind)
     out = F.conv2d(x, weight, bias, *settings)
     return F.relu_(out if residual is None else out.add_(residual))
 
 
-def fuse(model: nn.Module, hooked: Collection[nn.Module] = ()) -> None:
-    """Lets the ReLUs of a model's ResNet blocks and of its convolutions without norms work as this module says.
+def fuse_convs(model: nn.Module, hooked: Collection[nn.Module] = ()) -> None:
+    """Makes ResNet blocks, and convolutions without a norm, do convolution, bias and ReLU by one kernel on a GPU.
 
     Weights and their names stay. A block whose norms take statistics, or whose input is on the CPU, works as before.
 
     Args:
-        hooked: modules whose outputs somebody wants: blocks that contain one work as before, too.
+        hooked: modules whose outputs are used elsewhere. Blocks that contain one work as before, too.
     """
     for module in model.modules():
         if any(part in hooked for part in module.modules()) and not isinstance(module, ResNet):
             continue
         if _has_plain_stem(module) and module.conv1 not in hooked and module.norm1 not in hooked:
-            _replace(module, 'forward', _resnet)
-        elif _is_block(module, Bottleneck):
-            _replace(module, 'forward', _bottleneck)
-        elif _is_block(module, BasicBlock):
-            _replace(module, 'forward', _basic_block)
+            _replace_forward(module, _resnet_forward)
+        elif _is_plain_block(module, Bottleneck):
+            _replace_forward(module, _bottleneck_forward)
+        elif _is_plain_block(module, BasicBlock):
+            _replace_forward(module, _basic_block_forward)
         elif isinstance(module, ConvModule) and _ends_in_relu(module):
-            _replace(module, 'forward', _conv_module)
+            _replace_forward(module, _conv_module_forward)
         elif isinstance(module, RPNHead) and type(module.rpn_conv) is nn.Conv2d:
-            _replace(module.rpn_conv, 'forward', _conv_before_relu)
+            _replace_forward(module.rpn_conv, _conv_relu_forward)
 
 
-def _replace(module: nn.Module, name: str, function: Any) -> None:
+def _replace_forward(module: nn.Module, forward: Any) -> None:
+    """Makes `forward` the module's own; it gets the module, the class's forward, and the arguments."""
     # A partial, not a closure: copied along with the module.
-    setattr(module, name, functools.partial(function, module, getattr(type(module), name)))
+    module.forward = functools.partial(forward, module, type(module).forward)
 
 
-def _is_plain(conv: Any) -> bool:
+def _is_plain_conv(conv: Any) -> bool:
     return (
         isinstance(conv, nn.Conv2d)
         and conv.padding_mode == 'zeros'
@@ -129,16 +129,16 @@ def _has_plain_stem(module: nn.Module) -> bool:
         isinstance(module, ResNet)
         and type(module).forward is ResNet.forward
         and not module.deep_stem
-        and _is_plain(module.conv1)
+        and _is_plain_conv(module.conv1)
     )
 
 
-def _is_block(module: nn.Module, kind: type) -> bool:
+def _is_plain_block(module: nn.Module, kind: type) -> bool:
     return (
         isinstance(module, kind)
         and type(module).forward is kind.forward
-        and _is_plain(module.conv1)
-        and _is_plain(module.conv3 if kind is Bottleneck else module.conv2)
+        and _is_plain_conv(module.conv1)
+        and _is_plain_conv(module.conv3 if kind is Bottleneck else module.conv2)
         and not module.with_cp
         and not getattr(module, 'with_plugins', False)
     )
@@ -147,7 +147,7 @@ def _is_block(module: nn.Module, kind: type) -> bool:
 def _ends_in_relu(module: ConvModule) -> bool:
     return (
         type(module).forward is ConvModule.forward
-        and _is_plain(module.conv)
+        and _is_plain_conv(module.conv)
         and module.order[-1] == 'act'
         and not module.with_norm
         and not module.with_explicit_padding
@@ -156,14 +156,15 @@ def _ends_in_relu(module: ConvModule) -> bool:
     )
 
 
-def _fits(x: Tensor, *norms: nn.Module) -> bool:
+def _can_fuse(x: Tensor, *norms: nn.Module) -> bool:
+    """Whether the input is on a GPU, and no norm takes statistics."""
     return x.is_cuda and not any(
         isinstance(norm, nn.BatchNorm2d) and norm.training for norm in norms
     )
 
 
-def _resnet(backbone: ResNet, plain: Any, x: Tensor) -> tuple[Tensor, ...]:
-    if not _fits(x, backbone.norm1):
+def _resnet_forward(backbone: ResNet, plain: Any, x: Tensor) -> tuple[Tensor, ...]:
+    if not _can_fuse(x, backbone.norm1):
         return plain(backbone, x)
     x = backbone.maxpool(conv_relu(x, backbone.conv1, backbone.norm1))
     outs = []
@@ -179,7 +180,7 @@ def _shortcut(block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
     if block.downsample is None:
         return x, None
     *before, conv, norm = block.downsample
-    if not _is_plain(conv) or not _fits(x, norm):
+    if not _is_plain_conv(conv) or not _can_fuse(x, norm):
         return block.downsample(x), None
     for module in before:
         x = module(x)
@@ -187,31 +188,31 @@ def _shortcut(block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
     return F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups), bias
 
 
-def _bottleneck(block: Bottleneck, plain: Any, x: Tensor) -> Tensor:
-    if not _fits(x, block.norm1, block.norm2, block.norm3):
+def _bottleneck_forward(block: Bottleneck, plain: Any, x: Tensor) -> Tensor:
+    if not _can_fuse(x, block.norm1, block.norm2, block.norm3):
         return plain(block, x)
     out = conv_relu(x, block.conv1, block.norm1)
-    if _is_plain(block.conv2):
+    if _is_plain_conv(block.conv2):
         out = conv_relu(out, block.conv2, block.norm2)
     else:
         out = block.relu(block.norm2(block.conv2(out)))
     return conv_relu(out, block.conv3, block.norm3, *_shortcut(block, x))
 
 
-def _basic_block(block: BasicBlock, plain: Any, x: Tensor) -> Tensor:
-    if not _fits(x, block.norm1, block.norm2):
+def _basic_block_forward(block: BasicBlock, plain: Any, x: Tensor) -> Tensor:
+    if not _can_fuse(x, block.norm1, block.norm2):
         return plain(block, x)
     out = conv_relu(x, block.conv1, block.norm1)
     return conv_relu(out, block.conv2, block.norm2, *_shortcut(block, x))
 
 
-def _conv_before_relu(conv: nn.Conv2d, plain: Any, x: Tensor) -> Tensor:
-    return conv_relu(x, conv) if _fits(x) else plain(conv, x)
+def _conv_relu_forward(conv: nn.Conv2d, plain: Any, x: Tensor) -> Tensor:
+    return conv_relu(x, conv) if _can_fuse(x) else plain(conv, x)
 
 
-def _conv_module(
+def _conv_module_forward(
     module: ConvModule, plain: Any, x: Tensor, activate: bool = True, norm: bool = True
 ) -> Tensor:
-    if not (activate and _fits(x)):
+    if not (activate and _can_fuse(x)):
         return plain(module, x, activate, norm)
     return conv_relu(x, module.conv)

@@ -1,23 +1,27 @@
-"""mmcv hooks of a training run: its random numbers, its log, its resumable checkpoint."""
+"""mmcv hooks of a training run: random numbers, log, resumable checkpoint, finite losses, corrupt images."""
 
 from __future__ import annotations
 
-from ..runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import json
+import math
 import time
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import torch
 from mmcv.runner import HOOKS, Hook, LoggerHook, get_dist_info, master_only, weights_to_cpu
 from mmcv.runner.checkpoint import get_state_dict
 
-from ..data.replay import MODEL, seed_all
-from ..runtime.checkpoints import save_atomic
-from ..utils import stopping
-from ..utils.files import plain, read_log, read_own, write_json, write_text
-from . import guards
+from ..data import loading
+from ..data.loading import batch_metas
+from ..data.seeded_loader import MODEL_DRAWS, seed_all
+from ..errors import MtpdError
+from ..runtime import distributed
+from ..runtime.checkpoints import resume_hint, save_atomic
+from ..utils import processes
+from ..utils.files import json_value, read_json_if_valid, read_log, write_json, write_text
 
 
 @HOOKS.register_module()
@@ -28,7 +32,7 @@ class SeedUpdate(Hook):
         self.seed = seed
 
     def before_train_iter(self, runner) -> None:
-        seed_all(self.seed, runner.iter, get_dist_info()[0], MODEL)
+        seed_all(self.seed, runner.iter, get_dist_info()[0], MODEL_DRAWS)
 
 
 @HOOKS.register_module()
@@ -47,12 +51,12 @@ class JsonLog(LoggerHook):
     def before_run(self, runner) -> None:
         super().before_run(runner)
         self.began, self.first = time.time(), runner.iter
-        self._cut(runner)
+        self._drop_rows_beyond(runner)
 
     @master_only
-    def _cut(self, runner) -> None:
-        kept = [row for row in read_log(self.path) if row['update'] <= runner.iter]
-        write_text(self.path, ''.join(json.dumps(row) + '\n' for row in kept))
+    def _drop_rows_beyond(self, runner) -> None:
+        rows = [row for row in read_log(self.path) if row['update'] <= runner.iter]
+        write_text(self.path, ''.join(json.dumps(row) + '\n' for row in rows))
 
     def after_train_iter(self, runner) -> None:
         self.done = runner.iter + 1
@@ -67,7 +71,7 @@ class JsonLog(LoggerHook):
         if 'loss' in values:
             row['lr'] = runner.current_lr()[0]
         with self.path.open('a', encoding='utf-8') as file:
-            file.write(json.dumps(plain({**row, **values})) + '\n')
+            file.write(json.dumps(json_value({**row, **values})) + '\n')
         if 'bbox_mAP' in values:
             print(
                 f'update {done}/{runner.max_iters}  AP {100 * values["bbox_mAP"]:.1f}', flush=True
@@ -98,7 +102,7 @@ class SaveLatest(Hook):
         self.by_epoch = by_epoch
 
     def before_run(self, runner) -> None:
-        past = read_own(self.path.with_name('training.json'), {}) if runner.iter else {}
+        past = read_json_if_valid(self.path.with_name('training.json'), {}) if runner.iter else {}
         self.began = time.time() - past.get('seconds', 0)
 
     def after_train_iter(self, runner) -> None:
@@ -106,21 +110,23 @@ class SaveLatest(Hook):
         # At an epoch's end what happens there comes first. After the last update the training ends by itself, with its
         # last row in the log, which going on from this checkpoint would never write.
         ends = self.is_last_iter(runner) or (self.by_epoch and self.end_of_epoch(runner))
-        stop = stopping.asked() and not ends
+        stop = processes.stop_requested() and not ends
         if stop or (due and not self.by_epoch):
             # A signal is rank 0's alone.
-            guards.of(runner).check_weights(runner, runner.iter + 1, due and not self.by_epoch)
+            finite_loss_hook(runner).check_weights(
+                runner, runner.iter + 1, due and not self.by_epoch
+            )
             self._save(runner, runner.iter + 1, runner.epoch, self.is_last_iter(runner))
         if stop:
-            stopping.stop()
+            processes.stop_now()
 
     def after_train_epoch(self, runner) -> None:
         due = self.every_n_epochs(runner, self.interval) or self.is_last_epoch(runner)
-        if self.by_epoch and (due or stopping.asked()):
-            guards.of(runner).check_weights(runner, runner.iter, due)
+        if self.by_epoch and (due or processes.stop_requested()):
+            finite_loss_hook(runner).check_weights(runner, runner.iter, due)
             self._save(runner, runner.iter, runner.epoch + 1, self.is_last_epoch(runner))
-        if stopping.asked():
-            stopping.stop()
+        if processes.stop_requested():
+            processes.stop_now()
 
     @master_only
     def _save(self, runner, done: int, epochs: int, last: bool) -> None:
@@ -137,3 +143,182 @@ class SaveLatest(Hook):
         part.replace(self.path)
         seconds = round(time.time() - self.began, 1)
         write_json(self.path.with_name('training.json'), {'update': done, 'seconds': seconds})
+
+
+# Losses and weights that are not finite end a training.
+
+
+# Updates in a row that a loss scaler may skip, until its scale has come down.
+MAX_SKIPPED_UPDATES = 50
+
+
+@HOOKS.register_module()
+class FiniteLoss(Hook):
+    """Before an update's optimizer step: raises MtpdError where a loss is NaN or infinite, in all processes.
+
+    nonfinite.json in `folder` then says in which update, with which losses, learning rate and images. The losses are
+    those that mmdet has brought to the CPU, over all processes, for its log. Training in half precision with a loss
+    scaler, which leaves out such steps, goes on until there are 50 in a row.
+
+    Args:
+        advice: which settings may help, in words.
+    """
+
+    def __init__(self, folder: str, advice: str):
+        self.folder, self.advice = Path(folder), advice
+        self.skipped, self.metas = 0, []
+
+    @master_only
+    def before_run(self, runner) -> None:
+        (self.folder / 'nonfinite.json').unlink(missing_ok=True)  # of a start before this one
+
+    def after_train_iter(self, runner) -> None:
+        self.metas = batch_metas(runner.data_batch)
+        bad = {
+            name: value
+            for name, value in _logged_losses(runner).items()
+            if not math.isfinite(value)
+        }
+        self.skipped = self.skipped + 1 if bad else 0
+        if not bad or (self.skipped < MAX_SKIPPED_UPDATES and _has_loss_scaler(runner)):
+            return
+        terms = ', '.join(f'{name} {value}' for name, value in bad.items())
+        images = distributed.gather(self._images(runner))
+        raise self._end(runner, runner.iter + 1, f'a loss is not finite ({terms})', images)
+
+    def check_weights(self, runner, update: int, together: bool) -> None:
+        """Raises MtpdError where weights are not finite, which infinite gradients of a finite loss make them.
+
+        Args:
+            update: the last one that was made.
+            together: all processes call this.
+        """
+        state = get_state_dict(runner.model)
+        bad = [name for name, value in state.items() if not _is_finite(value)]
+        if together:
+            bad = next(filter(None, distributed.gather(bad)), [])
+        if bad:
+            images = self._images(runner)
+            images = distributed.gather(images) if together else [images]
+            problem = f'it left {len(bad)} of {len(state)} weights not finite (first {bad[0]})'
+            raise self._end(runner, update, problem, images, bad)
+
+    def _images(self, runner) -> list[dict]:
+        """File name and COCO image id of this process's images in the last update, and its own loss."""
+        names = [meta.get('ori_filename', meta.get('filename')) for meta in self.metas]
+        ids = {info['filename']: info.get('id') for info in _image_infos(runner.data_loader)}
+        rank, loss = get_dist_info()[0], _json_number(float(runner.outputs['loss'].detach()))
+        return [{'file': name, 'id': ids.get(name), 'rank': rank, 'loss': loss} for name in names]
+
+    def _end(
+        self,
+        runner,
+        update: int,
+        problem: str,
+        images_by_rank: list[list[dict]],
+        weights: Sequence[str] = (),
+    ) -> MtpdError:
+        """Writes nonfinite.json and returns the error. `weights`: names of those that are not finite."""
+        images = [image for images in images_by_rank for image in images]
+        path = self.folder / 'nonfinite.json'
+        content = {'update': update, 'updates': runner.max_iters, 'lr': runner.current_lr()[0]}
+        content['losses'] = {
+            name: _json_number(value) for name, value in _logged_losses(runner).items()
+        }
+        content |= {'weights': list(weights)} if weights else {}
+        if get_dist_info()[0] == 0:
+            write_json(path, {**content, 'images': images})
+        return MtpdError(
+            f'training ended in update {update} of {runner.max_iters}: {problem}.\n{resume_hint(self.folder)}, '
+            f'and to the same end unless something is changed: look at the boxes of the {len(images)} image(s) that {path} names; '
+            f'{self.advice}. Other settings need another --work-dir.'
+        )
+
+
+def finite_loss_hook(runner) -> FiniteLoss:
+    """The `FiniteLoss` among a training's hooks."""
+    return next(hook for hook in runner.hooks if isinstance(hook, FiniteLoss))
+
+
+def _logged_losses(runner) -> dict[str, float]:
+    logged = runner.outputs.get('log_vars', {})
+    return {name: value for name, value in logged.items() if 'loss' in name}
+
+
+def _image_infos(loader: Any) -> Iterator[dict]:
+    """What the annotation files say of a training's images."""
+    datasets = [getattr(loader, '_dataloader', loader).dataset]
+    while datasets:
+        data = datasets.pop()
+        wrapped = vars(data).get('datasets') or [vars(data).get('dataset')]
+        if wrapped[0] is None:
+            yield from getattr(data, 'data_infos', ())
+        else:
+            datasets += wrapped
+
+
+def _json_number(value: float) -> float | str:
+    """A number for JSON, which has no NaN."""
+    return value if math.isfinite(value) else str(value)
+
+
+def _is_finite(value: torch.Tensor) -> bool:
+    return not value.is_floating_point() or bool(torch.isfinite(value).all())
+
+
+def _has_loss_scaler(runner) -> bool:
+    scalers = [hook.loss_scaler for hook in runner.hooks if hasattr(hook, 'loss_scaler')]
+    return any(scaler.is_enabled() for scaler in scalers)
+
+
+# Corrupt images that a training leaves out.
+
+
+@HOOKS.register_module()
+class RecordCorrupt(Hook):
+    """Before each update: records in corrupt.json the corrupt images whose places others take in its batches.
+
+    Rows: ``file``, ``problem``, ``update`` (in which it would have been first). Those beyond the update at which a
+    training goes on are dropped, as it comes to them again.
+
+    Args:
+        limit: more different images end the training with CorruptImage, in all processes.
+    """
+
+    def __init__(self, folder: str, limit: int):
+        self.path, self.limit = Path(folder, 'corrupt.json'), limit
+
+    def before_run(self, runner) -> None:
+        rows = read_json_if_valid(self.path, []) if runner.iter else []
+        self.rows = {row['file']: row for row in rows if row['update'] <= runner.iter}
+        self.rows = distributed.gather(self.rows)[0]
+        self._write()
+
+    def before_train_iter(self, runner) -> None:
+        if not self.limit:  # then the dataset itself has refused
+            return
+        new = {}
+        for problems in distributed.gather(loading.corrupt_in_batch(runner.data_batch)):
+            new |= {path: text for path, text in problems.items() if path not in self.rows}
+        if not new:
+            return
+        for path, problem in sorted(new.items()):
+            self.rows[path] = {'file': path, 'problem': problem, 'update': runner.iter + 1}
+            print(f'image {path} {problem}: another takes its place', flush=True)
+        if len(self.rows) > self.limit:
+            problems = {path: row['problem'] for path, row in self.rows.items()}
+            raise loading.corrupt_images_error(problems, self.limit)
+        self._write()
+
+    def _write(self) -> None:
+        if get_dist_info()[0]:
+            return
+        if self.rows:
+            write_json(self.path, list(self.rows.values()))
+        else:
+            self.path.unlink(missing_ok=True)
+
+
+def count_corrupt_images(folder: Path) -> int:
+    """How many images the training in a folder left out."""
+    return len(read_json_if_valid(folder / 'corrupt.json', []))

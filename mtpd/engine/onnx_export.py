@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from ..runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import json
 import os
 import warnings
@@ -15,15 +12,18 @@ from mmcv import Config
 from mmdet.models.dense_heads.anchor_head import AnchorHead
 from torch import Tensor, nn
 
-from ..edge import need
+from ..edge import import_onnx_package
 from ..errors import MtpdError
 
 OPSET = 17
 
 
-class Decoded(nn.Module):
-    """A detector with an `AnchorHead`: images (1, 3, H, W), normalised, to boxes (N, 4), xyxy in their pixels, and scores
-    (N, classes) after the sigmoid, FPN level by level."""
+class DecodedDetector(nn.Module):
+    """A detector with an `AnchorHead`, without the choice among its boxes.
+
+    It maps images (1, 3, H, W), normalised, to boxes (N, 4), xyxy in their pixels, and scores (N, classes) after the
+    sigmoid, FPN level by level.
+    """
 
     def __init__(self, detector: nn.Module, height: int, width: int):
         super().__init__()
@@ -39,34 +39,34 @@ class Decoded(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         head = self.detector.bbox_head
         scores, deltas = head(self.detector.extract_feat(image))
-        scores = torch.cat([_rows(level, head.cls_out_channels) for level in scores])
-        deltas = torch.cat([_rows(level, 4) for level in deltas])
+        scores = torch.cat([_rows_by_anchor(level, head.cls_out_channels) for level in scores])
+        deltas = torch.cat([_rows_by_anchor(level, 4) for level in deltas])
         return head.bbox_coder.decode(self.anchors, deltas), scores.sigmoid()
 
 
-def _rows(level: Tensor, columns: int) -> Tensor:
+def _rows_by_anchor(level: Tensor, columns: int) -> Tensor:
     """(1, A x columns, H, W) as mmdet orders anchors: (H x W x A, columns)."""
     return level.permute(0, 2, 3, 1).reshape(-1, columns)
 
 
-def export(detector: nn.Module, out: str | Path) -> Path:
-    """Writes `detector` (as `predict.detector` gives it) for images of a fixed size, that of its config's test pipeline.
+def export_onnx(detector: nn.Module, out: str | Path) -> Path:
+    """Writes `detector` (as `predict.detector` gives it) for images of one size, that of its config's test pipeline.
 
     Returns:
-        `out`: inputs ``image`` (1, 3, H, W), outputs ``boxes`` (N, 4) and ``scores`` (N, classes); in its metadata, under
-        ``mtpd``, what `mtpd.edge` needs beside.
+        `out`. Its input is ``image`` (1, 3, H, W), its outputs are ``boxes`` (N, 4) and ``scores`` (N, classes). Its
+        metadata have, under ``mtpd``, what `mtpd.edge` needs besides.
 
     Raises:
         MtpdError: a detector of another kind, or the packages are not installed.
     """
-    onnx = need('onnx')
-    _check(detector)
-    detector, image = detector.cpu().eval(), preparation(detector.cfg)
+    onnx = import_onnx_package('onnx')
+    _check_exportable(detector)
+    detector, image = detector.cpu().eval(), image_preparation(detector.cfg)
     wide, high = image['scale']
     height, width = (-(-side // image['divisor']) * image['divisor'] for side in (high, wide))
     # In eval mode as a whole: the exporter gives the mode back that it finds.
-    network, test = Decoded(detector, height, width).eval(), detector.test_cfg
-    about = {
+    network, test = DecodedDetector(detector, height, width).eval(), detector.test_cfg
+    metadata = {
         'classes': list(detector.CLASSES),
         'input': [height, width],
         'scale': [high, wide],
@@ -93,7 +93,7 @@ def export(detector: nn.Module, out: str | Path) -> Path:
                 dynamo=False,
             )
         model = onnx.load(os.fspath(part))
-        model.metadata_props.add(key='mtpd', value=json.dumps(about))
+        model.metadata_props.add(key='mtpd', value=json.dumps(metadata))
         onnx.checker.check_model(model)
         onnx.save(model, os.fspath(part))
         return part.replace(out)
@@ -101,8 +101,11 @@ def export(detector: nn.Module, out: str | Path) -> Path:
         part.unlink(missing_ok=True)
 
 
-def preparation(cfg: Config) -> dict:
-    """How a config's test pipeline prepares images: ``scale`` (width, height), ``mean``, ``std``, ``to_rgb``, ``divisor``.
+def image_preparation(cfg: Config) -> dict:
+    """How a config's test pipeline prepares images.
+
+    Returns:
+        ``scale`` (width, height), ``mean``, ``std``, ``to_rgb`` and ``divisor``.
 
     Raises:
         MtpdError: it has several sizes, or does not normalise.
@@ -123,7 +126,7 @@ def preparation(cfg: Config) -> dict:
     }
 
 
-def _check(detector: nn.Module) -> None:
+def _check_exportable(detector: nn.Module) -> None:
     head = getattr(detector, 'bbox_head', None)
     kind = type(detector).__name__
     if not isinstance(head, AnchorHead) or not head.use_sigmoid_cls:

@@ -2,43 +2,36 @@
 
 from __future__ import annotations
 
-from ..runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import contextlib
 import io
 
 from mmdet.datasets import build_dataset
 
 from ..config.recipe import Recipe
-from ..data import coco, whole
+from ..data import coco, loading  # noqa: F401  (loading: registered with mmdet)
 from ..errors import RecipeError
 
 
-def _normalise(image: dict) -> list[dict]:
-    norm = dict(mean=list(image.mean), std=list(image.std), to_rgb=image.to_rgb)
-    return [dict(type='Normalize', **norm), dict(type='Pad', size_divisor=image.divisor)]
-
-
-def scale(image: dict) -> tuple[int, int]:
+def image_scale(image: dict) -> tuple[int, int]:
+    """Width and height in pixels that an image is resized into; `image`: a recipe's settings."""
     return (image.scale, image.scale) if isinstance(image.scale, int) else tuple(image.scale)
 
 
 def input_size(image: dict) -> tuple[int, int]:
     """Height and width in pixels of a full-size input, padded to the divisor."""
-    width, height = (-(-side // image.divisor) * image.divisor for side in scale(image))
+    width, height = (-(-side // image.divisor) * image.divisor for side in image_scale(image))
     return height, width
 
 
 def train_pipeline(image: dict, masks: bool = False) -> list[dict]:
     """Load, resize (aspect ratio kept, within `image.scale` pixels), flip, normalise, pad."""
-    keys = ['img', 'gt_bboxes', 'gt_labels'] + ['gt_masks'] * masks
+    keys = ['img', 'gt_bboxes', 'gt_labels', *(['gt_masks'] if masks else [])]
     return [
         dict(type='LoadImageFromFile'),
         dict(type='LoadAnnotations', with_bbox=True, with_mask=masks),
-        dict(type='Resize', img_scale=scale(image), keep_ratio=True),
+        dict(type='Resize', img_scale=image_scale(image), keep_ratio=True),
         dict(type='RandomFlip', flip_ratio=image.flip),
-        *_normalise(image),
+        *_normalise_and_pad(image),
         dict(type='DefaultFormatBundle'),
         dict(type='Collect', keys=keys),
     ]
@@ -49,25 +42,44 @@ def test_pipeline(image: dict) -> list[dict]:
     steps = [
         dict(type='Resize', keep_ratio=True),
         dict(type='RandomFlip'),
-        *_normalise(image),
+        *_normalise_and_pad(image),
         dict(type='DefaultFormatBundle'),
         dict(type='Collect', keys=['img']),
     ]
     return [
         dict(type='LoadImageFromFile'),
-        dict(type='MultiScaleFlipAug', img_scale=scale(image), flip=False, transforms=steps),
+        dict(type='MultiScaleFlipAug', img_scale=image_scale(image), flip=False, transforms=steps),
     ]
 
 
-def dataset(recipe: Recipe, split: str, scenes: int | None = None, masks: bool = False) -> dict:
+def _normalise_and_pad(image: dict) -> list[dict]:
+    norm = dict(mean=list(image.mean), std=list(image.std), to_rgb=image.to_rgb)
+    return [dict(type='Normalize', **norm), dict(type='Pad', size_divisor=image.divisor)]
+
+
+def check_data(recipe: Recipe) -> None:
+    """Raises RecipeError with everything that is wrong with the recipe's dataset.
+
+    For entries that no preflight check comes before: it looks for every image.
+    """
+    if problems := recipe.data_problems():
+        raise RecipeError(recipe.source, problems)
+
+
+def dataset_config(
+    recipe: Recipe, split: str, scenes: int | None = None, masks: bool = False
+) -> dict:
     """mmdet's CocoDataset config for 'train' or 'val', its classes those of the training annotations.
 
+    It looks at no image, see `check_data`.
+
+    Args:
+        scenes: number of training scenes, if not the recipe's.
+        masks: a training split is loaded with its objects' masks.
+
     Raises:
-        RecipeError: the dataset is missing or broken; every finding.
+        MtpdError: the training annotations can't be read.
     """
-    found = recipe.data_problems()
-    if found:
-        raise RecipeError(recipe.source, found)
     annotations, images = recipe.split(split, scenes)
     image = recipe.cfg.image
     training = split == 'train'
@@ -81,18 +93,20 @@ def dataset(recipe: Recipe, split: str, scenes: int | None = None, masks: bool =
     )
 
 
-def build(cfg: dict):
-    """mmdet's dataset of a config, which raises CorruptImage for an image that is not whole; without pycocotools' lines
-    on loading and indexing."""
+def quiet_dataset(cfg: dict):
+    """mmdet's dataset of a config, built without pycocotools' output.
+
+    It raises CorruptImage where an image is missing, cut short or no image.
+    """
     with contextlib.redirect_stdout(io.StringIO()):
-        return build_dataset(whole.checked(cfg))
+        return build_dataset(cfg)
 
 
-def with_masks(recipe: Recipe, model: dict) -> bool:
+def needs_masks(recipe: Recipe, model: dict) -> bool:
     """Whether a detector trains on masks. Raises RecipeError where it does and the data has none."""
-    needs = 'mask_head' in str(model)
-    if needs and not coco.has_masks(recipe.split('train')[0]):
+    has_mask_head = 'mask_head' in str(model)
+    if has_mask_head and not coco.has_masks(recipe.split('train')[0]):
         raise RecipeError(
             recipe.source, ['the detector has a mask head, and annotations have no masks.']
         )
-    return needs
+    return has_mask_head

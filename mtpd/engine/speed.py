@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from ..runtime import compat  # noqa: F401  (before mmcv)
-
-# isort: split
+import contextlib
 import ctypes
-from typing import NamedTuple
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
+from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
 from mmdet.models.backbones import ResNet
-from torch import nn
+from mmdet.models.roi_heads.base_roi_head import BaseRoIHead
+from mmdet.models.roi_heads.roi_extractors.base_roi_extractor import BaseRoIExtractor
+from torch import Tensor, nn
 
 from ..distill.distiller import Distiller
 from ..runtime import target_assignment
-from . import fused_convs, norms, precision
+from . import folded_norms, fused_convs
 
-FUSED = ('Adam', 'AdamW', 'SGD')  # torch has a fused kernel for them on CPU and GPU
+FUSED_OPTIMIZERS = ('Adam', 'AdamW', 'SGD')  # torch has a fused kernel for them on CPU and GPU
 CUDA_ONLY = ('teacher_stream', 'fused_convs', 'target_stream', 'pin_memory')
 
 
@@ -24,14 +27,15 @@ class Speed(NamedTuple):
     """Switches of a training; all off is plain mmdet: float32 as torch has it, and nothing rearranged.
 
     Attributes:
-        precision: 'fp32', 'tf32' (a GPU rounds factors to 10 bits, as the original's torch did; elsewhere 'fp32'), or 'bf16' for convolutions and matrix products, see `mtpd.engine.precision`.
+        precision: 'fp32'; 'tf32': a GPU rounds factors to 10 bits, as the original's torch did; or 'bf16' for
+            convolutions and matrix products, see `use_bfloat16`.
         channels_last: activations as (N, H, W, C) in memory.
         fold_teacher: the teacher's batch norms become part of its convolutions.
         teacher_stream: the teacher's forward pass beside the student's, on a CUDA stream of its own.
-        fold_student: batch norms of the student's backbone that take no statistics become part of its convolutions in each
-            update, see `mtpd.engine.norms`.
-        fused_convs: convolutions, their biases and the ReLUs behind them as one kernel, see `mtpd.engine.fused_convs`; the
-            student's only with `fold_student`.
+        fold_student: batch norms of the student's backbone that take no statistics become part of its convolutions in
+            each update, see `mtpd.engine.folded_norms`.
+        fused_convs: convolutions, their biases and the ReLUs behind them as one kernel, see `mtpd.engine.fused_convs`;
+            the student's only with `fold_student`.
         target_stream: target assignment beside the forward pass, on a CUDA stream of its own.
         pin_memory: batches are put into memory that is copied to a CUDA device without waiting.
         fused_optimizer: the optimizer updates all weights by one kernel.
@@ -50,7 +54,7 @@ class Speed(NamedTuple):
     keep_memory: bool = False
 
 
-def settled(asked: dict | None, device: str) -> Speed:
+def resolve_speed(settings: dict | None, device: str) -> Speed:
     """The recipe's `speed` section for 'cpu' or 'cuda'; what is 'auto' or not there becomes what pays on it."""
     cuda = device == 'cuda'
     default = Speed(
@@ -65,20 +69,20 @@ def settled(asked: dict | None, device: str) -> Speed:
         fused_optimizer=True,
         keep_memory=not cuda,
     )
-    found = {key: value for key, value in (asked or {}).items() if value != 'auto'}
-    chosen = default._replace(**found)
-    return chosen if cuda else chosen._replace(**dict.fromkeys(CUDA_ONLY, False))
+    chosen = {key: value for key, value in (settings or {}).items() if value != 'auto'}
+    switches = default._replace(**chosen)
+    return switches if cuda else switches._replace(**dict.fromkeys(CUDA_ONLY, False))
 
 
 def has_bfloat16(device: str) -> bool:
     """Whether 'cpu' or 'cuda' multiplies in bfloat16 faster than in float32: by instructions of its own."""
     if device == 'cuda':
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    instructions = ('_is_avx512_bf16_supported', '_is_amx_tile_supported')
-    return any(getattr(torch.cpu, name, bool)() for name in instructions)
+    checks = ('_is_avx512_bf16_supported', '_is_amx_tile_supported')
+    return any(hasattr(torch.cpu, name) and getattr(torch.cpu, name)() for name in checks)
 
 
-def prepare(model: nn.Module, speed: Speed, device: str) -> nn.Module:
+def apply_speed(model: nn.Module, speed: Speed, device: str) -> nn.Module:
     """Makes a detector or `Distiller`, weights in place and on its device, work as `speed` says; returns it.
 
     A teacher in train mode stays as it is, but for its precision: that mode is there to repeat the original.
@@ -90,19 +94,19 @@ def prepare(model: nn.Module, speed: Speed, device: str) -> nn.Module:
             if speed.fold_teacher and not model.hooks_teachers_backbone:
                 model.teacher.fold()
             if speed.fused_convs:
-                fused_convs.fuse(model.teacher, model.hooked_modules)
+                fused_convs.fuse_convs(model.teacher, model.hooked_modules)
             if speed.channels_last:
                 model.teacher.to(memory_format=torch.channels_last)
         model.teacher.own_stream = speed.teacher_stream
     if speed.fold_student and isinstance(student.backbone, ResNet):
         hooked = model.hooked_modules if isinstance(model, Distiller) else ()
-        norms.fold_norms(student.backbone, hooked)
+        folded_norms.fold_norms(student.backbone, hooked)
         if speed.fused_convs:
-            fused_convs.fuse(student, hooked)
+            fused_convs.fuse_convs(student, hooked)
     if speed.target_stream:
-        target_assignment.assign_beside(student)
+        target_assignment.assign_on_own_stream(student)
     if speed.keep_memory:
-        keep_memory()
+        keep_freed_memory()
     if speed.channels_last:
         for name, part in student.named_children():
             # On the CPU, torch 2.13's backward pass of a strided 1 x 1 convolution (8 to 16 channels) in that layout
@@ -110,21 +114,21 @@ def prepare(model: nn.Module, speed: Speed, device: str) -> nn.Module:
             if device == 'cuda' or name != 'backbone':
                 part.to(memory_format=torch.channels_last)
     if speed.precision == 'bf16':
-        precision.use_bfloat16(model, student, device, backbone=device == 'cuda')
+        use_bfloat16(model, student, device, backbone=device == 'cuda')
     if speed.precision == 'bf16' or speed.channels_last:
-        precision.keep_operators_plain(model, *teachers, device=device)
+        keep_operators_plain(model, *teachers, device=device)
     return model
 
 
-def optimizer(cfg: dict, speed: Speed) -> dict:
-    """mmcv's config of an optimizer, fused where it may be and does not say itself how it works."""
-    own = {'fused', 'foreach', 'capturable', 'differentiable'} & set(cfg)
-    if not speed.fused_optimizer or own or cfg['type'] not in FUSED:
+def optimizer_config(cfg: dict, speed: Speed) -> dict:
+    """mmcv's config of an optimizer, made a fused one where torch has that and the config does not say how it works."""
+    says_how = {'fused', 'foreach', 'capturable', 'differentiable'} & set(cfg)
+    if not speed.fused_optimizer or says_how or cfg['type'] not in FUSED_OPTIMIZERS:
         return cfg
     return {**cfg, 'fused': True}
 
 
-def keep_memory() -> None:
+def keep_freed_memory() -> None:
     """Lets glibc keep what tensors on the CPU free, instead of handing it back and asking for it in each update."""
     trim_threshold, mmap_threshold = -1, -3
     try:
@@ -133,3 +137,164 @@ def keep_memory() -> None:
         libc.mallopt(trim_threshold, (1 << 31) - 1)
     except (OSError, AttributeError):  # another C library
         return
+
+
+# Training in bfloat16: which parts of a detector run in it, and which stay in full precision.
+
+
+# mmcv's operators, or what calls them.
+MMCV_OPERATORS = (DeformConv2d, ModulatedDeformConv2d, BaseRoIExtractor)
+# Layers of RepPoints' head that give offsets in cells.
+POINT_OFFSETS = ('reppoints_pts_init_out', 'reppoints_pts_refine_out')
+
+
+def use_bfloat16(model: nn.Module, student: nn.Module, device: str, backbone: bool) -> None:
+    """Puts a detector, or a `Distiller` with its teacher and losses, under autocast to bfloat16.
+
+    Weights, gradients and the optimizer are float32, and so is a detector in eval mode. Convolutions and matrix products
+    of backbone, neck and heads, and of distillation losses, run under autocast. What the losses are computed from is
+    float32 again: a head's outputs, regions of interest, the points of RepPoints, the features that are compared.
+    mmcv's own operators take float32 only, in the usual layout (N, C, H, W).
+
+    Args:
+        backbone: the student's too; on the CPU few channels gain nothing.
+    """
+    parts = [getattr(student, 'neck', None)]
+    if backbone:
+        parts.append(student.backbone)
+    if model is not student:
+        keep_in_bfloat16(model.teacher)
+        AutocastScope(device, True, always=True).on(model.teacher)
+        parts += model.distill_losses.values()
+    for part in filter(None, parts):
+        AutocastScope(device, True).on(part)
+    for name, module in student.named_modules():
+        if is_head(name, module):
+            AutocastScope(device, True, full_output=True).on(module)
+        elif name.endswith(POINT_OFFSETS):
+            AutocastScope(device, False).on(module)
+
+
+def keep_in_bfloat16(teacher: nn.Module) -> None:
+    """Casts the weights of a frozen model once, not in each update, and keeps activations between its layers in bfloat16.
+
+    Convolutions and matrix products give the same numbers as before. Layer norms compute in float32 still, but read and
+    write bfloat16, so that the sums of a Swin Transformer's blocks are bfloat16, too.
+    """
+    plain = {
+        part for op in teacher.modules() if isinstance(op, MMCV_OPERATORS) for part in op.modules()
+    }
+    for module in teacher.modules():
+        if type(module) in (nn.Conv2d, nn.Linear) and module not in plain:
+            module.bfloat16()
+        elif type(module) is nn.LayerNorm:
+            module.bfloat16().forward = functools.partial(_layer_norm, module)
+
+
+def _layer_norm(module: nn.LayerNorm, x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        shape, weight, bias = module.normalized_shape, module.weight, module.bias
+        return nn.functional.layer_norm(x.bfloat16(), shape, weight, bias, module.eps)
+
+
+def keep_operators_plain(*models: nn.Module, device: str) -> None:
+    """Gives mmcv's operators in detectors the inputs and weights that they take, whatever is around them."""
+    for model in models:
+        for module in model.modules():
+            if isinstance(module, MMCV_OPERATORS):
+                module.to(memory_format=torch.contiguous_format)
+                AutocastScope(device, False).on(module)
+
+
+def is_head(name: str, module: nn.Module) -> bool:
+    """Whether a module of a detector predicts by itself: 'bbox_head', 'roi_head.mask_head', 'roi_head.bbox_head.0'."""
+    return name.rstrip('.0123456789').endswith('_head') and not isinstance(
+        module, (BaseRoIHead, nn.ModuleList)
+    )
+
+
+class AutocastScope:
+    """A module's forward pass under autocast to bfloat16, or (`half` False) out of it on float32 inputs, contiguous.
+
+    Scopes of modules may be nested; a module has one.
+
+    Args:
+        full_output: tensors of the output, in nested tuples, lists and dicts, become float32.
+        always: also in eval mode, in which there is no autocast else.
+    """
+
+    def __init__(self, device: str, half: bool, full_output: bool = False, always: bool = False):
+        self.device, self.half, self.full_output, self.always = device, half, full_output, always
+        self.open: list[torch.autocast] = []
+
+    def on(self, module: nn.Module) -> None:
+        module.register_forward_pre_hook(self.enter, with_kwargs=True)
+        module.register_forward_hook(self.leave, always_call=True)
+
+    def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        enabled = self.half and (self.always or module.training)
+        scope = torch.autocast(self.device, torch.bfloat16, enabled=enabled)
+        scope.__enter__()
+        self.open.append(scope)
+        return (args, kwargs) if self.half else (as_float32(args, True), as_float32(kwargs, True))
+
+    def leave(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        if self.open:
+            self.open.pop().__exit__(None, None, None)
+        return as_float32(output) if self.full_output else output
+
+
+def as_float32(item: Any, contiguous: bool = False) -> Any:
+    """`item` with its bfloat16 tensors in float32, in nested tuples, lists and dicts; all `contiguous`, if need be."""
+    if isinstance(item, Tensor):
+        item = item.float() if item.dtype == torch.bfloat16 else item
+        return item.contiguous() if contiguous else item
+    if isinstance(item, (tuple, list)) and type(item) in (tuple, list):
+        return type(item)(as_float32(part, contiguous) for part in item)
+    if isinstance(item, dict):
+        return {key: as_float32(value, contiguous) for key, value in item.items()}
+    return item
+
+
+# torch's settings for a block.
+
+
+@contextlib.contextmanager
+def restored_autocast(device: str) -> Iterator[None]:
+    """After the block autocast is as it was before, whatever ended the block.
+
+    What is raised between a scope's hooks, such as Ctrl-C, may leave it open. Then all that the process does later would
+    run in bfloat16, with weights that autocast had kept from then.
+    """
+    before = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device), _autocast_depth()
+    try:
+        yield
+    finally:
+        while _autocast_depth() > before[2]:
+            torch.autocast_decrement_nesting()
+        torch.set_autocast_enabled(device, before[0])
+        torch.set_autocast_dtype(device, before[1])
+        if not before[2]:
+            torch.clear_autocast_cache()
+
+
+def _autocast_depth() -> int:
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()
+
+
+@contextlib.contextmanager
+def tf32_products(precision: str) -> Iterator[None]:
+    """In the block a GPU rounds the factors of float32 convolutions and matrix products to 10 bits (TF32), or does not.
+
+    It does unless `precision` is 'fp32', as the original's torch (up to 1.11) did; today's does so for convolutions only.
+    """
+    switches = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = precision != 'fp32'
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value

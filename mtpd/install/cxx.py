@@ -1,8 +1,8 @@
 """Stands in for g++ while mmcv's ops are built: `python cxx.py WORK COMPILER... -- ARGUMENTS...`
 
-Parsing torch's headers is most of the time that each of mmcv's 73 files takes. The first C++ file
-to come precompiles WORK/shared.hpp, which includes them, with exactly its own flags (g++ ignores a
-precompiled header made with others); the files after it use the result, in a third of the time.
+Each of mmcv's 73 files spends most of its time on torch's headers. The first C++ file precompiles WORK/shared.hpp, which
+includes them, with its own flags: g++ ignores a precompiled header that was made with other flags. The later files use
+the result and take a third of the time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 def main(work: Path, compiler: list[str], arguments: list[str]) -> None:
     if '-c' in arguments and any(name.endswith('.cpp') for name in arguments):
         header, precompiled = work / 'shared.hpp', work / 'shared.hpp.gch'
-        if first_to_come(work):
+        if is_first(work):
             unfinished = work / 'unfinished.gch'
             command = [*compiler, *flags_only(arguments), '-x', 'c++-header', str(header)]
             if subprocess.run([*command, '-o', str(unfinished)]).returncode == 0:
@@ -26,7 +26,8 @@ def main(work: Path, compiler: list[str], arguments: list[str]) -> None:
     os.execvp(compiler[0], [*compiler, *arguments])
 
 
-def first_to_come(work: Path) -> bool:
+def is_first(work: Path) -> bool:
+    """Whether this is the first call for the folder: of several processes only one can make a folder."""
     try:
         (work / 'precompiling').mkdir()
     except FileExistsError:
@@ -35,7 +36,7 @@ def first_to_come(work: Path) -> bool:
 
 
 def flags_only(arguments: list[str]) -> list[str]:
-    """A compile command's arguments without its input, its outputs, and what makes them."""
+    """A compile command's arguments without its input and its outputs."""
     flags, previous = [], ''
     for argument in arguments:
         is_file = previous in ('-o', '-MF') or argument.endswith('.cpp')

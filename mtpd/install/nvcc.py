@@ -1,7 +1,7 @@
-"""The CUDA compiler: one that is installed here, or else pip's, fetched into the kit's cache.
+"""The CUDA compiler: an installed one, or pip's, which is fetched into the kit's cache.
 
-pip's CUDA builds of torch come with CUDA's libraries and headers, and without its compiler. NVIDIA publishes the compiler
-on PyPI, too, from CUDA 13 on; the `-cu12` packages of that name hold ptxas and no nvcc.
+pip's CUDA builds of torch bring CUDA's libraries and headers, without the compiler. NVIDIA publishes the compiler on
+PyPI from CUDA 13 on; the `-cu12` packages of that name hold ptxas and no nvcc.
 """
 
 from __future__ import annotations
@@ -19,64 +19,67 @@ from typing import NamedTuple
 
 from ..errors import MtpdError
 from ..utils import machine
+from ..utils.files import check_disk_space
 from ..utils.paths import cache_dir
-from . import build, diagnose
+from . import build
 
 USUAL_HOME = Path('/usr/local/cuda')
 OLDEST_ON_PYPI = 13
-EXTRAS = 'cccl,crt,cudart,nvcc,nvvm'  # of PyPI's cuda-toolkit: what a CUDA file is compiled with
-DISK = machine.GIB  # 0.15 of wheels and 0.3 of files, for a while beside each other
+# The parts of PyPI's cuda-toolkit that compile a CUDA file.
+TOOLKIT_EXTRAS = 'cccl,crt,cudart,nvcc,nvvm'
+NVCC_DISK = machine.GIB  # 0.15 of wheels and 0.3 of files exist side by side for a while
 FROM_CONDA = 'conda install -c conda-forge cuda-nvcc cuda-libraries-dev'
 
 
 class Nvcc(NamedTuple):
-    """An nvcc: its path, and the CUDA release it is of ('13.0')."""
+    """An nvcc: its path and its CUDA release, such as '13.0'."""
 
     path: Path
     release: str
 
     @property
     def home(self) -> Path:
-        """What CUDA_HOME has to be for it."""
+        """The value of CUDA_HOME for it."""
         return self.path.parents[1]
 
 
+def find_compiler(cuda: str) -> tuple[Nvcc | None, str]:
+    """The compiler for a torch of the CUDA release `cuda`, or None and why there is none.
+
+    One of the same release is preferred to one of the same major number, which will do.
+    """
+    compilers = list(installed_compilers(cuda))
+    fitting = [nvcc for nvcc in compilers if major_number(nvcc.release) == major_number(cuda)]
+    if fitting:
+        return next((nvcc for nvcc in fitting if nvcc.release == cuda), fitting[0]), ''
+    if compilers:
+        first = compilers[0]
+        return None, f'{first.path} is of CUDA {first.release}, torch of CUDA {cuda}'
+    return None, f"no nvcc found (torch needs CUDA {cuda}'s)"
+
+
 def installed_compilers(cuda: str) -> Iterator[Nvcc]:
-    """The CUDA compilers of this machine: of CUDA_HOME, this environment, PATH, /usr/local/cuda, and those fetched before."""
+    """The CUDA compilers of this machine: of CUDA_HOME, this environment, PATH, /usr/local/cuda and the kit's cache."""
     home = os.environ.get('CUDA_HOME') or os.environ.get('CUDA_PATH')
-    places = [Path(home, 'bin', 'nvcc')] if home else []
-    places += [Path(sys.prefix, 'bin', 'nvcc')]
-    places += [Path(path)] if (path := shutil.which('nvcc')) else []
-    places += [USUAL_HOME / 'bin' / 'nvcc', Path(f'{USUAL_HOME}-{cuda}', 'bin', 'nvcc')]
-    places += [cached_home(cuda) / 'bin' / 'nvcc']
-    for place in dict.fromkeys(places):
-        if release := release_of(place):
-            yield Nvcc(place, release)
+    homes = [sys.prefix, USUAL_HOME, f'{USUAL_HOME}-{cuda}', cached_home(cuda)]
+    paths = [Path(folder, 'bin', 'nvcc') for folder in homes]
+    if on_path := shutil.which('nvcc'):
+        paths.insert(1, Path(on_path))
+    if home:
+        paths.insert(0, Path(home, 'bin', 'nvcc'))
+    for path in dict.fromkeys(paths):
+        if release := nvcc_release(path):
+            yield Nvcc(path, release)
 
 
-def release_of(nvcc: Path) -> str | None:
-    """The CUDA release of an nvcc, None where it is none or does not run."""
+def nvcc_release(nvcc: Path) -> str | None:
+    """The CUDA release of an nvcc; None where there is no such program, or it does not run."""
     try:
         done = subprocess.run([nvcc, '--version'], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.SubprocessError):
         return None
     match = re.search(r'release (\d+\.\d+)', done.stdout)
     return match[1] if match else None
-
-
-def find(cuda: str) -> tuple[Nvcc | None, str]:
-    """The compiler for a torch of the CUDA release `cuda`, and why there is none.
-
-    One of the same release is preferred to one of the same major number, which will do.
-    """
-    here = list(installed_compilers(cuda))
-    for same in (lambda release: release == cuda, lambda release: major(release) == major(cuda)):
-        for nvcc in here:
-            if same(nvcc.release):
-                return nvcc, ''
-    if here:
-        return None, f'{here[0].path} is of CUDA {here[0].release}, torch of CUDA {cuda}'
-    return None, f"no nvcc found (torch needs CUDA {cuda}'s)"
 
 
 def obstacle_to_fetching(torch: machine.Torch) -> str | None:
@@ -86,7 +89,7 @@ def obstacle_to_fetching(torch: machine.Torch) -> str | None:
             f"torch {torch.version} came without the headers of CUDA, which pip's CUDA builds have. "
             f'Install the CUDA {torch.cuda} toolkit and set CUDA_HOME (in a conda environment: `{FROM_CONDA}`)'
         )
-    if major(torch.cuda) < OLDEST_ON_PYPI:
+    if major_number(torch.cuda) < OLDEST_ON_PYPI:
         return (
             f'pip has nvcc for CUDA {OLDEST_ON_PYPI} and newer, not for {torch.cuda}. Install the CUDA {torch.cuda} '
             'toolkit and set CUDA_HOME, or a torch for CUDA 13 (`pip install --upgrade torch torchvision`)'
@@ -95,24 +98,31 @@ def obstacle_to_fetching(torch: machine.Torch) -> str | None:
 
 
 def cached_home(cuda: str) -> Path:
-    """Where `fetch` puts the compiler of a CUDA release; a cache may be shared by machines of two kinds."""
-    return cache_dir() / 'nvcc' / f'{cuda}-{platform.machine()}' / f'nvidia/cu{major(cuda)}'
+    """The folder of the fetched compiler of a CUDA release, for this kind of machine: kinds may share a cache."""
+    return cache_dir() / 'nvcc' / f'{cuda}-{platform.machine()}' / f'nvidia/cu{major_number(cuda)}'
 
 
-def fetch(torch: machine.Torch, echo: Callable = print) -> Nvcc:
-    """Fetch the compiler of torch's CUDA release with pip, whole or not at all.
+def fetch_compiler(torch: machine.Torch, echo: Callable = print) -> Nvcc:
+    """Fetches the compiler of torch's CUDA release with pip, whole or not at all.
 
-    Raises MtpdError where there is no room or no network, or what came does not run here.
+    Raises MtpdError where there is no disk space or no network, or the compiler does not run on this machine.
     """
     home = cached_home(torch.cuda)
     folder = home.parents[1]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        check_room(folder.parent)
+        check_disk_space(
+            folder.parent,
+            NVCC_DISK + build.BUILD_DISK,
+            'nvcc, and the build after it,',
+            'set MTPD_CACHE to a folder on another disk',
+        )
         with tempfile.TemporaryDirectory(prefix='build-nvcc-', dir=cache_dir()) as work:
             echo(f'Fetching nvcc of CUDA {torch.cuda} with pip (about 150 MB) into {folder} ...')
-            pip_install(f'cuda-toolkit[{EXTRAS}]=={torch.cuda}.*', Path(work, 'new'), torch)
-            make_linkable(Path(work, 'new', home.relative_to(folder)))
+            pip_install_into(
+                f'cuda-toolkit[{TOOLKIT_EXTRAS}]=={torch.cuda}.*', Path(work, 'new'), torch
+            )
+            add_linker_names(Path(work, 'new', home.relative_to(folder)))
             shutil.rmtree(folder, ignore_errors=True)
             Path(work, 'new').rename(folder)
     except OSError as error:
@@ -120,20 +130,20 @@ def fetch(torch: machine.Torch, echo: Callable = print) -> Nvcc:
             f'nvcc could not be put into {folder} ({error}). Set MTPD_CACHE to a folder that takes it.'
         ) from None
     nvcc = home / 'bin' / 'nvcc'
-    if not (release := release_of(nvcc)):
+    if not (release := nvcc_release(nvcc)):
         raise MtpdError(f'The nvcc that pip fetched does not run on this machine ({nvcc}).')
     return Nvcc(nvcc, release)
 
 
-def pip_install(requirement: str, folder: Path, torch: machine.Torch) -> None:
-    """Put a package and what it needs into `folder`. Raises MtpdError with pip's reason."""
+def pip_install_into(requirement: str, folder: Path, torch: machine.Torch) -> None:
+    """Installs a package and its dependencies into `folder`. Raises MtpdError with pip's reason."""
     command = [sys.executable, '-m', 'pip', 'install', '--disable-pip-version-check', '--retries=2']
     command += ['--no-cache-dir', '--only-binary=:all:', '--target', str(folder), requirement]
     # A configuration that says `user` can't be combined with a target.
     env = {**os.environ, 'PIP_USER': '0'}
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode:
-        lines = diagnose.last_errors(done.stdout + done.stderr, 1)
+        lines = build.last_errors(done.stdout + done.stderr, 1)
         raise MtpdError(
             f'pip could not fetch nvcc of CUDA {torch.cuda} ({lines[-1] if lines else "no reason given"}). '
             f"Check the network and pip's index (`pip config list`), or install the CUDA {torch.cuda} toolkit "
@@ -141,18 +151,8 @@ def pip_install(requirement: str, folder: Path, torch: machine.Torch) -> None:
         )
 
 
-def check_room(folder: Path) -> None:
-    """Raises MtpdError where the disk has no room for the compiler and the build after it."""
-    free, needed = shutil.disk_usage(folder).free, DISK + build.DISK
-    if free < needed:
-        raise MtpdError(
-            f'Only {free / machine.GIB:.1f} GiB are free for {folder}; nvcc and the build need '
-            f'{needed // machine.GIB}. Free some, or set MTPD_CACHE to a folder on another disk.'
-        )
-
-
-def make_linkable(home: Path) -> None:
-    """Give pip's libraries the names that a linker looks for: `libcudart.so.13` is `-lcudart`, too."""
+def add_linker_names(home: Path) -> None:
+    """Gives pip's libraries the names that a linker looks for: `libcudart.so` for `libcudart.so.13`."""
     for library in home.glob('lib/*.so.*'):
         link = library.with_name(library.name.split('.so.')[0] + '.so')
         if not link.exists():
@@ -161,5 +161,5 @@ def make_linkable(home: Path) -> None:
         (home / 'lib64').symlink_to('lib')
 
 
-def major(release: str) -> int:
+def major_number(release: str) -> int:
     return int(release.split('.')[0])

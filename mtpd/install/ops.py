@@ -1,7 +1,10 @@
-"""`mtpd install-ops`: mmcv-full, with compiled ops that fit the torch that is installed.
+"""`mtpd install-ops`: mmcv-full with compiled ops that fit the installed torch.
 
-pip alone can't be trusted with it: without torch it builds a wheel without ops in three seconds, and
-its cache hands that wheel, or one for another torch, to the next environment.
+pip alone does not ensure that: without torch it builds a wheel without ops in three seconds, and its cache hands that
+wheel, or one for another torch, to the next environment.
+
+`install_ops` chooses what to build (`choose_target`), keeps what is installed where that works (`kept_ops`), else
+installs a wheel from the cache or a new one (`install_wheel`), tests it (`self_test`) and records it in a marker file.
 """
 
 from __future__ import annotations
@@ -22,24 +25,26 @@ from pathlib import Path
 from ..errors import MtpdError
 from ..utils import machine
 from ..utils.files import read_json, write_json
-from ..utils.paths import cache_dir
+from ..utils.paths import ROOT, cache_dir
 from . import build, nvcc
 from .build import Target
 
+ONE_DAY = 86400  # seconds
 
-def install(
+
+def install_ops(
     cuda_arch: str | None = None,
     rebuild: bool = False,
     retry: bool = True,
     echo: Callable = print,
 ) -> dict:
-    """Install mmcv-full with working ops; a few seconds where they are there already.
+    """Install mmcv-full with ops that work; a few seconds where they are installed already.
 
-    Where torch has CUDA and a GPU is here, they are CUDA ops for it. nvcc is fetched with pip if there is none. If CUDA
-    ops can't be built, CPU ops take their place, with a warning.
+    Where torch has CUDA and this machine a GPU, they are CUDA ops for it; nvcc is fetched with pip if there is none.
+    Where CUDA ops can't be built, CPU ops take their place, with a warning.
 
     Args:
-        cuda_arch: GPU architectures for CUDA ops, as '9.0' or '8.0;9.0', for GPUs that are elsewhere; 'cpu' for CPU ops.
+        cuda_arch: GPU architectures, '9.0' or '8.0;9.0', for CUDA ops for GPUs of other machines; 'cpu' for CPU ops.
         rebuild: build even where a wheel is in the cache.
         retry: try CUDA ops also where they could not be built before.
         echo: takes the lines to show.
@@ -57,21 +62,24 @@ def install(
     torch = machine.find_torch()
     if warning := machine.check_torch(torch):
         echo(f'Warning: {warning}')
-    target, failed = choose_target(torch, cuda_arch), None
-    if target.cuda and not (retry or cuda_arch or rebuild):
-        failed, reason = earlier_failure(key(torch, target))
-        target = Target(reason, idle_gpu=True) if failed else target
+
+    target = wanted = choose_target(torch, cuda_arch)
+    skip_failed = wanted.cuda and not (retry or cuda_arch or rebuild)
+    if skip_failed and (reason := earlier_failure(wheel_key(torch, wanted))):
+        target = Target(reason, idle_gpu=True)
+    keep_cuda = cuda_arch is None
     try:
-        result = provide(torch, target, rebuild, cuda_arch is None, echo)
+        result = ensure_ops(torch, target, rebuild, keep_cuda, echo)
     except MtpdError as error:
         if cuda_arch or not target.cuda:
             raise
         echo(f'No CUDA ops: {error}\nCPU ops take their place.')
-        failed, target = key(torch, target), Target(summary(error), idle_gpu=True)
-        result = provide(torch, target, False, True, echo)
+        target = Target(failure_summary(error), idle_gpu=True)
+        result = ensure_ops(torch, target, False, keep_cuda, echo)
+
     warning = None
-    if target.idle_gpu and not suit_gpus():
-        note_failure(failed, target.reason)
+    if target.idle_gpu and not installed_ops_fit_gpus():
+        record_failure(wheel_key(torch, wanted) if wanted.cuda else None, target.reason)
         warning = (
             f'there are no CUDA ops for the GPU, and `auto` takes the CPU: {target.reason}. '
             '`mtpd install-ops` tries again.'
@@ -89,9 +97,9 @@ def install(
 
 
 def choose_target(torch: machine.Torch, cuda_arch: str | None = None) -> Target:
-    """CUDA ops where torch, nvcc (or pip's) and a GPU (or `cuda_arch`) allow them, else CPU ops, and why.
+    """CUDA ops where torch, nvcc (installed or pip's) and a GPU or `cuda_arch` allow them, else CPU ops; and why.
 
-    Raises MtpdError where `cuda_arch` is given and CUDA ops can't be built, or is no architecture.
+    Raises MtpdError where `cuda_arch` is no architecture, or CUDA ops for it can't be built.
     """
     if cuda_arch == 'cpu':
         return Target('CPU ops were asked for')
@@ -99,17 +107,17 @@ def choose_target(torch: machine.Torch, cuda_arch: str | None = None) -> Target:
         raise MtpdError(
             f"--cuda-arch {cuda_arch!r} is not an architecture: write '9.0', '8.0;9.0' or 'cpu'."
         )
-    gpus = machine.gpus() if torch.cuda and not cuda_arch else []
+    gpus = machine.nvidia_gpus() if torch.cuda and not cuda_arch else []
     if not torch.cuda:
         missing = f'torch {torch.version} is built without CUDA'
     elif not cuda_arch and not gpus:
         missing = 'no NVIDIA GPU found (--cuda-arch 9.0 builds for one that is not here)'
     else:
-        compiler, missing = nvcc.find(torch.cuda)
+        compiler, missing = nvcc.find_compiler(torch.cuda)
         if compiler is None and (obstacle := nvcc.obstacle_to_fetching(torch)):
             missing = f'{missing}; {obstacle}'
         else:
-            arch = cuda_arch or ';'.join(sorted({gpu[2] for gpu in gpus}))
+            arch = cuda_arch or ';'.join(sorted({gpu.capability for gpu in gpus}))
             origin = f'nvcc {compiler.release} of {compiler.home}' if compiler else 'nvcc from pip'
             path = str(compiler.path) if compiler else None
             return Target(origin, torch.cuda, re.sub('[ ,]', ';', arch), path)
@@ -118,50 +126,57 @@ def choose_target(torch: machine.Torch, cuda_arch: str | None = None) -> Target:
     return Target(missing, idle_gpu=bool(gpus))
 
 
-def suit_gpus() -> bool:
-    """Whether the installed ops are CUDA ops for all GPUs that are here."""
-    cuda, architectures, _ = recorded()
-    here = [machine.release(gpu[2]) for gpu in machine.gpus()]
-    return bool(cuda and architectures) and all(machine.runs_on(architectures, one) for one in here)
-
-
-def summary(error: MtpdError) -> str:
-    """A failed build's likely cause and log in one line; of another error its first line."""
-    text = str(error)
-    cause = re.search(r'^Likely cause: (.*)$', text, re.MULTILINE)
-    log = re.search(r'^The whole log: (.*)$', text, re.MULTILINE)
-    line = cause[1] if cause else text.splitlines()[0]
-    return line.rstrip('.') + (f' (log: {log[1]})' if log else '')
-
-
-def key(torch: machine.Torch, target: Target) -> str:
-    """What a wheel depends on: mmcv, torch, CUDA and architecture, Python, machine."""
+def wheel_key(torch: machine.Torch, target: Target) -> str:
+    """The wheel's folder in the cache: the versions of mmcv, torch, CUDA and Python, architecture and platform."""
     kind = f'cuda{target.cuda}-sm{target.arch}' if target.cuda else 'cpu'
     python = f'cp{sys.version_info.major}{sys.version_info.minor}'
     text = f'mmcv{build.mmcv_version()}-torch{torch.version}-{kind}-{python}-{sysconfig.get_platform()}'
     return re.sub(r'[^\w.+-]', '_', text)
 
 
-def installed(torch: machine.Torch, target: Target, keep_cuda: bool) -> dict:
-    """`action` and `ops` if what is installed works and is what is wanted, else nothing.
+def failure_summary(error: MtpdError) -> str:
+    """The likely cause and the log of a failed build in one line; the first line of another error."""
+    text = str(error)
+    cause = re.search(r'^Likely cause: (.*)$', text, re.MULTILINE)
+    log = re.search(r'^The whole log: (.*)$', text, re.MULTILINE)
+    summary = (cause[1] if cause else text.splitlines()[0]).rstrip('.')
+    return f'{summary} (log: {log[1]})' if log else summary
 
-    CUDA ops run on the CPU too: with `keep_cuda` they stay where CPU ops would do, so that a visit
-    from a machine without GPU doesn't cost the next run on one.
+
+def ensure_ops(
+    torch: machine.Torch, target: Target, rebuild: bool, keep_cuda: bool, echo: Callable
+) -> dict:
+    """Installs the ops for `target` unless they are; returns `action` and `ops` as `install_ops` does."""
+    if not rebuild and (current := kept_ops(torch, target, keep_cuda)):
+        return current
+    return {'action': install_wheel(torch, target, rebuild, echo), 'ops': target.ops}
+
+
+# The ops that are installed.
+
+
+def kept_ops(torch: machine.Torch, target: Target, keep_cuda: bool) -> dict:
+    """`action` and `ops` where the installed ops work and are those of `target`, else an empty dict.
+
+    With `keep_cuda` CUDA ops stay where CPU ops would do, as they run on the CPU, too: a visit from a machine without
+    GPU does not cost the next run on one.
     """
     try:
-        marker = read_marker() or adopt(torch, target)
-        here = Target('', *marker['cuda'])
-        keep = [target] + ([here] if keep_cuda and here.cuda and not target.cuda else [])
-        if marker['key'] not in [key(torch, one) for one in keep]:
+        marker = read_marker() or adopt_foreign_ops(torch, target)
+        installed = Target('', *marker['cuda'])
+        accepted = [wheel_key(torch, target)]
+        if keep_cuda and installed.cuda and not target.cuda:
+            accepted.append(wheel_key(torch, installed))
+        if marker['key'] not in accepted:
             return {}
         self_test(full=False)
     except (MtpdError, KeyError, TypeError, AttributeError):
         return {}
-    return {'action': 'kept', 'ops': here.ops}
+    return {'action': 'kept', 'ops': installed.ops}
 
 
-def adopt(torch: machine.Torch, target: Target) -> dict:
-    """The marker for an mmcv-full that somebody else installed, if its ops work here."""
+def adopt_foreign_ops(torch: machine.Torch, target: Target) -> dict:
+    """The marker for an mmcv-full that was installed otherwise. Raises MtpdError where it does not work here."""
     version = metadata.version('mmcv-full')
     if version != build.mmcv_version():
         raise MtpdError(f'mmcv-full {version} is installed, not {build.mmcv_version()}.')
@@ -169,40 +184,17 @@ def adopt(torch: machine.Torch, target: Target) -> dict:
     return write_marker(torch, Target('', torch.cuda, target.arch) if cuda else Target(''))
 
 
-def write_marker(torch: machine.Torch, target: Target) -> dict:
-    marker = {'key': key(torch, target), 'cuda': [target.cuda, target.arch]}
-    marker['extension'] = fingerprint(find_extension())
-    write_json(marker_file(), marker)
-    return marker
+def installed_ops_fit_gpus() -> bool:
+    """Whether the installed ops are CUDA ops for all GPUs of this machine."""
+    cuda, architectures, _ = recorded_target()
+    if not (cuda and architectures):
+        return False
+    capabilities = [machine.major_minor(gpu.capability) for gpu in machine.nvidia_gpus()]
+    return all(machine.supports_capability(architectures, each) for each in capabilities)
 
 
-def read_marker() -> dict:
-    """What `install` noted of the ops that are installed; nothing if it did not install them.
-
-    Raises MtpdError if there are none.
-    """
-    marker = read_json(marker_file(), {})
-    return marker if marker.get('extension') == fingerprint(find_extension()) else {}
-
-
-def note_failure(failed: str | None, reason: str) -> None:
-    """Note beside the installed ops why they are not for the GPU, and the key of the wheel that could not be built."""
-    marker = read_marker()
-    if marker and (marker.get('failed'), marker.get('reason')) != (failed, reason):
-        write_json(marker_file(), {**marker, 'failed': failed, 'reason': reason})
-
-
-def earlier_failure(wanted: str) -> tuple[str | None, str]:
-    """The key `wanted`, and why its wheel could not be built; None if nobody has tried."""
-    try:
-        marker = read_marker()
-    except MtpdError:
-        marker = {}
-    return (wanted, marker['reason']) if marker.get('failed') == wanted else (None, '')
-
-
-def recorded() -> tuple[str | None, str | None, str | None]:
-    """CUDA release and architectures of the installed ops, and why they are not for the GPU; None where nothing is noted."""
+def recorded_target() -> tuple[str | None, str | None, str | None]:
+    """CUDA release and architectures of the installed ops, and why they are not for the GPU; None: not recorded."""
     try:
         marker = read_marker()
         return (*marker['cuda'], marker.get('reason'))
@@ -210,43 +202,91 @@ def recorded() -> tuple[str | None, str | None, str | None]:
         return None, None, None
 
 
-def provide(
-    torch: machine.Torch, target: Target, rebuild: bool, keep_cuda: bool, echo: Callable
-) -> dict:
-    """See that the ops for `target` are installed: `action` and `ops`, as `install` returns them."""
-    if not rebuild and (current := installed(torch, target, keep_cuda)):
-        return current
-    return {'action': put_in_place(torch, target, rebuild, echo), 'ops': target.ops}
+def record_failure(failed_key: str | None, reason: str) -> None:
+    """Adds to the marker why the ops are not for the GPU, and the key of the wheel that could not be built."""
+    marker = read_marker()
+    if marker and (marker.get('failed'), marker.get('reason')) != (failed_key, reason):
+        write_json(marker_file(), {**marker, 'failed': failed_key, 'reason': reason})
 
 
-def put_in_place(torch: machine.Torch, target: Target, rebuild: bool, echo: Callable) -> str:
-    """Install the wheel for `target` from the cache, built first if need be, and check its ops."""
+def earlier_failure(key: str) -> str | None:
+    """Why the wheel of this key could not be built before; None where no failure is recorded."""
+    try:
+        marker = read_marker()
+    except MtpdError:
+        return None
+    return marker['reason'] if marker.get('failed') == key else None
+
+
+def write_marker(torch: machine.Torch, target: Target) -> dict:
+    marker = {'key': wheel_key(torch, target), 'cuda': [target.cuda, target.arch]}
+    marker['extension'] = file_fingerprint(find_extension())
+    write_json(marker_file(), marker)
+    return marker
+
+
+def read_marker() -> dict:
+    """The marker of the installed ops; empty where `write_marker` did not record these ops.
+
+    Raises MtpdError where there are none.
+    """
+    marker = read_json(marker_file(), {})
+    return marker if marker.get('extension') == file_fingerprint(find_extension()) else {}
+
+
+def marker_file() -> Path:
+    """The file that says which wheel `install_ops` put into this environment."""
+    return Path(sys.prefix) / 'mtpd-ops.json'
+
+
+def find_extension() -> Path:
+    """The compiled library of the installed mmcv. Raises MtpdError where there is none."""
+    folders = {Path(sysconfig.get_path(name), 'mmcv') for name in ('platlib', 'purelib')}
+    for folder in folders:
+        for file in folder.glob('_ext*.so'):
+            return file
+    raise MtpdError('mmcv has no compiled ops in this environment. Run `mtpd install-ops`.')
+
+
+def file_fingerprint(file: Path) -> list:
+    stat = file.stat()
+    return [str(file), stat.st_size, stat.st_mtime_ns]
+
+
+# Wheels.
+
+
+def install_wheel(torch: machine.Torch, target: Target, rebuild: bool, echo: Callable) -> str:
+    """Installs the wheel for `target` from the cache, or builds it first; returns 'installed' or 'built'."""
     refuse_plain_mmcv()
-    folder = cache_dir() / 'wheels' / key(torch, target)
-    for action in ('installed', 'built'):
-        wheel = next(iter(folder.glob('*.whl')), None)
-        if action == 'built' or rebuild or wheel is None:
-            action, wheel = 'built', build_into(folder, torch, target, echo)
+    folder = cache_dir() / 'wheels' / wheel_key(torch, target)
+    cached = next(folder.glob('*.whl'), None)
+    action = 'built'
+    if cached and not rebuild:
         try:
-            pip_install(build.check_wheel(wheel))
-            self_test()
-            break
+            install_and_test(cached)
+            action = 'installed'
         except MtpdError as error:
-            if action == 'built':
-                raise
             echo(f'The cached wheel is of no use ({error}); building another.')
+    if action == 'built':
+        install_and_test(build_into_cache(folder, torch, target, echo))
     write_marker(torch, target)
     return action
 
 
-def build_into(folder: Path, torch: machine.Torch, target: Target, echo: Callable) -> Path:
-    """Build the wheel and put it into the cache, whole or not at all."""
+def install_and_test(wheel: Path) -> None:
+    pip_install_wheel(build.check_wheel(wheel))
+    self_test()
+
+
+def build_into_cache(folder: Path, torch: machine.Torch, target: Target, echo: Callable) -> Path:
+    """Builds the wheel and moves it into `folder` of the cache, whole or not at all."""
     cache = cache_dir()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in cache.glob('build-*'):  # by a build that was killed
-            if time.time() - left.stat().st_mtime > 86400:
-                shutil.rmtree(left, ignore_errors=True)
+        for leftover in cache.glob('build-*'):  # of a build that was killed
+            if time.time() - leftover.stat().st_mtime > ONE_DAY:
+                shutil.rmtree(leftover, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix='build-', dir=cache))
     except OSError as error:
         raise MtpdError(
@@ -254,7 +294,7 @@ def build_into(folder: Path, torch: machine.Torch, target: Target, echo: Callabl
         ) from None
     try:
         if target.cuda and not target.nvcc:
-            target = target._replace(nvcc=str(nvcc.fetch(torch, echo).path))
+            target = target._replace(nvcc=str(nvcc.fetch_compiler(torch, echo).path))
         log = cache / 'logs' / f'{folder.name}.log'
         wheel = build.build_wheel(target, torch, work, log, echo)
         for old in folder.glob('*.whl'):
@@ -267,7 +307,7 @@ def build_into(folder: Path, torch: machine.Torch, target: Target, echo: Callabl
 
 
 def refuse_plain_mmcv() -> None:
-    """The package `mmcv` (without ops) lies in the same folder as mmcv-full and would shadow it."""
+    """Raises MtpdError where the package `mmcv` (without ops) is installed: it has mmcv-full's folder."""
     try:
         version = metadata.version('mmcv')
     except metadata.PackageNotFoundError:
@@ -278,70 +318,34 @@ def refuse_plain_mmcv() -> None:
     )
 
 
-def pip_install(wheel: Path) -> None:
-    command = [
-        sys.executable,
-        '-m',
-        'pip',
-        'install',
-        '--no-deps',
-        '--no-index',
-        '--force-reinstall',
-        '--quiet',
-    ]
-    done = subprocess.run([*command, str(wheel)], capture_output=True, text=True)
+def pip_install_wheel(wheel: Path) -> None:
+    command = [sys.executable, '-m', 'pip', 'install', '--no-deps', '--no-index']
+    command += ['--force-reinstall', '--quiet', str(wheel)]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise MtpdError(
             f'pip could not install {wheel}:\n{(done.stderr or done.stdout).strip()[-800:]}'
         )
 
 
-def marker_file() -> Path:
-    """Says which wheel `install` put into this environment."""
-    return Path(sys.prefix) / 'mtpd-ops.json'
-
-
-def find_extension() -> Path:
-    """The compiled library of the installed mmcv. Raises MtpdError if there is none."""
-    places = {Path(sysconfig.get_path(name), 'mmcv') for name in ('platlib', 'purelib')}
-    for place in places:
-        for file in place.glob('_ext*.so'):
-            return file
-    raise MtpdError('mmcv has no compiled ops in this environment. Run `mtpd install-ops`.')
-
-
-def fingerprint(extension: Path) -> list:
-    stat = extension.stat()
-    return [str(extension), stat.st_size, stat.st_mtime_ns]
-
-
 def self_test(full: bool = True) -> dict:
-    """Run the compiled ops on known values in a fresh Python, and on a GPU that they can use against the CPU.
+    """Run the compiled ops on known values in a new Python process, and compare them on a GPU with those on the CPU.
 
-    Not `full`: nms of the compiled library alone, without mmcv's and torchvision's Python around it (half the time).
+    Not `full`: only nms of the compiled library, without mmcv's and torchvision's Python around it (half the time).
 
     Returns:
-        `cuda`, the CUDA release they were built with, or None. `full` has `device`, what `auto` is here; `ops`, those
-        that were checked there; `obstacle`, why not on the GPU that torch sees, or None; `gpu`, its name, or None.
+        `cuda`, the CUDA release they were built with, or None. `full` adds `device`, what `auto` is here; `ops`, those
+        that were checked on it; `obstacle`, why not on the GPU that torch sees, or None; `gpu`, its name, or None.
 
     Raises:
         MtpdError: the ops don't load, or give other values.
     """
-    root = Path(__file__).parents[2]
-    paths = os.pathsep.join(filter(None, [str(root), os.environ.get('PYTHONPATH')]))
-    done = subprocess.run(
-        [
-            sys.executable,
-            '-W',
-            'ignore',
-            '-m',
-            'mtpd.runtime.selftest',
-            *(['full'] if full else []),
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, 'PYTHONPATH': paths},
-    )
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
+    command = [sys.executable, '-W', 'ignore', '-m', 'mtpd.runtime.selftest']
+    if full:
+        command.append('full')
+    env = {**os.environ, 'PYTHONPATH': paths}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode:
         lines = (done.stderr.strip() or f'it ended with code {done.returncode}').splitlines()
         raise MtpdError(

@@ -13,20 +13,28 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..errors import MtpdError, RecipeError
 from ..install import build, ops
 from ..utils import machine
-from ..utils.files import existing, sha256, sha256_in_name, takes_files
+from ..utils.files import accepts_files, file_sha256, nearest_existing_folder, sha256_in_name
 from ..utils.paths import ROOT
 
 if TYPE_CHECKING:
     from ..config.recipe import Recipe
 
-MAIN_JOB = 'configs/mini/retinanet_r50__r101_rx101.py'
-VERSIONS = ('torchvision', 'mmdet', 'numpy', 'pycocotools', 'opencv-python-headless', 'papermill')
-MEMORY = (1.5 * machine.GIB, 4 * machine.GIB)  # less: the job fails; may fail
-DISK = (0.5 * machine.GIB, 3 * machine.GIB)
+DEFAULT_RECIPE = 'configs/mini/retinanet_r50__r101_rx101.py'
+COMPARED_PACKAGES = (
+    'torchvision',
+    'mmdet',
+    'numpy',
+    'pycocotools',
+    'opencv-python-headless',
+    'papermill',
+)
+# Below the first the recipe fails, below the second it may.
+MEMORY_LIMITS = (1.5 * machine.GIB, 4 * machine.GIB)
+DISK_LIMITS = (0.5 * machine.GIB, 3 * machine.GIB)
 
 
 class Check(NamedTuple):
-    """One thing looked at: `state` is 'ok', 'warn' or 'fail' (the main job can't run)."""
+    """One thing looked at: `state` is 'ok', 'warn' or 'fail' (the recipe can't run), `found` what there is."""
 
     name: str
     state: str
@@ -34,53 +42,61 @@ class Check(NamedTuple):
     fix: str = ''
 
 
-def check(
+def run_checks(
     recipe_path: str | None = None, overrides: dict | None = None, work_dir: Path | None = None
 ) -> list[Check]:
     """Look at everything that `recipe_path` (default: the demo's recipe) needs. Never raises."""
-    checks: list[Check] = []
-    for look in (python, torch, versions, device, compiled_ops, memory, kernel):
-        checks += _guarded(look.__name__.replace('_', ' '), look)
-    checks += _guarded('runs', lambda: runs(work_dir))
-    if any(one.name == 'ops' and one.state == 'fail' for one in checks):
-        return [
-            *checks,
-            Check('recipe', 'fail', 'not looked at: it needs mmcv', 'Mend the ops first.'),
-        ]
-    return checks + _guarded('recipe', lambda: recipe(recipe_path or MAIN_JOB, overrides, work_dir))
+    checks = [
+        *_checks_or_failure('python', check_python()),
+        *_checks_or_failure('torch', check_torch()),
+        *_checks_or_failure('versions', check_versions()),
+        *_checks_or_failure('device', check_device()),
+        *_checks_or_failure('ops', check_ops()),
+        *_checks_or_failure('memory', check_memory()),
+        *_checks_or_failure('kernel', check_kernel()),
+        *_checks_or_failure('runs', check_results_folder(work_dir)),
+    ]
+    if any(check.name == 'ops' and check.state == 'fail' for check in checks):
+        text = 'not looked at: it needs mmcv'
+        return [*checks, Check('recipe', 'fail', text, 'Mend the ops first.')]
+    recipe_checks = check_recipe(recipe_path or DEFAULT_RECIPE, overrides, work_dir)
+    return checks + _checks_or_failure('recipe', recipe_checks)
 
 
-def report(
+def print_checks(
     recipe_path: str | None = None,
     echo: Callable = print,
     overrides: dict | None = None,
     work_dir: Path | None = None,
 ) -> int:
-    """Show the checks as a table. Returns 1 if the main job can't run, else 0."""
-    checks = check(recipe_path, overrides, work_dir)
-    wide = max(len(one.name) for one in checks)
-    for one in checks:
-        echo(f'{one.state:<5} {one.name:<{wide}}  {one.found}')
-        if one.fix:
-            echo(f'{"":<5} {"":<{wide}}  -> {one.fix}')
-    failed = sum(one.state == 'fail' for one in checks)
-    warned = sum(one.state == 'warn' for one in checks)
+    """Show the checks as a table. Returns 1 if the recipe can't run, else 0."""
+    checks = run_checks(recipe_path, overrides, work_dir)
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        echo(f'{check.state:<5} {check.name:<{width}}  {check.found}')
+        if check.fix:
+            echo(f'{"":<5} {"":<{width}}  -> {check.fix}')
+    failed = sum(check.state == 'fail' for check in checks)
+    warned = sum(check.state == 'warn' for check in checks)
     echo(f'\n{len(checks)} checks: {failed} failed, {warned} to look at.')
     return 1 if failed else 0
 
 
-def _guarded(name: str, look: Callable[[], Iterator[Check]]) -> list[Check]:
-    """What a check finds, and its breakdown as one more failed check."""
-    found: list[Check] = []
+def _checks_or_failure(name: str, checks: Iterator[Check]) -> list[Check]:
+    """What a check yields, and its breakdown as one more failed check."""
+    done: list[Check] = []
     try:
-        found.extend(look())
+        done.extend(checks)
     except Exception as error:  # a broken package can raise anything, and to say so is the job here
         text = str(error) if isinstance(error, MtpdError) else f'{type(error).__name__}: {error}'
-        found.append(Check(name, 'fail', text, 'Run `make env`.'))
-    return found
+        done.append(Check(name, 'fail', text, 'Run `make env`.'))
+    return done
 
 
-def python() -> Iterator[Check]:
+# The environment.
+
+
+def check_python() -> Iterator[Check]:
     version = '.'.join(map(str, sys.version_info[:3]))
     try:
         machine.check_python()
@@ -90,53 +106,55 @@ def python() -> Iterator[Check]:
         yield Check('python', 'ok', f'{version} ({sys.executable})')
 
 
-def torch() -> Iterator[Check]:
-    found = machine.find_torch()
+def check_torch() -> Iterator[Check]:
+    torch = machine.find_torch()
     try:
-        warning = machine.check_torch(found)
+        warning = machine.check_torch(torch)
     except MtpdError as error:
-        yield Check('torch', 'fail', found.version if found else 'not installed', str(error))
+        yield Check('torch', 'fail', torch.version if torch else 'not installed', str(error))
     else:
-        yield Check('torch', 'warn' if warning else 'ok', found.version, warning or '')
+        yield Check('torch', 'warn' if warning else 'ok', torch.version, warning or '')
 
 
-def versions() -> Iterator[Check]:
+def check_versions() -> Iterator[Check]:
     """Packages whose version the results depend on, against the pins."""
-    pins = pinned()
-    for name in VERSIONS:
+    pins = pinned_versions()
+    for name in COMPARED_PACKAGES:
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
             yield Check(name, 'fail', 'not installed', 'Run `make env`.')
             continue
-        same = name not in pins or version == pins[name]
-        fix = '' if same else f'{pins[name]} is pinned; results may differ. Run `make env`.'
-        yield Check(name, 'ok' if same else 'warn', version, fix)
+        if pins.get(name, version) == version:
+            yield Check(name, 'ok', version)
+        else:
+            fix = f'{pins[name]} is pinned; results may differ. Run `make env`.'
+            yield Check(name, 'warn', version, fix)
 
 
-def pinned() -> dict[str, str]:
+def pinned_versions() -> dict[str, str]:
     """Package -> version of requirements/base.txt."""
     text = (ROOT / 'requirements' / 'base.txt').read_text()
     return dict(re.findall(r'^([\w-]+)==(\S+)', text, re.MULTILINE))
 
 
-def device() -> Iterator[Check]:
-    cores = f'{machine.cores()} CPU cores'
-    gpus = machine.gpus()
+def check_device() -> Iterator[Check]:
+    cores = f'{machine.cpu_cores()} CPU cores'
+    gpus = machine.nvidia_gpus()
     names = ', '.join(f'{name} ({memory})' for name, memory, _ in gpus)
-    found = machine.find_torch()
+    torch = machine.find_torch()
     if not gpus:
         yield Check('device', 'ok', f'{cores}, no NVIDIA GPU')
-    elif found and found.cuda:
+    elif torch and torch.cuda:
         yield Check('device', 'ok', f'{names}; {cores}')
     else:
         fix = "torch is a CPU build and can't use the GPU. Install a CUDA build, then `mtpd install-ops`."
         yield Check('device', 'warn', f'{names}; {cores}', fix)
 
 
-def compiled_ops() -> Iterator[Check]:
-    """mmcv's ops, run on the device that 'auto' takes."""
-    wanted = build.mmcv_version()
+def check_ops() -> Iterator[Check]:
+    """mmcv's compiled ops, run on the device that 'auto' takes."""
+    pinned = build.mmcv_version()
     try:
         version = metadata.version('mmcv-full')
         tested = ops.self_test()
@@ -147,51 +165,28 @@ def compiled_ops() -> Iterator[Check]:
         yield Check('ops', 'fail', f'mmcv-full {version}', str(error))
         return
     kind = f'CUDA {tested["cuda"]}' if tested['cuda'] else 'CPU'
-    place = 'CPU' if tested['device'] == 'cpu' else f'{tested["gpu"]}, against the CPU'
-    fix = '' if version == wanted else f'{wanted} is pinned. Run `mtpd install-ops`.'
+    device = 'CPU' if tested['device'] == 'cpu' else f'{tested["gpu"]}, against the CPU'
+    text = f'mmcv-full {version} with {kind} ops: {", ".join(tested["ops"])} right on the {device}'
     if tested['obstacle']:
         fix = f'There is a GPU, and `auto` takes the CPU: {tested["obstacle"]}.'
-    elif machine.gpus() and machine.find_torch().cuda and not tested['gpu']:
+    elif machine.nvidia_gpus() and machine.find_torch().cuda and not tested['gpu']:
         fix = (
             f'nvidia-smi shows a GPU that torch does not see: the driver may be too old for CUDA '
             f'{machine.find_torch().cuda}, or CUDA_VISIBLE_DEVICES hides it.'
         )
-    yield Check(
-        'ops',
-        'warn' if fix else 'ok',
-        f'mmcv-full {version} with {kind} ops: {", ".join(tested["ops"])} right on the {place}',
-        fix,
-    )
+    elif version != pinned:
+        fix = f'{pinned} is pinned. Run `mtpd install-ops`.'
+    else:
+        fix = ''
+    yield Check('ops', 'warn' if fix else 'ok', text, fix)
 
 
-def memory() -> Iterator[Check]:
+def check_memory() -> Iterator[Check]:
     free = machine.free_memory()
-    yield _amount('memory', free, MEMORY, 'free', 'Close other programs.')
+    yield _amount_check('memory', free, MEMORY_LIMITS, 'free', 'Close other programs.')
 
 
-def runs(work_dir: Path | None = None) -> Iterator[Check]:
-    """The folder for results: writable, with room."""
-    folder = (work_dir or ROOT / 'runs').resolve()
-    place = existing(folder)
-    if not takes_files(place):
-        yield Check(
-            'runs', 'fail', f'{place} is not writable', 'Give another folder: `--work-dir`.'
-        )
-        return
-    free = shutil.disk_usage(place).free
-    yield _amount(
-        'disk', free, DISK, f'free for {folder}', 'Free some, or give another: `--work-dir`.'
-    )
-
-
-def _amount(name: str, size: int, limits: tuple[float, float], what: str, fix: str) -> Check:
-    state = 'fail' if size < limits[0] else 'warn' if size < limits[1] else 'ok'
-    wanted = f'{limits[1] / machine.GIB:.0f} GiB are wanted. '
-    found = f'{size / machine.GIB:.1f} GiB {what}'
-    return Check(name, state, found, '' if state == 'ok' else wanted + fix)
-
-
-def kernel() -> Iterator[Check]:
+def check_kernel() -> Iterator[Check]:
     """The notebooks run on the Jupyter kernel `python3`."""
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
@@ -204,47 +199,71 @@ def kernel() -> Iterator[Check]:
         yield Check('kernel', 'ok', f'python3 ({spec.resource_dir})')
 
 
-def recipe(path: str, overrides: dict | None = None, work_dir: Path | None = None):
+def check_results_folder(work_dir: Path | None = None) -> Iterator[Check]:
+    """The folder for results: writable, with room."""
+    folder = (work_dir or ROOT / 'runs').resolve()
+    existing = nearest_existing_folder(folder)
+    if not accepts_files(existing):
+        fix = 'Give another folder: `--work-dir`.'
+        yield Check('runs', 'fail', f'{existing} is not writable', fix)
+        return
+    free = shutil.disk_usage(existing).free
+    fix = 'Free some, or give another: `--work-dir`.'
+    yield _amount_check('disk', free, DISK_LIMITS, f'free for {folder}', fix)
+
+
+def _amount_check(name: str, size: int, limits: tuple[float, float], what: str, fix: str) -> Check:
+    """Of an amount in bytes: less than the first limit fails, less than the second is a warning."""
+    text = f'{size / machine.GIB:.1f} GiB {what}'
+    if size >= limits[1]:
+        return Check(name, 'ok', text)
+    state = 'fail' if size < limits[0] else 'warn'
+    return Check(name, state, text, f'{limits[1] / machine.GIB:.0f} GiB are wanted. {fix}')
+
+
+# The recipe.
+
+
+def check_recipe(
+    path: str, overrides: dict | None = None, work_dir: Path | None = None
+) -> Iterator[Check]:
     """The recipe itself, its data, its checkpoints, and what its run would take."""
     from ..engine import loop
     from ..preflight import checks as preflight
     from ..preflight import forecast
-    from .rundir import foreign
+    from .run_dir import settings_problem
 
     try:
-        loaded = preflight.load_whole(path, overrides)
+        recipe = preflight.load_or_report_all_problems(path, overrides)
     except RecipeError as error:
         yield from (Check('recipe', 'fail', f'{path}: {text}') for text in error.problems)
         return
-    yield Check('recipe', 'ok', f'{loaded.name} ({path}); a recipe is Python, and its code has run')
-    run_dir = loaded.run_dir(work_dir)
-    found, seen = preflight.of_run(loaded, run_dir, echo=lambda text: None)
-    yield from (Check('recipe', 'fail', problem) for problem in found)
-    yield from weights(loaded)
-    if not found:
-        root = loaded.cfg.data.root or 'DigitScenes: made where they are missing'
+    yield Check('recipe', 'ok', f'{recipe.name} ({path}); a recipe is Python, and its code has run')
+    run_dir = recipe.run_dir(work_dir)
+    problems, expected = preflight.check_run(recipe, run_dir, echo=lambda text: None)
+    yield from (Check('recipe', 'fail', problem) for problem in problems)
+    yield from check_weights(recipe)
+    if not problems:
+        root = recipe.cfg.data.root or 'DigitScenes: made where they are missing'
         yield Check('dataset', 'ok', root)
-    if other := foreign(run_dir / 'recipe.py', loaded.text):
-        yield Check('work-dir', 'fail', other)
-    if not found and not seen:
-        yield Check(
-            'its time', 'ok', f'{run_dir}: nothing is left to train, so no update was tried'
-        )
-    if seen:
-        for name, words in forecast.told(loaded, run_dir, seen).items():
-            yield Check(f'its {name}', 'ok', words)
-        for name, words in loop.switches(loaded).items():
-            yield Check(f'its {name}', 'ok', words)
+    if other_settings := settings_problem(run_dir / 'recipe.py', recipe.text):
+        yield Check('work-dir', 'fail', other_settings)
+    if not problems and not expected:
+        text = f'{run_dir}: nothing is left to train, so no update was tried'
+        yield Check('its time', 'ok', text)
+    if expected:
+        words = forecast.forecast_texts(recipe, run_dir, expected) | loop.speed_settings(recipe)
+        yield from (Check(f'its {name}', 'ok', text) for name, text in words.items())
 
 
-def weights(loaded: Recipe) -> Iterator[Check]:
+def check_weights(recipe: Recipe) -> Iterator[Check]:
     """The checkpoints that the recipe names: here, with their sha256, or to be fetched."""
-    from ..utils.download import fits
+    from ..utils.download import is_complete
 
-    for name in loaded.detectors:
-        path, url = loaded.checkpoint(name), loaded.url(name)
-        if url and not fits(path, sha256_in_name(path.name)):
+    for name in recipe.detectors:
+        path, url = recipe.checkpoint(name), recipe.url(name)
+        if url and not is_complete(path, sha256_in_name(path.name)):
             fix = f'`mtpd run` fetches them to {path.parent}; without network put the file there.'
             yield Check(f'weights {name}', 'warn', f'not here yet: {url}', fix)
         elif path and path.is_file():
-            yield Check(f'weights {name}', 'ok', f'{path.name}, sha256 {sha256(path)[:8]}')
+            yield Check(f'weights {name}', 'ok', f'{path.name}, sha256 {file_sha256(path)[:8]}')

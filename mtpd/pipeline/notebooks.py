@@ -6,27 +6,28 @@ and after a kernel was killed its metadata call every cell completed.
 
 from __future__ import annotations
 
+import ast
+import difflib
+import functools
+import io
 import logging
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+import tokenize
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from ..errors import MtpdError
-from ..utils.parent import FOLLOWS
-from .executed import drop_markers, keep_whole, record_end
-from .parameters import Parameter, checked, declared, parameters_of, read_notebook
+from ..utils.files import write_text
+from ..utils.processes import END_WITH_PARENT
 
-__all__ = ['NotebookError', 'Parameter', 'execute', 'parameters_of']
+KERNEL_GRACE = 60  # seconds that a kernel has for its end
 
-
-GRACE = 60  # seconds that a kernel has for its end
-
-_kernels: list = []  # processes of the kernels at work
+_running_kernels: list[subprocess.Popen] = []
 
 
 class NotebookError(MtpdError):
@@ -43,14 +44,14 @@ class NotebookError(MtpdError):
     def __init__(self, source: Path, out: Path, ename: str, evalue: str, cell_index: int | None):
         self.out = out
         self.ename, self.evalue, self.cell_index = ename, evalue, cell_index
-        self.mistake = ename in _mistakes()
+        self.mistake = ename in _user_mistakes()
         self.exit_code = 2 if self.mistake else 1
         where = source.name if cell_index is None else f'{source.name}, cell {cell_index}'
         text = f'{where}: {ename}: {evalue}\nThe notebook with its traceback is {out}'
         super().__init__(evalue if self.mistake else text)
 
 
-def execute(
+def execute_notebook(
     source: str | Path,
     out: str | Path,
     parameters: dict[str, Any] | None = None,
@@ -80,63 +81,29 @@ def execute(
     """
     source, out = Path(source).resolve(), Path(out).resolve()
     notebook = read_notebook(source)
-    values = checked(parameters or {}, declared(notebook, source), source)
+    values = checked_parameters(parameters or {}, declared_parameters(notebook, source), source)
     _check_kernel(source, kernel)
     out.parent.mkdir(parents=True, exist_ok=True)
     cells = len(notebook.cells) + bool(values)  # papermill adds one with the values
 
-    def before(cell, cell_index):
+    def on_cell_start(cell, cell_index):
         if on_cell and cell.cell_type == 'code':
             on_cell(cell_index + 1, cells)
 
     options = {
         'kernel_name': kernel,
         'timeout': timeout,
-        'on_cell_start': before,
+        'on_cell_start': on_cell_start,
         'stdout_file': echo,
         'resources': {'metadata': {'path': str(cwd or source.parent)}},  # papermill's cwd: a chdir
     }
-    _run(source, out, values, options, env or {})
-    _prove(source, out)
+    _run_papermill(source, out, values, options, env or {})
+    _check_every_cell_ran(source, out)
 
 
-def _run(source: Path, out: Path, values: dict, options: dict, env: dict) -> None:
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
-    from papermill import execute_notebook
-    from papermill.exceptions import PapermillExecutionError
-
-    keep_whole()
-    started: list = []
-    logging.getLogger('papermill').disabled = True
-    with _no_kernel_left(started):
-        try:
-            execute_notebook(
-                _unformatted(source),
-                _unformatted(out),
-                values,
-                language='python',
-                progress_bar=False,
-                coalesce_streams=True,
-                kernel_manager_class=_manager(started, env),
-                extra_arguments=['--IPKernelApp.log_level=50'],  # its log is noise in a terminal
-                **options,
-            )
-            return
-        except PapermillExecutionError as error:
-            ename, evalue, index = error.ename, error.evalue, error.cell_index
-            drop_markers(out)
-        except RuntimeError as error:  # DeadKernelError, or a plain one before the first cell
-            if not (isinstance(error, DeadKernelError) or 'Kernel died' in str(error)):
-                raise
-            ename, evalue = 'KernelDied', _cause_of_death(started)
-            index = record_end(out, ename, evalue)
-        except CellTimeoutError:
-            ename, evalue = 'Timeout', f'the cell took longer than {options["timeout"]} s'
-            index = record_end(out, ename, evalue)
-        except KeyboardInterrupt:
-            record_end(out, 'Interrupted', 'stopped by the user')
-            raise
-    raise NotebookError(source, out, ename, evalue, index)
+def end_kernels() -> None:
+    """Ends every kernel that `execute_notebook` has at work, in whichever thread; those calls raise NotebookError."""
+    _end_processes(list(_running_kernels))
 
 
 def _check_kernel(source: Path, kernel: str) -> None:
@@ -152,75 +119,111 @@ def _check_kernel(source: Path, kernel: str) -> None:
         ) from None
 
 
-def _unformatted(path: Path) -> str:
-    # papermill takes a path for a format string.
+def _run_papermill(source: Path, out: Path, values: dict, options: dict, env: dict) -> None:
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill import execute_notebook
+    from papermill.exceptions import PapermillExecutionError
+
+    write_notebooks_atomically()
+    kernels: list[subprocess.Popen] = []
+    logging.getLogger('papermill').disabled = True
+    with _kernels_killed_after(kernels):
+        try:
+            execute_notebook(
+                _papermill_path(source),
+                _papermill_path(out),
+                values,
+                language='python',
+                progress_bar=False,
+                coalesce_streams=True,
+                kernel_manager_class=_kernel_manager(kernels, env),
+                extra_arguments=['--IPKernelApp.log_level=50'],  # its log is noise in a terminal
+                **options,
+            )
+            return
+        except PapermillExecutionError as error:
+            ename, evalue, index = error.ename, error.evalue, error.cell_index
+            drop_papermill_notes(out)
+        except RuntimeError as error:  # DeadKernelError, or a plain one before the first cell
+            if not (isinstance(error, DeadKernelError) or 'Kernel died' in str(error)):
+                raise
+            ename, evalue = 'KernelDied', _cause_of_death(kernels)
+            index = record_failure(out, ename, evalue)
+        except CellTimeoutError:
+            ename, evalue = 'Timeout', f'the cell took longer than {options["timeout"]} s'
+            index = record_failure(out, ename, evalue)
+        except KeyboardInterrupt:
+            record_failure(out, 'Interrupted', 'stopped by the user')
+            raise
+    raise NotebookError(source, out, ename, evalue, index)
+
+
+def _papermill_path(path: Path) -> str:
+    """A path as papermill takes it: for a format string."""
     return str(path).replace('{', '{{').replace('}', '}}')
 
 
-def _manager(started: list, env: dict[str, str]) -> type:
+def _kernel_manager(kernels: list[subprocess.Popen], env: dict[str, str]) -> type:
+    """A kernel manager class that adds the kernels it starts to `kernels`."""
     from jupyter_client.manager import AsyncKernelManager
 
     class Manager(AsyncKernelManager):
         async def start_kernel(self, **kwargs):
             # Its own session: a Ctrl-C at the terminal reaches us, and we end the kernel.
-            await super().start_kernel(**{'env': os.environ | env, **FOLLOWS, **kwargs})
-            started.append(self.provisioner.process)
-            _kernels.append(self.provisioner.process)
+            await super().start_kernel(**{'env': os.environ | env, **END_WITH_PARENT, **kwargs})
+            kernels.append(self.provisioner.process)
+            _running_kernels.append(self.provisioner.process)
 
         async def shutdown_kernel(self, now=False, restart=False):
             if self.provisioner and self.provisioner.process:
-                _end([self.provisioner.process])
+                _end_processes([self.provisioner.process])
             await super().shutdown_kernel(now=True, restart=restart)
 
     return Manager
 
 
 @contextmanager
-def _no_kernel_left(started: list):
-    # Children of a kernel (data loader workers) survive it when it is killed: end the whole group.
+def _kernels_killed_after(kernels: list[subprocess.Popen]) -> Iterator[None]:
+    """Kills kernels at the end of the block, with their children (data loader workers), which would survive them."""
     try:
         yield
     finally:
-        for process in started:
-            _kill(process)
-            _kernels.remove(process)
+        for process in kernels:
+            _kill_group(process)
+            _running_kernels.remove(process)
             process.wait()
 
 
-def _end(processes: list) -> None:
-    """Asks kernels to end, which a training does at an update's end with a checkpoint; kills them after `GRACE`."""
+def _end_processes(processes: list[subprocess.Popen]) -> None:
+    """Asks kernels to end, which a training does after its update with a checkpoint; kills them after `KERNEL_GRACE`."""
     try:
         for process in processes:
             process.terminate()
-        deadline = time.monotonic() + GRACE
+        deadline = time.monotonic() + KERNEL_GRACE
         for process in processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0, deadline - time.monotonic()))
-    finally:  # a second Ctrl-C
+    finally:  # also after a second Ctrl-C
         for process in processes:
-            _kill(process)
+            _kill_group(process)
 
 
-def _kill(process) -> None:
+def _kill_group(process: subprocess.Popen) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def end_kernels() -> None:
-    """Ends every kernel that `execute` has at work, in whichever thread; those calls raise NotebookError."""
-    _end(list(_kernels))
-
-
-def _cause_of_death(started: list) -> str:
-    code = started[-1].poll() if started else None
+def _cause_of_death(kernels: list[subprocess.Popen]) -> str:
+    code = kernels[-1].poll() if kernels else None
     if code is None or code >= 0:
         return f'the Python process of the notebook ended by itself (exit code {code})'
     name = signal.Signals(-code).name
-    memory = ' (often: out of memory)' if name == 'SIGKILL' else ''
-    return f'the Python process of the notebook was ended by signal {name}{memory}'
+    hint = ' (often: out of memory)' if name == 'SIGKILL' else ''
+    return f'the Python process of the notebook was ended by signal {name}{hint}'
 
 
-def _prove(source: Path, out: Path) -> None:
+def _check_every_cell_ran(source: Path, out: Path) -> None:
+    """Raises NotebookError for an executed notebook with an error in it, or a cell that did not run."""
     for index, cell in enumerate(read_notebook(out).cells):
         if cell.cell_type != 'code' or not cell.source.strip():
             continue
@@ -231,11 +234,193 @@ def _prove(source: Path, out: Path) -> None:
             raise NotebookError(source, out, 'NotRun', 'the cell was never run', index)
 
 
-def _mistakes() -> set[str]:
-    # Only names come back from a kernel. A subclass may live in a module not imported here.
-    names, queue = {'RecipeError'}, [MtpdError]
+def _user_mistakes() -> set[str]:
+    """The names of MtpdError and its subclasses, but for NotebookError: only names come back from a kernel."""
+    names = {'RecipeError'}  # a subclass may live in a module that is not imported here
+    queue = [MtpdError]
     while queue:
         kind = queue.pop()
         names.add(kind.__name__)
         queue += kind.__subclasses__()
     return names - {'NotebookError'}
+
+
+# The files of executed notebooks: whole, and true about how they ended.
+
+
+@functools.cache
+def write_notebooks_atomically() -> None:
+    """Has papermill, which writes after every cell, write notebooks whole or not at all."""
+    from papermill.iorw import LocalHandler, papermill_io
+
+    class AtomicHandler(LocalHandler):
+        def write(self, buf, path):
+            write_text(Path(path), buf)
+
+    papermill_io.register('/', AtomicHandler())
+
+
+def record_failure(out: Path, ename: str, evalue: str) -> int | None:
+    """Puts the end that papermill didn't see into the executed notebook; returns its cell."""
+    import nbformat
+
+    if not out.is_file():
+        return None
+    notebook = read_notebook(out)
+    index = next((i for i, cell in enumerate(notebook.cells) if _is_unfinished(cell)), None)
+    if index is not None:
+        error = nbformat.v4.new_output('error', ename=ename, evalue=evalue, traceback=[evalue])
+        notebook.cells[index].outputs.append(error)
+        for cell in notebook.cells[index:]:
+            cell.metadata.get('papermill', {})['status'] = 'pending'
+        notebook.cells[index].metadata.get('papermill', {})['status'] = 'failed'
+    write_text(out, nbformat.writes(notebook))
+    return index
+
+
+def drop_papermill_notes(out: Path) -> None:
+    """Takes papermill's two red notes out of a failed notebook: they shift its cells' numbers."""
+    import nbformat
+
+    notebook = read_notebook(out)
+    tag = 'papermill-error-cell-tag'
+    notebook.cells = [c for c in notebook.cells if tag not in c.metadata.get('tags', [])]
+    write_text(out, nbformat.writes(notebook))
+
+
+def _is_unfinished(cell) -> bool:
+    """Whether a cell was not run to its end."""
+    if cell.cell_type != 'code' or not cell.source.strip():
+        return False
+    # A cell interrupted at work has an execution count but no shell reply, hence no end time.
+    has_reply = 'shell.execute_reply' in cell.metadata.get('execution', {})
+    return cell.execution_count is None or not has_reply
+
+
+# The parameters cell of a notebook: `name: type = literal  # help`, one a line. papermill.inspect_notebook gives defaults
+# as text and takes any line, so it would hide a mistake.
+
+
+TYPES = {'str': str, 'int': int, 'float': float, 'bool': bool, 'list': list, 'dict': dict}
+
+
+class Parameter(NamedTuple):
+    """One line of a notebook's parameters cell: `name: type = default  # help`."""
+
+    type: str
+    default: Any
+    help: str
+
+
+def notebook_parameters(notebook: str | Path) -> dict[str, Parameter]:
+    """The parameters that a notebook declares in the cell tagged `parameters`, in order.
+
+    Raises MtpdError when the notebook can't be read or a line isn't `name: type = literal`.
+    """
+    return declared_parameters(read_notebook(notebook), Path(notebook))
+
+
+def read_notebook(path: str | Path):
+    """The nbformat notebook at `path`. Raises MtpdError when there is none."""
+    import nbformat
+
+    try:
+        return nbformat.read(path, as_version=4)
+    except FileNotFoundError:
+        raise MtpdError(f'Notebook {path} does not exist.') from None
+    except Exception as error:  # nbformat raises several kinds for a file that is no notebook
+        raise MtpdError(f'{path} is not a Jupyter notebook: {error}') from None
+
+
+def declared_parameters(notebook, path: Path) -> dict[str, Parameter]:
+    """The parameters of an nbformat notebook read from `path`, as `notebook_parameters` gives them."""
+    cells = [c for c in notebook.cells if 'parameters' in c.metadata.get('tags', [])]
+    if not cells:
+        return {}
+    source = cells[0].source
+    try:
+        tree = ast.parse(source)
+    except SyntaxError as error:
+        raise MtpdError(f'{path}, parameters cell: {error}') from None
+    comments = {
+        token.start[0]: token.string.lstrip('# ').strip()
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+    parameters = {}
+    for line in tree.body:
+        try:
+            if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name):
+                raise ValueError
+            default = ast.literal_eval(line.value)
+            _converted(default, line.annotation)
+        except (ValueError, TypeError, KeyError):
+            code = ast.get_source_segment(source, line)
+            raise MtpdError(
+                f'{path}, parameters cell: `{code}` is not `name: type = literal  # help` '
+                f'with types of {", ".join(TYPES)}, None.'
+            ) from None
+        annotation, comment = ast.unparse(line.annotation), comments.get(line.end_lineno, '')
+        parameters[line.target.id] = Parameter(annotation, default, comment)
+    return parameters
+
+
+def checked_parameters(
+    values: dict[str, Any], known: dict[str, Parameter], path: Path
+) -> dict[str, Any]:
+    """`values` as plain Python values of the declared types. Raises MtpdError with every problem."""
+    problems, checked = [], {}
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f' Did you mean {near[0]!r}?' if near else ''
+            names = ', '.join(known) or 'none'
+            problems.append(f'unknown parameter {name!r}.{hint} Known: {names}.')
+            continue
+        try:
+            annotation = ast.parse(known[name].type, mode='eval').body
+            checked[name] = _converted(_plain_value(value), annotation)
+        except TypeError:
+            kind = type(value).__name__
+            problems.append(f'{name} is {known[name].type}, got {value!r} ({kind}).')
+    if problems:
+        raise MtpdError('\n'.join(f'{path.name}: {problem}' for problem in problems))
+    return checked
+
+
+def _plain_value(value: Any) -> Any:
+    """A path, a tuple, a numpy number as what papermill can write into a cell. TypeError where it is none of these."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain_value(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain_value(item) for key, item in value.items()}
+    if hasattr(value, 'item') and getattr(value, 'shape', None) == ():  # a numpy or torch scalar
+        return value.item()
+    if value is None or type(value) in TYPES.values():
+        return value
+    raise TypeError
+
+
+def _converted(value: Any, annotation: ast.expr) -> Any:
+    """`value` as the annotation wants it (an int becomes a float), TypeError where it doesn't."""
+    if isinstance(annotation, ast.BinOp):  # a | b
+        for side in (annotation.left, annotation.right):
+            try:
+                return _converted(value, side)
+            except TypeError:
+                continue
+        raise TypeError
+    if isinstance(annotation, ast.Constant) and annotation.value is None:
+        if value is not None:
+            raise TypeError
+        return value
+    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == 'list':
+        return [_converted(item, annotation.slice) for item in _converted(value, annotation.value)]
+    wanted = TYPES[ast.unparse(annotation)]
+    if wanted is float and type(value) is int:
+        return float(value)
+    if type(value) is not wanted:
+        raise TypeError
+    return value

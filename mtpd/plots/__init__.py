@@ -4,21 +4,16 @@ Every function gives a `Figure`, an ordinary matplotlib figure that says in `fig
 As the last line of a notebook cell, or through `display(fig)`, it is an image with that alt text.
 """
 
-from ..utils.numerals import gain, signed
-from .curves import ap_over_stages, level_shares, loss_curves
-from .dataset import class_counts, size_histogram
-from .errors import error_types
+from ..utils.statistics import format_signed as signed
+from ..utils.statistics import printed_difference as gain
+from .curves import ap_over_stages, level_shares, loss_curves, overlaid_curves, walk_through
 from .features import feature_colours, feature_differences, feature_maps
 from .figure import Figure, display, empty
 from .generalisation import flatness, generalisation
-from .images import detections, scenes
-from .methods import direct_against_progressive
-from .order import cost_matrix, sequence_graph
-from .overlay import overlaid_curves
-from .paper import paper_next_to_ours
-from .results import ap_by_arm, ap_versus_cost, per_class
-from .study import ap_versus_order, predicted_and_measured
-from .walk import walk_through
+from .images import class_counts, detections, scenes, size_histogram
+from .paper import direct_against_progressive, paper_next_to_ours
+from .results import ap_by_arm, ap_versus_cost, error_types, per_class
+from .teacher_order import ap_versus_order, cost_matrix, predicted_and_measured, sequence_graph
 
 __all__ = [
     'Figure',

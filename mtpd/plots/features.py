@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .figure import INK, TEXT, Figure, empty, narrow, new
+from .figure import INK, TEXT, Figure, break_label, empty, new_figure
 
 
 def feature_maps(
@@ -31,7 +31,7 @@ def feature_maps(
     columns = max(len(row) for row in rows) + first
     values = np.concatenate([np.ravel(a) for row in rows for _, a in row])
     low, high = np.percentile(values, [0.5, 99.5])
-    fig = new(1.9 * columns + 0.8, 1.95 * len(rows) + 0.75, photo=True)
+    fig = new_figure(1.9 * columns + 0.8, 1.95 * len(rows) + 0.75, photo=True)
     axes = fig.subplots(len(rows), columns, squeeze=False)
     shown = None
     for r, row in enumerate(rows):
@@ -46,7 +46,7 @@ def feature_maps(
             ax = axes[r][c + first]
             shown = ax.imshow(array, cmap='viridis', vmin=low, vmax=high, interpolation='nearest')
             if r == 0 or title != rows[0][c][0]:
-                ax.set_title(narrow(title), fontsize=TEXT - 0.5, color=INK)
+                ax.set_title(break_label(title), fontsize=TEXT - 0.5, color=INK)
         if r < len(row_titles):
             axes[r][0].set_ylabel(row_titles[r], fontsize=TEXT - 0.5, color=INK)
     bar = fig.colorbar(shown, ax=axes, shrink=0.8, pad=0.01)
@@ -74,7 +74,7 @@ def feature_differences(
     reach = float(
         np.percentile(np.abs(np.concatenate([a.ravel() for r in maps for _, a in r])), 99)
     )
-    fig, axes = _panels(maps, images)
+    fig, axes = _image_panels(maps, images)
     shown = None
     for line, row in enumerate(maps):
         for column, (_, array) in enumerate(row, 1):
@@ -91,10 +91,10 @@ def feature_differences(
 def feature_colours(
     maps: Sequence[Sequence[tuple[str, np.ndarray]]], images: Sequence[np.ndarray], basis: str
 ) -> Figure:
-    """Features as colours, see `mtpd.analysis.feature_views.pca_colours`: (title, (H, W, 3) in 0..1) for each image and column."""
+    """Features as colours, see `mtpd.analysis.feature_maps.pca_colours`: (title, (H, W, 3) in 0..1) for each image and column."""
     if not any(maps):
         return empty('No feature maps.')
-    fig, axes = _panels(maps, images)
+    fig, axes = _image_panels(maps, images)
     for line, row in enumerate(maps):
         for column, (_, array) in enumerate(row, 1):
             axes[line][column].imshow(array, interpolation='nearest')
@@ -103,10 +103,10 @@ def feature_colours(
     return fig
 
 
-def _panels(maps: Sequence[Sequence], images: Sequence[np.ndarray]):
+def _image_panels(maps: Sequence[Sequence], images: Sequence[np.ndarray]):
     """A figure with a row for each image, shown first, and titled columns."""
     columns = 1 + max(map(len, maps))
-    fig = new(1.9 * columns + 0.8, 1.95 * len(maps) + 0.75, photo=True)
+    fig = new_figure(1.9 * columns + 0.8, 1.95 * len(maps) + 0.75, photo=True)
     axes = fig.subplots(len(maps), columns, squeeze=False)
     for line, image in enumerate(images):
         for ax in axes[line]:
@@ -115,5 +115,5 @@ def _panels(maps: Sequence[Sequence], images: Sequence[np.ndarray]):
             ax.spines[:].set_visible(False)
         axes[line][0].imshow(image)
     for column, title in enumerate(['image', *(title for title, _ in maps[0])]):
-        axes[0][column].set_title(narrow(title), fontsize=TEXT - 0.5, color=INK)
+        axes[0][column].set_title(break_label(title), fontsize=TEXT - 0.5, color=INK)
     return fig, axes

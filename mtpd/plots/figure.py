@@ -64,14 +64,16 @@ def display(fig: Figure) -> None:
     show(fig)
 
 
-def new(width: float, height: float, photo: bool = False) -> Figure:
+def new_figure(width: float, height: float, photo: bool = False) -> Figure:
     """An empty figure of `width` x `height` inches."""
     fig = Figure(figsize=(width, height), layout='constrained', facecolor='white')
     fig.photo = photo
     return fig
 
 
-def dress(ax: Axes, xlabel: str = '', ylabel: str = '', title: str = '', grid: str = '') -> Axes:
+def style_axes(
+    ax: Axes, xlabel: str = '', ylabel: str = '', title: str = '', grid: str = ''
+) -> Axes:
     """Labels, quiet spines and, along `grid` ('x', 'y', 'both'), thin lines under the data."""
     # Set on the axes and not in rcParams, which are the user's.
     ax.set_xlabel(xlabel, fontsize=TEXT, color=INK)
@@ -87,7 +89,7 @@ def dress(ax: Axes, xlabel: str = '', ylabel: str = '', title: str = '', grid: s
     return ax
 
 
-def style(index: int) -> dict:
+def series_style(index: int) -> dict:
     """Colour, marker and line of the series number `index`."""
     return {
         'color': COLOURS[index % len(COLOURS)],
@@ -98,13 +100,13 @@ def style(index: int) -> dict:
 
 def empty(reason: str) -> Figure:
     """A figure that says why there is nothing to see."""
-    fig = new(6, 1.6)
+    fig = new_figure(6, 1.6)
     fig.text(0.5, 0.5, reason, ha='center', va='center', fontsize=TEXT + 1, color=INK)
     fig.alt = reason
     return fig
 
 
-def apart(values: Iterable[float], gap: float) -> list[float]:
+def spread_apart(values: Iterable[float], gap: float) -> list[float]:
     """`values` moved as little as needed for neighbours to be `gap` apart, their order kept."""
     values = list(values)
     order = sorted(range(len(values)), key=values.__getitem__)
@@ -125,6 +127,6 @@ def apart(values: Iterable[float], gap: float) -> list[float]:
     return placed
 
 
-def narrow(label: str) -> str:
+def break_label(label: str) -> str:
     """A label on several lines, broken after colons and commas."""
     return label.replace(': ', ':\n').replace(', ', ',\n')

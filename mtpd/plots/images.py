@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
-from .figure import INK, TEXT, Figure, empty, new
+from .figure import COLOURS, FAINT, HATCHES, INK, LINES, TEXT, Figure, empty, new_figure, style_axes
 
 # One colour a class, in turn; every box is named as well.
 CLASS_COLOURS = ('#E69F00', '#56B4E9', '#009E73', '#F0E442', '#0072B2', '#D55E00', '#CC79A7')
@@ -40,17 +40,17 @@ def scenes(
     columns = min(columns, len(images))
     rows = ceil(len(images) / columns)
     height, width = images[0].shape[:2]
-    fig = new(2.6 * columns, 2.6 * rows * height / width, photo=True)
+    fig = new_figure(2.6 * columns, 2.6 * rows * height / width, photo=True)
     axes = fig.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes:
         ax.axis('off')
     for k, image in enumerate(images):
-        found = {'boxes': boxes[k], 'labels': labels[k]}
+        objects = {'boxes': boxes[k], 'labels': labels[k]}
         if masks is not None:
-            found['masks'] = masks[k]
-        _objects(axes[k], image, found, classes)
+            objects['masks'] = masks[k]
+        _draw_objects(axes[k], image, objects, classes)
     counts = np.bincount(np.concatenate([np.asarray(x, int) for x in labels]))
-    parts = ', '.join(f'{n} of class {_class(c, classes)}' for c, n in enumerate(counts) if n)
+    parts = ', '.join(f'{n} of class {_class_name(c, classes)}' for c, n in enumerate(counts) if n)
     fig.alt = f'{len(images)} images with {int(counts.sum())} marked objects: {parts or "none"}.'
     return fig
 
@@ -58,7 +58,7 @@ def scenes(
 def detections(
     image: np.ndarray,
     gt: Mapping,
-    found: Mapping[str, Mapping],
+    detected: Mapping[str, Mapping],
     classes: Sequence[str] = (),
     threshold: float = 0.3,
     columns: int = 3,
@@ -68,13 +68,13 @@ def detections(
     Args:
         image: RGB uint8 (H, W, 3).
         gt: boxes (n, 4) xyxy in pixels, labels (n,) and, if any, masks (n, H, W) bool.
-        found: {detector: the same with scores (n,)}; if it was judged, also ``right``, (n,) bool, and the objects of `gt`
+        detected: {detector: the same with scores (n,)}; if it was classified, also ``right``, (n,) bool, and the objects of `gt`
             that it matches and that the detector before did, ``matched`` and ``before``, sets of indices.
         classes: class names.
         threshold: detections below this score are left out.
     """
-    panels, said = {f'ground truth: {len(gt["boxes"])} objects': dict(gt)}, []
-    for name, objects in found.items():
+    panels = {f'ground truth: {len(gt["boxes"])} objects': dict(gt)}
+    for name, objects in detected.items():
         keep = np.asarray(objects['scores']) >= threshold
         panel = {k: np.asarray(objects[k])[keep] for k in (*gt, 'scores', 'right') if k in objects}
         title = f'{name}: {keep.sum()} objects'
@@ -85,20 +85,24 @@ def detections(
             )
             panel |= {'new': np.asarray(gt['boxes'])[gained], 'lost': np.asarray(gt['boxes'])[lost]}
             title = f'{name}:\n{panel["right"].sum()} found, {(~panel["right"]).sum()} wrong'
-            title += f', {len(gained)} new' * bool(gained) + f', {len(lost)} lost' * bool(lost)
+            if gained:
+                title += f', {len(gained)} new'
+            if lost:
+                title += f', {len(lost)} lost'
         panels[title] = panel
     columns = min(columns, len(panels))
     rows = ceil(len(panels) / columns)
     height, width = image.shape[:2]
-    fig = new(3.2 * columns, rows * (3.2 * height / width + 0.5) + 0.2, photo=True)
+    fig = new_figure(3.2 * columns, rows * (3.2 * height / width + 0.5) + 0.2, photo=True)
     axes = fig.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes:
         ax.axis('off')
+    parts = []
     for ax, (title, objects) in zip(axes, panels.items(), strict=False):
-        _objects(ax, image, objects, classes)
+        _draw_objects(ax, image, objects, classes)
         ax.set_title(title, fontsize=TEXT - 0.5, color=INK)
-        names = ', '.join(_class(c, classes) for c in objects['labels'])
-        said.append(title.replace('\n', ' ') + (f' ({names})' if names else ''))
+        names = ', '.join(_class_name(c, classes) for c in objects['labels'])
+        parts.append(title.replace('\n', ' ') + (f' ({names})' if names else ''))
     if any('right' in objects for objects in panels.values()):
         fig.suptitle(
             f'score at least {threshold:g}; dashed: wrong; +: object that the first student does not find; dotted: one that it finds '
@@ -106,15 +110,15 @@ def detections(
             fontsize=TEXT - 1,
             color=INK,
         )
-    fig.alt = f'Objects with a score of at least {threshold:g}. ' + '; '.join(said) + '.'
+    fig.alt = f'Objects with a score of at least {threshold:g}. ' + '; '.join(parts) + '.'
     return fig
 
 
-def _class(index: int, classes: Sequence[str]) -> str:
+def _class_name(index: int, classes: Sequence[str]) -> str:
     return str(classes[int(index)]) if int(index) < len(classes) else str(int(index))
 
 
-def _objects(ax: Axes, image: np.ndarray, objects: Mapping, classes: Sequence[str]) -> None:
+def _draw_objects(ax: Axes, image: np.ndarray, objects: Mapping, classes: Sequence[str]) -> None:
     picture = image.astype(float) / 255
     for label, mask in zip(objects['labels'], objects.get('masks', ()), strict=False):
         colour = np.array(to_rgb(CLASS_COLOURS[int(label) % len(CLASS_COLOURS)]))
@@ -127,30 +131,30 @@ def _objects(ax: Axes, image: np.ndarray, objects: Mapping, classes: Sequence[st
     for k in np.argsort(~wrong, kind='stable'):  # what is right is drawn over what is wrong
         label, box = objects['labels'][k], objects['boxes'][k]
         colour = CLASS_COLOURS[int(label) % len(CLASS_COLOURS)]
-        _box(ax, box, colour, (0, (2, 2)) if wrong[k] else '-')
-        text = _class(label, classes)
+        _draw_box(ax, box, colour, (0, (2, 2)) if wrong[k] else '-')
+        text = _class_name(label, classes)
         text += '' if scores is None else f' {scores[k]:.2f}'.replace(' 0.', ' .')
         x, top, bottom = np.clip(box[0], 0, 0.9 * width), box[1], box[3]
         if wrong[k]:
             while any(
                 abs(x - a) < 0.1 * width and abs(bottom - b) < 0.05 * height for a, b in taken
             ):
-                bottom -= 0.055 * height  # above the label that is there
+                bottom -= 0.055 * height  # above the other label
             taken.append((x, bottom))
-            _write(ax, x, bottom - 1, text, 'bottom')
+            _draw_text(ax, x, bottom - 1, text, 'bottom')
         elif top > 0.08 * height:
-            _write(ax, x, top - 1.5, text, 'bottom')
+            _draw_text(ax, x, top - 1.5, text, 'bottom')
         else:
-            _write(ax, x, top + 1, text, 'top')
+            _draw_text(ax, x, top + 1, text, 'top')
     for box in objects.get('new', ()):
-        _write(ax, min(box[2], 0.96 * width), box[3], '+', 'bottom', TEXT + 1)
+        _draw_text(ax, min(box[2], 0.96 * width), box[3], '+', 'bottom', TEXT + 1)
     for box in objects.get('lost', ()):
-        _box(ax, box, 'white', (0, (1, 2)))
+        _draw_box(ax, box, 'white', (0, (1, 2)))
     ax.set_xlim(-0.5, width - 0.5)
     ax.set_ylim(height - 0.5, -0.5)
 
 
-def _box(ax: Axes, box: Sequence[float], colour: str, style: Any) -> None:
+def _draw_box(ax: Axes, box: Sequence[float], colour: str, style: Any) -> None:
     x1, y1, x2, y2 = box
     # Edges in a picture lie between pixels, pixel centres at whole numbers.
     corner = (x1 - 0.5, y1 - 0.5)
@@ -159,7 +163,7 @@ def _box(ax: Axes, box: Sequence[float], colour: str, style: Any) -> None:
         ax.add_patch(Rectangle(corner, x2 - x1, y2 - y1, fill=False, **look))
 
 
-def _write(ax: Axes, x: float, y: float, text: str, va: str, size: float = TEXT - 2) -> None:
+def _draw_text(ax: Axes, x: float, y: float, text: str, va: str, size: float = TEXT - 2) -> None:
     ax.text(
         x,
         y,
@@ -169,3 +173,101 @@ def _write(ax: Axes, x: float, y: float, text: str, va: str, size: float = TEXT 
         color='white',
         path_effects=[patheffects.withStroke(linewidth=2, foreground='black')],
     )
+
+
+# Sizes and classes of objects.
+
+# COCO's area ranges, in square pixels.
+SMALL_AREA, MEDIUM_AREA = 32**2, 96**2
+
+
+def size_histogram(areas: Mapping[str, Sequence[float]] | Sequence[float]) -> Figure:
+    """How large the objects are, with COCO's ranges small, medium and large.
+
+    Args:
+        areas: object areas in square pixels, or {split: areas}.
+    """
+    splits = areas if isinstance(areas, Mapping) else {'objects': areas}
+    splits = {name: np.sqrt(np.asarray(a, float)) for name, a in splits.items() if len(a)}
+    if not splits:
+        return empty('No objects.')
+    every = np.concatenate(list(splits.values()))
+    low, high = max(min(every.min() / 1.1, 24), 1), max(every.max() * 1.1, 128)
+    edges = np.geomspace(low, high, 31)
+    fig = new_figure(8, 3.8)
+    ax = style_axes(
+        fig.subplots(),
+        xlabel='object size: square root of its area (pixels, log scale)',
+        ylabel='share of objects (%)',
+        grid='y',
+    )
+    ax.set_xscale('log')
+    for index, (name, sizes) in enumerate(splits.items()):
+        share = 100 * np.histogram(sizes, edges)[0] / len(sizes)
+        colour = COLOURS[(2, 1, 4, 3)[index % 4]]
+        label = f'{name} ({len(sizes):,} objects)'
+        ax.stairs(share, edges, fill=True, color=colour, alpha=0.25)
+        ax.stairs(share, edges, color=colour, linewidth=1.8, linestyle=LINES[index], label=label)
+    bounds = (low, SMALL_AREA**0.5, MEDIUM_AREA**0.5, high)
+    alt = []
+    for k, name in enumerate(('small', 'medium', 'large')):
+        shares = {s: 100 * np.mean(_size_range(sizes) == k) for s, sizes in splits.items()}
+        text = ' / '.join(f'{value:.0f} %' for value in shares.values())
+        ax.text(
+            (bounds[k] * bounds[k + 1]) ** 0.5,
+            1.02,
+            f'{name}: {text}',
+            transform=ax.get_xaxis_transform(),
+            ha='center',
+            fontsize=TEXT - 0.5,
+            color=INK,
+        )
+        if k:
+            ax.axvline(bounds[k], color=FAINT, linewidth=1.2, linestyle='--')
+        alt.append(f'{name} ' + ', '.join(f'{v:.0f} % ({s})' for s, v in shares.items()))
+    ax.set_xlim(low, high)
+    ticks = [t for t in (2, 4, 8, 16, 32, 64, 96, 128, 256, 512, 1024) if low <= t <= high]
+    ax.set_xticks(ticks, [str(t) for t in ticks])
+    ax.minorticks_off()
+    ax.legend(frameon=False, fontsize=TEXT - 1)
+    fig.alt = f'Object sizes by COCO area range: {"; ".join(alt)}.'
+    return fig
+
+
+def _size_range(sizes: np.ndarray) -> np.ndarray:
+    return np.digitize(sizes**2, [SMALL_AREA, MEDIUM_AREA])
+
+
+def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> Figure:
+    """Objects of each class, as a share of its split so that splits of any size compare.
+
+    Args:
+        counts: {split: objects of each class}, in the order of `classes`.
+        classes: class names.
+    """
+    counts = {name: np.asarray(c, float) for name, c in counts.items()}
+    if not counts or not len(classes):
+        return empty('No classes.')
+    fig = new_figure(7.5, 1.3 + 0.27 * len(classes))
+    ax = style_axes(fig.subplots(), xlabel='share of the objects of the split (%)', grid='x')
+    height = 0.8 / len(counts)
+    for index, (name, count) in enumerate(counts.items()):
+        ax.barh(
+            np.arange(len(classes)) + (index - (len(counts) - 1) / 2) * height,
+            100 * count / max(count.sum(), 1),
+            height,
+            color=COLOURS[(2, 1, 4, 3)[index % 4]],
+            hatch=HATCHES[(2, 1, 0, 3)[index % 4]],
+            edgecolor='white',
+            label=f'{name} ({int(count.sum()):,} objects)',
+        )
+    ax.set_yticks(range(len(classes)), classes)
+    ax.invert_yaxis()
+    fig.legend(loc='outside upper right', ncols=len(counts), frameon=False, fontsize=TEXT - 1)
+    alt = [
+        f'{name}: {int(c.sum()):,} objects, {classes[int(c.argmin())]} the rarest class with '
+        f'{int(c.min()):,}, {classes[int(c.argmax())]} the commonest with {int(c.max()):,}'
+        for name, c in counts.items()
+    ]
+    fig.alt = f'Objects by class. {". ".join(alt)}.'
+    return fig

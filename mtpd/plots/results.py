@@ -4,8 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..utils.numerals import gain, signed
-from .figure import COLOURS, FAINT, INK, TEXT, Figure, apart, dress, empty, narrow, new, style
+import numpy as np
+
+from ..utils.statistics import format_signed, printed_difference
+from .figure import (
+    COLOURS,
+    FAINT,
+    HATCHES,
+    INK,
+    TEXT,
+    Figure,
+    break_label,
+    empty,
+    new_figure,
+    series_style,
+    spread_apart,
+    style_axes,
+)
 
 
 def ap_by_arm(rows: list[dict]) -> Figure:
@@ -19,17 +34,19 @@ def ap_by_arm(rows: list[dict]) -> Figure:
         return empty('No arm has been evaluated yet.')
     base = next((r['AP'] for r in rows if r['role'] == 'baseline'), None)
     teachers = [r for r in rows if r['role'] == 'teacher' and r['AP'] is not None]
-    fig = new(8, 1.5 + 0.5 * len(arms))
-    ax = dress(fig.subplots(), xlabel='box AP on the validation set (points)', grid='x')
+    fig = new_figure(8, 1.5 + 0.5 * len(arms))
+    ax = style_axes(fig.subplots(), xlabel='box AP on the validation set (points)', grid='x')
     values = [r['AP'] for r in arms + teachers] + ([] if base is None else [base])
     room = max(values) - min(values) or 1
     for index, row in enumerate(arms):
         y = len(arms) - 1 - index
-        look = style(index) | {'linestyle': 'none'}
+        look = series_style(index) | {'linestyle': 'none'}
         if base is not None:
             ax.plot([base, row['AP']], [y, y], color=look['color'], linewidth=3, zorder=2)
         ax.plot(row['AP'], y, **look, markersize=10, markeredgecolor='white', zorder=3)
-        text = f'{row["AP"]:.1f}' + ('' if base is None else f'  ({gain(row["AP"], base)})')
+        text = f'{row["AP"]:.1f}' + (
+            '' if base is None else f'  ({printed_difference(row["AP"], base)})'
+        )
         left = base is not None and row['AP'] < base
         ax.annotate(
             text,
@@ -47,11 +64,11 @@ def ap_by_arm(rows: list[dict]) -> Figure:
     ax.set_xlim(min(values) - 0.08 * room, max(values) + 0.12 * room)
     lines = [(r['AP'], r['label'], ':') for r in teachers]
     lines += [] if base is None else [(base, 'baseline', '-')]
-    places = apart([line[0] for line in lines], 0.16 * room)
+    places = spread_apart([line[0] for line in lines], 0.16 * room)
     for (ap, label, dash), x in zip(lines, places, strict=True):
         ax.axvline(ap, color=FAINT, linestyle=dash, linewidth=1.3, zorder=1)
         ax.annotate(
-            f'{narrow(label)}\n{ap:.1f}',
+            f'{break_label(label)}\n{ap:.1f}',
             (ap, 1),
             (x, 1.04),
             xycoords=ax.get_xaxis_transform(),
@@ -67,7 +84,7 @@ def ap_by_arm(rows: list[dict]) -> Figure:
     return fig
 
 
-COSTS = (
+COST_MEASURES = (
     ('parameters', 1e-6, 'parameters (millions)'),
     ('gflops', 1, 'GFLOPs an image'),
     ('ms_per_image', 1, 'milliseconds an image, this machine'),
@@ -83,20 +100,22 @@ def ap_versus_cost(rows: list[dict]) -> Figure:
     shown = [r for r in rows if r['AP'] is not None and r['parameters'] and r['gflops']]
     if not shown:
         return empty('No detector with AP and cost yet.')
-    measures = [measure for measure in COSTS if all(r.get(measure[0]) for r in shown)]
-    fig = new(3.3 * len(measures), 4.4)
+    measures = [measure for measure in COST_MEASURES if all(r.get(measure[0]) for r in shown)]
+    fig = new_figure(3.3 * len(measures), 4.4)
     axes = fig.subplots(1, len(measures), sharey=True, squeeze=False)[0]
-    looks = _looks(rows)
+    looks = _detector_styles(rows)
     for ax, (key, unit, label) in zip(axes, measures, strict=True):
-        dress(ax, xlabel=label, ylabel='box AP (points)' if ax is axes[0] else '', grid='both')
-        front = pareto([(r[key] * unit, r['AP']) for r in shown])
+        style_axes(ax, xlabel=label, ylabel='box AP (points)' if ax is axes[0] else '', grid='both')
+        front = pareto_front([(r[key] * unit, r['AP']) for r in shown])
         ax.step(*zip(*front, strict=True), where='post', color=FAINT, linewidth=1.3, zorder=1)
         for row in shown:
             ax.plot(row[key] * unit, row['AP'], **looks[row['role'], row['name']], zorder=3)
         ax.margins(x=0.12, y=0.08)
         ax.set_xlim(left=max(0, ax.get_xlim()[0]))
     handles = [
-        axes[0].plot([], [], **looks[r['role'], r['name']], label=f'{_short(r)}  {r["AP"]:.1f}')[0]
+        axes[0].plot(
+            [], [], **looks[r['role'], r['name']], label=f'{_short_label(r)}  {r["AP"]:.1f}'
+        )[0]
         for r in sorted(shown, key=lambda r: -r['AP'])
     ]
     handles += axes[0].plot([], [], color=FAINT, label='Pareto front: none is cheaper and better')
@@ -113,7 +132,7 @@ def ap_versus_cost(rows: list[dict]) -> Figure:
     return fig
 
 
-def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+def pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """Of points (cost, value) those of which no other costs at most as much and has more, by cost."""
     front: list[tuple[float, float]] = []
     for cost, value in sorted(points, key=lambda point: (point[0], -point[1])):
@@ -122,14 +141,14 @@ def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def _looks(rows: list[dict]) -> dict[tuple[str, str], dict]:
+def _detector_styles(rows: list[dict]) -> dict[tuple[str, str], dict]:
     """Marker and colour by role and name: arms as in all figures, detectors before distillation in ink."""
     arms = [r['name'] for r in rows if r['role'] == 'arm']
     teachers = [r['name'] for r in rows if r['role'] == 'teacher']
     looks = {}
     for row in rows:
         if row['role'] == 'arm':
-            look = style(arms.index(row['name']))
+            look = series_style(arms.index(row['name']))
         elif row['role'] == 'teacher':
             look = {'color': INK, 'marker': 'p*hH8'[teachers.index(row['name']) % 5]}
         else:
@@ -138,7 +157,7 @@ def _looks(rows: list[dict]) -> dict[tuple[str, str], dict]:
     return looks
 
 
-def _short(row: dict) -> str:
+def _short_label(row: dict) -> str:
     return 'baseline' if row['role'] == 'baseline' else row['label']
 
 
@@ -155,27 +174,29 @@ def per_class(
         labels: names of the two.
         most: with more classes than this, those that change most.
     """
-    found = [
+    classes = [
         (name, 100 * ap, 100 * after[name])
         for name, ap in before.items()
         if ap is not None and after.get(name) is not None
     ]
-    if not found:
+    if not classes:
         return empty('No class has an AP in both.')
-    total = len(found)
-    found = sorted(found, key=lambda f: -abs(f[2] - f[1]))[:most]
-    found.sort(key=lambda f: f[2] - f[1])
-    fig = new(7.5, 1.2 + 0.3 * len(found))
-    note = f' ({len(found)} of {total} classes, those that change most)' if total > most else ''
-    ax = dress(fig.subplots(), xlabel='box AP of the class (points)' + note, grid='x')
-    for y, (_, a, b) in enumerate(found):
+    total = len(classes)
+    classes = sorted(classes, key=lambda item: -abs(item[2] - item[1]))[:most]
+    classes.sort(key=lambda item: item[2] - item[1])
+    fig = new_figure(7.5, 1.2 + 0.3 * len(classes))
+    xlabel = 'box AP of the class (points)'
+    if total > most:
+        xlabel += f' ({len(classes)} of {total} classes, those that change most)'
+    ax = style_axes(fig.subplots(), xlabel=xlabel, grid='x')
+    for y, (_, a, b) in enumerate(classes):
         colour = COLOURS[2] if b >= a else COLOURS[6]
         line = '-' if b >= a else ':'
         ax.plot([a, b], [y, y], color=colour, linewidth=2.2, linestyle=line, zorder=2)
         ax.plot(b, y, 'D', color=colour, markersize=7, zorder=3, label='_')
         ax.plot(a, y, 'o', color=INK, markerfacecolor='white', markersize=7, zorder=3, label='_')
         ax.annotate(
-            signed(b - a),
+            format_signed(b - a),
             (max(a, b), y),
             (9, 0),
             textcoords='offset points',
@@ -187,15 +208,63 @@ def per_class(
     ax.plot([], [], 'D', color=COLOURS[2], label=f'{labels[1]}, better')
     ax.plot([], [], 'D', color=COLOURS[6], label=f'{labels[1]}, worse (dotted)')
     fig.legend(loc='outside upper right', ncols=3, frameon=False, fontsize=TEXT - 1)
-    ax.set_yticks(range(len(found)), [f[0] for f in found])
-    ax.set_ylim(-0.7, len(found) - 0.3)
+    ax.set_yticks(range(len(classes)), [name for name, *_ in classes])
+    ax.set_ylim(-0.7, len(classes) - 0.3)
     ax.margins(x=0.08)
-    up = sum(b > a for _, a, b in found)
-    down = sum(b < a for _, a, b in found)
-    name, a, b = found[-1]
+    up = sum(b > a for _, a, b in classes)
+    down = sum(b < a for _, a, b in classes)
+    name, a, b = classes[-1]
     fig.alt = (
         f'AP by class, {labels[0]} and {labels[1]}: {up} classes better, {down} worse. '
         f'Largest gain: {name}, {a:.1f} to {b:.1f}. '
-        f'At the bottom: {found[0][0]}, {found[0][1]:.1f} to {found[0][2]:.1f}.'
+        f'At the bottom: {classes[0][0]}, {classes[0][1]:.1f} to {classes[0][2]:.1f}.'
     )
+    return fig
+
+
+def error_types(counts: Mapping[str, Mapping[str, int]], objects: int) -> Figure:
+    """Bars by kind of error, one for each detector side by side, with their numbers.
+
+    Args:
+        counts: {detector: {kind: how many}}, as `mtpd.analysis.error_types` counts them; the first is the one before.
+        objects: how many there are to find, and detections that are counted.
+    """
+    if not counts:
+        return empty('No detections yet.')
+    kinds = list(next(iter(counts.values())))
+    fig = new_figure(8, 1.2 + 0.2 * len(kinds) * len(counts))
+    ax = style_axes(
+        fig.subplots(),
+        xlabel=f'detections, the best {objects:,} of each; of missed: objects',
+        grid='x',
+    )
+    wide = 0.8 / len(counts)
+    for index, (name, count) in enumerate(counts.items()):
+        places = np.arange(len(kinds)) + (index - (len(counts) - 1) / 2) * wide
+        values = [count[kind] for kind in kinds]
+        bars = ax.barh(
+            places,
+            values,
+            wide * 0.92,
+            # An arm's style is that of the other figures. The student before, which comes first, has none there.
+            color=COLOURS[(index - 1) % len(COLOURS)] if index else INK,
+            hatch=HATCHES[(index - 1) % len(HATCHES)] if index else '',
+            edgecolor='white',
+            linewidth=0,
+            label=break_label(name),
+        )
+        ax.bar_label(
+            bars, [f'{value:,}' for value in values], padding=3, fontsize=TEXT - 2, color=INK
+        )
+    ax.set_yticks(range(len(kinds)), kinds)
+    ax.invert_yaxis()
+    ax.margins(x=0.12)
+    fig.legend(
+        loc='outside upper left', ncols=min(5, len(counts)), frameon=False, fontsize=TEXT - 1
+    )
+    parts = [
+        f'{name}: ' + ', '.join(f'{count[kind]} {kind}' for kind in kinds)
+        for name, count in counts.items()
+    ]
+    fig.alt = f'Kinds of detections by detector, of {objects} objects to find. {"; ".join(parts)}.'
     return fig

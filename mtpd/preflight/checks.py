@@ -3,36 +3,48 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import torch
+from mmcv.runner import HOOKS, OPTIMIZERS, LoggerHook, build_optimizer
+from mmcv.utils import build_from_cfg
+from torch import nn
+
+from ..config.plan import Training, planned_trainings
 from ..config.recipe import Recipe, load_recipe
-from ..config.trainings import Training
-from ..config.trainings import of_recipe as trainings_of
-from ..engine.loop import device_of, processes
-from ..errors import MtpdError, RecipeError
+from ..engine.loop import policy_in_updates, process_count, recipe_device
+from ..errors import MtpdError, RecipeError, unknown_name
 from ..runtime.distributed import images_per_process
-from ..utils.download import fits
+from ..utils.download import is_complete
 from ..utils.files import sha256_in_name
-from ..utils.progress import bar
-from . import compare, disk, schedule
-from .forecast import forecast
+from ..utils.progress import progress_bar
+from . import detectors
+from .forecast import disk_problems, forecast
 
-Weights = tuple[str, str]  # a detector, and the key of its checkpoint: 'checkpoint' or 'init'
+LOGGER_PACKAGES = {
+    'TensorboardLoggerHook': 'tensorboard',
+    'WandbLoggerHook': 'wandb',
+    'MlflowLoggerHook': 'mlflow',
+    'NeptuneLoggerHook': 'neptune',
+}
+POLICY_SUFFIX = 'LrUpdaterHook'  # of mmcv's hooks for learning rate policies
 
 
-def check(
+def check_before_training(
     recipe: Recipe,
     names: Iterable[str],
     loaded: Iterable[str] | None = None,
     trainings: Iterable[Training] = (),
     folder: Path | None = None,
 ) -> None:
-    """Device, data, detectors, checkpoints, distillation, disk; what the recipe names by a URL is fetched at the end.
+    """Checks device, data, detectors, checkpoints, distillation and disk; then fetches the checkpoints named by a URL.
 
     Args:
         names: detectors that are about to be used: 'student' or teachers.
-        loaded: those of which the checkpoint is; by default all.
+        loaded: those whose checkpoint is loaded; by default all.
         trainings: what is to be trained, into `folder`.
 
     Raises:
@@ -41,37 +53,35 @@ def check(
     """
     names = list(names)
     loaded = names if loaded is None else list(loaded)
-    found = problems(recipe, names, loaded, trainings, folder) or fetched(recipe, names, loaded)
-    if found:
-        raise RecipeError(recipe.source, found)
+    problems, full_disk = recipe_problems(recipe, names, loaded, trainings, folder)
+    problems += full_disk
+    if not problems:
+        problems = fetch_weights(recipe, names, loaded)
+    if problems:
+        raise RecipeError(recipe.source, problems)
 
 
-def of_run(
+def check_run(
     recipe: Recipe, run_dir: Path, tried: bool = True, echo: Callable[[str], None] = print
 ) -> tuple[list[str], dict | None]:
-    """What is wrong with a whole run, and what it will take (`forecast.forecast`) where nothing is and it is `tried`."""
-    names, todo, seen = list(recipe.detectors), trainings_of(recipe, run_dir), []
+    """What is wrong with a whole run, and what it will take.
 
-    def try_out() -> list[str]:
-        found, wrong = forecast(recipe, todo, run_dir, echo)
-        seen.append(found)
-        return wrong
+    Args:
+        tried: whether a few updates are tried (`forecast`), where the recipe is right.
 
-    found = problems(recipe, names, names, todo, run_dir, try_out if tried else list)
-    return found, seen[0] if seen and not found else None
-
-
-def fetched(recipe: Recipe, names: Iterable[str], loaded: Iterable[str]) -> list[str]:
-    """Fetches the checkpoints that aren't here, and returns what is wrong with them; names as `check` takes them."""
-    found = []
-    for item in _weights(recipe, names, loaded):
-        if not _is_here(recipe, *item):
-            recipe.fetch(*item)
-            found += _of_weights(recipe, *item)
-    return found
+    Returns:
+        The problems, a text each, and what `forecast` measured; None where it did not, or a problem was seen.
+    """
+    names, trainings = list(recipe.detectors), planned_trainings(recipe, run_dir)
+    problems, full_disk = recipe_problems(recipe, names, names, trainings, run_dir)
+    if problems or not tried:
+        return problems + full_disk, None
+    measured, shortages = forecast(recipe, trainings, run_dir, echo)
+    problems = full_disk + shortages
+    return problems, None if problems else measured
 
 
-def load_whole(
+def load_or_report_all_problems(
     path: str | Path, overrides: dict | str | None = None, seed: int | None = None
 ) -> Recipe:
     """As `load_recipe`; where a recipe has wrong keys or values, its error also tells what else is wrong."""
@@ -80,78 +90,104 @@ def load_whole(
     except RecipeError as error:
         if error.rest is None:
             raise
-        raise RecipeError(error.source, error.problems + _besides(error.rest)) from None
+        raise RecipeError(error.source, error.problems + _rest_problems(error.rest)) from None
 
 
-def _besides(recipe: Recipe) -> list[str]:
+def _rest_problems(recipe: Recipe) -> list[str]:
     """Problems of a recipe that has wrong values, as far as these let them be seen."""
-    found: list[str] = []
     with contextlib.suppress(Exception):  # any: what is called trusts the values
-        names = list(recipe.detectors)
-        return problems(recipe, names, names)
-    for look in (recipe.data_problems, recipe.checkpoint_problems):
+        return recipe_problems(recipe, recipe.detectors, recipe.detectors)[0]
+    problems: list[str] = []
+    for check in (recipe.data_problems, recipe.checkpoint_problems):
         with contextlib.suppress(Exception):
-            found += look()
-    return found
+            problems += check()
+    return problems
 
 
-def problems(
+def recipe_problems(
     recipe: Recipe,
     names: Iterable[str],
     loaded: Iterable[str],
     trainings: Iterable[Training] = (),
     folder: Path | None = None,
-    more: Callable[[], list[str]] = list,
-) -> list[str]:
-    """As `check`, a text each; of checkpoints those that are here. `more` is called where nothing but room is lacking."""
+) -> tuple[list[str], list[str]]:
+    """What is wrong with the recipe, and with the disk, a text each. Of checkpoints those that are on this machine.
+
+    Args: as of `check_before_training`.
+    """
     names, loaded = list(names), list(loaded)
-    found = [*_machine(recipe), *schedule.problems(recipe), *recipe.data_problems()]
-    if not _classes_known(recipe):  # which the heads follow from
-        return [*found, *recipe.checkpoint_problems(loaded)]
-    broken, fine = _without_model(recipe, names)
-    found += broken + compare.settings_problems(recipe, fine)
-    found += recipe.checkpoint_problems(loaded)
-    for name, key in bar('checkpoints', list(_weights(recipe, names, loaded))):
-        if name in fine and _is_here(recipe, name, key):
-            found += _of_weights(recipe, name, key)
-    if 'student' in fine:
-        unfit = compare.distillation_problems(recipe, [name for name in fine if name != 'student'])
-        found, broken = found + unfit, broken + unfit
-    full = disk.problems(recipe, trainings, folder) if folder and not broken else []
-    found = list(dict.fromkeys(found))
-    return found + full + ([] if found else more())
+    problems = _device_problems(recipe) + schedule_problems(recipe) + recipe.data_problems()
+    if not _has_classes(recipe):  # which the heads follow from
+        return problems + recipe.checkpoint_problems(loaded), []
+    unbuilt, right = _config_problems(recipe, names)
+    problems += unbuilt + detectors.settings_problems(recipe, right)
+    problems += recipe.checkpoint_problems(loaded)
+    for name, key in progress_bar('checkpoints', list(_named_checkpoints(recipe, names, loaded))):
+        if name in right and _is_local(recipe, name, key):
+            problems += _checkpoint_problems(recipe, name, key)
+    if 'student' in right:
+        teachers = [name for name in right if name != 'student']
+        unfit = detectors.distillation_problems(recipe, teachers)
+        problems, unbuilt = problems + unfit, unbuilt + unfit
+    full_disk = disk_problems(recipe, trainings, folder) if folder and not unbuilt else []
+    return list(dict.fromkeys(problems)), full_disk
 
 
-def _machine(recipe: Recipe) -> Iterator[str]:
-    for look in (lambda: images_per_process(recipe.cfg.schedule.batch_size, processes(recipe), recipe.source),
-                 lambda: device_of(recipe)):  # fmt: skip
-        try:
-            look()
-        except RecipeError as error:
-            yield from error.problems
+def fetch_weights(recipe: Recipe, names: Iterable[str], loaded: Iterable[str]) -> list[str]:
+    """Fetches the checkpoints that aren't here, and returns what is wrong with them.
+
+    Args: as of `check_before_training`.
+    """
+    problems = []
+    for name, key in _named_checkpoints(recipe, names, loaded):
+        if not _is_local(recipe, name, key):
+            recipe.fetch(name, key)
+            problems += _checkpoint_problems(recipe, name, key)
+    return problems
 
 
-def _classes_known(recipe: Recipe) -> bool:
+# Device and detectors
+
+
+def _device_problems(recipe: Recipe) -> list[str]:
+    problems = []
+    try:
+        images_per_process(recipe.cfg.schedule.batch_size, process_count(recipe), recipe.source)
+    except RecipeError as error:
+        problems += error.problems
+    try:
+        recipe_device(recipe)
+    except RecipeError as error:
+        problems += error.problems
+    return problems
+
+
+def _has_classes(recipe: Recipe) -> bool:
     try:
         return bool(recipe.classes)
     except MtpdError:
         return False
 
 
-def _without_model(recipe: Recipe, names: Iterable[str]) -> tuple[list[str], list[str]]:
+def _config_problems(recipe: Recipe, names: Iterable[str]) -> tuple[list[str], list[str]]:
     """What is wrong with detectors' configs, and the detectors whose config is right."""
-    found, fine = [], []
-    for name in bar('detectors', names):
+    problems, right = [], []
+    for name in progress_bar('detectors', names):
         try:
             recipe.model(name)
-            fine.append(name)
+            right.append(name)
         except RecipeError as error:
-            found += error.problems
-    return found, fine
+            problems += error.problems
+    return problems, right
 
 
-def _weights(recipe: Recipe, names: Iterable[str], loaded: Iterable[str]) -> Iterator[Weights]:
-    """Checkpoints to be loaded, and those that trainings begin with."""
+# Checkpoints
+
+
+def _named_checkpoints(
+    recipe: Recipe, names: Iterable[str], loaded: Iterable[str]
+) -> Iterator[tuple[str, str]]:
+    """Checkpoints to be loaded, and those that trainings begin with: a detector, and 'checkpoint' or 'init'."""
     for name in loaded:
         if recipe.checkpoint(name):
             yield name, 'checkpoint'
@@ -160,14 +196,77 @@ def _weights(recipe: Recipe, names: Iterable[str], loaded: Iterable[str]) -> Ite
             yield name, 'init'
 
 
-def _is_here(recipe: Recipe, name: str, key: str) -> bool:
+def _is_local(recipe: Recipe, name: str, key: str) -> bool:
     path = recipe.checkpoint(name, key)
     if recipe.url(name, key):
-        return fits(path, sha256_in_name(path.name))
-    return path.is_file() or key == 'init'  # a missing one is told as such by its loading
+        return is_complete(path, sha256_in_name(path.name))
+    return path.is_file() or key == 'init'  # loading reports a missing one
 
 
-def _of_weights(recipe: Recipe, name: str, key: str) -> list[str]:
+def _checkpoint_problems(recipe: Recipe, name: str, key: str) -> list[str]:
     path = recipe.checkpoint(name, key)
-    look = compare.init_problems if key == 'init' else compare.checkpoint_problems
-    return look(recipe, name, path)
+    if key == 'init':
+        return detectors.init_problems(recipe, name, path)
+    return detectors.checkpoint_problems(recipe, name, path)
+
+
+# Settings of the schedule
+
+
+def schedule_problems(recipe: Recipe) -> list[str]:
+    """What mmcv and torch refuse of the optimizer, the learning rate policy, the gradient clipping and the loggers."""
+    schedule = recipe.cfg.schedule
+    policy = policy_in_updates(schedule.lr, schedule.baseline)
+    problems = _optimizer_problems(dict(schedule.optimizer)) + _policy_problems(dict(policy))
+    for logger in schedule.get('loggers', ()):
+        problems += _logger_problems(logger)
+    return problems + _clip_problems(schedule.grad_clip)
+
+
+def _optimizer_problems(cfg: dict) -> list[str]:
+    kind = cfg.get('type')
+    if not isinstance(kind, str) or kind not in OPTIMIZERS.module_dict:
+        return [unknown_name('schedule.optimizer.type', str(kind), OPTIMIZERS.module_dict)]
+    return _refusal('optimizer', cfg, lambda: build_optimizer(nn.Linear(1, 1), dict(cfg)))
+
+
+def _policy_problems(cfg: dict) -> list[str]:
+    """As mmcv's runner registers the hook of a policy: 'step' is StepLrUpdaterHook, 'OneCycle' OneCycleLrUpdaterHook."""
+    policy = str(cfg.pop('policy', None))
+    name = (policy.title() if policy == policy.lower() else policy) + POLICY_SUFFIX
+    if name not in HOOKS.module_dict:
+        hooks = [key for key in HOOKS.module_dict if key.endswith(POLICY_SUFFIX)]
+        known = filter(None, (key.removesuffix(POLICY_SUFFIX) for key in hooks))
+        return [unknown_name('schedule.lr.policy', policy, known)]
+    return _refusal('lr', cfg, lambda: build_from_cfg({**cfg, 'type': name}, HOOKS))
+
+
+def _logger_problems(cfg: Any) -> list[str]:
+    kind = cfg.get('type') if isinstance(cfg, dict) else None
+    if kind not in HOOKS.module_dict or not issubclass(HOOKS.module_dict[kind], LoggerHook):
+        known = [name for name, hook in HOOKS.module_dict.items() if issubclass(hook, LoggerHook)]
+        return ['schedule.loggers: ' + unknown_name('type', str(kind), known)]
+    package = LOGGER_PACKAGES.get(kind)
+    if package and importlib.util.find_spec(package) is None:
+        return [f'schedule.loggers: {kind} needs the package {package}: pip install {package}.']
+    return []
+
+
+def _clip_problems(cfg: dict | None) -> list[str]:
+    if not cfg:
+        return []
+    weight = nn.Parameter(torch.ones(1))
+    weight.grad = torch.ones(1)
+    problems = _refusal('grad_clip', cfg, lambda: nn.utils.clip_grad_norm_([weight], **cfg))
+    if not problems and cfg.get('max_norm', 1) <= 0:
+        problems.append('schedule.grad_clip.max_norm must be above 0, or grad_clip None.')
+    return problems
+
+
+def _refusal(key: str, value: Any, make: Callable[[], Any]) -> list[str]:
+    try:
+        make()
+    except Exception as error:  # each setting is refused by a type of its own
+        reason = str(error) or type(error).__name__
+        return [f'schedule.{key} is {dict(value)!r}, which is refused: {reason}.']
+    return []

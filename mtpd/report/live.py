@@ -10,17 +10,17 @@ from datetime import timedelta
 from pathlib import Path
 
 from .. import plots
-from ..analysis.logs import loss_rows
+from ..analysis.run import loss_rows
+from ..config.plan import stage_dir
 from ..config.recipe import Recipe
-from ..config.trainings import stage_dir
 from ..utils.files import read_log
 
-LEAST = 2.0  # seconds between two figures
-SHARE = 20  # drawing takes at most this part of the time
+MIN_PAUSE = 2.0  # seconds between two figures
+PAUSE_FACTOR = 20  # a pause is at least this many times as long as drawing took
 
 
 @contextmanager
-def losses(
+def live_losses(
     folder: Path,
     teacher: str | None = None,
     show: Callable[[plots.Figure], None] | None = None,
@@ -37,33 +37,35 @@ def losses(
         show: gets each figure; by default a place below the cell.
         before: folders of what may have to be trained first, and what each is called.
     """
-    show, log, ended = show or _place(), folder / 'log.json', threading.Event()
+    show, log, ended = show or _display_place(), folder / 'log.json', threading.Event()
     names = {path / 'log.json': name for path, name in (before or {}).items()}
-    there = {path: _written(path) for path in names}
+    modified = {path: _modified_ns(path) for path in names}
 
     def current() -> Path:
         """The log of what is being trained: of those before, one that was written since; else the folder's."""
-        news = [path for path in names if _written(path) != there[path]]
-        return max([*news, log], key=_written) if news else log
+        changed = [path for path in names if _modified_ns(path) != modified[path]]
+        return max([*changed, log], key=_modified_ns) if changed else log
 
     def draw(shown: Path = log) -> float:
         began = time.perf_counter()
         fig = plots.loss_curves(loss_rows(shown, teacher if shown == log else None))
-        words = left(read_log(shown))
-        words = f'{names[shown]}, first: {words}' if shown in names else words
+        title = progress_text(read_log(shown))
+        if shown in names:
+            title = f'{names[shown]}, first: {title}'
         if fig.axes:
-            fig.suptitle(words, x=0.01, ha='left', fontsize=9)
-            fig.alt = f'{words}. {fig.alt}'
+            fig.suptitle(title, x=0.01, ha='left', fontsize=9)
+            fig.alt = f'{title}. {fig.alt}'
         show(fig)
         return time.perf_counter() - began
 
     def watch() -> None:
-        pause, seen = LEAST, None
+        pause, drawn = MIN_PAUSE, None
         while not ended.wait(pause):
             shown = current()
-            if (shown, _written(shown)) != seen:
-                seen = shown, _written(shown)
-                pause = max(LEAST, SHARE * draw(shown))
+            state = shown, _modified_ns(shown)
+            if state != drawn:
+                drawn = state
+                pause = max(MIN_PAUSE, PAUSE_FACTOR * draw(shown))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -75,39 +77,41 @@ def losses(
         draw()
 
 
-def train_stage(
+def train_stage_live(
     recipe: Recipe, stage: int, arm: str = 'progressive', work_dir: str | Path | None = None
 ) -> dict:
-    """As `train.train_stage`, its losses shown in the meantime."""
-    from ..pipeline import train
+    """As `stages.train_stage`, its losses shown in the meantime."""
+    from ..pipeline import stages
 
     plan = recipe.arm(arm, stage)
     teacher = plan.teachers[stage - 1]
     label = recipe.detectors[teacher].get('label', teacher) if teacher else None
     before = {recipe.run_dir(work_dir) / 'detectors' / 'student': 'baseline'}
     before |= {stage_dir(recipe, plan, k, work_dir): f'stage {k}' for k in range(1, stage)}
-    with losses(stage_dir(recipe, plan, stage, work_dir), label, before=before):
-        return train.train_stage(recipe, stage, arm, work_dir)
+    with live_losses(stage_dir(recipe, plan, stage, work_dir), label, before=before):
+        return stages.train_stage(recipe, stage, arm, work_dir)
 
 
-def _written(log: Path) -> int:
-    """When, in ns; 0 where it is not there."""
+def _modified_ns(log: Path) -> int:
+    """When a log was written, in ns; 0 where there is none."""
     return log.stat().st_mtime_ns if log.is_file() else 0
 
 
-def left(rows: list[dict]) -> str:
+def progress_text(rows: list[dict]) -> str:
     """How far a training is, from its log's rows: 'update 150 of 300, 0.10 s an update, 0:00:15 left'."""
     rows = [row for row in rows if 'time' in row]
     if not rows:
         return 'no update yet'
-    done, of, seconds = rows[-1]['update'], rows[-1]['updates'], rows[-1]['time']
-    text = f'update {done} of {of}, {seconds:.2f} s an update'
-    return text if done >= of else f'{text}, {timedelta(seconds=round(seconds * (of - done)))} left'
+    update, updates, seconds = (rows[-1][key] for key in ('update', 'updates', 'time'))
+    text = f'update {update} of {updates}, {seconds:.2f} s an update'
+    if update >= updates:
+        return text
+    return f'{text}, {timedelta(seconds=round(seconds * (updates - update)))} left'
 
 
-def _place() -> Callable[[plots.Figure], None]:
+def _display_place() -> Callable[[plots.Figure], None]:
+    """Shows each figure below the cell in the place of the one before; nowhere outside of a notebook."""
     from IPython.display import display
 
-    shown = display(plots.empty('The first losses come soon.'), display_id=True)
-    # None outside of a notebook.
-    return shown.update if shown else lambda figure: None
+    handle = display(plots.empty('The first losses come soon.'), display_id=True)
+    return handle.update if handle else lambda figure: None

@@ -9,18 +9,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from .. import plots
-from ..analysis.answer import answer
-from ..analysis.findings import conclude
-from ..analysis.runs import Run, load_run
-from ..analysis.seeds import comparable, gather
-from ..analysis.study import Study
+from ..analysis.run import AP_KEYS, Run, load_run
+from ..analysis.study import Study, comparable_runs, load_study
+from ..analysis.verdict import study_summary, study_verdict
 from ..plots import Figure
-from ..utils import intervals
+from ..utils import statistics
 from ..utils.files import read_json, write_json, write_text
-from ..utils.numerals import bracketed, gain
-from .pages import duration, fill, gallery, pages_of, render
+from ..utils.statistics import printed_difference
+from .html import encode_figures, fill_template, render_pages, run_pages
+from .tables import Column, format_duration, table_columns
 
-GROUPS = ('Student before distillation', 'Student after training in each arm', 'Teachers')
+# Groups of the table's rows, by the role of a row.
+ROW_GROUPS = {
+    'baseline': 'Student before distillation',
+    'arm': 'Student after training in each arm',
+    'teacher': 'Teachers',
+}
 HEADLINES = {
     'complete': 'Complete.',
     'failed': 'Failed.',
@@ -28,53 +32,115 @@ HEADLINES = {
     'stopped': 'Stopped before its end.',
     'unknown': 'No status was recorded.',
 }
+# Figures of a run's `paper` by the row that they belong to.
+PAPER_KEYS = {'baseline': 'baseline', 'direct': 'direct', 'progressive': 'result'}
 
 
 def make_report(run_dir: str | Path) -> Path:
     """Write `report/index.html`, a page for each notebook, and `results.json`; returns the index.
 
-    Also for runs that failed or are under way: the report says so. Raises MtpdError when `run_dir`
-    is no run.
+    Also for runs that failed or are under way: the report says so.
+
+    Raises:
+        MtpdError: `run_dir` is no run.
     """
     run = load_run(run_dir)
     folder = run.path / 'report'
     folder.mkdir(exist_ok=True)
-    pages = pages_of(run)
-    for href, html in render(pages):
+    pages = run_pages(run)
+    for href, html in render_pages(pages):
         write_text(folder / href, html)
-    write_text(folder / 'index.html', _index(run, pages))
-    kept = {'run': run.info, 'environment': run.environment, 'results': run.results()}
-    write_json(run.path / 'results.json', kept)
+    write_text(folder / 'index.html', _index_page(run, pages))
+    results = {'run': run.info, 'environment': run.environment, 'results': run.results()}
+    write_json(run.path / 'results.json', results)
     return folder / 'index.html'
 
 
-def _index(run: Run, pages: list[dict]) -> str:
-    results, study = run.results(), gather(run)
+def study_figures(study: Study) -> list[tuple[Figure, str]]:
+    """AP versus order over seeds, and what adaptation costs foretold; with captions, as `encode_figures` takes them."""
+    rows = study.table()
+    return [
+        (
+            plots.ap_versus_order(rows, study.start),
+            'AP versus teacher order. Every arm continues the same baselines for the same number of updates.',
+        ),
+        (
+            plots.predicted_and_measured(rows, study.correlation()),
+            'What the adaptation costs foretold: if cheap paths make good students, the points fall from left to right.',
+        ),
+    ]
+
+
+def _index_page(run: Run, pages: list[dict]) -> str:
+    results, study, smoke = run.results(), load_study(run), run.info.get('smoke')
     recipe = run.path / 'recipe.py'
-    return fill(
+    rows = _result_rows(run, results, study)
+    groups = [
+        (title, [row for row in rows if row['role'] == role]) for role, title in ROW_GROUPS.items()
+    ]
+    return fill_template(
         'index.html.j2',
         title=run.info.get('title') or run.info['name'],
         info=run.info,
         facts=_facts(run),
         state=run.state,
         headline=HEADLINES[run.state],
-        detail=_detail(run) + _corrupt(run),
+        detail=_progress_text(run) + _corrupt_text(run),
         missing=[step for step in run.steps if step['state'] != 'done'],
-        answer='' if run.info.get('smoke') else answer(study),
-        questions={}
-        if run.info.get('smoke') or not results
-        else conclude(study) | _papers(run.info),
+        answer='' if smoke else study_summary(study),
+        questions={} if smoke or not results else study_verdict(study) | _paper_finding(run.info),
         commands=_commands(run),
-        rows=_table(run, results, study),
         seeds=len(study.seeds),
-        groups=GROUPS,
-        paper_shown=bool(run.info.get('paper')),
-        masks_shown=any(row['mask_AP'] is not None for row in results),
-        figures=_figures(run, results, study),
+        groups=[(title, group) for title, group in groups if group],
+        columns=_columns(run, rows, len(study.seeds)),
+        detectors=[row for row in rows if row['role'] != 'arm'],
+        cost_columns=table_columns('costs', rows),
+        figures=_run_figures(run, results, study),
         pages=pages,
         environment=run.environment,
         recipe=recipe.read_text(encoding='utf-8') if recipe.is_file() else None,
     )
+
+
+def _columns(run: Run, rows: list[dict], seeds: int) -> list[Column]:
+    """The report's columns; with several seeds their headings say what is of one seed, and what of all."""
+    columns = table_columns('report', rows)
+    if seeds < 2:
+        return [column for column in columns if column.key != 'mean']
+    endings = dict.fromkeys(AP_KEYS, f', seed {run.info.get("seed")}')
+    endings |= {'mean': f' of {seeds} seeds [95 %]', 'gain': ', mean'}
+    return [
+        column._replace(heading=column.heading + endings.get(column.key, '')) for column in columns
+    ]
+
+
+def _result_rows(run: Run, results: list[dict], study: Study) -> list[dict]:
+    """`Run.results` with the values that the report adds: mean, gain, paper, weights, and whether it is the best arm."""
+    paper = run.info.get('paper') or {}
+    base = next((row['AP'] for row in results if row['role'] == 'baseline'), None)
+    aps = [round(row['AP'], 1) for row in results if row['role'] == 'arm' and row['AP'] is not None]
+    best = max(aps) if aps and aps.count(max(aps)) == 1 else None  # of several nobody is
+    arm_means = {order.name: order.mean for order in study.evaluated}
+    baseline_mean = statistics.mean_interval(list(study.baseline.values()))
+    start = baseline_mean.value if baseline_mean else base
+    rows = []
+    for row in results:
+        added = {'mean': None, 'gain': None, 'best': False, 'weights': None}
+        added['paper'] = paper.get(PAPER_KEYS.get(row['kind'] or row['role']))
+        if row['role'] == 'baseline':
+            added['mean'] = baseline_mean
+        if row['role'] == 'arm' and row['AP'] is not None:
+            mean = arm_means.get(row['name'])
+            added |= {'mean': mean, 'best': round(row['AP'], 1) == best}
+            if start is not None:
+                added['gain'] = printed_difference(mean.value if mean else row['AP'], start)
+        elif row['role'] == 'arm':
+            added['mean'] = arm_means.get(row['name'])
+        else:
+            digest = (run.metrics('detector', row['name']) or {}).get('sha256')
+            added['weights'] = digest[:8] if digest else None
+        rows.append(row | added)
+    return rows
 
 
 def _facts(run: Run) -> list[str]:
@@ -89,12 +155,13 @@ def _facts(run: Run) -> list[str]:
     return facts
 
 
-def _detail(run: Run) -> str:
+def _progress_text(run: Run) -> str:
     done = sum(step['state'] == 'done' for step in run.steps)
     count = f'{done} of {len(run.steps)} steps are done'
     if run.state == 'complete':
-        time = duration(run.info.get('seconds'))
-        return f'All {done} steps are done.' if time == '–' else f'All {done} steps, {time}.'
+        if run.info.get('seconds') is None:
+            return f'All {done} steps are done.'
+        return f'All {done} steps, {format_duration(run.info["seconds"])}.'
     if run.state == 'running':
         return f'{count}; this page shows what there is so far.'
     if run.state == 'unknown':
@@ -102,74 +169,30 @@ def _detail(run: Run) -> str:
     return f'{count}. The command below goes on from there.'
 
 
-def _corrupt(run: Run) -> str:
-    """What was left out of the data."""
-    found = [read_json(path) for path in run.path.glob('[ds]*/**/metrics.json')]
-    tested = max((numbers.get('corrupt_images', 0) for numbers in found), default=0)
-    trained = max((numbers.get('corrupt_training_images', 0) for numbers in found), default=0)
+def _corrupt_text(run: Run) -> str:
+    """How many corrupt images were left out of the data."""
+    metrics = [read_json(path) for path in run.path.glob('[ds]*/**/metrics.json')]
+    tested = max((numbers.get('corrupt_images', 0) for numbers in metrics), default=0)
+    trained = max((numbers.get('corrupt_training_images', 0) for numbers in metrics), default=0)
     if not tested and not trained:
         return ''
     return f' Corrupt images were left out: {tested} of the validation images, {trained} of a training’s.'
 
 
-def _table(run: Run, results: list[dict], study: Study) -> list[dict]:
-    paper = run.info.get('paper') or {}
-    base = next((r['AP'] for r in results if r['role'] == 'baseline'), None)
-    aps = [round(r['AP'], 1) for r in results if r['role'] == 'arm' and r['AP'] is not None]
-    best = max(aps) if aps and aps.count(max(aps)) == 1 else None  # of several nobody is
-    means = {order.name: order.mean for order in study.evaluated}
-    starts = intervals.mean(list(study.baseline.values()))
-    said_by = {order.name: order.mean.value for order in study.evaluated}
-    said = {'baseline': 'baseline', 'direct': 'direct', 'progressive': 'result'}
-    return [
-        row
-        | {
-            'group': ('baseline', 'arm', 'teacher').index(row['role']),
-            'paper': paper.get(said.get(row['kind'] or row['role'])),
-            'mean': bracketed({'arm': means.get(row['name']), 'baseline': starts}.get(row['role'])),
-            'best': row['role'] == 'arm' and row['AP'] is not None and round(row['AP'], 1) == best,
-            'weights': ((run.metrics('detector', row['name']) or {}).get('sha256') or '')[:8]
-            if row['role'] != 'arm'
-            else '',
-            'gain': '–'
-            if row['role'] != 'arm' or None in (row['AP'], base)
-            else gain(
-                said_by.get(row['name'], row['AP']), base if starts is None else starts.value
-            ),
-        }
-        for row in results
-    ]
-
-
-def study_figures(study: Study) -> list[tuple[Figure, str]]:
-    """AP versus order over seeds, and what adaptation costs foretold; with captions, as `gallery` takes them."""
-    rows = study.table()
-    return [
-        (
-            plots.ap_versus_order(rows, study.start),
-            'AP versus teacher order. Every arm continues the same baselines for the same number of updates.',
-        ),
-        (
-            plots.predicted_and_measured(rows, study.correlation()),
-            'What the adaptation costs foretold: if cheap paths make good students, the points fall from left to right.',
-        ),
-    ]
-
-
-def _papers(info: dict) -> dict[str, str]:
+def _paper_finding(info: dict) -> dict[str, str]:
     paper = info.get('paper') or {}
     if not {'result', 'direct'} <= set(paper):
         return {}
-    ahead = gain(paper['result'], paper['direct'])
+    gain = printed_difference(paper['result'], paper['direct'])
     return {
-        'What does the paper find?': f'On COCO, with detectors and schedules of full size, {ahead} AP for the sequence '
+        'What does the paper find?': f'On COCO, with detectors and schedules of full size, {gain} AP for the sequence '
         f'against the last teacher alone ({paper["result"]} against {paper["direct"]}).'
     }
 
 
 def _commands(run: Run) -> list[dict]:
     """Of the run and of those of other seeds that are read with it."""
-    runs, _ = comparable(run)
+    runs, _ = comparable_runs(run)
     return [
         {
             'command': other.info.get('command') or f'mtpd run {other.info.get("recipe")}',
@@ -180,23 +203,23 @@ def _commands(run: Run) -> list[dict]:
     ]
 
 
-def _figures(run: Run, results: list[dict], study: Study) -> list[dict]:
+def _run_figures(run: Run, results: list[dict], study: Study) -> list[dict]:
     costs = read_json(run.path / 'order' / 'costs.json', {'detectors': [], 'cost': []})
     names = [run.label(name) for name in costs['detectors']]
     drawn = study_figures(study) if len(study.seeds) > 1 else []
-    of = f'Seed {run.info.get("seed")}: ' if drawn else ''
-    drawn += [
+    prefix = f'Seed {run.info.get("seed")}: ' if drawn else ''
+    captions = [
         (
             plots.ap_over_stages(run.stage_aps()),
-            f'{of}AP from the common baseline over the stages of each arm; lines join what was measured.',
+            'AP from the common baseline over the stages of each arm; lines join what was measured.',
         ),
         (
             plots.ap_by_arm(results),
-            f'{of}Final AP of each arm, and its gain over the baseline; vertical lines are references.',
+            'Final AP of each arm, and its gain over the baseline; vertical lines are references.',
         ),
         (
             plots.loss_curves(run.curves()),
-            f'{of}Losses on the training data: thin as logged, thick smoothed; stages are shaded. Each stage begins its '
+            'Losses on the training data: thin as logged, thick smoothed; stages are shaded. Each stage begins its '
             'learning rate schedule anew, which lifts the detection loss at first.',
         ),
         (
@@ -205,19 +228,19 @@ def _figures(run: Run, results: list[dict], study: Study) -> list[dict]:
                 run.walkthrough(),
                 run.info.get('dataset') or 'this run',
             ),
-            f'{of}Gains over the baseline, the paper’s beside ours. Dataset, detectors and schedules '
+            'Gains over the baseline, the paper’s beside ours. Dataset, detectors and schedules '
             'differ, so compare the pattern and not the heights. The paper’s walk-through and its '
             'table are different trainings.',
         ),
         (
             plots.ap_versus_cost(results),
-            f'{of}AP against what a detector costs to run: distillation moves the student up and leaves its size as it is. '
+            'AP against what a detector costs to run: distillation moves the student up and leaves its size as it is. '
             'Milliseconds follow GFLOPs only loosely: what a layer takes depends on how well it suits the processor.',
         ),
         (
             plots.cost_matrix(names, costs['cost']),
-            f'{of}Adaptation cost: how much of a detector’s features (column) a linear map from '
+            'Adaptation cost: how much of a detector’s features (column) a linear map from '
             'another’s (row) leaves unexplained. Low means close.',
         ),
     ]
-    return gallery(drawn)
+    return encode_figures([*drawn, *((figure, prefix + text) for figure, text in captions)])

@@ -1,47 +1,56 @@
-"""Tables in notebooks, as Markdown: they render in JupyterLab, in papermill's output and in HTML.
+"""Tables of numbers, one list of columns for pages and notebooks, and sentences in notebooks.
 
-What comes from data (class names, files' names, error texts) is shown as it is written: it is no markup.
+In a notebook both are Markdown, which JupyterLab, papermill's output and HTML show. What comes from data (class names,
+files' names, error texts) is shown as it is written: it is no markup.
 """
 
 from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from IPython.display import Markdown
 
-
-def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None = None) -> Markdown:
-    """Rows as a table: numbers with one decimal or as integers, None as a dash.
-
-    Args:
-        columns: {key of a row: heading}, in order; all keys of the first row by default. Without rows there is no
-            table either.
-    """
-    if not rows:
-        return Markdown('')
-    columns = columns or {key: key for key in rows[0]}
-    lines = [_line(map(plain, columns.values())), _line('---' for _ in columns)]
-    lines += [_line(plain(text(row.get(key))) for key in columns) for row in rows]
-    return Markdown('\n'.join(lines))
+from ..analysis.run import ap_points
+from ..analysis.study import Study
+from ..config.plan import stage_dir
+from ..config.recipe import Recipe
+from ..pipeline.detectors import init_label, prepare_detector
+from ..utils.files import read_json
+from ..utils.statistics import Interval, format_interval
 
 
-def say(*sentences: str) -> Markdown:
-    """A paragraph of computed sentences, in which **, _ and ` are markup, and nothing else is."""
-    return Markdown(plain(' '.join(sentences), keep='*_`'))
+def format_points(value: float) -> str:
+    """AP points, milliseconds: one decimal."""
+    return f'{value:.1f}'
 
 
-def plain(value: Any, keep: str = '') -> str:
-    """Text in which Markdown and HTML find nothing to obey; characters of `keep` excepted."""
-    escaped = html.escape(str(value), quote=False)
-    marks = ''.join(mark for mark in '\\`*_[]|~$!' if mark not in keep)
-    return re.sub('([' + re.escape(marks) + '])', r'\\\1', escaped).replace('\n', ' ')
+def format_count(value: int) -> str:
+    return f'{value:,}'
 
 
-def text(value: Any) -> str:
-    """A value as a table shows it."""
+def format_difference(gap: Interval) -> str:
+    """'+1.8 [0.9, 2.7] *': AP points, the star where the interval leaves out 0."""
+    return format_interval(gap, sign=True, star=True)
+
+
+def format_duration(seconds: float | None) -> str:
+    """Seconds in words: 45 s, 13 min 32 s, 2 h 5 min; – for None."""
+    if seconds is None:
+        return '–'
+    seconds = round(seconds)
+    if seconds < 60:
+        return f'{seconds} s'
+    if seconds < 3600:
+        return f'{seconds // 60} min {seconds % 60} s'
+    return f'{seconds // 3600} h {seconds % 3600 // 60} min'
+
+
+def cell_text(value: Any) -> str:
+    """A value as a table shows it: numbers with one decimal or as integers, None as a dash."""
     if value is None:
         return '–'
     if isinstance(value, float):
@@ -51,5 +60,177 @@ def text(value: Any) -> str:
     return str(value)
 
 
-def _line(cells) -> str:
-    return '| ' + ' | '.join(cells) + ' |'
+class Column(NamedTuple):
+    """A column of a table.
+
+    Attributes:
+        key: of a row's value.
+        format: a value that is not None as text.
+        tables: the tables that have it, see `COLUMNS`.
+        optional: the column is left out where no row has a value.
+    """
+
+    key: str
+    heading: str
+    format: Callable[[Any], str] = cell_text
+    tables: str = ''
+    optional: bool = False
+
+    def text(self, row: Mapping[str, Any]) -> str:
+        value = row.get(self.key)
+        return '–' if value is None else self.format(value)
+
+
+# What is told of detectors and arms, rows as `Run.results` gives them with what a table adds. Tables:
+# report and costs: of a run's page; results: of a run, in notebook 05; detectors: before distillation, in notebook 02;
+# stages: of an arm, in notebook 04.
+COLUMNS = (
+    Column('label', 'Detector', str, 'report costs results detectors stages'),
+    Column('role', 'Role', str, 'results detectors'),
+    Column('mean', 'AP, mean', format_interval, 'report', optional=True),
+    Column('AP', 'AP', format_points, 'report results detectors stages'),
+    Column('gain', 'against baseline', str, 'report'),
+    Column('AP50', 'AP50', format_points, 'report results detectors stages'),
+    Column('AP75', 'AP75', format_points, 'report results stages'),
+    Column('AP_s', 'AP small', format_points, 'results stages', optional=True),
+    Column('AP_m', 'AP medium', format_points, 'results', optional=True),
+    Column('AP_l', 'AP large', format_points, 'results', optional=True),
+    Column('mask_AP', 'Mask AP', format_points, 'report results detectors stages', optional=True),
+    Column('parameters', 'Parameters (millions)', lambda n: f'{n / 1e6:.2f}', 'costs detectors'),
+    Column('gflops', 'GFLOPs', lambda n: f'{n:.2f}', 'costs detectors'),
+    Column('ms_per_image', 'ms an image', format_points, 'costs detectors'),
+    Column('weights', 'Weights, SHA-256', str, 'costs'),
+    Column('updates', 'Updates', format_count, 'report results detectors', optional=True),
+    Column('seconds', 'Training', format_duration, 'report'),
+    Column('scenes', 'Training scenes', format_count, 'detectors', optional=True),
+    Column('init', 'Began from', str, 'detectors', optional=True),
+    Column('paper', "Paper's AP", format_points, 'report', optional=True),
+)
+
+# Of an arm over seeds, rows as `Study.table` gives them.
+STUDY_COLUMNS = (
+    Column('label', 'arm', str),
+    Column('chosen', 'suggested', lambda chosen: 'yes' if chosen else ''),
+    Column('mean', 'AP', format_interval),
+    Column('ap', 'seeds', lambda ap: str(len(ap))),
+    Column('above_control', 'against no teacher', format_difference),
+    Column('above_best_teacher', 'against the strongest teacher alone', format_difference),
+    Column('path_cost', 'path cost'),
+)
+
+
+def table_columns(table: str, rows: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """The columns of one of `COLUMNS`' tables."""
+    return [
+        column
+        for column in COLUMNS
+        if table in column.tables.split()
+        and not (column.optional and all(row.get(column.key) is None for row in rows))
+    ]
+
+
+def markdown_table(
+    rows: Sequence[Mapping[str, Any]],
+    columns: str | Iterable[Column] | Mapping[str, str] | None = None,
+) -> Markdown:
+    """Rows as a table in a notebook. Without rows there is no table either.
+
+    Args:
+        columns: a table of `COLUMNS` by name, columns, or {key of a row: heading}; all keys of the first row by default.
+    """
+    if not rows:
+        return Markdown('')
+    if isinstance(columns, str):
+        columns = table_columns(columns, rows)
+    if columns is None or isinstance(columns, Mapping):
+        headings = columns or {key: key for key in rows[0]}
+        columns = [Column(key, heading) for key, heading in headings.items()]
+    columns = list(columns)
+    lines = [_table_line(column.heading for column in columns)]
+    lines += ['| ' + ' | '.join('---' for _ in columns) + ' |']
+    lines += [_table_line(column.text(row) for column in columns) for row in rows]
+    return Markdown('\n'.join(lines))
+
+
+def _table_line(cells: Iterable[str]) -> str:
+    return '| ' + ' | '.join(map(escape_markdown, cells)) + ' |'
+
+
+def show_sentences(*sentences: str) -> Markdown:
+    """A paragraph of computed sentences, in which **, _ and ` are markup, and nothing else is."""
+    return Markdown(escape_markdown(' '.join(sentences), keep='*_`'))
+
+
+def escape_markdown(value: Any, keep: str = '') -> str:
+    """Text in which Markdown and HTML find nothing to obey; characters of `keep` excepted."""
+    escaped = html.escape(str(value), quote=False)
+    marks = ''.join(mark for mark in '\\`*_[]|~$!' if mark not in keep)
+    return re.sub('([' + re.escape(marks) + '])', r'\\\1', escaped).replace('\n', ' ')
+
+
+# Rows: a study's arms, the detectors before any distillation, the student along the stages of an arm.
+
+
+def study_rows(study: Study) -> list[dict[str, str]]:
+    """`Study.table` as text by heading, for `markdown_table`: AP points with 95 % intervals, differences paired by seed.
+
+    A star: the interval leaves out 0.
+    """
+    return [{column.heading: column.text(row) for column in STUDY_COLUMNS} for row in study.table()]
+
+
+def detector_rows(recipe: Recipe, work_dir: str | Path | None = None) -> list[dict]:
+    """The student's baseline, then the teachers; what is missing is trained now.
+
+    Keys: name, label, role ('baseline', 'teacher'), AP AP50 AP75 AP_s AP_m AP_l mask_AP (points), parameters (count),
+    gflops, ms_per_image; of their training on built-in scenes, as the recipe says: updates, scenes and init
+    (`stages.began_from`), else None.
+
+    Raises:
+        RecipeError: from `prepare_detector`.
+    """
+    rows = []
+    for name, spec in recipe.detectors.items():
+        detector = prepare_detector(recipe, name, work_dir)
+        training = {
+            'updates': spec.get('updates', recipe.cfg.schedule.baseline),
+            'scenes': spec.get('scenes', recipe.cfg.data.scenes.train),
+            'init': init_label(recipe, name),
+        }
+        if recipe.cfg.data.root:
+            training = dict.fromkeys(training)
+        rows.append(
+            {
+                'name': name,
+                'label': spec.get('label', name),
+                'role': 'baseline' if name == 'student' else 'teacher',
+                **training,
+                **_comparable_points(detector['metrics']),
+                **detector['model'],
+            }
+        )
+    return rows
+
+
+def stage_rows(
+    recipe: Recipe, arm: str, last: int, work_dir: str | Path | None = None
+) -> list[dict]:
+    """The student at the baseline and after each stage of an arm up to the `last`, which are trained.
+
+    Keys: label, AP AP50 AP75 AP_s AP_m AP_l mask_AP (points).
+
+    Raises:
+        RecipeError: from `prepare_detector`.
+    """
+    plan = recipe.arm(arm, last)
+    metrics = {'baseline': prepare_detector(recipe, 'student', work_dir)['metrics']}
+    for stage in range(1, last + 1):
+        folder = stage_dir(recipe, plan, stage, work_dir)
+        metrics[f'after stage {stage}'] = read_json(folder / 'metrics.json')
+    return [{'label': name} | _comparable_points(values) for name, values in metrics.items()]
+
+
+def _comparable_points(metrics: dict | None) -> dict:
+    """As `ap_points`; the AP of a split without objects is 0, so that it can be compared."""
+    points = ap_points(metrics)
+    return points | {'AP': points['AP'] or 0.0}

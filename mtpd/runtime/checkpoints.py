@@ -1,4 +1,4 @@
-"""Checkpoints: safe reading, both layouts, export, atomic writing.
+"""Checkpoints: read safely, in both layouts, exported, written atomically, and where a training goes on.
 
 Layouts (keys of `state_dict`): *plain* is mmdet's own (`backbone.*`, `neck.*`, `bbox_head.*`);
 *distiller* is that of the MTPD and MGD repositories and of `mtpd.distill.distiller.Distiller`
@@ -15,35 +15,36 @@ import sys
 from collections import OrderedDict
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import MtpdError
-from ..utils.files import sha256
-from . import compat, unpickle  # noqa: F401  (compat lets numpy numbers in `meta` load)
+from ..utils.files import file_sha256, read_json_if_valid
+from .safe_load import DamagedCheckpoint, load_safely
 
 
-def load(path: str | Path, map_location: str = 'cpu', trust: bool = False) -> dict:
-    """The checkpoint in `path`, read without running code from it, unless it is to be trusted (`unpickle.read`).
+def load_checkpoint(path: str | Path, map_location: str = 'cpu', trust: bool = False) -> dict:
+    """The dict in `path`. Code in it runs only where `trust` is set.
 
     Raises:
-        MtpdError: no such file, not a checkpoint, a damaged one, or one with foreign objects.
+        MtpdError: as `load_safely`, or the file holds no dict.
     """
-    checkpoint = unpickle.read(path, map_location, trust)
+    checkpoint = load_safely(path, map_location, trust)
     if not isinstance(checkpoint, dict):
         raise MtpdError(f"checkpoint {path} holds no dict: save it as {{'state_dict': ...}}")
     return checkpoint
 
 
-def load_own(path: Path) -> dict:
-    """As `load`, of what an earlier training of this run left; it is never replaced unasked.
+def load_resumable(path: Path) -> dict:
+    """As `load_checkpoint`, of a file that an earlier training of this run wrote.
 
     Raises:
-        MtpdError: as `load`, with the way to have it made again.
+        MtpdError: as `load_checkpoint`, with the way to have it made again.
     """
     try:
-        return load(path)
+        return load_checkpoint(path)
     except MtpdError as error:
         raise type(error)(
             f'{error}\nAn earlier training left it there: put the right file back, or remove it, '
@@ -59,47 +60,51 @@ def student_state(checkpoint: dict, source: str | Path = 'the checkpoint') -> di
     """
     state = checkpoint.get('state_dict', checkpoint)
     if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
-        there = ', '.join(map(str, list(checkpoint)[:5])) or 'nothing'
+        keys = ', '.join(map(str, list(checkpoint)[:5])) or 'nothing'
         raise MtpdError(
-            f"{source} holds no weights: expected tensors under its 'state_dict', and there is {there}"
+            f"{source} holds no weights: expected tensors under its 'state_dict', and there is {keys}"
         )
-    for prefix in ('module.', 'student.', ''):  # the last one copies
+    for prefix in ('module.', 'student.', ''):  # '' makes a copy
         if any(key.startswith(prefix) for key in state):
-            state = _below(prefix, state)
+            state = _without_prefix(prefix, state)
     # mmcv's EMA hook saves the average in the plain keys, and the raw weights as `ema_*`.
     for key in [k for k, v in state.items() if k.startswith('ema_') or not isinstance(v, Tensor)]:
         del state[key]
     return state
 
 
-def _below(prefix: str, state: dict) -> dict:
-    """The entries under `prefix`, without it; also of the version metadata that modules need."""
+def _without_prefix(prefix: str, state: dict) -> dict:
+    """The entries whose keys begin with `prefix`, and the modules' versions, under keys without it."""
 
-    def cut(entries):
-        return {k[len(prefix) :]: v for k, v in entries.items() if k.startswith(prefix)}
+    def cut(items):
+        return {k[len(prefix) :]: v for k, v in items.items() if k.startswith(prefix)}
 
-    below = OrderedDict(cut(state))
+    entries = OrderedDict(cut(state))
     versions = cut({f'{k}.': v for k, v in getattr(state, '_metadata', {}).items()})
-    below._metadata = {key.rstrip('.'): value for key, value in versions.items()}
-    return below
+    entries._metadata = {key.rstrip('.'): value for key, value in versions.items()}
+    return entries
 
 
 def load_strictly(
     model: nn.Module, state: dict, what: str, source: str | Path, only: tuple[str, ...] = ('',)
 ) -> None:
-    """Loads `state` (its keys that start with one of `only`), cast to the model's types.
+    """Loads `state` into a model, cast to the model's types.
+
+    Args:
+        what: the model's name in messages, such as 'the student'.
+        source: where `state` is from, for messages.
+        only: beginnings of the keys that are loaded.
 
     Raises:
-        MtpdError: missing, unexpected or differently shaped weights, all in one message with the
-            likely cause; it names `what` is loaded (e.g. 'the student') and the `source`. Weights
-            that are not finite.
+        MtpdError: weights are missing, unexpected or of other shapes (all in one message, with the likely cause), or are
+            not finite.
     """
     check_finite(state, source)
-    own = model.state_dict()
+    expected = model.state_dict()
     fitting, shapes = copy.copy(state), {}
     for key, value in state.items():
-        if key in own and own[key].shape != value.shape:
-            shapes[key] = (tuple(own[key].shape), tuple(value.shape))
+        if key in expected and expected[key].shape != value.shape:
+            shapes[key] = (tuple(expected[key].shape), tuple(value.shape))
         if key in shapes or not key.startswith(only):
             del fitting[key]
     result = model.load_state_dict(fitting, strict=False)
@@ -115,17 +120,18 @@ def load_strictly(
     for kind, keys in problems.items():
         more = f' and {len(keys) - 5} more' if len(keys) > 5 else ''
         lines.append(f'  {kind}: {", ".join(keys[:5])}{more}')
-    only_shapes = len(problems) == 1 and bool(shapes)
+    hint = _classes_hint(model, shapes) if len(problems) == 1 else ''
+    matching = len(expected) - len(result.missing_keys)
     lines.append(
-        (only_shapes and _classes_hint(model, shapes))
-        or f'  {len(own) - len(result.missing_keys)} of {len(own)} weights match: the file is of '
-        'another architecture (type, depth or width); give the checkpoint of this very config'
+        hint
+        or f'  {matching} of {len(expected)} weights match: the file is of another architecture (type, depth or width); '
+        'give the checkpoint of this very config'
     )
     raise MtpdError('\n'.join(lines))
 
 
 def check_finite(state: dict, source: str | Path) -> None:
-    """Raises MtpdError where weights are NaN or infinite: the training that made them had diverged."""
+    """Raises MtpdError where weights are NaN or infinite."""
     bad = [
         key
         for key, value in state.items()
@@ -140,18 +146,20 @@ def check_finite(state: dict, source: str | Path) -> None:
 
 
 def _classes_hint(model: nn.Module, shapes: dict) -> str:
-    """Names both numbers of classes where they explain all of `shapes` (own, file's)."""
-    own = max((m.num_classes for m in model.modules() if hasattr(m, 'num_classes')), default=0)
-    found = set()
-    for key, (mine, theirs) in shapes.items():
-        if not own or key.startswith(('backbone.', 'neck.')) or mine[1:] != theirs[1:]:
+    """A message with both numbers of classes, where they explain all `shapes` (the model's, the file's); else ''."""
+    classes = max((m.num_classes for m in model.modules() if hasattr(m, 'num_classes')), default=0)
+    file_classes = set()
+    for key, (shape, file_shape) in shapes.items():
+        if not classes or key.startswith(('backbone.', 'neck.')) or shape[1:] != file_shape[1:]:
             return ''
-        background = mine[0] == own + 1  # else a multiple of the classes: anchors, box sides
-        found.add(theirs[0] - 1 if background else theirs[0] * own / mine[0])
-    if len(found) != 1:
+        if shape[0] == classes + 1:  # with the background
+            file_classes.add(file_shape[0] - 1)
+        else:  # a multiple of the classes, by anchors or the sides of boxes
+            file_classes.add(file_shape[0] * classes / shape[0])
+    if len(file_classes) != 1:
         return ''
     return (
-        f'  likely cause: the model has {own} classes and the file {found.pop():g}: give a '
+        f'  likely cause: the model has {classes} classes and the file {file_classes.pop():g}: give a '
         'checkpoint of the same classes, or change num_classes'
     )
 
@@ -160,19 +168,38 @@ def load_student(model: nn.Module, path: str | Path) -> dict:
     """Loads a plain detector from a checkpoint of any layout, strictly; returns its `meta`.
 
     Raises:
-        MtpdError: from `load`, `student_state` and `load_strictly`.
+        MtpdError: as `load_checkpoint`, `student_state` and `load_strictly`.
     """
-    checkpoint = load(path)
+    checkpoint = load_checkpoint(path)
     load_strictly(model, student_state(checkpoint, path), 'the student', path)
     return checkpoint.get('meta') or {}
 
 
-# Of a checkpoint's `meta`, what describes its detector.
-DESCRIPTION = ('CLASSES', 'PALETTE', 'config', 'mmdet_version', 'mmcv_version', 'epoch', 'iter')
-DESCRIPTION += ('recipe', 'detector', 'seed', 'arm', 'stage', 'teacher', 'stages', 'exported_from')
+# The entries of a checkpoint's `meta` that describe its detector.
+DESCRIPTIVE_META = (
+    'CLASSES',
+    'PALETTE',
+    'config',
+    'mmdet_version',
+    'mmcv_version',
+    'epoch',
+    'iter',
+)
+DESCRIPTIVE_META += (
+    'recipe',
+    'detector',
+    'seed',
+    'arm',
+    'stage',
+    'teacher',
+    'stages',
+    'exported_from',
+)
 
 
-def publish(src: str | Path, dst: str | Path, half: bool = False, trust: bool = False) -> Path:
+def publish_student(
+    src: str | Path, dst: str | Path, half: bool = False, trust: bool = False
+) -> Path:
     """`export_student` under a name that ends in its SHA-256, as mmdet's: ``student-7ee888e0.pth``; returns the path.
 
     The same source gives the same file. `dst`: the name without that, or a folder, to keep the source's name.
@@ -186,7 +213,7 @@ def publish(src: str | Path, dst: str | Path, half: bool = False, trust: bool = 
     part = dst.with_name(f'.{stem}.{os.getpid()}.pth')
     try:
         export_student(src, part, half, trust=trust)
-        return part.replace(dst.with_name(f'{stem}-{sha256(part)[:8]}.pth'))
+        return part.replace(dst.with_name(f'{stem}-{file_sha256(part)[:8]}.pth'))
     finally:
         part.unlink(missing_ok=True)
 
@@ -202,15 +229,15 @@ def export_student(
 
     Args:
         half: store floats as float16 (half the size; loading casts them back).
-        meta: entries to add to the `meta`, plain values only. Kept of the source's is what describes
-            the student: config, classes, versions, the stages that made it. `exported_from` names the
-            source, or what that was exported from.
-        trust: run what code `src` holds, see `unpickle.read`.
+        meta: entries to add to the `meta`, plain values only. The source's entries stay that describe the student:
+            config, classes, versions, the stages that made it. `exported_from` names the source, or what that was
+            exported from.
+        trust: run what code `src` holds, see `load_safely`.
 
     Raises:
         MtpdError: `src` cannot be read or holds no weights, or `dst` cannot be written.
     """
-    checkpoint = load(src, trust=trust)
+    checkpoint = load_checkpoint(src, trust=trust)
     state = student_state(checkpoint, src)
     for key, value in state.items():
         # A variance may exceed float16's 65504: such a tensor stays as it is.
@@ -222,8 +249,8 @@ def export_student(
     new = {
         'mmdet_version': metadata.version('mmdet'),
         'mmcv_version': metadata.version('mmcv-full'),
-        'exported_from': {'file': Path(src).name, 'sha256': sha256(src)},
-        **{key: old[key] for key in DESCRIPTION if key in old},
+        'exported_from': {'file': Path(src).name, 'sha256': file_sha256(src)},
+        **{key: old[key] for key in DESCRIPTIVE_META if key in old},
         **(meta or {}),
     }
     origin = new['exported_from']
@@ -240,7 +267,7 @@ def save_atomic(obj: object, path: str | Path) -> None:
     """
     path = Path(path)
     if isinstance(obj, dict) and 'meta' in obj:
-        obj = {**obj, 'meta': _canonical(obj['meta'])}
+        obj = {**obj, 'meta': _with_interned_texts(obj['meta'])}
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -250,7 +277,7 @@ def save_atomic(obj: object, path: str | Path) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     except (OSError, RuntimeError) as error:  # torch's zip writer wraps a full disk's OSError
-        # A data worker's end is raised wherever the process is at the time, see `data.workers`.
+        # A data worker's death is raised wherever the process is, see `data.loading.explain_worker_death`.
         if str(error).startswith('DataLoader worker'):
             raise
         raise MtpdError(
@@ -261,12 +288,86 @@ def save_atomic(obj: object, path: str | Path) -> None:
             part.unlink()
 
 
-def _canonical(value: object) -> object:
+def _with_interned_texts(value: object) -> object:
     """An equal value in which equal texts are one object: pickle writes an object once, and refers to it."""
     if isinstance(value, str):
         return sys.intern(value)
     if isinstance(value, dict):
-        return {_canonical(key): _canonical(item) for key, item in value.items()}
+        return {
+            _with_interned_texts(key): _with_interned_texts(item) for key, item in value.items()
+        }
     if isinstance(value, (list, tuple)):
-        return type(value)(map(_canonical, value))
+        return type(value)(map(_with_interned_texts, value))
     return value
+
+
+# Where a training that was cut off goes on
+
+
+class ResumePoint(NamedTuple):
+    """A resumable checkpoint, and the updates done in it."""
+
+    path: Path
+    update: int
+
+
+def find_resume_point(folder: Path) -> ResumePoint | None:
+    """The newest of latest.pth and previous.pth that is whole; prints which ones are damaged.
+
+    Files that a training was writing when it was killed are removed.
+
+    Raises:
+        MtpdError: a whole one is not the checkpoint of a training.
+    """
+    for part in folder.glob('.*.part'):
+        part.unlink()
+    damaged = []
+    for path in (folder / 'latest.pth', folder / 'previous.pth'):
+        if not path.is_file():
+            continue
+        try:
+            meta = load_resumable(path).get('meta') or {}
+        except DamagedCheckpoint as error:
+            damaged.append(str(error).splitlines()[0])
+            continue
+        if not isinstance(meta.get('iter'), int):
+            raise MtpdError(
+                f'{path} is not the checkpoint of a training: remove it, or put it back.'
+            )
+        _report_damaged(damaged, f'the training goes on from {path.name}, update {meta["iter"]}')
+        return ResumePoint(path, meta['iter'])
+    _report_damaged(damaged, 'the training starts afresh')
+    return None
+
+
+def is_finished(final: Path) -> bool:
+    """Whether the detector that a training leaves (`final`) is there and whole; one that is damaged is made again from latest.pth.
+
+    Raises:
+        MtpdError: it is damaged, and so is latest.pth; or it is no checkpoint.
+    """
+    if not final.is_file():
+        return False
+    try:
+        load_resumable(final)
+    except DamagedCheckpoint as error:
+        try:
+            load_checkpoint(final.with_name('latest.pth'))
+        except MtpdError:
+            raise error from None
+        _report_damaged([str(error).splitlines()[0]], 'it is made again from latest.pth')
+        return False
+    return True
+
+
+def resume_hint(folder: Path) -> str:
+    """From where a training that ended too early goes on: the beginning of a sentence."""
+    done = read_json_if_valid(folder / 'training.json', {}).get('update')
+    if done is None or not (folder / 'latest.pth').is_file():
+        return 'No checkpoint was written yet: the same command begins again'
+    return f'latest.pth stays as update {done} left it: the same command goes on from there'
+
+
+def _report_damaged(damaged: list[str], consequence: str) -> None:
+    if damaged:
+        print('\n'.join([*damaged, consequence]), flush=True)

@@ -1,6 +1,6 @@
 """What mmcv 1.7 and mmdet 2.28 need to run on today's torch and numpy; imported before them.
 
-Importing this module applies every adaptation once; each function below is one, with its reason.
+Importing this module applies every adaptation. Each function below is one, with its reason.
 `mtpd -v`, or MTPD_VERBOSE=1, keeps the output that the last one silences.
 """
 
@@ -16,36 +16,36 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MtpdError
-from ..utils.machine import check_torch, cores, find_torch
-from ..utils.progress import bar, log_level
+from ..utils.machine import check_torch, find_torch
+from ..utils.progress import log_level, progress_bar
 
-__all__ = ['apply', 'cores']
+__all__ = ['patch_libraries']
 
 _libraries: list[Any] = []  # torch.library forgets a schema when its Library object is collected
 
 
-def apply() -> None:
-    """Apply everything (again, if called again: nothing changes the second time).
+def patch_libraries() -> None:
+    """Applies every adaptation. A second call changes nothing.
 
     Raises MtpdError if torch is missing or too old, or mmcv has no compiled ops.
     """
     quiet_warnings()
     require_ops()
     import_torchvision()
-    numpy_int()
-    load_numpy_scalars()
-    load_no_code()
-    scatter_stream()
-    pin_containers()
-    ddp_forward()
-    resume_by_the_cpu()
-    progress_bar()
+    restore_numpy_int()
+    allow_numpy_scalars()
+    refuse_code_in_checkpoints()
+    fix_scatter_stream()
+    pin_data_containers()
+    fix_ddp_forward()
+    resume_on_cpu()
+    replace_progress_bar()
     if log_level() == 'WARNING':
         quiet_initialisation()
 
 
 def require_ops() -> None:
-    """mmdet imports mmcv's compiled ops; without them it ends in a long, unhelpful traceback."""
+    """Raises MtpdError without torch or mmcv's compiled ops; mmdet, which imports them, would give a long traceback."""
     check_torch(find_torch())
     mmcv = importlib.util.find_spec('mmcv')
     if mmcv is None or not list(Path(mmcv.origin).parent.glob('_ext*.so')):
@@ -55,7 +55,7 @@ def require_ops() -> None:
 
 
 def quiet_warnings() -> None:
-    """mmcv's notes on its own future, and on names torch has renamed, are nothing a reader can act on."""
+    """Silences mmcv's notes on its own future and on names that torch has renamed: a reader can do nothing about them."""
     for message in (
         'On January 1, 2023, MMCV will release v2.0.0',
         r'``MultiScaleDeformableAttention`` has been moved',
@@ -66,7 +66,7 @@ def quiet_warnings() -> None:
 
 
 def import_torchvision() -> None:
-    """Let torchvision import where its compiled part does not fit torch.
+    """Lets torchvision be imported where its compiled part does not fit torch.
 
     A CUDA torchvision (PyPI's) beside a CPU torch can't load its library, and fails with "operator
     torchvision::nms does not exist". mmcv imports torchvision and uses none of its ops: declaring
@@ -86,11 +86,10 @@ def import_torchvision() -> None:
         import torchvision  # noqa: F401
 
 
-def numpy_int() -> None:
-    """mmdet still says `np.int` (datasets/custom.py, openimages.py, IoU-balanced sampler).
+def restore_numpy_int() -> None:
+    """Gives numpy its alias `np.int` again, which mmdet uses (datasets/custom.py, openimages.py, IoU-balanced sampler).
 
-    numpy removed the alias of `int` in 1.24. It is set on numpy itself: those modules look it up
-    there when they run, and importing mmdet here to patch three of them would cost four seconds.
+    numpy removed it in 1.24. To patch those three modules instead, mmdet would have to be imported here: four seconds.
     """
     import numpy as np
 
@@ -98,11 +97,11 @@ def numpy_int() -> None:
         np.int = int
 
 
-def load_numpy_scalars() -> None:
-    """Let checkpoints load whose `meta` holds numpy numbers, as some in mmdet's model zoo do.
+def allow_numpy_scalars() -> None:
+    """Lets checkpoints load whose `meta` holds numpy numbers, as some in mmdet's model zoo do.
 
     mmcv calls `torch.load` without `weights_only`; since torch 2.6 that means True, which refuses
-    them. Numbers are let in by name, arbitrary code stays refused. `numpy.core` is the name that
+    them. Numbers are allowed by name, arbitrary code stays refused. `numpy.core` is the name that
     numpy 1 wrote.
     """
     import numpy as np
@@ -114,8 +113,8 @@ def load_numpy_scalars() -> None:
     torch.serialization.add_safe_globals([*names, np.dtype, *dtypes])
 
 
-def load_no_code() -> None:
-    """Checkpoints are read by `unpickle.read` wherever mmcv and mmdet read one (`load_from`, `init_cfg`, resuming).
+def refuse_code_in_checkpoints() -> None:
+    """Makes mmcv and mmdet read checkpoints by `safe_load.load_safely` (`load_from`, `init_cfg`, resuming).
 
     mmcv leaves `weights_only` to torch, which an environment variable turns off, and its downloads go through
     `torch.hub`, where it is off by default. Resuming runs the config text in a checkpoint's `meta` as Python, to learn
@@ -123,12 +122,12 @@ def load_no_code() -> None:
     """
     from mmcv.runner import BaseRunner, CheckpointLoader, checkpoint
 
-    from . import unpickle
+    from . import safe_load
 
     os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
     for loader, prefixes in (
-        (unpickle.load_from_local, ''),
-        (unpickle.load_from_http, ('http://', 'https://')),
+        (safe_load.load_from_local, ''),
+        (safe_load.load_from_http, ('http://', 'https://')),
     ):
         setattr(checkpoint, loader.__name__, loader)
         CheckpointLoader.register_scheme(prefixes, loader, force=True)
@@ -146,8 +145,8 @@ def load_no_code() -> None:
     BaseRunner.load_checkpoint = load_checkpoint
 
 
-def scatter_stream() -> None:
-    """mmcv asks torch for a copy stream by device number; since torch 2.1 it must be a device.
+def fix_scatter_stream() -> None:
+    """Gives torch a device where mmcv asks it for a copy stream by device number, as torch 2.1 and later want.
 
     Without this, every batch on a GPU fails: "'int' object has no attribute 'type'".
     """
@@ -163,10 +162,10 @@ def scatter_stream() -> None:
     _functions._get_stream = get_stream
 
 
-def pin_containers() -> None:
-    """Let torch's `DataLoader(pin_memory=True)` reach what mmcv's `DataContainer` holds, masks too.
+def pin_data_containers() -> None:
+    """Lets torch's `DataLoader(pin_memory=True)` pin what mmcv's `DataContainer` holds, masks too.
 
-    torch takes a container for no tensor, and masks are numpy arrays.
+    torch does not look into a container, and masks are numpy arrays.
     """
     from mmcv.parallel import DataContainer
     from torch.utils.data._utils.pin_memory import pin_memory
@@ -189,30 +188,30 @@ def pin_containers() -> None:
     DataContainer.pin_memory = pin
 
 
-def ddp_forward() -> None:
-    """mmcv's DDP wrapper reads `_use_replicated_tensor_module`, which torch 2.1 removed.
+def fix_ddp_forward() -> None:
+    """Sets `_use_replicated_tensor_module`, which mmcv's DDP wrapper reads in evaluation, and torch 2.1 removed.
 
-    False is what it was for every model that mmcv builds. Needed for distributed evaluation.
+    It was False for every model that mmcv builds.
     """
     from mmcv.parallel import MMDistributedDataParallel
 
     MMDistributedDataParallel._use_replicated_tensor_module = False
 
 
-def resume_by_the_cpu() -> None:
-    """A resumed checkpoint is read into the CPU's memory, from where weights and optimizer go to where the model is.
+def resume_on_cpu() -> None:
+    """Reads a resumed checkpoint into the CPU's memory. From there weights and optimizer go to the model's device.
 
     mmcv's runners read it into the current GPU: `IterBasedRunner` also where there is none, and both also in a training
-    on the CPU beside one.
+    on the CPU.
     """
     from mmcv.runner import BaseRunner, IterBasedRunner
 
     for runner in (BaseRunner, IterBasedRunner):
         if not hasattr(runner.resume, '__wrapped__'):
-            runner.resume = _resuming_by_the_cpu(runner.resume)
+            runner.resume = _with_cpu_as_default(runner.resume)
 
 
-def _resuming_by_the_cpu(original: Callable) -> Callable:
+def _with_cpu_as_default(original: Callable) -> Callable:
     @functools.wraps(original)
     def resume(
         self: Any, checkpoint: str, resume_optimizer: bool = True, map_location: Any = 'default'
@@ -223,12 +222,12 @@ def _resuming_by_the_cpu(original: Callable) -> Callable:
     return resume
 
 
-def progress_bar() -> None:
-    """mmcv's evaluation bar rewrites its line for every image: pages of it in a notebook or a log. Ours in its place."""
+def replace_progress_bar() -> None:
+    """Puts this kit's progress bar in place of mmcv's, whose lines fill pages of a notebook or a log."""
     from mmcv import ProgressBar
 
     def start(self: ProgressBar) -> None:
-        self.completed, self.bar = 0, bar('images', total=self.task_num or None)
+        self.completed, self.bar = 0, progress_bar('images', total=self.task_num or None)
 
     def update(self: ProgressBar, num_tasks: int = 1) -> None:
         self.completed += num_tasks
@@ -240,11 +239,11 @@ def progress_bar() -> None:
 
 
 def quiet_initialisation() -> None:
-    """mmcv reports the initialisation of every parameter at INFO: hundreds of lines a detector.
+    """Silences mmcv's reports on the initialisation of every parameter, hundreds of lines a detector.
 
-    It reports to the first logger made, and makes 'mmcv' if there is none: made here, at WARNING.
-    Training's own log ('mmdet') is not touched. A line for each deformable convolution that is loaded goes to Python's
-    root logger, which mmcv would set to INFO: it is told that it has done so.
+    mmcv reports at INFO to the first logger that was made. Here that is 'mmcv', at WARNING; training's log ('mmdet') stays.
+    mmcv also sets Python's root logger to INFO, for a line on each deformable convolution that is loaded, unless it is
+    registered as initialised, as here.
     """
     from mmcv.utils import get_logger
     from mmcv.utils.logging import logger_initialized
@@ -253,4 +252,4 @@ def quiet_initialisation() -> None:
     logger_initialized['root'] = True
 
 
-apply()
+patch_libraries()

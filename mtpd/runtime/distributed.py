@@ -6,9 +6,6 @@ detections on a split are shared out: for them it calls `run_on_all_ranks`, whic
 
 from __future__ import annotations
 
-from . import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import contextlib
 import functools
 import io
@@ -43,18 +40,17 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from ..errors import MtpdError, RecipeError
-from ..utils.machine import cores
-from ..utils.parent import end_with_parent
+from ..utils import world
+from ..utils.machine import cpu_cores
 from ..utils.paths import ROOT
-from ..utils.stopping import unwinding
-from . import gpu_ops, world
+from ..utils.processes import end_with_parent, sigterm_unwinds
+from . import gpu_ops
 
 PATIENCE = timedelta(days=30)  # with rank 0, which may be fetching a dataset
 GATHERING = timedelta(minutes=10)  # until all processes are connected; torch would wait 30
 
-_control: dist.ProcessGroup | None = (
-    None  # of `run_on_all_ranks`; None in a process that works alone
-)
+# Of `run_on_all_ranks`; None in a process that works alone.
+_control: dist.ProcessGroup | None = None
 
 
 def process_count(requested: int | None, device: str, source: str | Path) -> int:
@@ -69,7 +65,7 @@ def process_count(requested: int | None, device: str, source: str | Path) -> int
         RecipeError: there are not that many GPUs, or mmcv's ops can't use them.
         MtpdError: the world has another size.
     """
-    process = world.here()
+    process = world.current_world()
     if process:
         world.check_size(process, requested)
     size = process.size if process else requested or 1
@@ -79,7 +75,7 @@ def process_count(requested: int | None, device: str, source: str | Path) -> int
     if gpus and not process and size > gpus:
         problem = f'runtime.gpus (--gpus) is {size}, and torch sees {gpus} GPU(s) here.'
         raise RecipeError(source, [problem])
-    obstacle = gpu_ops.obstacle() if gpus else 'torch sees no GPU here'
+    obstacle = gpu_ops.gpu_obstacle() if gpus else 'torch sees no GPU here'
     if obstacle:
         problem = f'{size} processes are asked for (runtime.gpus, --gpus), and {obstacle}. '
         fix = 'With runtime.device=cpu (an mmdet config: device=cpu) as many share the CPU.'
@@ -114,7 +110,7 @@ def run_on_all_ranks(size: int, device: str, function: Callable, *args: Any) -> 
         return function(*args)
     if size == 1:
         return function(*args)
-    if world.here():
+    if world.current_world():
         raise MtpdError(
             f'{size} processes were started, and each works alone: put the call into '
             '`with mtpd.runtime.distributed.process_group(...):`, or use the command mtpd.'
@@ -147,7 +143,7 @@ def process_group(
         MtpdError: the processes do not fit together.
     """
     size = process_count(requested, device, source)
-    process = world.here()
+    process = world.current_world()
     if size == 1 or process is None:
         yield
         return
@@ -304,7 +300,7 @@ def launch(size: int, device: str, function: Callable, args: tuple) -> Any:
 def _command(size: int, folder: str) -> list[str]:
     """Arguments of the program `env`, which sets variables for the processes alone."""
     # C++ warnings: each process notes that no parameter was unused, which is as it should be.
-    defaults = {'OMP_NUM_THREADS': max(1, cores() // size), 'TORCH_CPP_LOG_LEVEL': 'ERROR'}
+    defaults = {'OMP_NUM_THREADS': max(1, cpu_cores() // size), 'TORCH_CPP_LOG_LEVEL': 'ERROR'}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
     variables = {name: value for name, value in defaults.items() if name not in os.environ}
     variables |= {'PYTHONPATH': path, 'PYTHONUNBUFFERED': 1}
@@ -320,7 +316,7 @@ def _supervise(start: Callable, command: list[str], folder: str) -> None:
 
     In a thread, as torch would replace the main thread's signal handlers, also those that ignore SIGHUP for `nohup`.
     """
-    with ThreadPoolExecutor(1) as pool, unwinding():
+    with ThreadPoolExecutor(1) as pool, sigterm_unwinds():
         future = pool.submit(start, *command)
         try:
             future.result()

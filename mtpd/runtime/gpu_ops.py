@@ -1,10 +1,7 @@
-"""Whether mmcv's compiled ops can use the GPU that torch sees: the ops of most detectors have to run where the model is."""
+"""Whether mmcv's compiled ops can use the GPU that torch sees. Most detectors need them where the model is."""
 
 from __future__ import annotations
 
-from . import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import functools
 import os
 import sys
@@ -15,35 +12,35 @@ from mmcv import _ext
 from ..install import ops
 from ..utils import machine
 
-REPORTED = 'MTPD_CPU_REPORTED'  # what a command starts, notebooks' kernels among it, has it, too
+REPORTED_VARIABLE = 'MTPD_CPU_REPORTED'  # inherited by the processes that a command starts
 
 
 @functools.cache
-def obstacle() -> str | None:
-    """Why the installed ops can't run on torch's GPU, and what to do; None where they can, or torch sees none.
+def gpu_obstacle() -> str | None:
+    """Why the installed ops can't run on torch's GPU, and what to do; None where they can, or torch sees no GPU.
 
-    The compiled library says whether it was built with CUDA. For which GPUs, `mtpd install-ops` has noted.
+    The compiled library tells whether it was built with CUDA, and the record of `mtpd install-ops` for which GPUs.
     """
     if not torch.cuda.is_available():
         return None
-    cuda, arch, reason = ops.recorded()
-    before = f'. The last time it could not: {reason.split(". ")[0]}' if reason else ''
+    cuda, arch, reason = ops.recorded_target()
+    failure = f'. The last time it could not: {reason.split(". ")[0]}' if reason else ''
     if _ext.get_compiling_cuda_version() == 'not available':
         return (
             "mmcv's ops here are for the CPU only; `mtpd install-ops` builds them for the GPU"
-            + before
+            + failure
         )
     capability = torch.cuda.get_device_capability()
-    if cuda and arch and not machine.runs_on(arch, capability):
+    if cuda and arch and not machine.supports_capability(arch, capability):
         return (
             f"mmcv's ops here are built for GPUs of architecture {arch}, and {torch.cuda.get_device_name()} is of "
-            f'{capability[0]}.{capability[1]}; `mtpd install-ops` builds them for it' + before
+            f'{capability[0]}.{capability[1]}; `mtpd install-ops` builds them for it' + failure
         )
     return None
 
 
 def report_cpu() -> None:
-    """Say, once a command, that 'auto' takes the CPU although there is a GPU, and why."""
-    if not os.environ.get(REPORTED):
-        os.environ[REPORTED] = '1'
-        print(f'device auto takes the CPU: {obstacle()}.', file=sys.stderr, flush=True)
+    """Prints, once a command, that 'auto' takes the CPU although there is a GPU, and why."""
+    if not os.environ.get(REPORTED_VARIABLE):
+        os.environ[REPORTED_VARIABLE] = '1'
+        print(f'device auto takes the CPU: {gpu_obstacle()}.', file=sys.stderr, flush=True)

@@ -1,6 +1,7 @@
-"""Run mmcv's compiled ops on values worked out by hand, and on a GPU against the CPU: `python -m mtpd.runtime.selftest [full]`.
+"""Runs mmcv's compiled ops on values worked out by hand, and on a GPU against the CPU: `python -m mtpd.runtime.selftest [full]`.
 
-Prints one JSON object, see `ops.self_test`. `full` goes through `mmcv.ops`, on the CPU and on the GPU that 'auto' takes.
+Prints one JSON object, see `install.ops.self_test`. `full` goes through `mmcv.ops`, on the CPU and on the GPU that 'auto'
+takes.
 """
 
 from __future__ import annotations
@@ -14,23 +15,23 @@ import torch
 # The second box covers nine tenths of the first and scores higher; the third is far away.
 BOXES = [[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [20.0, 20.0, 30.0, 30.0]]
 SCORES = [0.8, 0.9, 0.7]
-KEPT = [1, 2]
+KEPT_BOXES = [1, 2]
 # A 4 x 4 image of 0..15; with two samples a bin and `aligned`, they fall on the pixels' centres, so
 # that each of the 2 x 2 bins is the mean of four pixels.
 ROI = [[0.0, 0.0, 0.0, 4.0, 4.0]]
-POOLED = [[2.5, 4.5], [10.5, 12.5]]
+POOLED_BINS = [[2.5, 4.5], [10.5, 12.5]]
 # A row of pixels, each moved half a pixel to the left by a 1 x 1 convolution of weight 1: the mean of two neighbours, and
 # of the last and the zero beyond it.
 ROW = [0.0, 1.0, 2.0, 3.0]
-MOVED = [0.5, 1.5, 2.5, 1.5]
+SHIFTED_ROW = [0.5, 1.5, 2.5, 1.5]
 # Logits 0 are probabilities of a half: alpha (1 - p)^2 -log p for the class that is right, 1 - alpha for the other.
-FOCAL = [0.25 * 0.25 * math.log(2), 0.75 * 0.25 * math.log(2)]
+FOCAL_LOSSES = [0.25 * 0.25 * math.log(2), 0.75 * 0.25 * math.log(2)]
 TOLERANCE = 1e-3  # of the largest value; float32 sums in another order
 CPU_OPS = ['nms', 'roi_align', 'deform_conv']
 GPU_OPS = [*CPU_OPS, 'focal_loss']  # mmcv has no focal loss for the CPU, where mmdet takes its own
 
 
-def expect(name: str, got: list, wanted: list) -> None:
+def check_equal(name: str, got: list, wanted: list) -> None:
     if got != wanted:
         raise SystemExit(f'{name} gave {got}, not {wanted}.')
 
@@ -40,7 +41,7 @@ def check_library() -> str | None:
     from mmcv import _ext
 
     places = _ext.nms(torch.tensor(BOXES), torch.tensor(SCORES), iou_threshold=0.5, offset=0)
-    expect('nms', places.tolist(), KEPT)
+    check_equal('nms', places.tolist(), KEPT_BOXES)
     cuda = _ext.get_compiling_cuda_version()
     return None if cuda == 'not available' else cuda
 
@@ -50,38 +51,40 @@ def check_ops(device: str) -> list[str]:
     from mmcv.ops import deform_conv2d, nms, roi_align, sigmoid_focal_loss
 
     places = nms(torch.tensor(BOXES, device=device), torch.tensor(SCORES, device=device), 0.5)[1]
-    expect(f'nms ({device})', places.tolist(), KEPT)
+    check_equal(f'nms ({device})', places.tolist(), KEPT_BOXES)
     image = torch.arange(16.0, device=device).view(1, 1, 4, 4)
     pooled = roi_align(image, torch.tensor(ROI, device=device), 2, 1.0, 2, 'avg', True)[0, 0]
-    expect(f'roi_align ({device})', pooled.tolist(), POOLED)
+    check_equal(f'roi_align ({device})', pooled.tolist(), POOLED_BINS)
     row = torch.tensor(ROW, device=device).view(1, 1, 1, 4)
     offset = torch.tensor([0.0, 0.5], device=device).view(1, 2, 1, 1).repeat(1, 1, 1, 4)
     moved = deform_conv2d(row, offset, torch.ones(1, 1, 1, 1, device=device))
-    expect(f'deform_conv ({device})', moved.flatten().tolist(), MOVED)
+    check_equal(f'deform_conv ({device})', moved.flatten().tolist(), SHIFTED_ROW)
     if device == 'cpu':
         return CPU_OPS
     logits, target = torch.zeros(1, 2, device=device), torch.tensor([0], device=device)
     loss = sigmoid_focal_loss(logits, target, 2.0, 0.25, None, 'none')
-    if not torch.allclose(loss.cpu(), torch.tensor([FOCAL])):
-        raise SystemExit(f'focal_loss ({device}) gave {loss.tolist()}, not {[FOCAL]}.')
+    if not torch.allclose(loss.cpu(), torch.tensor([FOCAL_LOSSES])):
+        raise SystemExit(f'focal_loss ({device}) gave {loss.tolist()}, not {[FOCAL_LOSSES]}.')
     return GPU_OPS
 
 
 def check_against_cpu(device: str) -> None:
     """The same ops on the same random values, and their gradients, on a device and on the CPU."""
-    on_device = outputs(device)
-    for name, wanted in outputs('cpu').items():
+    on_device = random_outputs(device)
+    for name, wanted in random_outputs('cpu').items():
         for ours, theirs in zip(on_device[name], wanted, strict=True):
             if ours.shape != theirs.shape:
                 raise SystemExit(
                     f'{name} ({device}) has shape {[*ours.shape]}; on the CPU it is {[*theirs.shape]}.'
                 )
-            apart = (ours.cpu() - theirs).abs().max() / theirs.abs().max()
-            if not apart <= TOLERANCE:  # also of NaN
-                raise SystemExit(f'{name} ({device}) is {apart:.1e} apart from what the CPU gives.')
+            difference = (ours.cpu() - theirs).abs().max() / theirs.abs().max()
+            if not difference <= TOLERANCE:  # NaN, too
+                raise SystemExit(
+                    f'{name} ({device}) is {difference:.1e} apart from what the CPU gives.'
+                )
 
 
-def outputs(device: str) -> dict[str, list[torch.Tensor]]:
+def random_outputs(device: str) -> dict[str, list[torch.Tensor]]:
     """What each op gives for random values, the same on every device: its output and its gradients."""
     from mmcv.ops import deform_conv2d, nms, roi_align, sigmoid_focal_loss
     from torchvision.ops import sigmoid_focal_loss as python_focal_loss
@@ -105,18 +108,18 @@ def outputs(device: str) -> dict[str, list[torch.Tensor]]:
     places = nms(boxes, random(500), 0.5)[1].float()
     return {
         'nms': [places],
-        'roi_align': differentiated(
+        'roi_align': output_and_gradients(
             lambda x: roi_align(x, rois, 7, 1.0, 2, 'avg', True), random(1, 8, 32, 32)
         ),
-        'deform_conv': differentiated(
+        'deform_conv': output_and_gradients(
             lambda x, offset, weight: deform_conv2d(x, offset, weight, 1, 1),
             *(random(2, 8, 16, 16), random(2, 18, 16, 16), random(8, 8, 3, 3)),
         ),
-        'focal_loss': differentiated(focal, random(64, 8)),
+        'focal_loss': output_and_gradients(focal, random(64, 8)),
     }
 
 
-def differentiated(function, *inputs: torch.Tensor) -> list[torch.Tensor]:
+def output_and_gradients(function, *inputs: torch.Tensor) -> list[torch.Tensor]:
     """A function's output, and the gradients of its squares' sum by its inputs."""
     inputs = [value.requires_grad_() for value in inputs]
     out = function(*inputs)
@@ -127,7 +130,7 @@ def check_all() -> dict:
     """All that `full` asks for. Raises SystemExit with what is wrong, and what to do."""
     from . import gpu_ops
 
-    obstacle = gpu_ops.obstacle()
+    obstacle = gpu_ops.gpu_obstacle()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     device, checked = 'cpu', check_ops('cpu')
     if gpu and not obstacle:
@@ -145,8 +148,6 @@ def check_all() -> dict:
 
 
 if __name__ == '__main__':
-    if 'full' in sys.argv[1:]:
-        from . import compat  # noqa: F401  (before mmcv)
     result = {'cuda': check_library()}
     if 'full' in sys.argv[1:]:
         result |= check_all()

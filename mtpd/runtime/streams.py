@@ -1,4 +1,4 @@
-"""CUDA streams beside the one in use, a stream for each purpose, device and process."""
+"""CUDA streams: one for each purpose, device and process."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import functools
 import torch
 
 
-def stream(purpose: str, priority: int = 0) -> torch.cuda.Stream:
-    """The current device's stream for a purpose: always the same, and no part of a model, which stays copyable.
+def cuda_stream(purpose: str, priority: int = 0) -> torch.cuda.Stream:
+    """The current device's stream for a purpose. It is no attribute of a model, which can so be copied.
 
     Args:
-        priority: -1 lets its kernels start before those that wait on others.
+        priority: kernels of streams with -1 start before those of streams with 0.
     """
     return _stream(purpose, torch.cuda.current_device(), priority)
 

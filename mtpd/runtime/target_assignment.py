@@ -1,14 +1,11 @@
-"""mmdet's targets of a training, the same ones in less time: no wait for the GPU at each image and object.
+"""mmdet's training targets, the same ones in less time.
 
-Assignment is hundreds of small operations an image, some of which wait for the GPU. Here they are fewer, almost none waits,
-and on a GPU they may have a stream of their own: they need not wait for the forward pass that was queued before.
+mmdet assigns objects in hundreds of small operations an image, some of which wait for the GPU. Here they are fewer, and
+almost none waits. On a GPU they may run on their own stream, beside the forward pass.
 """
 
 from __future__ import annotations
 
-from . import compat  # noqa: F401  (before mmcv)
-
-# isort: split
 import contextlib
 import functools
 import sys
@@ -25,31 +22,31 @@ from mmdet.models.dense_heads import AnchorHead, RepPointsHead
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
-from .streams import stream
+from .streams import cuda_stream
 
 _originals: dict[tuple[Any, str], Callable] = {}
 
 
-def apply() -> None:
-    """Replaces what is below in mmdet (again, if called again: nothing changes the second time)."""
+def patch_target_assignment() -> None:
+    """Replaces functions of mmdet by those below. A second call changes nothing."""
     if _originals:
         return
     for owner, name, work in (
         (MaxIoUAssigner, 'assign_wrt_overlaps', _match_by_overlap),
         (PointAssigner, 'assign', _match_by_distance),
         (PseudoSampler, 'sample', _sample_all),
-        (RandomSampler, 'random_choice', _choose),
-        (AnchorHead, 'get_anchors', _anchors),
+        (RandomSampler, 'random_choice', _random_choice),
+        (AnchorHead, 'get_anchors', _image_anchors),
         (AnchorHead, 'get_targets', _anchor_targets),
         (RepPointsHead, 'get_targets', _point_targets),
-        # By this name mmdet.core.mask has a function, too.
+        # mmdet.core.mask.mask_target as an attribute is a function.
         (sys.modules['mmdet.core.mask.mask_target'], 'mask_target_single', _mask_targets),
     ):
         original = _originals[owner, name] = getattr(owner, name)
-        setattr(owner, name, _with(work, original))
+        setattr(owner, name, _replacement(work, original))
 
 
-def _with(work: Callable, original: Callable) -> Callable:
+def _replacement(work: Callable, original: Callable) -> Callable:
     @functools.wraps(original)
     def replaced(*args: Any, **kwargs: Any) -> Any:
         return work(original, *args, **kwargs)
@@ -58,8 +55,8 @@ def _with(work: Callable, original: Callable) -> Callable:
 
 
 @contextlib.contextmanager
-def as_in_mmdet() -> Iterator[None]:
-    """In the block mmdet does it by itself, for comparison; but for `PointAssigner`, which fails on a GPU."""
+def original_assignment() -> Iterator[None]:
+    """In the block, mmdet's functions are the original ones, for comparison; not `PointAssigner`'s, which fails on a GPU."""
     ours = {key: getattr(*key) for key in _originals if key[0] is not PointAssigner}
     for owner, name in ours:
         setattr(owner, name, _originals[owner, name])
@@ -153,7 +150,7 @@ def _sample_all(
     return SamplingResult(positive, negative, bboxes, gt_bboxes, assign_result, flags)
 
 
-def _choose(original: Callable, self: RandomSampler, gallery: Any, num: int) -> Any:
+def _random_choice(original: Callable, self: RandomSampler, gallery: Any, num: int) -> Any:
     """`num` of `gallery`, drawn where it is; mmdet draws on the CPU, and lists on the current GPU."""
     if not isinstance(gallery, Tensor):
         return original(self, torch.tensor(gallery, dtype=torch.long), num).numpy()
@@ -162,7 +159,7 @@ def _choose(original: Callable, self: RandomSampler, gallery: Any, num: int) -> 
     return gallery[torch.randperm(len(gallery), device=gallery.device)[:num]]
 
 
-def _anchors(
+def _image_anchors(
     original: Callable,
     self: AnchorHead,
     featmap_sizes: list[tuple],
@@ -211,15 +208,16 @@ def _anchor_targets(
     ):
         anchors = torch.cat(levels)
         valid = anchor_inside_flags(anchors, torch.cat(flags), meta['img_shape'][:2], border)
-        images.append(_targets_of_anchors(self, anchors, valid, boxes, labels))
-    return _by_level(images, [len(level) for level in anchor_list[0]])
+        images.append(_single_image_targets(self, anchors, valid, boxes, labels))
+    return _targets_by_level(images, [len(level) for level in anchor_list[0]])
 
 
-def _by_level(images: list[tuple[Tensor, ...]], sizes: list[int]) -> tuple | None:
-    """What mmdet's `get_targets` returns of each image's targets, the last three of which are counts: one wait in all.
+def _targets_by_level(images: list[tuple[Tensor, ...]], sizes: list[int]) -> tuple | None:
+    """What mmdet's `get_targets` returns, with a single wait for the GPU.
 
     Args:
-        sizes: of the levels.
+        images: the targets of each image; the last three are counts of positive, negative and valid ones.
+        sizes: how many targets each level has.
     """
     counts = torch.stack([count for image in images for count in image[-3:]])
     positives, negatives, valids = counts.view(-1, 3).T.tolist()
@@ -231,18 +229,18 @@ def _by_level(images: list[tuple[Tensor, ...]], sizes: list[int]) -> tuple | Non
     return (*levels, sum(max(n, 1) for n in positives), sum(max(n, 1) for n in negatives))
 
 
-def _targets_of_anchors(
+def _single_image_targets(
     head: AnchorHead, anchors: Tensor, valid: Tensor, boxes: Tensor, labels: Tensor
 ) -> tuple[Tensor, ...]:
     """Labels, their weights, box targets and theirs, of all anchors; how many are positive, negative and valid."""
-    gt_inds = _assigned(head.assigner, anchors, valid, boxes)
+    gt_inds = _assigned_objects(head.assigner, anchors, valid, boxes)
     positive, negative = gt_inds > 0, gt_inds == 0
-    matched, of_object = _of_objects(gt_inds, boxes, labels)
+    matched, of_object = _matched_boxes_and_labels(gt_inds, boxes, labels)
     if not head.reg_decoded_bbox:
         matched = head.bbox_coder.encode(anchors, matched)
     return (
         torch.where(positive, of_object, head.num_classes),
-        _weights(positive, negative, head.train_cfg.pos_weight),
+        _label_weights(positive, negative, head.train_cfg.pos_weight),
         matched.masked_fill(~positive[:, None], 0),
         positive.float()[:, None].expand(-1, 4),
         positive.sum(),
@@ -285,14 +283,14 @@ def _point_targets(
         proposals_list, valid_flag_list, gt_bboxes_list, gt_labels_list, strict=True
     ):
         proposals, valid = torch.cat(levels), torch.cat(flags)
-        gt_inds = _assigned(assigner, proposals, valid, boxes)
+        gt_inds = _assigned_objects(assigner, proposals, valid, boxes)
         positive, negative = gt_inds > 0, gt_inds == 0
-        matched, of_object = _of_objects(gt_inds, boxes, labels)
+        matched, of_object = _matched_boxes_and_labels(gt_inds, boxes, labels)
         of_object = torch.where(positive, of_object, self.num_classes)
         images.append(
             (
                 of_object.masked_fill(~valid, 0),
-                _weights(positive, negative, pos_weight),
+                _label_weights(positive, negative, pos_weight),
                 matched.masked_fill(~positive[:, None], 0),
                 proposals.masked_fill(~positive[:, None], 0),
                 positive.float()[:, None].expand(-1, 4),
@@ -301,10 +299,10 @@ def _point_targets(
                 valid.sum(),
             )
         )
-    return _by_level(images, [len(level) for level in proposals_list[0]])
+    return _targets_by_level(images, [len(level) for level in proposals_list[0]])
 
 
-def _assigned(
+def _assigned_objects(
     assigner: MaxIoUAssigner | PointAssigner, proposals: Tensor, valid: Tensor, boxes: Tensor
 ) -> Tensor:
     """Of each proposal the number of its object from 1 on, 0 for background, -1 for none of these or not valid."""
@@ -316,7 +314,9 @@ def _assigned(
     return _nearest_objects(assigner, proposals, boxes, valid).masked_fill(~valid, -1)
 
 
-def _of_objects(gt_inds: Tensor, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _matched_boxes_and_labels(
+    gt_inds: Tensor, boxes: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
     """Box and label of each proposal's object; of any, where it has none."""
     if not len(boxes):
         boxes, labels = boxes.new_zeros(1, 4), labels.new_zeros(1)
@@ -324,7 +324,7 @@ def _of_objects(gt_inds: Tensor, boxes: Tensor, labels: Tensor) -> tuple[Tensor,
     return boxes[objects], labels[objects]
 
 
-def _weights(positive: Tensor, negative: Tensor, pos_weight: float) -> Tensor:
+def _label_weights(positive: Tensor, negative: Tensor, pos_weight: float) -> Tensor:
     return positive * (1.0 if pos_weight <= 0 else pos_weight) + negative.float()
 
 
@@ -347,11 +347,10 @@ def _mask_targets(
     return targets if cfg.get('soft_mask_target', False) else (targets >= 0.5).float()
 
 
-def assign_beside(detector: nn.Module) -> None:
-    """Lets a detector's anchor heads make their targets on a stream of its own, beside its forward pass.
+def assign_on_own_stream(detector: nn.Module) -> None:
+    """Lets a detector's anchor heads make their targets on their own CUDA stream, beside the forward pass.
 
-    Only heads with `AnchorHead`'s own anchors and targets, which depend on no output of the network. On the CPU nothing
-    changes.
+    Only heads that inherit `AnchorHead`'s anchors and targets, which depend on no output of the network.
     """
     heads = [
         module
@@ -361,46 +360,45 @@ def assign_beside(detector: nn.Module) -> None:
         and type(module).get_targets is AnchorHead.get_targets
     ]
     if heads:
-        detector.backbone.register_forward_pre_hook(_mark_inputs)
+        detector.backbone.register_forward_pre_hook(_record_inputs_ready)
     for head in heads:
         for name in ('get_anchors', 'get_targets'):
             # A partial of the class's function: it is copied and pickled along with the head.
-            setattr(head, name, functools.partial(_on_stream, name, head))
+            setattr(head, name, functools.partial(_run_on_own_stream, name, head))
 
 
-_inputs: dict[
-    int, torch.cuda.Event
-] = {}  # by device: when the images and boxes of the update were there
+# By device: the moment when the images and boxes of the update had arrived.
+_inputs_ready: dict[int, torch.cuda.Event] = {}
 
 
-def _mark_inputs(module: nn.Module, args: tuple) -> None:
+def _record_inputs_ready(module: nn.Module, args: tuple) -> None:
     if args[0].is_cuda:
-        _inputs[args[0].get_device()] = torch.cuda.current_stream().record_event()
+        _inputs_ready[args[0].get_device()] = torch.cuda.current_stream().record_event()
 
 
-def _on_stream(name: str, head: AnchorHead, *args: Any, **kwargs: Any) -> Any:
+def _run_on_own_stream(name: str, head: AnchorHead, *args: Any, **kwargs: Any) -> Any:
     work = getattr(type(head), name)
     current = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
-    inputs = _inputs.get(current.device_index) if current else None
+    inputs = _inputs_ready.get(current.device_index) if current else None
     if inputs is None:
         return work(head, *args, **kwargs)
-    beside = stream('targets', priority=-1)
-    beside.wait_event(inputs)
-    with torch.cuda.stream(beside):
+    stream = cuda_stream('targets', priority=-1)
+    stream.wait_event(inputs)
+    with torch.cuda.stream(stream):
         results = work(head, *args, **kwargs)
-    current.wait_stream(beside)
-    _record(results, current)
+    current.wait_stream(stream)
+    _record_stream(results, current)
     return results
 
 
-def _record(item: Any, user: torch.cuda.Stream) -> None:
-    """Keeps the memory of tensors in nested lists and tuples until `user` has done with them."""
+def _record_stream(item: Any, user: torch.cuda.Stream) -> None:
+    """Keeps the memory of tensors in nested lists and tuples until the stream `user` is done with them."""
     if isinstance(item, Tensor):
         if item.is_cuda:
             item.record_stream(user)
     elif isinstance(item, (list, tuple)):
         for part in item:
-            _record(part, user)
+            _record_stream(part, user)
 
 
-apply()
+patch_target_assignment()

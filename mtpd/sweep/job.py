@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-import platform
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from ..errors import MtpdError
-from ..pipeline.rundir import now
+from ..pipeline.run_dir import timestamp
+from ..pipeline.status import process_record
 from ..utils.files import write_json
 from .folder import Sweep, load_sweep
 from .plan import Job
 
-BEAT = 10  # seconds between signs of life
+HEARTBEAT_INTERVAL = 10  # seconds
 
 
 class SweepJob:
@@ -35,12 +36,12 @@ class SweepJob:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sweep = load_sweep(self.path)
         job = sweep.jobs[self.id]
-        folder = sweep.path / 'jobs' / job.id
+        folder = sweep.job_dir(job)
         folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(folder / 'lock', timeout=0):  # falls with its owner
-                self.diary = Diary(sweep, job)
-                self.diary.keep(work)
+                self.status = JobStatus(sweep, job)
+                self.status.record(do_job)
         except Timeout:
             raise MtpdError(f'{job.id} runs in another process already.') from None
 
@@ -48,64 +49,64 @@ class SweepJob:
         """Before a time limit ends this process: the training's checkpoint is what the next one goes on from."""
         from submitit.helpers import DelayedSubmission
 
-        self.diary.close(
+        self.status.close(
             state='queued', reason='out of time or preempted, goes on from its checkpoint'
         )
         return DelayedSubmission(SweepJob(self.path, self.id, self.env))
 
 
-def work(sweep: Sweep, job: Job, diary: Diary) -> None:
+def do_job(sweep: Sweep, job: Job, status: JobStatus) -> None:
     """Trains and evaluates what is the job's.
 
     Raises:
         MtpdError: something that it needs is missing, or the recipe does not fit.
     """
-    missing = [name for name in job.needs if not sweep.made(sweep.jobs[name])]
+    missing = [name for name in job.needs if not sweep.has_results(sweep.jobs[name])]
     if missing:
         raise MtpdError(f'{", ".join(missing)} has to be done before {job.id}.')
-    from ..pipeline.train import prepare_detector, train_stage
+    from ..pipeline.detectors import prepare_detector
+    from ..pipeline.stages import train_stage
 
     recipe, run_dir = sweep.recipe(job), sweep.path / job.run
     if job.detector:
         prepare_detector(recipe, job.detector, run_dir)
-    for number in range(job.first, job.last + 1):
-        diary.note(stage=number)
-        lock = sweep.path / f'{job.stage(number)}.lock'
+    for number in job.stages:
+        status.update(stage=number)
+        lock = sweep.path / f'{job.stage_dir(number)}.lock'
         lock.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):  # a job that began before the sweep grew may be at the same stage
             train_stage(recipe, number, job.arm, run_dir)
 
 
-class Diary:
-    """A job's status.json, with a sign of life every few seconds."""
+class JobStatus:
+    """A job's status.json, with a heartbeat: what tells a job at work on another host from a killed one."""
 
     def __init__(self, sweep: Sweep, job: Job):
         self.sweep, self.job = sweep, job
-        self.path = sweep.path / 'jobs' / job.id / 'status.json'
+        self.path = sweep.job_dir(job) / 'status.json'
         self.lock = threading.RLock()  # a signal's handler may write while its thread is writing
         self.ended = threading.Event()
         before = sweep.status(job)
-        self.status = {
+        self.fields = {
             'id': job.id,
             'state': 'running',
             'reason': None,
             'stage': None,
-            'pid': os.getpid(),
-            'host': platform.node(),
+            **process_record(),
             'slurm': _slurm_id(),
             'gpu': os.environ.get('CUDA_VISIBLE_DEVICES'),
             'threads': os.environ.get('OMP_NUM_THREADS'),
-            'log': _log(),
+            'log': _log_path(),
             'attempt': before.get('attempt', 0) + 1,
-            'first_started': before.get('first_started') or now(),
-            'started': now(),
+            'first_started': before.get('first_started') or timestamp(),
+            'started': timestamp(),
             'ended': None,
-            'heartbeat': now(),
+            'heartbeat': timestamp(),
         }
 
-    def keep(self, work) -> None:
-        """Runs `work(sweep, job, diary)` and writes down how it goes."""
-        self.note()
+    def record(self, work: Callable[[Sweep, Job, JobStatus], None]) -> None:
+        """Runs `work(sweep, job, status)` and writes down how it goes."""
+        self.update()
         threading.Thread(target=self._beat, daemon=True).start()
         try:
             work(self.sweep, self.job, self)
@@ -114,38 +115,39 @@ class Diary:
         except KeyboardInterrupt:
             self.close(state='failed', reason='interrupted')
             raise
-        except MtpdError as error:
-            self.close(state='failed', reason=f'{error}')
-            raise
         except BaseException as error:
-            self.close(state='failed', reason=_words(error))
+            self.close(state='failed', reason=_failure_text(error))
             raise
         self.close(state='done', stage=None)
 
-    def note(self, **values: Any) -> None:
+    def update(self, **values: Any) -> None:
+        """Writes values into status.json, with the time."""
         with self.lock:
-            self.status |= {'heartbeat': now()} | values
-            write_json(self.path, self.status)
+            self.fields |= {'heartbeat': timestamp()} | values
+            write_json(self.path, self.fields)
 
     def close(self, **values: Any) -> None:
+        """Writes how the job ended; no heartbeat comes after it."""
         with self.lock:
             self.ended.set()
-            self.note(ended=now(), **values)
+            self.update(ended=timestamp(), **values)
 
     def _beat(self) -> None:
-        while not self.ended.wait(BEAT):
+        while not self.ended.wait(HEARTBEAT_INTERVAL):
             with self.lock:
                 if not self.ended.is_set():
-                    self.note()
+                    self.update()
 
 
-def _words(error: BaseException) -> str:
+def _failure_text(error: BaseException) -> str:
+    if isinstance(error, MtpdError):
+        return str(error)
     if 'timed-out' in str(error):  # submitit's, from the signal before the limit
         return 'out of time: raise --time; the same command goes on from its checkpoint'
     return f'{type(error).__name__}: {error}'
 
 
-def _log() -> str | None:
+def _log_path() -> str | None:
     """Where submitit sends what this process prints."""
     if 'SUBMITIT_FOLDER' not in os.environ:
         return None

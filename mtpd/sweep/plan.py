@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
+from itertools import permutations, product
 from typing import TYPE_CHECKING
+
+from ..errors import MtpdError, unknown_name
 
 if TYPE_CHECKING:
     from ..config.recipe import Recipe
 
 Order = tuple[str | None, ...]  # teachers in sequence
 CONTROL: Order = (None,)
-KINDS = ('teacher', 'baseline', 'prefix', 'control', 'order')
+JOB_KINDS = ('teacher', 'baseline', 'prefix', 'control', 'order')
 
 
 @dataclass(frozen=True)
@@ -42,15 +45,20 @@ class Job:
     needs: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, fields: dict) -> Job:
-        return cls(
-            **fields | {'teachers': tuple(fields['teachers']), 'needs': tuple(fields['needs'])}
-        )
+    def from_json(cls, fields: dict) -> Job:
+        """The job that `to_json` gave."""
+        tuples = {key: tuple(fields[key]) for key in ('teachers', 'needs')}
+        return cls(**fields | tuples)
 
-    def json(self) -> dict:
+    def to_json(self) -> dict:
         return asdict(self)
 
-    def stage(self, number: int) -> str:
+    @property
+    def stages(self) -> range:
+        """The numbers of the stages that it trains; none where it is about a detector."""
+        return range(self.first, self.last + 1)
+
+    def stage_dir(self, number: int) -> str:
         """The folder of a stage, below the sweep's."""
         return f'{self.run}/stages/{self.arm}/{number}_{self.teachers[number - 1] or "no_teacher"}'
 
@@ -59,10 +67,11 @@ class Job:
         """What it writes, below the sweep's folder."""
         if self.detector:
             return [f'{self.run}/detectors/{self.detector}']
-        return [self.stage(number) for number in range(self.first, self.last + 1)]
+        return [self.stage_dir(number) for number in self.stages]
 
 
 def arm_name(order: Order) -> str:
+    """The name of the arm that follows a sequence: ``none``, ``a-b``."""
     return 'none' if order == CONTROL else '-'.join(map(str, order))
 
 
@@ -71,7 +80,7 @@ def shared_run(seed: int) -> str:
     return f'shared/{seed}'
 
 
-def plan(
+def plan_jobs(
     recipe: Recipe,
     orders: Sequence[Order],
     methods: Sequence[str],
@@ -87,48 +96,49 @@ def plan(
     Args:
         costs: adaptation costs are wanted, so the baseline with the recipe's own seed is.
     """
-    starts = list(seeds) if recipe.cfg.distill.start == 'baseline' else []
-    if costs and recipe.seed not in starts:
-        starts.insert(0, recipe.seed)
-    jobs = [_detector(recipe, name, recipe.seed) for name in recipe.cfg.teachers]
-    jobs += [_detector(recipe, 'student', seed) for seed in starts]
-    shared = prefixes(orders)
+    baseline_seeds = list(seeds) if recipe.cfg.distill.start == 'baseline' else []
+    if costs and recipe.seed not in baseline_seeds:
+        baseline_seeds.insert(0, recipe.seed)
+    jobs = [_detector_job(recipe, name, recipe.seed) for name in recipe.cfg.teachers]
+    jobs += [_detector_job(recipe, 'student', seed) for seed in baseline_seeds]
+    prefixes = shared_prefixes(orders)
     for seed, method in product(seeds, methods):
-        for head, owner in shared.items():
-            jobs.append(_stages(recipe, method, seed, owner, len(head[1]), shared))
+        for (_, prefix), order in prefixes.items():
+            jobs.append(_stages_job(recipe, method, seed, order, len(prefix), prefixes))
         for order in orders:
             if order != CONTROL or method == methods[0]:
-                jobs.append(_stages(recipe, method, seed, order, len(order), shared))
-    return sorted(jobs, key=lambda job: KINDS.index(job.kind))
+                jobs.append(_stages_job(recipe, method, seed, order, len(order), prefixes))
+    return sorted(jobs, key=lambda job: JOB_KINDS.index(job.kind))
 
 
-def prefixes(orders: Iterable[Order]) -> dict[tuple[int, Order], Order]:
+def shared_prefixes(orders: Iterable[Order]) -> dict[tuple[int, Order], Order]:
     """The first stages to compute apart: {(length of the orders, their first teachers): the first such order}.
 
     Where all that share a prefix share a longer one too, the longer one is enough.
     """
-    sharing: dict[tuple[int, Order], list[Order]] = {}
+    orders_by_prefix: dict[tuple[int, Order], list[Order]] = {}
     for order in dict.fromkeys(orders):
         for k in range(1, len(order)):
-            sharing.setdefault((len(order), order[:k]), []).append(order)
+            orders_by_prefix.setdefault((len(order), order[:k]), []).append(order)
 
-    def longer(length: int, head: Order, sharers: list[Order]) -> bool:
-        return sharing.get((length, sharers[0][: len(head) + 1])) == sharers
+    def longer_is_shared(length: int, prefix: Order, sharing: list[Order]) -> bool:
+        longer_prefix = sharing[0][: len(prefix) + 1]
+        return orders_by_prefix.get((length, longer_prefix)) == sharing
 
     return {
-        key: sharers[0]
-        for key, sharers in sharing.items()
-        if len(sharers) > 1 and not longer(*key, sharers)
+        key: sharing[0]
+        for key, sharing in orders_by_prefix.items()
+        if len(sharing) > 1 and not longer_is_shared(*key, sharing)
     }
 
 
-def _detector(recipe: Recipe, name: str, seed: int) -> Job:
+def _detector_job(recipe: Recipe, name: str, seed: int) -> Job:
     spec, schedule = recipe.detectors[name], recipe.cfg.schedule
-    baseline = name == 'student'
-    updates = spec.get('updates', schedule.baseline if baseline else schedule.teacher)
+    is_baseline = name == 'student'
+    updates = spec.get('updates', schedule.baseline if is_baseline else schedule.teacher)
     return Job(
-        f'baseline-{seed}' if baseline else f'teacher-{name}',
-        'baseline' if baseline else 'teacher',
+        f'baseline-{seed}' if is_baseline else f'teacher-{name}',
+        'baseline' if is_baseline else 'teacher',
         shared_run(seed),
         seed,
         detector=name,
@@ -136,36 +146,113 @@ def _detector(recipe: Recipe, name: str, seed: int) -> Job:
     )
 
 
-def _stages(recipe: Recipe, method: str, seed: int, order: Order, last: int, shared) -> Job:
+def _stages_job(
+    recipe: Recipe,
+    method: str,
+    seed: int,
+    order: Order,
+    last: int,
+    prefixes: Iterable[tuple[int, Order]],
+) -> Job:
     """The job of an order's stages up to `last`, without those that another computes for it."""
-    heads = [h for n, h in shared if n == len(order) and order[: len(h)] == h and len(h) < last]
-    head = max(heads, key=len, default=())
+    length = len(order)
+    before = [
+        prefix
+        for shared_length, prefix in prefixes
+        if shared_length == length and order[: len(prefix)] == prefix and len(prefix) < last
+    ]
+    prefix = max(before, key=len, default=())
     needs = []
-    if head:
-        needs.append(_prefix(method, seed, len(order), head))
+    if prefix:
+        needs.append(_prefix_id(method, seed, length, prefix))
     elif recipe.cfg.distill.start == 'baseline':
         needs.append(f'baseline-{seed}')
-    own = dict.fromkeys(t for t in order[len(head) : last] if t)
-    needs += [f'teacher-{t}' for t in own if recipe.checkpoint(t) is None]
-    kind, name = 'order', f'{method}-{seed}-{arm_name(order)}'
+    teachers = dict.fromkeys(name for name in order[len(prefix) : last] if name)
+    needs += [f'teacher-{name}' for name in teachers if recipe.checkpoint(name) is None]
     if order == CONTROL:
-        kind, name = 'control', f'control-{seed}'
-    elif last < len(order):
-        kind, name = 'prefix', _prefix(method, seed, len(order), order[:last])
+        kind, job_id = 'control', f'control-{seed}'
+    elif last < length:
+        kind, job_id = 'prefix', _prefix_id(method, seed, length, order[:last])
+    else:
+        kind, job_id = 'order', f'{method}-{seed}-{arm_name(order)}'
     return Job(
-        name,
+        job_id,
         kind,
         f'{method}/{seed}',
         seed,
         method=None if kind == 'control' else method,
         arm=arm_name(order),
         teachers=order[:last],
-        first=len(head) + 1,
+        first=len(prefix) + 1,
         last=last,
-        updates=recipe.cfg.schedule.arm // len(order),
+        updates=recipe.cfg.schedule.arm // length,
         needs=tuple(needs),
     )
 
 
-def _prefix(method: str, seed: int, length: int, head: Order) -> str:
-    return f'{method}-{seed}-{arm_name(head)}-of-{length}'
+def _prefix_id(method: str, seed: int, length: int, prefix: Order) -> str:
+    return f'{method}-{seed}-{arm_name(prefix)}-of-{length}'
+
+
+# Orders, seeds and methods as the command line has them.
+
+
+def parse_orders(
+    text: str, teachers: Sequence[str], suggested: Iterable[Order] = ()
+) -> list[Order]:
+    """The control, then the sequences that ``all``, ``auto`` or ``a,b;b,a`` stand for, each once.
+
+    Args:
+        suggested: the sequences for ``auto``.
+
+    Raises:
+        MtpdError: an unknown teacher, or a sequence without one.
+    """
+    orders: list[Order] = [CONTROL]
+    for part in _order_parts(text):
+        if part == 'all':
+            orders += [(name,) for name in teachers] + list(permutations(teachers, 2))
+        elif part == 'auto':
+            orders += suggested
+        elif part != 'none':
+            order = tuple(name.strip() for name in part.split(','))
+            for name in order:
+                if name not in teachers:
+                    problem = (
+                        unknown_name('teacher', name, teachers) if name else 'a name is missing.'
+                    )
+                    raise MtpdError(
+                        f'--orders {text!r}: {problem} Give all, auto, or sequences such as "a,b;b,a".'
+                    )
+            orders.append(order)
+    return list(dict.fromkeys(orders))
+
+
+def wants_suggestion(text: str) -> bool:
+    """Whether the orders, as `parse_orders` takes them, include ``auto``."""
+    return 'auto' in _order_parts(text)
+
+
+def _order_parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(';')]
+
+
+def parse_seeds(text: str) -> list[int]:
+    """``0-4`` or ``0,2,7-9``. Raises MtpdError for anything else."""
+    seeds: list[int] = []
+    for part in text.split(','):
+        match = re.fullmatch(r'\s*(\d+)\s*(?:-\s*(\d+)\s*)?', part)
+        span = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
+        if not span:
+            raise MtpdError(f'--seeds {text!r}: {part!r} is no seed. Give them as 0-4 or 0,2,7.')
+        seeds += span
+    return list(dict.fromkeys(seeds))
+
+
+def parse_methods(text: str, known: Iterable[str]) -> list[str]:
+    """``mgd,cwd``. Raises MtpdError for a method that the recipe has no settings for."""
+    methods = [name.strip() for name in text.split(',')]
+    for name in methods:
+        if name not in known:
+            raise MtpdError(f'--methods {text!r}: {unknown_name("method", name, known)}')
+    return list(dict.fromkeys(methods))

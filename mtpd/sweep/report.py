@@ -7,16 +7,19 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 from .. import plots
-from ..analysis.findings import conclude, table_rows
-from ..analysis.runs import load_run
-from ..report.pages import fill, gallery
+from ..analysis.run import load_run
+from ..analysis.verdict import study_verdict
+from ..report.html import encode_figures, fill_template
 from ..report.run import study_figures
-from ..utils.files import read_json, write_text
+from ..report.tables import study_rows
+from ..utils.files import write_text
 from .folder import Sweep, load_sweep
-from .plan import shared_run
-from .results import collect, studies, table
+from .results import collect_results, job_table, sweep_studies
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ..analysis.run import Run
     from ..analysis.study import Study
 
 
@@ -27,26 +30,33 @@ def make_sweep_report(path: str | Path) -> Path:
         MtpdError: `path` is no sweep.
     """
     sweep = load_sweep(path)
-    found = collect(path)
-    first = load_run(sweep.path / sweep.info['methods'][0] / str(sweep.info['seeds'][0]))
-    jobs = table(sweep)
-    open_jobs = [row | {'name': row['job']} for row in jobs if row['state'] != 'done']
-    states = {row['state'] for row in jobs}
-    state = 'running' if 'running' in states else 'complete' if states == {'done'} else 'stopped'
-    html = fill(
+    results = collect_results(path)
+    run = load_run(sweep.path / sweep.info['methods'][0] / str(sweep.info['seeds'][0]))
+    jobs = job_table(sweep)
+    not_done = [row | {'name': row['job']} for row in jobs if row['state'] != 'done']
+    if any(row['state'] == 'running' for row in jobs):
+        state, headline = 'running', 'In progress.'
+    elif not_done:
+        state, headline = 'stopped', 'Not complete.'
+    else:
+        state, headline = 'complete', 'Complete.'
+    facts = [sweep.info['name'], f'{len(jobs)} jobs']
+    if results['environment']:
+        facts.append(results['environment']['device'])
+    html = fill_template(
         'sweep.html.j2',
-        title=first.info['title'],
-        facts=[sweep.info['name'], f'{len(jobs)} jobs', *_device(found['environment'])],
+        title=run.info['title'],
+        facts=facts,
         state=state,
-        headline={'running': 'In progress.', 'complete': 'Complete.'}.get(state, 'Not complete.'),
-        detail=f'{len(jobs) - len(open_jobs)} of {len(jobs)} jobs are done.',
-        missing=open_jobs,
-        studies=[_section(method, study) for method, study in studies(sweep).items()],
-        teachers=_teachers(found, first),
-        costs=gallery(_costs(sweep, first)),
-        command=found['command'],
+        headline=headline,
+        detail=f'{len(jobs) - len(not_done)} of {len(jobs)} jobs are done.',
+        missing=not_done,
+        studies=[_study_section(method, study) for method, study in sweep_studies(sweep).items()],
+        teachers=_detector_table(results, run),
+        costs=encode_figures(_cost_figures(sweep, results)),
+        command=results['command'],
         recipe=sweep.info['text'],
-        environment=found['environment'],
+        environment=results['environment'],
     )
     folder = sweep.path / 'report'
     folder.mkdir(exist_ok=True)
@@ -54,38 +64,29 @@ def make_sweep_report(path: str | Path) -> Path:
     return folder / 'index.html'
 
 
-def _device(environment: dict) -> list[str]:
-    return [environment['device']] if environment else []
-
-
-def _section(method: str, study: Study) -> dict:
-    rows = study.table()
+def _study_section(method: str, study: Study) -> dict:
+    """What the template shows of a method; curves of the chosen sequence, else of the best with several teachers."""
     control = study.control.ap if study.control else None
-    several = [row for row in rows if len(row['teachers']) > 1]
-    walks = [row for row in several if row['chosen']] or several[:1]
-    drawn = [
-        *study_figures(study),
-        *(
-            (
-                plots.walk_through(study.order(row['name']).curves, control),
-                f'Along {row["label"]}: thin lines are seeds, the thick one is their mean.',
-            )
-            for row in walks
-        ),
-    ]
+    several = [row for row in study.table() if len(row['teachers']) > 1]
+    chosen = [row for row in several if row['chosen']]
+    figures = list(study_figures(study))
+    for row in chosen or several[:1]:
+        figure = plots.walk_through(study.order(row['name']).curves, control)
+        caption = f'Along {row["label"]}: thin lines are seeds, the thick one is their mean.'
+        figures.append((figure, caption))
     return {
         'method': method,
-        'findings': conclude(study),
+        'findings': study_verdict(study),
         'left_out': study.left_out,
-        'rows': table_rows(study),
-        'figures': gallery(drawn),
+        'rows': study_rows(study),
+        'figures': encode_figures(figures),
     }
 
 
-def _teachers(found: dict, run) -> list[dict]:
-    baselines = [row for row in found['rows'] if row['order'] == 'baseline']
-    rows = [{'name': 'student', 'AP': mean(row['AP'] for row in baselines)}] if baselines else []
-    rows += found['teachers']
+def _detector_table(results: dict, run: Run) -> list[dict]:
+    """A row for the student's baseline, mean AP over the seeds, and one for each teacher."""
+    baseline_ap = [row['AP'] for row in results['rows'] if row['order'] == 'baseline']
+    rows = [{'name': 'student', 'AP': mean(baseline_ap)}] if baseline_ap else []
     models = {row['name']: row for row in run.results() if row['role'] != 'arm'}
     return [
         {
@@ -95,19 +96,21 @@ def _teachers(found: dict, run) -> list[dict]:
             'parameters (millions)': (models[row['name']]['parameters'] or 0) / 1e6 or None,
             'GFLOPs': models[row['name']]['gflops'],
         }
-        for row in rows
+        for row in rows + results['teachers']
     ]
 
 
-def _costs(sweep: Sweep, run) -> list[tuple]:
-    costs = read_json(sweep.path / shared_run(sweep.info['seed']) / 'order' / 'costs.json')
+def _cost_figures(sweep: Sweep, results: dict) -> list[tuple[Figure, str]]:
+    """The figure of the adaptation costs and its caption; none where they were not measured."""
+    costs = results['costs']
     if not costs:
         return []
     figure = plots.cost_matrix(costs['detectors'], costs['cost'], (costs['low'], costs['high']))
-    text = 'Adaptation cost: the share of a detector’s features (column) that the best linear map from another’s (row) '
-    suggested = (sweep.info.get('suggested') or {}).get('orders', [])
-    text += 'leaves unexplained, with 95 % intervals. '
-    text += (
-        f'Suggested: {"; ".join(" → ".join(order) for order in suggested)}.' if suggested else ''
+    caption = (
+        'Adaptation cost: the share of a detector’s features (column) that the best linear map from another’s (row) '
+        'leaves unexplained, with 95 % intervals.'
     )
-    return [(figure, text)]
+    suggested = (sweep.info.get('suggested') or {}).get('orders', [])
+    if suggested:
+        caption += f' Suggested: {"; ".join(" → ".join(order) for order in suggested)}.'
+    return [(figure, caption)]

@@ -8,20 +8,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import RecipeError
-from ..utils.files import plain
+from ..utils.files import json_value
 from ..utils.paths import ROOT
-from .asked import parse_methods, parse_orders, parse_seeds
-from .folder import DEADLINE, Sweep
-from .local import run_local
-from .opening import check, open_sweep
-from .plan import Order, shared_run
-from .resources import Resources
-from .slurm import slurm_queue, submit_slurm
+from .executors import Resources, run_local, slurm_queue, submit_slurm
+from .folder import DEADLINE, Sweep, open_sweep, read_plan
+from .plan import (
+    Job,
+    Order,
+    parse_methods,
+    parse_orders,
+    parse_seeds,
+    shared_run,
+    wants_suggestion,
+)
 
 if TYPE_CHECKING:
     from ..config.recipe import Recipe
 
-LENGTHS = (2, 3)  # of the sequences that `auto` looks for
+SUGGESTED_LENGTHS = (2, 3)  # of the sequences that `auto` looks for
 
 
 def run_sweep(
@@ -51,48 +55,47 @@ def run_sweep(
         MtpdError: an unknown name, an executor that cannot be used, or a folder of another sweep.
     """
     from ..config.recipe import load_recipe
-    from ..pipeline.order import adaptation_costs, check_pool
-    from ..pipeline.run import refuse_a_world
-    from ..preflight.checks import check as check_recipe
+    from ..pipeline.run import refuse_several_processes
+    from ..pipeline.teacher_order import adaptation_costs, check_teacher_pool
+    from ..preflight.checks import check_before_training
 
     resources = resources or Resources()
     resources.check()
     recipe = load_recipe(recipe)
-    recipe = load_recipe(recipe.source, plain(recipe.overrides))  # as sweep.json will give it back
+    # With the overrides as sweep.json will give them back.
+    recipe = load_recipe(recipe.source, json_value(recipe.overrides))
     path = Path(work_dir).resolve() if work_dir else ROOT / 'runs' / f'{recipe.name}-sweep'
-    info = check(recipe, path) or {}
-    wanted_methods = parse_methods(
-        methods or recipe.cfg.distill.method, recipe.cfg.distill.settings
-    )
-    wanted_seeds = parse_seeds(seeds)
-    teachers = recipe.pool
-    automatic = []  # whether `auto` is in the text
-    wanted = parse_orders(orders, teachers, lambda: automatic.append(True) or [])
-    refuse_a_world()
-    check_recipe(recipe, recipe.detectors)
-    _make_data(recipe)
-    suggested = info.get('suggested')
+    before = read_plan(recipe, path) or {}
+    method_names = parse_methods(methods or recipe.cfg.distill.method, recipe.cfg.distill.settings)
+    seed_numbers = parse_seeds(seeds)
+    parse_orders(orders, recipe.pool)  # a mistake is said before anything is written
+    refuse_several_processes()
+    check_before_training(recipe, recipe.detectors)
+    _write_digit_scenes(recipe)
+    automatic, suggested = wants_suggestion(orders), before.get('suggested')
     if automatic and not suggested:
         _check_lengths(recipe)
-        check_pool(recipe)
+        check_teacher_pool(recipe)
         sweep = open_sweep(recipe, path, [], [], [], costs=True)
-        first = [j for j in sweep.jobs.values() if j.kind == 'teacher' or j.seed == recipe.seed]
-        first = [j for j in first if j.detector]
-        _run(sweep, first, resources, echo, deadline)
-        if not all(sweep.state(job)[0] == 'done' for job in first):
+        detector_jobs = [
+            job
+            for job in sweep.jobs.values()
+            if job.kind == 'teacher' or (job.kind == 'baseline' and job.seed == recipe.seed)
+        ]
+        _run_jobs(sweep, detector_jobs, resources, echo, deadline)
+        if any(sweep.state(job)[0] != 'done' for job in detector_jobs):
             echo('The costs need these jobs first; the same command goes on when they are done.')
             return sweep
         run_dir = path / shared_run(recipe.seed)
-        suggested = suggest(recipe, adaptation_costs(recipe, run_dir), run_dir, echo)
-    wanted = parse_orders(orders, teachers, lambda: list(map(tuple, suggested['orders'])))
-    sweep = open_sweep(
-        recipe, path, wanted, wanted_methods, wanted_seeds, suggested, bool(automatic)
-    )
-    _run(sweep, list(sweep.jobs.values()), resources, echo, deadline)
+        suggested = suggested_orders(recipe, adaptation_costs(recipe, run_dir), run_dir, echo)
+    suggested_sequences = map(tuple, suggested['orders']) if automatic else ()
+    order_list = parse_orders(orders, recipe.pool, suggested_sequences)
+    sweep = open_sweep(recipe, path, order_list, method_names, seed_numbers, suggested, automatic)
+    _run_jobs(sweep, list(sweep.jobs.values()), resources, echo, deadline)
     return sweep
 
 
-def suggest(
+def suggested_orders(
     recipe: Recipe, costs: dict, run_dir: Path, echo: Callable[[str], None] = print
 ) -> dict:
     """The sequences of each length that the adaptation costs suggest, by both searches.
@@ -105,16 +108,16 @@ def suggest(
         ``{'orders': sequences, each once, 'reasons': {'<search>, <length>': sentences}}``.
     """
     from ..config.recipe import load_recipe
-    from ..pipeline.order import calibration, choose
+    from ..pipeline.teacher_order import calibration_text, suggest_sequence
 
-    echo(calibration(costs))
+    echo(calibration_text(costs))
     orders: list[Order] = []
     reasons = {}
-    for length in LENGTHS:
-        found = choose(load_recipe(recipe, {'order.max_length': length}), costs, run_dir)
-        for item in (found, found['check']):
-            reasons[f'{item["method"]}, {length}'] = item['reasons']
-            orders.append(tuple(item['sequence']))
+    for length in SUGGESTED_LENGTHS:
+        choice = suggest_sequence(load_recipe(recipe, {'order.max_length': length}), costs, run_dir)
+        for search in (choice, choice['check']):
+            reasons[f'{search["method"]}, {length}'] = search['reasons']
+            orders.append(tuple(search['sequence']))
     orders = list(dict.fromkeys(orders))
     echo('the costs suggest ' + ', '.join(' → '.join(order) for order in orders))
     return {'orders': orders, 'reasons': reasons}
@@ -122,32 +125,43 @@ def suggest(
 
 def _check_lengths(recipe: Recipe) -> None:
     """Raises RecipeError where a sequence that `auto` may find has stages of unequal lengths."""
-    longest, updates = min(LENGTHS[-1], len(recipe.pool)), recipe.cfg.schedule.arm
+    longest, updates = min(SUGGESTED_LENGTHS[-1], len(recipe.pool)), recipe.cfg.schedule.arm
     uneven = [str(k) for k in range(1, longest + 1) if updates % k]
     if uneven:
         text = f'--orders auto may find {" or ".join(uneven)} stages, which do not divide schedule.arm = {updates} evenly.'
-        raise RecipeError(recipe.source, [f'{text} Choose a multiple of {math.lcm(*LENGTHS)}.'])
+        raise RecipeError(
+            recipe.source, [f'{text} Choose a multiple of {math.lcm(*SUGGESTED_LENGTHS)}.']
+        )
 
 
-def _run(sweep: Sweep, jobs, resources: Resources, echo, deadline: float) -> None:
-    queue = slurm_queue() if resources.executor == 'slurm' else None
-    states = {job.id: sweep.state(job, queue, deadline) for job in jobs}
-    done = [job for job in jobs if states[job.id][0] == 'done']
+def _run_jobs(
+    sweep: Sweep,
+    jobs: list[Job],
+    resources: Resources,
+    echo: Callable[[str], None],
+    deadline: float,
+) -> None:
+    """Runs what is not done of some jobs, or hands it to SLURM."""
+    on_slurm = resources.executor == 'slurm'
+    queue = slurm_queue() if on_slurm else None
+    states = {}
     for job in jobs:
-        state, reason = states[job.id]
+        state, reason = sweep.state(job, queue, deadline)
+        states[job.id] = state
         if state in ('failed', 'lost'):
-            echo(f'{job.id}: {state} before ({(reason or "").splitlines()[0]}), again')
-    echo(f'{len(jobs)} jobs, {len(done)} of them done before, in {sweep.path}')
-    if resources.executor == 'slurm':
-        left = [j for j in jobs if states[j.id][0] not in ('done', 'running', 'queued')]
+            echo(f'{job.id}: {state} before ({(reason or "no reason").splitlines()[0]}), again')
+    left = [job for job in jobs if states[job.id] != 'done']
+    echo(f'{len(jobs)} jobs, {len(jobs) - len(left)} of them done before, in {sweep.path}')
+    if on_slurm:
+        left = [job for job in left if states[job.id] not in ('running', 'queued')]
         submit_slurm(sweep, left, resources, echo)
     else:
-        run_local(sweep, [job for job in jobs if job not in done], resources, echo, deadline)
+        run_local(sweep, left, resources, echo, deadline)
 
 
-def _make_data(recipe: Recipe) -> None:
+def _write_digit_scenes(recipe: Recipe) -> None:
     """Writes the built-in dataset once, before many jobs want it."""
-    recipe.data_root()
+    recipe.ensure_data()
     for name, spec in recipe.detectors.items():
         if spec.get('scenes') and recipe.checkpoint(name) is None:
-            recipe.data_root(spec['scenes'])
+            recipe.ensure_data(spec['scenes'])

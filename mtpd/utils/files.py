@@ -1,13 +1,15 @@
-"""Files of a run directory: JSON and text written whole or not at all, read with a clear message; checksums."""
+"""JSON and text files, written whole or not at all and read with a clear message; checksums; folders and disk space."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,56 +17,65 @@ from typing import Any
 from ..errors import MtpdError
 
 
-def write_json(path: str | Path, obj: Any, indent: int | None = 2) -> None:
-    """Write `obj` as JSON whole or not at all (temporary file, fsync, rename).
+@contextlib.contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Gives a temporary path in the folder of `path`; what the block writes to it is at `path` afterwards.
 
-    NaN and infinities become null, numpy scalars and arrays plain numbers and lists, paths text.
+    A reader sees the old or the new file, never half of one, even after a power cut. The folder is made. Where the
+    block raises, the temporary file is removed and `path` stays as it was. Its name is ``.<name>.<pid>.part``.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(plain(obj), indent=indent, ensure_ascii=False, allow_nan=False) + '\n'
-    write_text(path, text)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, so that a reader sees the old or the new file and never half of it."""
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
-        with temporary.open('w', encoding='utf-8') as file:
-            file.write(text)
-            file.flush()
+        yield temporary
+        with temporary.open('rb+') as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    finally:
+        with contextlib.suppress(OSError):  # the block's own error is the one to see
+            temporary.unlink(missing_ok=True)
 
 
-def plain(value: Any) -> Any:
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all, see `atomic`."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding='utf-8')
+
+
+def write_json(path: str | Path, obj: Any, indent: int | None = 2) -> None:
+    """Write `obj` as JSON, whole or not at all, see `atomic`; values as `json_value` gives them."""
+    text = json.dumps(json_value(obj), indent=indent, ensure_ascii=False, allow_nan=False)
+    write_text(path, f'{text}\n')
+
+
+def json_value(value: Any) -> Any:
+    """A value that JSON can hold: NaN and infinities become None, numpy's and torch's values plain numbers and lists,
+    paths and keys text."""
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): json_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [json_value(item) for item in value]
     if isinstance(value, Path):
         return str(value)
     if hasattr(value, 'tolist'):  # numpy scalars and arrays, torch tensors
-        return plain(value.tolist())
+        return json_value(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
 
-def leaves(node: dict, place: str = '') -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested dicts; an empty one is a value."""
+def flatten(node: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested dicts; an empty dict is a value."""
     for key, value in node.items():
         if isinstance(value, dict) and value:
-            yield from leaves(value, f'{place}{key}.')
+            yield from flatten(value, f'{prefix}{key}.')
         else:
-            yield f'{place}{key}', value
+            yield f'{prefix}{key}', value
 
 
 def read_json(path: Path, default: Any = None) -> Any:
-    """The content of a JSON file, `default` where there is none. Raises MtpdError if it is broken."""
+    """The content of a JSON file; `default` where there is no file. Raises MtpdError where it is not valid JSON."""
     try:
         return json.loads(path.read_text(encoding='utf-8'))
     except (FileNotFoundError, NotADirectoryError):
@@ -75,8 +86,8 @@ def read_json(path: Path, default: Any = None) -> Any:
         ) from None
 
 
-def read_own(path: Path, default: Any = None) -> Any:
-    """As `read_json`, of what can be made again: a broken file counts for none, which is said."""
+def read_json_if_valid(path: Path, default: Any = None) -> Any:
+    """As `read_json`, for files that can be made again: `default`, and a printed line, where it is not valid JSON."""
     try:
         return read_json(path, default)
     except MtpdError:
@@ -85,9 +96,9 @@ def read_own(path: Path, default: Any = None) -> Any:
 
 
 def read_log(path: Path) -> list[dict]:
-    """The rows of a log.json (one JSON object a line) that have an update and numbers for losses.
+    """The rows of a log.json (one JSON object a line) that have a number for `update` and for each loss.
 
-    A line cut off by a crash is left out.
+    A line that a crash cut off is left out. No file: no rows.
     """
     rows = []
     for line in path.read_bytes().splitlines() if path.is_file() else ():
@@ -106,53 +117,53 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def sha256(path: str | Path) -> str:
+def file_sha256(path: str | Path) -> str:
     """The file's SHA-256 in hexadecimal."""
     with Path(path).open('rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def sha256_in_name(name: str) -> str | None:
-    """The start of its SHA-256 that mmdet puts into a checkpoint's name, such as ``retinanet-7ee888e0.pth``."""
+    """The first 8 digits of its SHA-256 in a checkpoint's name, as mmdet writes it: ``retinanet-7ee888e0.pth``."""
     match = re.search(r'-([0-9a-f]{8})\.pth$', name)
     return match[1] if match else None
 
 
 def stated_sha256(path: Path) -> str | None:
-    """The sum in metrics.json beside a checkpoint, or the start of it that mmdet puts into file names."""
+    """The SHA-256 that metrics.json beside a checkpoint states for it, else its start in the file's name, else None."""
     metrics = read_json(path.with_name('metrics.json'), {})
     if metrics.get('checkpoint') == path.name and metrics.get('sha256'):
         return metrics['sha256']
     return sha256_in_name(path.name)
 
 
-def room(folder: Path, needed: int, what: str) -> None:
-    """Raises MtpdError where the folder's disk has fewer than `needed` bytes free."""
+def check_disk_space(
+    folder: Path, needed: int, what: str, advice: str = 'choose a folder on another disk'
+) -> None:
+    """Raises MtpdError, which ends with `advice`, where the folder's disk has fewer than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise MtpdError(
             f'{what} takes {needed / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free: '
-            'free some, or choose a folder on another disk.'
+            f'free some, or {advice}.'
         )
 
 
-def existing(folder: Path) -> Path:
-    """The folder, or the nearest of those around it that is there."""
+def nearest_existing_folder(folder: Path) -> Path:
+    """The folder, or the nearest of its parents that exists."""
     return next(path for path in (folder, *folder.parents) if path.is_dir())
 
 
-def takes_files(folder: Path) -> bool:
-    """Whether files may be made in a folder; /proc and the like have no room for any."""
+def accepts_files(folder: Path) -> bool:
+    """Whether files can be made in a folder. /proc and the like have no blocks for any."""
     return os.access(folder, os.W_OK | os.X_OK) and os.statvfs(folder).f_blocks > 0
 
 
-def writable(folder: Path) -> None:
-    """Makes the folder. Raises MtpdError where that fails, or nothing can be written to it."""
+def make_writable_folder(folder: Path) -> None:
+    """Makes the folder. Raises MtpdError where that fails, or where no file can be made in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f'.{os.getpid()}'
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise MtpdError(
             f'{folder} cannot be written to ({error.strerror}). Choose another folder with --work-dir.'

@@ -1,29 +1,34 @@
-"""What this machine and its torch are, found without importing torch (an import takes seconds)."""
+"""This machine, its Python and its torch, without importing torch, which takes seconds; environment.json of a run."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import re
 import runpy
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
+from .. import __version__
 from ..errors import MtpdError
+from .files import read_json_if_valid, write_json
+from .paths import ROOT
 
-PYTHON = ((3, 11), (3, 12))
+SUPPORTED_PYTHON = ((3, 11), (3, 12))
 OLDEST_TORCH = (2, 6)
 TESTED_TORCH = {'CPU': (2, 13), 'CUDA': (2, 11)}
 GIB = 1024**3
 
 
 class Torch(NamedTuple):
-    """The installed torch: `version` as '2.13.0+cpu', `cuda` as '13.0' or None, its folder."""
+    """The installed torch: `version` such as '2.13.0+cpu', `cuda` such as '13.0' or None, the package's `folder`."""
 
     version: str
     cuda: str | None
@@ -31,28 +36,36 @@ class Torch(NamedTuple):
 
     @property
     def release(self) -> tuple[int, int]:
-        return release(self.version)
+        return major_minor(self.version)
 
 
-def release(version: str) -> tuple[int, int]:
+class Gpu(NamedTuple):
+    """An NVIDIA GPU as nvidia-smi lists it: 'NVIDIA H200', '143771 MiB', compute capability '9.0'."""
+
+    name: str
+    memory: str
+    capability: str
+
+
+def major_minor(version: str) -> tuple[int, int]:
     """Major and minor number of a version: '2.13.0+cpu' -> (2, 13)."""
     major, minor = re.match(r'(\d+)\.(\d+)', version).groups()
     return int(major), int(minor)
 
 
 def find_torch() -> Torch | None:
-    """The torch that `import torch` would take, or None."""
+    """The torch that `import torch` would import, or None."""
     spec = importlib.util.find_spec('torch')
     if spec is None or not spec.origin:
         return None
     folder = Path(spec.origin).parent
-    facts = runpy.run_path(str(folder / 'version.py'))
-    return Torch(facts['__version__'], facts.get('cuda'), folder)
+    version = runpy.run_path(str(folder / 'version.py'))
+    return Torch(version['__version__'], version.get('cuda'), folder)
 
 
 def check_python(version: tuple[int, int] = sys.version_info[:2]) -> None:
-    """Raises MtpdError for a Python that the kit does not run on."""
-    if not PYTHON[0] <= tuple(version) <= PYTHON[1]:
+    """Raises MtpdError for a Python that the kit does not support."""
+    if not SUPPORTED_PYTHON[0] <= tuple(version) <= SUPPORTED_PYTHON[1]:
         raise MtpdError(
             f'Python {version[0]}.{version[1]} is not supported: mmcv 1.7 and the pinned packages need '
             'Python 3.11 or 3.12. Install one and set the environment up again, for example '
@@ -63,7 +76,7 @@ def check_python(version: tuple[int, int] = sys.version_info[:2]) -> None:
 def check_torch(torch: Torch | None) -> str | None:
     """A warning for a torch that the kit was not tested with, None for a tested one.
 
-    Raises MtpdError where there is no torch, or one older than 2.6.
+    Raises MtpdError where there is no torch, or an older one than 2.6.
     """
     if torch is None:
         raise MtpdError(
@@ -83,35 +96,35 @@ def check_torch(torch: Torch | None) -> str | None:
     )
 
 
-def cores() -> int:
-    """CPU cores this process may use: its affinity mask, and the container's CPU quota."""
-    count = (
-        len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    )
-    quota = _cgroup('cpu.max')
+def cpu_cores() -> int:
+    """The number of CPU cores that this process may use, by its affinity and the container's quota."""
+    affinity = getattr(os, 'sched_getaffinity', None)  # Linux
+    count = len(affinity(0)) if affinity else os.cpu_count() or 1
+    quota = _cgroup_values('cpu.max')  # microseconds in a period, and the period; 'max': no limit
     if quota and quota[0] != 'max':
         count = min(count, max(1, int(quota[0]) // int(quota[1])))
     return count
 
 
 def free_memory() -> int:
-    """Bytes of memory that can be taken now without swapping, within the container's limit."""
+    """Bytes of memory that are free without swapping, within the container's limit."""
     free = psutil.virtual_memory().available
-    limit, used = _cgroup('memory.max'), _cgroup('memory.current')
+    limit, used = _cgroup_values('memory.max'), _cgroup_values('memory.current')
     if limit and used and limit[0] != 'max':
         free = min(free, max(0, int(limit[0]) - int(used[0])))
     return free
 
 
-def _cgroup(name: str) -> list[str]:
+def _cgroup_values(name: str) -> list[str]:
+    """The words of a file of the container's control group (version 2); none where there is no such file."""
     try:
         return Path('/sys/fs/cgroup', name).read_text().split()
     except OSError:
         return []
 
 
-def gpus() -> list[tuple[str, str, str]]:
-    """Name, total memory and compute capability ('9.0') of each NVIDIA GPU, by nvidia-smi."""
+def nvidia_gpus() -> list[Gpu]:
+    """The NVIDIA GPUs by nvidia-smi; none where that is missing or fails."""
     if not shutil.which('nvidia-smi'):
         return []
     query = ['nvidia-smi', '--query-gpu=name,memory.total,compute_cap', '--format=csv,noheader']
@@ -119,23 +132,88 @@ def gpus() -> list[tuple[str, str, str]]:
         out = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = [tuple(field.strip() for field in line.split(',')) for line in out.splitlines()]
-    return [row for row in rows if len(row) == 3]
+    rows = [[field.strip() for field in line.split(',')] for line in out.splitlines()]
+    return [Gpu(*row) for row in rows if len(row) == 3]
 
 
-def runs_on(architectures: str, capability: tuple[int, int]) -> bool:
-    """Whether code for some architectures, as '8.0;9.0+PTX', runs on a GPU of a compute capability.
+def supports_capability(architectures: str, capability: tuple[int, int]) -> bool:
+    """Whether code for `architectures`, such as '8.0;9.0+PTX', runs on a GPU of this compute capability.
 
-    Compiled code runs on GPUs of the same major number and no lower minor one; PTX on all later ones, too; that of
-    '9.0a' on 9.0 only.
+    Compiled code runs on GPUs of the same major number and no lower minor number. '+PTX' adds all later GPUs. '9.0a' is
+    for 9.0 alone. Source: CUDA C++ Programming Guide, "Application Compatibility".
     """
-    for architecture in architectures.split(';'):
-        version, _, ptx = architecture.partition('+')
-        numbers = tuple(map(int, version.rstrip('a').split('.')))
-        if version.endswith('a'):
-            fits = numbers == capability
-        else:
-            fits = numbers <= capability and (bool(ptx) or numbers[0] == capability[0])
-        if fits:
-            return True
-    return False
+    return any(_runs_on(architecture, capability) for architecture in architectures.split(';'))
+
+
+def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
+    version, _, ptx = architecture.partition('+')
+    if version.endswith('a'):
+        return major_minor(version) == capability
+    older = major_minor(version) <= capability
+    return older and (bool(ptx) or major_minor(version)[0] == capability[0])
+
+
+# What a run ran on, beside its results: without it a number can't be repeated.
+
+RECORDED_PACKAGES = (
+    'torch',
+    'torchvision',
+    'mmcv-full',
+    'mmdet',
+    'numpy',
+    'pycocotools',
+    'scikit-learn',
+)
+
+
+def write_environment(path: str | Path, threads: int = 0, **more: str) -> dict:
+    """`describe_environment` and `more`, which are written to `path` unless it exists: then its content.
+
+    So a notebook that is opened later does not change what a run ran on.
+    """
+    if recorded := read_json_if_valid(Path(path)):
+        return recorded
+    environment = describe_environment(threads) | more
+    write_json(path, environment)
+    return environment
+
+
+def describe_environment(threads: int = 0) -> dict:
+    """Versions, processor, GPUs and git commit as flat values. `threads`: those of a run; 0: one per core."""
+    torch = find_torch()
+    return {
+        'mtpd': __version__,
+        'python': platform.python_version(),
+        **{name: _package_version(name) for name in RECORDED_PACKAGES},
+        'cuda': torch.cuda if torch else None,
+        'device': ', '.join(gpu.name for gpu in nvidia_gpus()) or 'CPU',
+        'processor': _processor_name(),
+        'cpu_count': cpu_cores(),
+        'threads': threads or cpu_cores(),
+        'platform': platform.platform(),
+        'git_commit': _git_output('rev-parse', 'HEAD').strip() or None,
+        'git_changed_files': len(_git_output('status', '--porcelain').splitlines()),
+    }
+
+
+def _git_output(*arguments: str) -> str:
+    command = ['git', '-C', str(ROOT), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout
+    except OSError:  # git is not installed
+        return ''
+
+
+def _package_version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        return next(line.split(':', 1)[1].strip() for line in lines if 'model name' in line)
+    except (OSError, StopIteration):
+        return platform.machine()

@@ -1,4 +1,4 @@
-"""Where things are: the checkout, the cache, and the paths that recipes name."""
+"""The checkout, the cache, and the files that recipes name."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from ..errors import RecipeError, nearest
+from ..errors import RecipeError, did_you_mean
 from .files import sha256_in_name
 
-# Of the checkout: configs/, notebooks/ and runs/ lie here.
+# The checkout: configs/, notebooks/ and runs/ lie in it.
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def cache_dir() -> Path:
-    """MTPD_CACHE, or `mtpd` in the user's cache folder: outside the checkout, shared by checkouts."""
-    if place := os.environ.get('MTPD_CACHE'):
-        return Path(place).expanduser().absolute()
+    """MTPD_CACHE, or `mtpd` in the user's cache folder, which all checkouts share."""
+    if folder := os.environ.get('MTPD_CACHE'):
+        return Path(folder).expanduser().absolute()
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mtpd'
 
 
@@ -27,10 +27,10 @@ def is_url(path: str) -> bool:
     return path.startswith(('http://', 'https://'))
 
 
-def cached(url: str) -> Path:
-    """Where the checkpoint of a URL is kept, whether it is there or not: in the cache, shared by runs.
+def cached_checkpoint(url: str) -> Path:
+    """The path in the cache for the checkpoint of a URL, whether it was fetched or not.
 
-    A name with a checksum is its own; another gets the URL's in front, so that two `student.pth` keep apart.
+    A name without a checksum gets that of the URL in front, so that two `student.pth` have two paths.
     """
     name = PurePosixPath(urlsplit(url).path).name
     if not sha256_in_name(name):
@@ -38,42 +38,48 @@ def cached(url: str) -> Path:
     return cache_dir() / 'checkpoints' / name
 
 
-def config_file(path: str | Path) -> Path:
-    """A recipe's or an mmdet config's file: relative to the working directory or the checkout, or `mmdet::x.py`.
+def find_config_file(path: str | Path) -> Path:
+    """The file of a recipe or an mmdet config: relative to the working directory or the checkout, or `mmdet::x.py`.
 
     Raises:
-        RecipeError: no such file; with the nearest one.
+        RecipeError: there is no such file; the message names the nearest one.
     """
     if str(path).startswith('mmdet::'):
-        return resolve(str(path), Path(path))
-    found = next((p for p in (Path(path), ROOT / path) if p.is_file()), None)
-    if found is None:
-        known = sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'configs').glob('[!_]*/*.py'))
-        raise RecipeError(path, ['no such file. ' + nearest(str(path), known)])
-    return found
+        return resolve_path(str(path), Path(path))
+    for file in (Path(path), ROOT / path):
+        if file.is_file():
+            return file
+    known = sorted(str(file.relative_to(ROOT)) for file in (ROOT / 'configs').glob('[!_]*/*.py'))
+    raise RecipeError(path, [f'no such file. {did_you_mean(str(path), known)}'])
 
 
-def resolve(path: str, source: Path) -> Path:
-    """A path of a recipe: `mmdet::x.py` in mmdet's packaged configs, else absolute, or relative to the working
-    directory, the recipe's folder or the checkout (the first that exists; else the working directory's).
+def resolve_path(path: str, source: Path) -> Path:
+    """A path that the recipe `source` names.
+
+    `mmdet::x.py` is one of mmdet's packaged configs. A relative path is looked for in the working directory, the
+    recipe's folder and the checkout; where none of them has it, the result lies in the working directory.
 
     Raises:
-        RecipeError: mmdet has no such packaged config.
+        RecipeError: mmdet has no such config.
     """
     if str(path).startswith('mmdet::'):
-        package = Path(find_spec('mmdet').origin).parent  # importing it takes seconds
-        root, name = package / '.mim' / 'configs', path.removeprefix('mmdet::')
-        if not (root / name).is_file():
-            known = [str(file.relative_to(root)) for file in root.glob('[!_]*/*.py')]
+        package = Path(find_spec('mmdet').origin).parent  # importing mmdet takes seconds
+        configs, name = package / '.mim' / 'configs', path.removeprefix('mmdet::')
+        if not (configs / name).is_file():
+            known = [str(file.relative_to(configs)) for file in configs.glob('[!_]*/*.py')]
             close = difflib.get_close_matches(name, known, n=1)
-            hint = f"Did you mean 'mmdet::{close[0]}'?" if close else f'Its configs lie in {root}.'
+            hint = (
+                f"Did you mean 'mmdet::{close[0]}'?" if close else f'Its configs lie in {configs}.'
+            )
             raise RecipeError(source, [f'{path}: mmdet has no such config. {hint}'])
-        return root / name
-    places = [Path.cwd(), source.parent, ROOT]
-    return next((place / path for place in places if (place / path).exists()), Path.cwd() / path)
+        return configs / name
+    for folder in (Path.cwd(), source.parent, ROOT):
+        if (folder / path).exists():
+            return folder / path
+    return Path.cwd() / path
 
 
-def shown(path: Path) -> str:
-    """A path relative to the checkout where it lies in it, else absolute."""
+def display_path(path: Path) -> str:
+    """The path as messages show it: relative to the checkout where it lies in there, else as it is."""
     path = Path(os.path.normpath(path))
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

@@ -1,4 +1,4 @@
-"""Progress with the time left, of whatever takes more than a few seconds; and how much is told beside it."""
+"""Progress bars with the time left, and how much mmdet and mmcv log."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from collections.abc import Iterable
 
 from tqdm import tqdm
 
-PATIENCE = 5  # seconds before a bar appears
-VERBOSE = (
-    'MTPD_VERBOSE'  # of `mtpd -v`; what a command starts, notebooks' kernels among it, has it, too
-)
+BAR_DELAY = 5  # seconds before a bar appears
+# Set by `mtpd -v`. An environment variable: the kernels and processes that a command starts inherit it.
+VERBOSE_VARIABLE = 'MTPD_VERBOSE'
 
 
-def bar(what: str, items: Iterable | None = None, total: int | None = None, unit: str = '') -> tqdm:
-    """tqdm's bar on standard error, which numbers on standard output don't mix with; gone when it is through.
+def progress_bar(
+    description: str, items: Iterable | None = None, total: int | None = None, unit: str = ''
+) -> tqdm:
+    """tqdm's bar on standard error, apart from the numbers on standard output; it disappears at the end.
 
-    Where nobody watches, in a log or a notebook's output, it is renewed every ten seconds only.
+    In a log or a notebook's output, which is no terminal, it is renewed every ten seconds only.
     """
-    slow = 0.5 if sys.stderr.isatty() else 10
-    return tqdm(items, what, total, leave=False, unit=unit, delay=PATIENCE, mininterval=slow)
+    interval = 0.5 if sys.stderr.isatty() else 10
+    return tqdm(
+        items, description, total, leave=False, unit=unit, delay=BAR_DELAY, mininterval=interval
+    )
 
 
 def log_level() -> str:
-    """Of mmdet's and mmcv's logs."""
-    return 'INFO' if os.environ.get(VERBOSE, '') not in ('', '0') else 'WARNING'
+    """The level of mmdet's and mmcv's logs: 'INFO' after `mtpd -v`, else 'WARNING'."""
+    return 'INFO' if os.environ.get(VERBOSE_VARIABLE, '') not in ('', '0') else 'WARNING'

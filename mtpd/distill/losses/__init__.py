@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from .base import DISTILL_LOSSES, FeatureLoss
-from .build import build_distill_loss, build_losses
+from .base import DISTILL_LOSSES, FeatureLoss, build_distill_loss, build_losses
 from .cwd import CWD
 from .fgd import FGD
 from .mgd import MGD

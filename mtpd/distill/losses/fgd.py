@@ -78,7 +78,7 @@ class FGD(FeatureLoss):
         img_metas: list[dict] | None,
     ) -> Tensor:
         sizes = self._image_sizes(len(student), gt_bboxes, img_metas)
-        foreground, background = masks(student, gt_bboxes, sizes)
+        foreground, background = foreground_background_masks(student, gt_bboxes, sizes)
         cells_s, channels_s = self._attention(student)
         cells_t, channels_t = self._attention(teacher)
         error = (channels_t * (student - teacher).pow(2)).sum(1, keepdim=True) * cells_t
@@ -86,8 +86,8 @@ class FGD(FeatureLoss):
         attention = (cells_s - cells_t).abs().sum() + (channels_s - channels_t).abs().sum()
         # Sums over cells and a difference of sums: not in half precision.
         with torch.autocast(student.device.type, enabled=False):
-            of_student = _related(student, self.conv_mask_s, self.channel_add_conv_s)
-            of_teacher = _related(teacher, self.conv_mask_t, self.channel_add_conv_t)
+            of_student = _apply_relation(student, self.conv_mask_s, self.channel_add_conv_s)
+            of_teacher = _apply_relation(teacher, self.conv_mask_t, self.channel_add_conv_t)
         relation = (of_student - of_teacher).pow(2).sum()
         return (focal.sum() + self.gamma * attention + self.relation * relation) / len(student)
 
@@ -141,13 +141,14 @@ def _relation_block(channels: int) -> tuple[nn.Conv2d, nn.Sequential]:
     return cells, bottleneck
 
 
-def _related(feature: Tensor, cells: nn.Conv2d, bottleneck: nn.Sequential) -> Tensor:
+def _apply_relation(feature: Tensor, cells: nn.Conv2d, bottleneck: nn.Sequential) -> Tensor:
+    """R(F) of `FGD`'s docstring, `(N, C, H, W)`."""
     share = cells(feature).flatten(2).softmax(2)
     context = (feature.flatten(2) * share).sum(2)
     return feature + bottleneck(context[:, :, None, None])
 
 
-def masks(
+def foreground_background_masks(
     feature: Tensor, gt_bboxes: list[Tensor], sizes: list[tuple[int, int]]
 ) -> tuple[Tensor, Tensor]:
     """Foreground and background masks of FGD, each `(N, 1, H, W)`.
@@ -160,7 +161,7 @@ def masks(
     h, w = feature.shape[2:]
     foreground = torch.stack(
         [
-            _foreground(boxes.to(feature), size, h, w)
+            _foreground_weights(boxes.to(feature), size, h, w)
             for boxes, size in zip(gt_bboxes, sizes, strict=True)
         ]
     )[:, None]
@@ -168,7 +169,7 @@ def masks(
     return foreground, background / background.sum((2, 3), keepdim=True).clamp(min=1)
 
 
-def _foreground(boxes: Tensor, size: tuple[int, int], h: int, w: int) -> Tensor:
+def _foreground_weights(boxes: Tensor, size: tuple[int, int], h: int, w: int) -> Tensor:
     """`(h, w)`: at each cell the largest 1 / (cells of a box) of the boxes that cover it, or 0.
 
     A box covers the cells floor(start) to ceil(end), both included; what lies outside counts too.

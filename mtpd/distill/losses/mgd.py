@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import MtpdError
-from .base import DISTILL_LOSSES, FeatureLoss, check_settings, in_full
+from .base import DISTILL_LOSSES, FeatureLoss, as_float32, check_settings
 
 
 @DISTILL_LOSSES.register_module()
@@ -47,6 +47,6 @@ class MGD(FeatureLoss):
     def compare(self, student: Tensor, teacher: Tensor, gt_bboxes, img_metas) -> Tensor:
         n, _, h, w = student.shape
         # Drawn where the feature lives: a mask from the CPU costs a transfer a level and update.
-        kept = torch.rand((n, 1, h, w), device=student.device) >= self.mask_ratio
-        generated = self.generation(student * kept.to(student.dtype))
-        return self.alpha / n * (in_full(generated) - teacher).pow(2).sum()
+        mask = torch.rand((n, 1, h, w), device=student.device) >= self.mask_ratio
+        generated = self.generation(student * mask.to(student.dtype))
+        return self.alpha / n * (as_float32(generated) - teacher).pow(2).sum()

@@ -38,9 +38,9 @@ class PKD(FeatureLoss):
                 f'PKD: a feature map of shape {tuple(student.shape)} (N, C, H, W) has one cell a '
                 'channel, which has no spread: leave this FPN level out, or enlarge images or batch'
             )
-        return self.weight / 2 * F.mse_loss(_standardised(student), _standardised(teacher))
+        return self.weight / 2 * F.mse_loss(_standardise(student), _standardise(teacher))
 
 
-def _standardised(feature: Tensor) -> Tensor:
+def _standardise(feature: Tensor) -> Tensor:
     std, mean = torch.std_mean(feature, dim=(0, 2, 3), keepdim=True)
     return (feature - mean) / (std + 1e-6)

@@ -1,0 +1,110 @@
+"""What a recipe trains: its detectors and its arms' stages, where each lies, what distils it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from .recipe import Arm, Recipe
+
+
+class Training(NamedTuple):
+    """One training: a detector on its own (`teacher` is None), or a stage of distillation.
+
+    `folder` gets ``latest.pth`` and, at the end, `final`.
+    """
+
+    detector: str
+    teacher: str | None
+    updates: int
+    folder: Path
+    final: str = 'student.pth'
+
+    @property
+    def title(self) -> str:
+        return training_title(self.detector, self.teacher)
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / self.final).is_file()
+
+
+def training_title(detector: str, teacher: str | None) -> str:
+    return f'{detector} taught by {teacher}' if teacher else detector
+
+
+def planned_trainings(recipe: Recipe, work_dir: str | Path | None = None) -> list[Training]:
+    """Everything that a run of the recipe trains.
+
+    For teachers that are still to be chosen the first of the pool stand, as many as may be chosen.
+    """
+    trainings = [
+        detector_training(recipe, name, work_dir)
+        for name in recipe.detectors
+        if recipe.checkpoint(name) is None
+    ]
+    for arm in recipe.arms.values():
+        if not arm.teachers:
+            arm = replace(arm, teachers=tuple(recipe.pool[: recipe.cfg.order.max_length]))
+        trainings += arm_trainings(recipe, arm, range(1, len(arm.teachers) + 1), work_dir)
+    return trainings
+
+
+def detector_training(recipe: Recipe, name: str, work_dir: str | Path | None = None) -> Training:
+    """The training of the student's baseline, or of a teacher."""
+    schedule = recipe.cfg.schedule
+    default = schedule.baseline if name == 'student' else schedule.teacher
+    updates = recipe.detector(name).get('updates', default)
+    folder = recipe.run_dir(work_dir) / 'detectors' / name
+    return Training(name, None, updates, folder, 'model.pth')
+
+
+def arm_trainings(
+    recipe: Recipe, arm: Arm, stages: Iterable[int], work_dir: str | Path | None = None
+) -> list[Training]:
+    """The trainings of an arm's stages, counted from 1."""
+    return [
+        Training(
+            'student',
+            arm.teachers[stage - 1],
+            arm.stage_updates,
+            stage_dir(recipe, arm, stage, work_dir),
+        )
+        for stage in stages
+    ]
+
+
+def stage_dir(recipe: Recipe, arm: Arm, stage: int, work_dir: str | Path | None = None) -> Path:
+    """Where an arm's stage, counted from 1, lies."""
+    return recipe.run_dir(work_dir) / 'stages' / arm.name / arm.stage_name(stage)
+
+
+def distill_cfg(recipe: Recipe, student: dict, teacher: dict) -> list[dict]:
+    """The recipe's distillation settings in the original code's form: one entry per FPN level.
+
+    A method's `levels`, `student_module` and `teacher_module` go before the recipe's. The losses are named
+    loss_<method>_fpn_<level>, which `mtpd.analysis.run.split_loss` goes by.
+
+    Args:
+        student, teacher: mmdet model configs.
+    """
+    distill = recipe.cfg.distill
+    settings = distill.settings[distill.method].to_dict()
+    method_levels = settings.pop('levels', distill.levels)
+    student_module = settings.pop('student_module', distill.student_module)
+    teacher_module = settings.pop('teacher_module', distill.teacher_module)
+    channels = dict(
+        student_channels=student['neck']['out_channels'],
+        teacher_channels=teacher['neck']['out_channels'],
+    )
+    return [
+        dict(
+            student_module=student_module.format(level=level),
+            teacher_module=teacher_module.format(level=level),
+            methods=[dict(name=f'loss_{distill.method}_fpn_{level}', **channels, **settings)],
+        )
+        for level in distill.levels
+        if level in method_levels
+    ]

@@ -1,0 +1,251 @@
+"""How training and evaluation load images: corrupt files are left out up to a limit, and data workers end in words."""
+
+from __future__ import annotations
+
+from ..runtime import compat  # noqa: F401  (before mmcv)
+
+# isort: split
+import itertools
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import cv2
+from mmcv.runner import get_dist_info
+from mmdet.datasets import PIPELINES
+from mmdet.datasets.pipelines import LoadImageFromFile
+from torch.utils.data import Dataset
+
+from ..errors import MtpdError
+from ..utils.machine import cpu_cores
+from ..utils.processes import end_with_parent
+from ..utils.progress import progress_bar
+
+# Corrupt images: missing, empty, cut short or no images at all.
+
+
+class CorruptImage(MtpdError):
+    """Image files that can't be loaded.
+
+    Attributes:
+        problems: what is wrong with each, by path.
+    """
+
+    def __init__(self, text: str, problems: dict[str, str] | None = None):
+        # An error from a data worker is raised again by torch, with the worker's traceback before its text.
+        super().__init__(text.rpartition(f'{type(self).__name__}: ')[2].rstrip())
+        self.problems = problems or {}
+
+
+@PIPELINES.register_module(name='LoadImageFromFile', force=True)
+class LoadWholeImage(LoadImageFromFile):
+    """Takes the place of mmdet's `LoadImageFromFile`; raises CorruptImage for a file that is no whole image.
+
+    mmdet reads a file's bytes and decodes them by `cv2.imdecode`, which, unlike `cv2.imread`, refuses a part of an image.
+    """
+
+    def __call__(self, results: dict) -> dict:
+        try:
+            return super().__call__(results)
+        except MemoryError:
+            raise
+        except OSError as error:
+            problem = f'cannot be read ({error.strerror})'
+        except (
+            Exception
+        ):  # mmdet's AttributeError, as OpenCV gives None; or the error of another backend of mmcv
+            problem = 'is empty, cut short, damaged or no image'
+        folder, name = results['img_prefix'], results['img_info']['filename']
+        path = name if folder is None else os.path.join(folder, name)  # noqa: PTH118
+        raise corrupt_images_error({path: problem}, 0)
+
+
+class SkipCorrupt(Dataset):
+    """A dataset of mmdet for training, in which the next whole image takes the place of a corrupt one.
+
+    Which one that is depends on the files alone. The corrupt ones are in the sample's `img_metas`, see `corrupt_in_batch`.
+
+    Args:
+        dataset: all its other attributes are this one's, too.
+        limit: how many images may be corrupt.
+    """
+
+    def __init__(self, dataset: Any, limit: int):
+        self.dataset, self.limit = dataset, limit
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        """Raises CorruptImage where more than `limit` images in a row are corrupt, or all are."""
+        problems: dict[str, str] = {}
+        for candidate in itertools.islice(self._candidates(index), self.limit + 1):
+            try:
+                sample = self.dataset[candidate]
+            except CorruptImage as error:
+                problems |= error.problems
+                continue
+            if problems and not isinstance(sample['img_metas'], list):  # a list: in testing
+                sample['img_metas'].data['corrupt'] = problems
+            return sample
+        raise corrupt_images_error(problems, self.limit)
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        """`index` and those after it, around the end; images of the other orientation come last.
+
+        A batch holds images of one orientation.
+        """
+        yield index
+        others = [*range(index + 1, len(self)), *range(index)]
+        flags = getattr(self.dataset, 'flag', None)
+        if flags is not None:
+            others.sort(key=lambda other: flags[other] != flags[index])
+        yield from others
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith('__') or name == 'dataset':  # asked for while it is unpickled
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+
+def batch_metas(batch: dict) -> list[dict]:
+    """mmdet's `img_metas` of a training batch, one after the other."""
+    return [meta for group in batch['img_metas'].data for meta in group]
+
+
+def corrupt_in_batch(batch: dict) -> dict[str, str]:
+    """What is wrong with the corrupt images that others in a training batch take the place of, by path."""
+    corrupt: dict[str, str] = {}
+    for meta in batch_metas(batch):
+        corrupt |= meta.get('corrupt', {})
+    return corrupt
+
+
+def leave_out_corrupt(dataset: Any, limit: int) -> dict[str, str]:
+    """Takes the corrupt images out of a CocoDataset in testing, and names them on stderr.
+
+    All images are decoded for it, unless `limit` is 0: then a corrupt one ends the evaluation when it comes to it.
+
+    Returns:
+        What is wrong with each, by path.
+
+    Raises:
+        CorruptImage: they are more than `limit`.
+    """
+    if not limit or not hasattr(dataset, 'data_infos'):
+        return {}
+    load = LoadWholeImage()
+
+    def image_problem(info: dict) -> dict[str, str]:
+        try:
+            load({'img_prefix': dataset.img_prefix, 'img_info': info})
+        except CorruptImage as error:
+            return error.problems
+        return {}
+
+    infos = dataset.data_infos
+    with ThreadPoolExecutor(cpu_cores()) as pool:
+        checked = [*progress_bar('image files', pool.map(image_problem, infos), len(infos))]
+    corrupt = {path: text for problems in checked for path, text in problems.items()}
+    if len(corrupt) > limit:
+        raise corrupt_images_error(corrupt, limit)
+    whole = [place for place, problems in enumerate(checked) if not problems]
+    dataset.data_infos = [infos[place] for place in whole]
+    dataset.img_ids = [dataset.img_ids[place] for place in whole]
+    if get_dist_info()[0] == 0:
+        for path, problem in sorted(corrupt.items()):  # stdout is for the numbers of `mtpd eval`
+            print(f'image {path} {problem}: left out of the evaluation', file=sys.stderr)
+    return corrupt
+
+
+def corrupt_images_error(problems: dict[str, str], limit: int) -> CorruptImage:
+    """The error for more corrupt images than the limit, with what is wrong with each, by path."""
+    lines = [f'image {path} {problem}' for path, problem in sorted(problems.items())]
+    if len(lines) > 20:
+        lines = [*lines[:20], f'and {len(lines) - 20} more']
+    if limit:
+        text = '\n  - '.join(['corrupt images, more than may be left out:', *lines]) + '\n'
+        hint = f'data.corrupt_limit is {limit}: a higher one leaves out more.'
+    else:
+        text = '; '.join(lines) + '. '
+        hint = '--cfg-options data.corrupt_limit=N leaves out up to N such images.'
+    text += (
+        'Fetch or export again what is corrupt; the same command goes on from the last checkpoint. '
+    )
+    return CorruptImage(text + hint, problems)
+
+
+# Data workers: how many there are, and what a training says where one dies.
+
+T = TypeVar('T')
+_WORKER_DEATH = re.compile(
+    r'DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (?:is killed by signal: (?P<signal>.+?)\. |exited)'
+)
+MAX_WORKERS = 8  # load 16 images of COCO, half a second's work for one, in less time than a GPU's update takes
+WORKER_EXIT_DELAY = 5  # seconds at most between the break of a worker's connection and its end
+_LIKELY_CAUSES = {
+    'SIGKILL': ' (often: out of memory)',
+    'SIGBUS': ' (often: shared memory, /dev/shm, is full)',
+}
+
+
+def worker_count(workers: int | str, device: str, processes: int, training: bool = True) -> int:
+    """How many data workers a process has. Results do not depend on it.
+
+    Args:
+        workers: a recipe's `runtime.workers`. 'auto' on a GPU: all cores but one, from 2 up to MAX_WORKERS; on the CPU,
+            which computes on the same cores: one in training, none in evaluation.
+        processes: how many share the cores of this machine.
+    """
+    if not isinstance(workers, str):
+        return workers
+    if device == 'cpu':
+        return int(training)
+    return min(MAX_WORKERS, max(2, cpu_cores() // processes - 1))
+
+
+def init_worker(_: int) -> None:
+    """DataLoader's `worker_init_fn`: what a data worker does first."""
+    os.setpgid(
+        0, 0
+    )  # Ctrl-C reaches the main process alone, where a training ends at an update's end
+    end_with_parent()
+    cv2.setNumThreads(0)  # the other workers have the other cores
+
+
+def explain_worker_death(work: Callable[[], T]) -> T:
+    """What `work` returns. Raises MtpdError where a data worker was killed, or ended by itself, meanwhile.
+
+    No context manager, as torch raises in a signal handler, which may run in its `__exit__`, outside of what it guards.
+    """
+    try:
+        try:
+            return work()
+        except (ConnectionError, EOFError, FileNotFoundError):
+            # A dying worker's connection may break first. Meanwhile torch learns of the death, and raises here.
+            time.sleep(WORKER_EXIT_DELAY)
+            raise
+    except RuntimeError as error:
+        # `match`, as an error that a worker raises in a dataset has these words further on.
+        if not (death := _WORKER_DEATH.match(str(error))):
+            raise
+        # The loop that waits for data raises a second error from the signal handler's.
+        death = _WORKER_DEATH.match(str(error.__cause__)) or death
+        raise MtpdError(
+            f'a data worker {_describe_exit(death["signal"])}. Fewer of them take less memory: runtime.workers (an mmdet '
+            'config: data.workers_per_gpu). The same command goes on; a training, from its newest checkpoint.'
+        ) from error
+
+
+def _describe_exit(signal_text: str | None) -> str:
+    """How a worker ended; torch names a signal by its text, such as 'Killed'."""
+    if not signal_text:
+        return 'ended unexpectedly'
+    names = {signal.strsignal(number): signal.Signals(number).name for number in signal.Signals}
+    name = names.get(signal_text, signal_text)
+    return f'was ended by signal {name}{_LIKELY_CAUSES.get(name, "")}'

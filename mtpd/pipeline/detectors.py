@@ -1,0 +1,136 @@
+"""One detector on its own, the student's baseline or a teacher: trained or loaded, and measured."""
+
+from __future__ import annotations
+
+from ..runtime import compat  # noqa: F401  (before mmcv)
+
+# isort: split
+from functools import partial
+from pathlib import Path
+
+from mmcv import ConfigDict
+from mmdet.models import build_detector
+from torch import nn
+
+from ..config.plan import detector_training
+from ..config.recipe import Recipe
+from ..distill.initialization import initialise_weights, warm_start
+from ..engine.evaluation import evaluate, metrics_of_checkpoint, model_cost
+from ..engine.loop import train_model
+from ..errors import RecipeError
+from ..preflight.checks import check_before_training
+from ..runtime import checkpoints
+from ..utils.files import read_json, write_json
+from .mmdet_config import recipe_as_mmdet
+from .run_dir import recorded_settings
+
+
+def train_detector_run(
+    recipe: Recipe, detector: str = 'student', work_dir: str | Path | None = None
+) -> dict:
+    """Trains and evaluates the student's baseline or a teacher into ``detectors/<name>/``.
+
+    It starts from scratch, or from the weights of its `init` that fit. What is done is not done again; an interrupted
+    training resumes at its last checkpoint.
+
+    Returns:
+        As `prepare_detector`.
+
+    Raises:
+        RecipeError: the dataset or the detector does not fit the recipe.
+    """
+    spec, training = recipe.detector(detector), detector_training(recipe, detector, work_dir)
+    out, final = training.folder, training.folder / training.final
+    if not checkpoints.is_finished(final):
+        check_before_training(recipe, [detector], (), [training], out)
+        print(f'training {spec.get("label", detector)}')
+        cfg = recipe.model(detector)
+        build = partial(_warm_detector, cfg, detector, recipe.fetch(detector, 'init'))
+        meta = checkpoint_meta(recipe, detector)
+        with recorded_settings(recipe, recipe.run_dir(work_dir), out):
+            train_model(
+                recipe, build, cfg, out, training.updates, recipe.seed, spec.get('scenes'), meta
+            )
+        checkpoints.export_student(out / 'latest.pth', final)
+    return measured_detector(recipe, detector, out, final)
+
+
+def prepare_detector(recipe: Recipe, name: str, work_dir: str | Path | None = None) -> dict:
+    """The student's baseline or a teacher, ready: loaded where the recipe names a checkpoint, else trained.
+
+    Returns:
+        ``{'dir', 'checkpoint', 'metrics', 'model'}``: paths, and the contents of metrics.json and
+        model.json in ``detectors/<name>/``.
+
+    Raises:
+        RecipeError: the recipe's checkpoint is missing.
+    """
+    if recipe.checkpoint(name) is None:
+        return train_detector_run(recipe, name, work_dir)
+    checkpoint = detector_checkpoint(recipe, name, work_dir)
+    return measured_detector(
+        recipe, name, recipe.run_dir(work_dir) / 'detectors' / name, checkpoint
+    )
+
+
+def detector_checkpoint(recipe: Recipe, name: str, work_dir: str | Path | None = None) -> Path:
+    """The checkpoint of a detector: the recipe's (fetched if need be), or the one of this run (trained if need be).
+
+    Raises:
+        RecipeError: the recipe's checkpoint is missing.
+        MtpdError: it can't be fetched.
+    """
+    named = recipe.fetch(name)
+    if named is None:
+        return train_detector_run(recipe, name, work_dir)['checkpoint']
+    if not named.is_file():
+        raise RecipeError(recipe.source, recipe.checkpoint_problems())
+    return named
+
+
+def init_label(recipe: Recipe, name: str) -> str | None:
+    """Whose weights a detector's training begins with: another detector's label, else the file's name.
+
+    None where it begins from scratch.
+    """
+    init = recipe.checkpoint(name, 'init')
+    if init is None:
+        return None
+    for other, spec in recipe.detectors.items():
+        if recipe.checkpoint(other) == init:
+            return spec.get('label', other)
+    return init.name
+
+
+def measured_detector(recipe: Recipe, detector: str, out: Path, checkpoint: Path) -> dict:
+    """A detector's metrics and size in `out`, measured unless they are there for this checkpoint."""
+    wanted = recipe.cfg.evaluation.metrics
+    metrics = metrics_of_checkpoint(
+        out, checkpoint, lambda: evaluate(recipe, checkpoint, wanted, detector, out)
+    )
+    if not (out / 'model.json').is_file():
+        write_json(out / 'model.json', model_cost(recipe, detector))
+    model = read_json(out / 'model.json')
+    return {'dir': out, 'checkpoint': checkpoint, 'metrics': metrics, 'model': model}
+
+
+def checkpoint_meta(recipe: Recipe, detector: str, **more) -> dict:
+    """What a checkpoint's `meta` says of the detector in it, and `more`."""
+    return {
+        # mmdet's resuming runs what stands under `config`; export_student gives it that name.
+        'student_config': recipe_as_mmdet(recipe, detector),
+        'recipe': recipe.name,
+        'detector': detector,
+        'seed': recipe.seed,
+        **more,
+    }
+
+
+def _warm_detector(cfg: dict, name: str, weights: Path | None) -> nn.Module:
+    # A function of this module, as several processes get it by name.
+    model = build_detector(ConfigDict(cfg))
+    key = name if name == 'student' else f'teachers.{name}'
+    initialise_weights(model, cfg['backbone'], f'{key}.model')
+    if weights:
+        print(f'{name}: {warm_start(model, weights)} tensors from {weights}')
+    return model

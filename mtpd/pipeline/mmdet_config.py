@@ -1,0 +1,389 @@
+"""Plain mmdet configs in place of recipes: trained and tested with their own settings, by mmdet's own loop."""
+
+from __future__ import annotations
+
+from ..runtime import compat  # noqa: F401  (before mmcv)
+
+# isort: split
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from mmcv import Config
+from mmcv.runner import wrap_fp16_model
+from mmdet.datasets import DATASETS, CocoDataset, replace_ImageToTensor
+from mmdet.models import build_detector
+from mmdet.utils import compat_cfg, replace_cfg_vals, update_data_root
+from torch import nn
+
+from ..config.files import (
+    as_overrides,
+    format_config,
+    is_plain_config,
+    override_values,
+    pretrained_as_init_cfg,
+    read_config,
+    set_class_count,
+)
+from ..config.recipe import Recipe, load_recipe
+from ..data import coco
+from ..distill.initialization import initialise_weights
+from ..engine import loop, memory, pipelines
+from ..engine.evaluation import DetectionTask, check_metrics, evaluate_model, metrics_of_checkpoint
+from ..errors import RecipeError, unknown_name
+from ..runtime import checkpoints, distributed
+from ..utils.paths import ROOT, display_path, resolve_path
+from .run_dir import claim_run_dir
+
+SPLITS = ('train', 'val', 'test')
+# Settings that mmdet reads and a config may leave out.
+OPTIONAL_KEYS = (
+    'auto_scale_lr',
+    'custom_hooks',
+    'device',
+    'evaluation',
+    'find_unused_parameters',
+    'fp16',
+    'init_cfg',
+    'load_from',
+    'momentum_config',
+    'paramwise_cfg',
+    'seed',
+    'train_dataloader',
+    'val_dataloader',
+    'test_dataloader',
+)
+
+
+@dataclass(frozen=True)
+class PlainConfig:
+    """A plain mmdet config: its values with the paths settled, its file, and its text as it was asked for.
+
+    `gpus`: how many processes share its work; an update takes `samples_per_gpu` images of each, whose key in the file
+    is `batch`. `corrupt_limit`: how many images of a split may be corrupt, and are left out.
+    """
+
+    cfg: Config
+    source: Path
+    text: str
+    gpus: int | None = None
+    batch: str = 'data.train_dataloader.samples_per_gpu'
+    corrupt_limit: int = 0
+
+    @property
+    def device(self) -> str:
+        return self.cfg.get('device') or 'auto'
+
+    @property
+    def processes(self) -> int:
+        return distributed.process_count(self.gpus, self.device, self.source)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Those of COCO among the metrics that it is evaluated by: 'bbox', 'segm'."""
+        stated = (self.cfg.get('evaluation') or {}).get('metric', 'bbox')
+        return tuple(name for name in ('bbox', 'segm') if name in stated) or ('bbox',)
+
+
+def load_config(
+    path: str | Path, overrides: dict | str | None = None, seed: int | None = None
+) -> Recipe | PlainConfig:
+    """A recipe, as `load_recipe`, or a plain mmdet config: a file or ``mmdet::retinanet/retinanet_r50_fpn_1x_coco.py``.
+
+    Args:
+        overrides: the config's own keys, `runtime.gpus` and `data.corrupt_limit` as a recipe's, and ``data.root``, the
+            folder of any COCO-format dataset: its classes take the place of the config's, in data and heads.
+
+    Raises:
+        RecipeError: no such config, it does not load, unknown keys, or what mmdet needs is missing in it.
+    """
+    source, cfg = read_config(path)
+    if not is_plain_config(cfg):
+        return load_recipe(path, overrides, seed)
+    overrides = dict(as_overrides(overrides))
+    root, gpus = overrides.pop('data.root', None), overrides.pop('runtime.gpus', None)
+    limit = overrides.pop('data.corrupt_limit', 0)
+    problems = _unknown_key_problems(cfg, overrides)
+    if type(limit) is not int or limit < 0:
+        problems.append(
+            f'data.corrupt_limit is {limit!r}: a number of images, from 0 on, is needed.'
+        )
+    data = cfg.get('data') or {}
+    problems += [f'data.{split} is missing.' for split in SPLITS if split not in data]
+    if problems:
+        raise RecipeError(source, problems)
+    cfg = replace_cfg_vals(cfg)
+    update_data_root(cfg)  # mmdet's MMDET_DATASETS
+    override_values(cfg, overrides, source)
+    cfg.seed = seed if seed is not None else cfg.get('seed') or 0
+    if 'total_epochs' not in cfg:
+        cfg.setdefault('runner', None)  # testing needs none
+    batch = 'data' if 'samples_per_gpu' in cfg.data else 'data.train_dataloader'
+    cfg = compat_cfg(cfg)
+    if root is not None:
+        use_coco_folder(cfg, resolve_path(str(root), source), source)
+    text = format_config(cfg._cfg_dict.to_dict())
+    settle_dataset_paths(cfg, source)
+    return PlainConfig(cfg, source.resolve(), text, gpus, f'{batch}.samples_per_gpu', limit)
+
+
+def train_config(config: PlainConfig, work_dir: str | Path | None = None) -> dict:
+    """Trains a config's detector into `work_dir` (default ``runs/<config>/``) and evaluates it; goes on where it was.
+
+    Returns:
+        ``{'dir', 'checkpoint', 'metrics'}``: paths (``model.pth``), and the contents of metrics.json.
+
+    Raises:
+        RecipeError: the dataset or the detector does not fit the config.
+        MtpdError: the folder can't be written to, or holds a training with other settings.
+    """
+    cfg, source = config.cfg, config.source
+    needed = ('runner', 'optimizer', 'optimizer_config', 'lr_config')
+    problems = [f'{key} is missing: it can be tested only.' for key in needed if not cfg.get(key)]
+    problems = problems or dataset_problems(cfg, SPLITS, config.corrupt_limit)
+    if problems:
+        raise RecipeError(source, problems)
+    out = config_run_dir(config, work_dir)
+    final = out / 'model.pth'
+    claim_run_dir(out / 'config.py', config.text)
+    if not checkpoints.is_finished(final):
+        settings = _training_config(config, out)
+        meta = {'student_config': config.text, 'seed': cfg.seed}
+        build = partial(_initialised_detector, config)
+        names = memory.config_setting_names(cfg.data, config.batch, 'val_dataloader')
+        loop.train_by_config(
+            settings, build, source, names, bool(settings.get('evaluation')), meta=meta
+        )
+        checkpoints.export_student(out / 'latest.pth', final)
+    metrics = metrics_of_checkpoint(
+        out, final, lambda: evaluate_config(config, final, config.metrics, out)
+    )
+    return {'dir': out, 'checkpoint': final, 'metrics': metrics}
+
+
+def config_run_dir(config: PlainConfig, work_dir: str | Path | None = None) -> Path:
+    """Where the config's training goes."""
+    return Path(work_dir).resolve() if work_dir else ROOT / 'runs' / config.source.stem
+
+
+def evaluate_config(
+    config: PlainConfig,
+    checkpoint: str | Path,
+    metrics: tuple[str, ...] = ('bbox',),
+    out: str | Path | None = None,
+) -> dict:
+    """COCO numbers of a checkpoint (any layout) on a config's test split, as `mtpd.evaluate` gives them.
+
+    Raises:
+        RecipeError: a metric the detector or the dataset cannot give, or a broken dataset.
+        MtpdError: the checkpoint does not load into the detector.
+    """
+    cfg, source = config.cfg, config.source
+    if problems := dataset_problems(cfg, ('test',), config.corrupt_limit):
+        raise RecipeError(source, problems)
+    model, split = _build_detector(config), {**dataset_leaves(cfg.data.test)[0], 'test_mode': True}
+    check_metrics(metrics, model, Path(split['ann_file']), source)
+    checkpoints.load_student(model, checkpoint)
+    device = loop.choose_device(config.device, source)
+    if cfg.get('fp16') and device == 'cuda':
+        wrap_fp16_model(model)
+    batch = {'samples_per_gpu': 1, 'workers_per_gpu': 2, **cfg.data.test_dataloader}
+    if batch['samples_per_gpu'] > 1:
+        split['pipeline'] = replace_ImageToTensor(split['pipeline'])
+    task = DetectionTask(
+        split,
+        batch,
+        device,
+        config.processes,
+        config.corrupt_limit,
+        memory.config_setting_names(cfg.data, config.batch, 'test_dataloader'),
+    )
+    return evaluate_model(model.eval(), task, checkpoint, metrics, out)
+
+
+def recipe_as_mmdet(recipe: Recipe, detector: str) -> str:
+    """A recipe's detector and its validation split as an mmdet config's text, for mmdet's own ``tools/test.py``."""
+    split = pipelines.dataset_config(recipe, 'val')
+    split |= {key: display_path(Path(split[key])) for key in ('ann_file', 'img_prefix')}
+    batch = dict(samples_per_gpu=recipe.cfg.evaluation.batch_size, workers_per_gpu=0)
+    data = dict(train={}, val=split, test=split, test_dataloader=batch)
+    runner = dict(type='IterBasedRunner', max_iters=recipe.cfg.schedule.baseline)
+    evaluation = dict(metric=list(recipe.cfg.evaluation.metrics))
+    model = recipe.model(detector).to_dict()
+    return format_config(dict(model=model, data=data, evaluation=evaluation, runner=runner))
+
+
+def _training_config(config: PlainConfig, out: Path) -> Config:
+    """The config that `loop.train_by_config` reads."""
+    cfg = copy.deepcopy(config.cfg)
+    cfg.device = loop.choose_device(config.device, config.source)
+    if cfg.get('fp16') and cfg.device == 'cpu':
+        print('training in fp32: the config asks for fp16, which takes a GPU')
+        cfg.fp16 = None
+    by_epoch = cfg.runner.type == 'EpochBasedRunner'
+    saving = cfg.get('checkpoint_config') or {}
+    interval = saving.get('interval') if saving.get('by_epoch', by_epoch) == by_epoch else None
+    default_interval = 1 if by_epoch else 1000
+    cfg.checkpoint_config = dict(interval=interval or default_interval, by_epoch=by_epoch)
+    cfg.log_config = cfg.get('log_config') or dict(interval=50)
+    cfg.work_dir, cfg.workflow = str(out), [('train', 1)]
+    cfg.gpu_ids, cfg.corrupt_limit = list(range(config.processes)), config.corrupt_limit
+    cfg.resume_from, cfg.load_from = None, cfg.get('load_from')
+    _print_learning_rate(cfg, config.processes)
+    return cfg
+
+
+def _print_learning_rate(cfg: Config, processes: int) -> None:
+    """Says so where the learning rate is meant for another number of images an update."""
+    lr, scale = cfg.optimizer.get('lr'), cfg.get('auto_scale_lr') or {}
+    batch = cfg.data.train_dataloader.get('samples_per_gpu', 2) * processes
+    meant = scale.get('base_batch_size')
+    if meant in (None, batch):
+        return
+    if scale.get('enable'):
+        print(f'learning rate {lr * batch / meant:g}: {lr:g} is for {meant} images an update')
+    else:
+        print(
+            f'learning rate {lr:g} is for {meant} images an update, this run has {batch}: '
+            '--cfg-options auto_scale_lr.enable=True scales it'
+        )
+
+
+def _build_detector(config: PlainConfig) -> nn.Module:
+    """The config's detector. Raises RecipeError where mmdet refuses its settings."""
+    cfg = config.cfg
+    try:
+        pretrained_as_init_cfg(cfg.model)
+        return build_detector(
+            cfg.model, train_cfg=cfg.get('train_cfg'), test_cfg=cfg.get('test_cfg')
+        )
+    except Exception as error:  # any type, by where in mmdet a setting is refused
+        text = f'the model does not build: {type(error).__name__}: {error}'
+        raise RecipeError(config.source, [text]) from error
+
+
+def _initialised_detector(config: PlainConfig) -> nn.Module:
+    """The config's detector as its training starts.
+
+    Raises:
+        RecipeError: detector and data can't be measured by the metrics.
+        MtpdError: the pretrained weights can't be had.
+    """
+    model = _build_detector(config)
+    validation = dataset_leaves(config.cfg.data.val)[0]
+    check_metrics(config.metrics, model, Path(validation.ann_file), config.source)
+    initialise_weights(model, config.cfg.model.backbone, 'model')
+    return model
+
+
+def _unknown_key_problems(cfg: Config, keys: Iterable[str]) -> list[str]:
+    """Keys that neither the config has nor mmdet would read, each with its nearest right name.
+
+    A last part may be new, as a setting that is left at its default; the first and the middle ones may not.
+    """
+    problems = []
+    for key in keys:
+        node, parts = cfg._cfg_dict, key.split('.')
+        for depth, part in enumerate(parts):
+            if isinstance(node, (list, tuple)):
+                node = {str(number): item for number, item in enumerate(node)}
+            known = list(node) if isinstance(node, dict) else []
+            if part in known:
+                node = node[part]
+                continue
+            is_new_setting = depth > 0 and depth == len(parts) - 1
+            if part not in OPTIONAL_KEYS and not is_new_setting:
+                parents = parts[:depth]
+                names = ['.'.join([*parents, name]) for name in known]
+                problems.append(unknown_name('key', '.'.join([*parents, part]), names))
+            break
+    return problems
+
+
+# The datasets of a plain mmdet config: another folder in their place, what is wrong with them.
+
+
+def dataset_leaves(node: dict | list) -> list[dict]:
+    """The dataset configs that name files, inside mmdet's wrappers (RepeatDataset, ConcatDataset, ...)."""
+    if isinstance(node, (list, tuple)):
+        return [leaf for item in node for leaf in dataset_leaves(item)]
+    inner = node.get('dataset', node.get('datasets'))
+    return dataset_leaves(inner) if inner else [node]
+
+
+def use_coco_folder(cfg: Config, root: Path, source: Path) -> None:
+    """Puts a COCO-format folder in place of all datasets of a config, its classes into data and heads.
+
+    Raises:
+        RecipeError: no such folder, or a split of the config joins several datasets.
+        MtpdError: neither split of it has a readable annotation file.
+    """
+    if not root.is_dir():
+        raise RecipeError(source, [f'data.root {root}: no such folder.'])
+    files = {split: coco.locate_split(root, split) for split in ('train', 'val')}
+    files['test'] = files['val']
+    train, val = files['train'][0], files['val'][0]
+    names = coco.class_names(val if val.is_file() and not train.is_file() else train)
+    for split in SPLITS:
+        leaves = dataset_leaves(cfg.data[split])
+        if len(leaves) != 1:
+            text = f'data.{split} joins {len(leaves)} datasets, which data.root cannot replace.'
+            raise RecipeError(source, [text])
+        (leaf,) = leaves
+        for key in ('seg_prefix', 'proposal_file', 'data_root', 'separate_eval'):
+            leaf.pop(key, None)
+        annotations, images = map(str, files[split])
+        leaf.update(ann_file=annotations, img_prefix=images, type='CocoDataset', classes=names)
+    set_class_count(cfg.model, len(names))
+
+
+def settle_dataset_paths(cfg: Config, source: Path) -> None:
+    """Makes the paths of a config's datasets absolute, found as a recipe's."""
+    for leaf in (leaf for split in SPLITS for leaf in dataset_leaves(cfg.data[split])):
+        folder = leaf.pop('data_root', None) or ''
+        for key in ('ann_file', 'img_prefix'):
+            if isinstance(leaf.get(key), str):
+                leaf[key] = str(resolve_path(str(Path(folder, leaf[key])), source))
+
+
+def dataset_problems(cfg: Config, splits: Iterable[str], corrupt_limit: int = 0) -> list[str]:
+    """What is wrong with the files of some splits of a config, as `coco.split_problems`."""
+    problems = []
+    for split in splits:
+        leaves = dataset_leaves(cfg.data[split])
+        if split == 'test' and len(leaves) > 1:
+            problems.append(f'data.test joins {len(leaves)} datasets: give one.')
+        for leaf in leaves:
+            kind = DATASETS.get(leaf.get('type', ''))
+            if not (kind and issubclass(kind, CocoDataset) and isinstance(leaf.ann_file, str)):
+                problems.append(
+                    f'data.{split} is no COCO-format dataset ({leaf.get("type")}). Give one: '
+                    '--cfg-options data.root=FOLDER'
+                )
+                continue
+            if leaf.get('proposal_file'):
+                problems.append(
+                    f'data.{split}.proposal_file {leaf.proposal_file} would be unpickled, which could run code: leave it out.'
+                )
+            problems += _file_problems(leaf, leaf.get('classes') or kind.CLASSES, corrupt_limit)
+    return list(dict.fromkeys(problems))
+
+
+def _file_problems(leaf: dict, classes: tuple[str, ...] | str, corrupt_limit: int) -> list[str]:
+    path = Path(leaf.ann_file)
+    files = {'annotations': path, 'images': leaf.get('img_prefix') or ''}
+    if problems := coco.split_problems(Path(), files, corrupt_limit):
+        return problems
+    problems = []
+    if not isinstance(classes, str):  # mmdet takes the name of a file with them, too
+        missing = sorted(set(classes) - set(coco.class_names(path)))
+        if missing:
+            problems.append(
+                f'{path} lacks {len(missing)} of the classes of the config: {", ".join(missing[:5])}. '
+                'Classes follow from the data with --cfg-options data.root=FOLDER.'
+            )
+    if "'with_mask': True" in str(leaf.get('pipeline')) and not coco.has_masks(path):
+        problems.append(f'the detector trains on masks, and {path} has none.')
+    return problems

@@ -1,0 +1,157 @@
+"""One stage of distillation, with what comes before it."""
+
+from __future__ import annotations
+
+from ..runtime import compat  # noqa: F401  (before mmcv)
+
+# isort: split
+from functools import partial
+from pathlib import Path
+
+from mmcv import ConfigDict
+from mmdet.models import build_detector
+from torch import nn
+
+from ..config.plan import arm_trainings, detector_training, distill_cfg, stage_dir
+from ..config.recipe import Arm, Recipe
+from ..distill.distiller import Distiller
+from ..distill.initialization import initialise_weights
+from ..engine.loop import train_model
+from ..preflight.checks import check_before_training
+from ..runtime import checkpoints
+from ..utils.files import file_sha256, read_json, write_json
+from .detectors import checkpoint_meta, detector_checkpoint, measured_detector
+from .run_dir import recorded_settings
+from .teacher_order import resolve_auto_arm
+
+
+def train_stage(
+    recipe: Recipe, stage: int, arm: str = 'progressive', work_dir: str | Path | None = None
+) -> dict:
+    """One stage of an arm: stage 1 from the baseline (or as `distill.start` says), later ones from the one before.
+
+    What the stage needs and is missing is made first: earlier stages, the baseline, its teacher, and the choice of
+    teachers of an arm that says 'auto'. What is there and damaged stays, and is an error. A stage without a teacher
+    trains the plain student on. Teachers and data are compared before anything is trained.
+
+    Returns:
+        ``{'dir', 'checkpoint', 'metrics', 'stage'}``: paths, and the contents of metrics.json and stage.json.
+
+    Raises:
+        RecipeError: no such arm or stage; dataset, teacher or student don't fit the recipe.
+        MtpdError: a checkpoint is missing, broken or of another architecture.
+    """
+    plan = resolve_auto_arm(recipe, arm, work_dir).arm(arm, stage)
+    out = stage_dir(recipe, plan, stage, work_dir)
+    final = out / 'student.pth'
+    if not checkpoints.is_finished(final):
+        _check_before_stage(recipe, plan, stage, work_dir)
+        start, origin = _stage_start(recipe, plan, stage, work_dir)
+        teacher = plan.teachers[stage - 1]
+        build, student = _stage_builder(recipe, teacher, start, origin, work_dir)
+        meta = checkpoint_meta(recipe, 'student', arm=arm, stage=stage, teacher=teacher)
+        meta['stages'] = _stage_history(recipe, plan, stage, start, origin, work_dir)
+        seed = recipe.seed * 1000 + stage
+        with recorded_settings(recipe, recipe.run_dir(work_dir), out):
+            report = train_model(recipe, build, student, out, plan.stage_updates, seed, meta=meta)
+        write_json(
+            out / 'stage.json',
+            {
+                'arm': arm,
+                'stage': stage,
+                'teacher': teacher,
+                'updates': plan.stage_updates,
+                'seconds': read_json(out / 'training.json')['seconds'],
+                'start': origin,
+                'copied': len(report.copied) if report else 0,
+                'adapted': report.adapted if report else {},
+                'skipped': report.skipped if report else {},
+            },
+        )
+        checkpoints.export_student(out / 'latest.pth', final)
+    measured = measured_detector(recipe, 'student', out, final)
+    return {**measured, 'stage': read_json(out / 'stage.json')}
+
+
+def _check_before_stage(recipe: Recipe, arm: Arm, stage: int, work_dir) -> None:
+    """Raises what is wrong with the detectors of the stages to be trained for this one, before hours of training."""
+    trainings = arm_trainings(recipe, arm, range(1, stage + 1), work_dir)
+    first = stage
+    while first > 1 and not trainings[first - 2].done:
+        first -= 1
+    trainings = trainings[first - 1 :]
+    teachers = dict.fromkeys(training.teacher for training in trainings if training.teacher)
+    baseline = ['student'] if first == 1 and recipe.cfg.distill.start == 'baseline' else []
+    trainings += [
+        detector_training(recipe, name, work_dir)
+        for name in (*baseline, *teachers)
+        if not recipe.checkpoint(name)
+    ]
+    names = ['student', *teachers]
+    check_before_training(
+        recipe, names, [*baseline, *teachers], trainings, recipe.run_dir(work_dir)
+    )
+
+
+def _stage_start(recipe: Recipe, arm: Arm, stage: int, work_dir) -> tuple[Path | None, str]:
+    """The student's checkpoint that a stage begins with, and its origin in a word."""
+    if stage > 1:
+        return train_stage(recipe, stage - 1, arm.name, work_dir)['checkpoint'], 'previous stage'
+    origin = recipe.cfg.distill.start
+    if origin == 'inherit' and arm.teachers[0] is None:
+        origin = 'random'  # nobody to inherit from: as its own config initialises it
+    if origin != 'baseline':
+        return None, origin
+    return detector_checkpoint(recipe, 'student', work_dir), 'baseline'
+
+
+def _stage_builder(recipe: Recipe, teacher: str | None, start: Path | None, origin: str, work_dir):
+    """A function that builds the stage's model, and the student's config.
+
+    Several processes get the function by its name: it is one of a module.
+    """
+    student = recipe.model('student')
+    if teacher is None:
+        return partial(_plain_student, student, start), student
+    teacher_model = recipe.model(teacher)
+    teacher_checkpoint = detector_checkpoint(recipe, teacher, work_dir)
+    distill = recipe.cfg.distill
+    build = partial(
+        Distiller,
+        student,
+        teacher_model,
+        distill_cfg(recipe, student, teacher_model),
+        student_checkpoint=str(start) if start else None,
+        teacher_checkpoint=str(teacher_checkpoint),
+        init_student=origin == 'inherit',
+        teacher_mode=distill.teacher_mode,
+        inherit_allow=tuple(distill.inherit_allow),
+    )
+    return build, student
+
+
+def _plain_student(cfg: dict, start: Path | None) -> nn.Module:
+    model = build_detector(ConfigDict(cfg))
+    if start:
+        checkpoints.load_student(model, start)
+    else:
+        initialise_weights(model, cfg['backbone'], 'student.model')
+    return model
+
+
+def _stage_history(recipe: Recipe, arm: Arm, stage: int, start: Path | None, origin: str, work_dir):
+    """The stages that make a student: those of the checkpoint it starts from, and this one."""
+    meta = checkpoints.load_checkpoint(start).get('meta') or {} if start else {}
+    teacher = arm.teachers[stage - 1]
+    weights = file_sha256(detector_checkpoint(recipe, teacher, work_dir)) if teacher else None
+    this_stage = {
+        'recipe': recipe.name,
+        'arm': arm.name,
+        'stage': stage,
+        'teacher': teacher,
+        'teacher_sha256': weights,
+        'method': recipe.cfg.distill.method if teacher else None,
+        'updates': arm.stage_updates,
+        'start': origin,
+    }
+    return [*meta.get('stages', ()), this_stage]

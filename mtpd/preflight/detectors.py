@@ -1,0 +1,284 @@
+"""Whether a recipe's detectors fit its data, its images and its metrics, before anything is trained."""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mmcv import Config, ConfigDict
+from mmdet.models import build_detector
+
+from ..config.plan import distill_cfg
+from ..config.recipe import Recipe, detector_key
+from ..data import coco
+from ..distill.initialization import warm_start
+from ..distill.losses import build_losses
+from ..errors import MtpdError
+from ..runtime import checkpoints
+from ..utils.files import file_sha256, stated_sha256
+from ..utils.paths import resolve_path
+
+TEACHER_PARTS = ('backbone.', 'neck.')  # which distillation needs
+
+
+def settings_problems(recipe: Recipe, names: Iterable[str]) -> list[str]:
+    """What is wrong with detectors that shows without their checkpoints: masks, metrics, image normalisation."""
+    problems = []
+    segm = 'segm' in recipe.cfg.evaluation.metrics
+    if segm:
+        problems += mask_problems(recipe, 'val', 'evaluation.metrics has segm')
+    for name in names:
+        model, spec = recipe.model(name), recipe.detectors[name]
+        masks = 'mask_head' in str(model)
+        if segm and not masks:
+            problems.append(
+                f'evaluation.metrics has segm, and {name} predicts no masks: leave segm out.'
+            )
+        if masks and (name == 'student' or not spec.get('checkpoint')):
+            problems += mask_problems(recipe, 'train', f'{name} has a mask head')
+        if has_foreign_weights(spec, model):
+            norm = config_normalisation(recipe, name)
+            problems += normalisation_problems(recipe, name, norm, spec.config)
+    return problems
+
+
+def init_problems(recipe: Recipe, name: str, path: Path) -> list[str]:
+    """What is wrong with the weights in `path` as the start of a detector's training."""
+    try:
+        warm_start(build_detector(ConfigDict(recipe.model(name))), path)
+    except MtpdError as error:
+        return [f'{name}.init: {error}']
+    except Exception as error:  # mmdet raises a dozen types
+        return [_build_failure(recipe, name, error)]
+    return []
+
+
+def mask_problems(recipe: Recipe, split: str, reason: str) -> list[str]:
+    """Whether objects of 'train' or 'val' have no mask; `reason` says what needs masks."""
+    if recipe.cfg.data.root is None:  # DigitScenes have masks
+        return []
+    path = recipe.split(split)[0]
+    try:
+        without, count = coco.count_without_masks(path)
+    except MtpdError:  # reported with the data
+        return []
+    if not without:
+        return []
+    return [
+        f'{reason}, and {without} of {count} annotations of {path} have no mask (segmentation): '
+        'add them, or choose detectors and metrics without masks.'
+    ]
+
+
+def checkpoint_problems(recipe: Recipe, name: str, path: Path) -> list[str]:
+    """What is wrong with a detector's checkpoint file: damage, checksum, classes, architecture, images."""
+    try:
+        checkpoint = checkpoints.load_checkpoint(path)
+        state = checkpoints.student_state(checkpoint, path)
+    except MtpdError as error:
+        return [f'{name}: {error}']
+    stated, actual = stated_sha256(path), file_sha256(path)
+    if stated and not actual.startswith(stated):
+        return [
+            f'{name}: {path} has a sha256 that begins {actual[:8]}, and {stated[:8]} is stated for it: '
+            'it was damaged or replaced, fetch it again.'
+        ]
+    meta = checkpoint.get('meta')
+    meta = meta if isinstance(meta, dict) else {}
+    problems = _class_problems(recipe, name, path, meta.get('CLASSES'))
+    if not problems:
+        problems = _architecture_problems(recipe, name, path, state)
+    norm = checkpoint_normalisation(meta)
+    return problems + normalisation_problems(recipe, name, norm, path.name)
+
+
+def distillation_problems(recipe: Recipe, teachers: Iterable[str]) -> list[str]:
+    """What is wrong with `distill` for these teachers: levels that an FPN lacks, modules, losses and their settings."""
+    problems = []
+    for teacher in teachers:
+        configs, models = [], []
+        for name in ('student', teacher):
+            configs.append(recipe.model(name))
+            try:
+                models.append(build_detector(ConfigDict(recipe.model(name))))
+            except Exception as error:  # mmdet raises a dozen types
+                problems.append(_build_failure(recipe, name, error))
+        if len(models) < 2:
+            continue
+        try:
+            build_losses(distill_cfg(recipe, *configs), *models)
+        except MtpdError as error:
+            problems.append(f'student and {teacher}: {error}')
+        except Exception as error:  # of settings that are no arguments of a loss, or no pattern
+            text = f'distill does not fit them: {type(error).__name__}: {error}'
+            problems.append(f'student and {teacher}: {text}')
+    return list(dict.fromkeys(problems))
+
+
+def _build_failure(recipe: Recipe, name: str, error: Exception) -> str:
+    return f'{name}: mmdet cannot build {recipe.detectors[name].config}: {error}'
+
+
+# Classes and architecture
+
+
+def _class_problems(recipe: Recipe, name: str, path: Path, trained: Any) -> list[str]:
+    """`trained`: the checkpoint's class names, whatever it has for them."""
+    trained = (trained,) if isinstance(trained, str) else trained
+    if not isinstance(trained, (list, tuple)):
+        return []
+    classes = recipe.classes
+    wanted, actual = (list(map(_comparable_name, names)) for names in (classes, trained))
+    if wanted == actual:
+        return []
+    if len(wanted) != len(actual):
+        difference = (
+            f'it knows {len(trained)} classes ({_first_few_names(trained)}), the dataset has {len(classes)} '
+            f'({_first_few_names(classes)})'
+        )
+    else:
+        k = next(i for i in range(len(wanted)) if wanted[i] != actual[i])
+        difference = f"its class {k} is {trained[k]!r}, the dataset's {classes[k]!r}"
+        if sorted(wanted) == sorted(actual):
+            difference += ' (the same classes in another order)'
+    key = detector_key(name)
+    return [
+        f'{name}: {path} was trained on other classes: {difference}. Give a checkpoint of these classes in this order, '
+        f'or train it here from those weights: --cfg-options {key}.checkpoint=None {key}.init={path}'
+    ]
+
+
+def _comparable_name(name: Any) -> str:
+    return str(name).lower().replace('_', ' ').strip()  # early mmdet: traffic_light
+
+
+def _first_few_names(names: Iterable[str]) -> str:
+    names = list(map(str, names))
+    return ', '.join([*names[:3], '...'] if len(names) > 3 else names)
+
+
+def _architecture_problems(recipe: Recipe, name: str, path: Path, state: dict) -> list[str]:
+    try:
+        model = build_detector(ConfigDict(recipe.model(name)))
+    except Exception as error:  # mmdet raises a dozen types
+        return [_build_failure(recipe, name, error)]
+    weights = model.state_dict()
+    if name != 'student':  # a teacher's head may have less or more; where it is used, that is seen
+        for key in state.keys() ^ weights.keys():
+            if key.startswith(TEACHER_PARTS):
+                continue
+            if key in state:
+                del state[key]
+            else:
+                state[key] = weights[key]
+    try:
+        checkpoints.load_strictly(model, state, name, path)
+    except MtpdError as error:
+        return [str(error)]
+    return []
+
+
+# Image normalisation: the recipe's, and that with which a detector's weights were trained
+
+
+def has_foreign_weights(spec: dict, model: dict) -> bool:
+    """Whether the detector has or starts with weights that were not trained by this recipe."""
+    pretrained = 'Pretrained' in str(model.backbone.get('init_cfg'))
+    return bool(spec.get('checkpoint') or spec.get('init') or pretrained)
+
+
+def config_normalisation(recipe: Recipe, name: str) -> dict | None:
+    """The normalisation in a detector's mmdet config; None where it has no data pipeline."""
+    cfg = Config.fromfile(str(resolve_path(recipe.detectors[name].config, recipe.source)))
+    return next(_normalise_steps(cfg.get('data', {})), cfg.get('img_norm_cfg'))
+
+
+def _normalise_steps(node: Any) -> Iterator[dict]:
+    if isinstance(node, dict):
+        if node.get('type') == 'Normalize':
+            yield node
+        node = list(node.values())
+    for item in node if isinstance(node, (list, tuple)) else ():
+        yield from _normalise_steps(item)
+
+
+def checkpoint_normalisation(meta: dict) -> dict | None:
+    """The normalisation that a checkpoint's own config states, which is read and never run."""
+    try:
+        nodes = list(ast.walk(ast.parse(str(meta.get('config')))))
+    except (SyntaxError, ValueError, RecursionError):
+        return None
+    steps = [step for node in nodes if (step := _literal_normalisation(node))]
+    alike = all(_same_normalisation(steps[0], step) for step in steps)
+    # Texts of several files may state what is overridden.
+    return steps[0] if steps and alike else None
+
+
+def _literal_normalisation(node: ast.AST) -> dict | None:
+    """The settings of a Normalize step that a node of Python's syntax writes as `dict(...)` or in braces."""
+    if isinstance(node, ast.Call):
+        items = {word.arg: word.value for word in node.keywords}
+    elif isinstance(node, ast.Dict):
+        items = {
+            getattr(key, 'value', None): value
+            for key, value in zip(node.keys, node.values, strict=True)
+        }
+    else:
+        return None
+    if not {'mean', 'std'} <= items.keys():
+        return None
+    try:
+        step = {key: ast.literal_eval(value) for key, value in items.items()}
+    except (ValueError, TypeError):
+        return None
+    lists = all(isinstance(step[key], (list, tuple)) for key in ('mean', 'std'))
+    return step if lists and step.get('type', 'Normalize') == 'Normalize' else None
+
+
+def normalisation_problems(
+    recipe: Recipe, name: str, trained: dict | None, source: str
+) -> list[str]:
+    """Whether the recipe makes images in another way than a detector takes them.
+
+    Args:
+        trained: the normalisation that the detector was trained with, None where it is unknown.
+        source: the file that states it.
+    """
+    image = recipe.cfg.image
+    if trained is None or _same_normalisation(trained, image):
+        return []
+    mean, std = _format_numbers(trained['mean']), _format_numbers(trained['std'])
+    options = f"'image.mean={mean} image.std={std} image.to_rgb={trained.get('to_rgb', True)}'"
+    student = None if name == 'student' else config_normalisation(recipe, 'student')
+    if student and _same_normalisation(student, image):
+        fix = (
+            'Choose a teacher that takes images as the student does: in mmdet, one without caffe in its name; '
+            f'or, with a student of its kind, --cfg-options {options}'
+        )
+    else:
+        fix = f'Set --cfg-options {options}, for all detectors of the recipe; or choose another checkpoint.'
+    return [
+        f'{name} takes images with {_normalisation_text(trained)} ({source}), and the recipe makes them with {_normalisation_text(image)}: '
+        f'its features would be wrong. {fix}'
+    ]
+
+
+def _same_normalisation(one: dict, other: dict) -> bool:
+    if one.get('to_rgb', True) != other.get('to_rgb', True):
+        return False
+    pairs = ((a, b) for key in ('mean', 'std') for a, b in zip(one[key], other[key], strict=False))
+    return all(math.isclose(a, b, abs_tol=1e-3) for a, b in pairs)
+
+
+def _normalisation_text(norm: dict) -> str:
+    to_rgb = norm.get('to_rgb', True)
+    return (
+        f'mean {_format_numbers(norm["mean"])}, std {_format_numbers(norm["std"])}, to_rgb {to_rgb}'
+    )
+
+
+def _format_numbers(values: Iterable[float]) -> str:
+    return '[' + ','.join(f'{value:g}' for value in values) + ']'

@@ -1,0 +1,82 @@
+"""What detectors of mmdet need beyond `compat`. Importing this module imports mmdet and applies it."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from mmcv.ops import DeformConv2dPack
+from mmcv.parallel import MMDataParallel
+from mmdet.models.dense_heads import RepPointsHead
+from mmdet.utils import util_distribution
+from torch import nn
+
+
+def patch_detectors() -> None:
+    """Applies every adaptation. A second call changes nothing."""
+    start_without_offsets()
+    put_point_flags_on_device()
+    move_offsets_with_model()
+    wrap_on_cpu()
+
+
+def start_without_offsets() -> None:
+    """Lets a deformable convolution begin with zero offsets, as in its paper, also in a training from scratch.
+
+    mmcv makes them zero. Then mmdet's backbones initialise all their convolutions, also those that compute offsets, unless
+    they load pretrained weights. A module's `init_weights` is called after that.
+    """
+    DeformConv2dPack.init_weights = DeformConv2dPack.init_offset
+
+
+def put_point_flags_on_device() -> None:
+    """Makes RepPoints' flags of valid points on the given device; mmdet makes them on 'cuda', also without a GPU."""
+    original = RepPointsHead.get_points
+    if hasattr(original, '__wrapped__'):
+        return
+
+    @functools.wraps(original)
+    def get_points(
+        self: RepPointsHead,
+        featmap_sizes: list[tuple],
+        img_metas: list[dict],
+        device: torch.device | str,
+    ) -> tuple[list, list]:
+        generator = self.prior_generator
+        generator.valid_flags = functools.partial(
+            type(generator).valid_flags, generator, device=device
+        )
+        try:
+            return original(self, featmap_sizes, img_metas, device)
+        finally:
+            del generator.valid_flags
+
+    RepPointsHead.get_points = get_points
+
+
+def move_offsets_with_model() -> None:
+    """Moves an offset of RepPoints with the model. It is no buffer: mmdet copies it to the GPU at each level and update."""
+
+    def move(self: RepPointsHead, *args: Any, **kwargs: Any) -> RepPointsHead:
+        super(RepPointsHead, self)._apply(*args, **kwargs)
+        self.dcn_base_offset = self.dcn_base_offset.to(next(self.parameters()).device)
+        return self
+
+    RepPointsHead._apply = move
+
+
+class CpuDataParallel(MMDataParallel):
+    """mmcv's data-parallel wrapper of a model on the CPU; the original takes every GPU that it sees."""
+
+    def __init__(self, module: nn.Module, dim: int = 0, **_: Any):
+        nn.Module.__init__(self)
+        self.module, self.dim, self.device_ids = module, dim, []
+
+
+def wrap_on_cpu() -> None:
+    """Makes mmdet's `build_dp` leave a model on the CPU where the device is 'cpu'; it would move it to the first GPU."""
+    util_distribution.dp_factory['cpu'] = CpuDataParallel
+
+
+patch_detectors()

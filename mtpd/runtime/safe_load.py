@@ -1,0 +1,90 @@
+"""Reads checkpoint files without running code in them, for this kit and, through `compat`, for mmcv and mmdet."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import MtpdError
+
+# What torch's errors call an object that it refuses.
+REFUSED_OBJECT = re.compile(r'GLOBAL (\S*\w)\s|Trying to (?:call|instantiate|set) ([^.\n]+)')
+
+
+class DamagedCheckpoint(MtpdError):
+    """A checkpoint that is empty or cut short, as a crash may leave one."""
+
+
+def load_safely(path: str | Path, map_location: Any = 'cpu', trust: bool = False) -> Any:
+    """What `torch.save` wrote to `path`: tensors, numbers, texts and containers of them.
+
+    Args:
+        trust: take any Python object, as files of early versions hold them; **runs whatever code is in the file**.
+
+    Raises:
+        MtpdError: no such file, no checkpoint, a damaged one, or one with objects that could run code.
+    """
+    path = Path(path)
+    if not (path.is_file() and os.access(path, os.R_OK)):
+        raise MtpdError(f'checkpoint {path}: no such file, or not readable; check the path')
+    with path.open('rb') as file:
+        head = file.read(64).lstrip()
+    if not head or head.startswith((b'<', b'version https://git-lfs')):
+        if not head:
+            raise DamagedCheckpoint(
+                f'checkpoint {path} is empty: fetch or make the file itself again'
+            )
+        kind = 'a web page' if head.startswith(b'<') else 'a Git LFS pointer'
+        raise MtpdError(f'checkpoint {path} is {kind}: fetch or make the file itself again')
+    try:
+        return torch.load(path, map_location=map_location, weights_only=not trust)
+    except Exception as error:  # torch raises a dozen types, by where the file is damaged
+        if not trust and (name := _refused_object(head, str(error))):
+            raise MtpdError(
+                f'checkpoint {path} holds a Python object ({name}), which could run code and is not loaded. Where you '
+                'trust whoever made the file: `mtpd export FILE NEW --trust-checkpoint` makes a plain one of it'
+            ) from error
+        cause = f' ({type(error).__name__}: {error})' if trust else ''  # a package that it needs
+        raise DamagedCheckpoint(
+            f'checkpoint {path} is damaged, cut short or no PyTorch file: fetch or make it again{cause}'
+        ) from error
+
+
+def _refused_object(head: bytes, message: str) -> str | None:
+    """The object that torch refuses to load, by its error's message; None where the file is damaged."""
+    if match := REFUSED_OBJECT.search(message):
+        return match[1] or match[2]
+    # torch writes protocol 2, and reads no other as plain data.
+    newer = head[:2] in (b'\x80\3', b'\x80\4', b'\x80\5')
+    return f'pickled by protocol {head[1]}' if newer else None
+
+
+# In place of mmcv's loaders. mmcv cuts off `load_from_` where it names one.
+
+
+def load_from_local(filename: str, map_location: Any = None) -> Any:
+    """As mmcv's. Raises FileNotFoundError, and MtpdError as `load_safely`."""
+    path = Path(filename).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f'{path} cannot be found.')
+    return load_safely(path, map_location)
+
+
+def load_from_http(filename: str, map_location: Any = None, model_dir: str | None = None) -> Any:
+    """As mmcv's, into torch's cache; torch itself would unpickle anything here.
+
+    Raises:
+        MtpdError: as `mtpd.utils.download.fetch_file` and `load_safely`.
+    """
+    from urllib.parse import urlsplit
+
+    from ..utils.download import fetch_file
+    from ..utils.files import sha256_in_name
+
+    folder = Path(model_dir or Path(torch.hub.get_dir()) / 'checkpoints')
+    path = folder / Path(urlsplit(filename).path).name
+    return load_safely(fetch_file(filename, path, sha256_in_name(path.name)), map_location)

@@ -1,0 +1,208 @@
+"""The command line: what it prints, how it ends, and that a user's mistake is one message."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from mtpd.cli.main import main
+from mtpd.utils.paths import ROOT
+
+MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
+
+
+def call(*arguments):
+    return CliRunner().invoke(main, [str(item) for item in arguments])
+
+
+def refused(*arguments) -> str:
+    """The message of a user's mistake: exit code 2 and no traceback."""
+    found = call(*arguments)
+    assert found.exit_code == 2, found.output
+    assert 'Traceback' not in found.output
+    return found.output
+
+
+def test_help_needs_no_heavy_import():
+    code = (
+        'import sys; from mtpd.cli import main\n'
+        'try: main(["--help"])\n'
+        'except SystemExit: pass\n'
+        'print(sorted({"torch", "mmdet", "mmcv", "matplotlib", "numpy"} & set(sys.modules)))'
+    )
+    found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == '[]'
+    commands = ('run', 'train', 'eval', 'export', 'report', 'data', 'doctor', 'install-ops')
+    for command in (*commands, 'sweep', 'status', 'collect'):
+        assert f'  {command} ' in found.stdout
+
+
+def test_digits_are_made_and_checked(tmp_path):
+    arguments = ('data', 'digits', '--root', tmp_path, '--train', 3, '--val', 2, '--size', 64)
+    found = call(*arguments)
+    assert found.exit_code == 0 and '3 + 2 scenes of 64 x 64' in found.output
+    folder = next(tmp_path.iterdir())
+    (folder / 'val' / '000000.png').write_bytes(b'changed')
+    assert 'files of val have changed' in refused(*arguments)
+
+
+@pytest.mark.parametrize('command', ['run', 'train', 'eval'])
+def test_mistakes_in_a_recipe_are_one_message(command):
+    more = ('--checkpoint', 'x.pth') if command == 'eval' else ()
+    text = refused(command, MINI, '--cfg-options', 'schedul.arm=3 seed=a', *more)
+    assert "Did you mean 'schedule'?" in text and "seed is 'a'" in text
+    assert 'no such file' in refused(command, 'configs/none.py', *more)
+
+
+@pytest.mark.parametrize(
+    'words',
+    [
+        ['--cfg-options', 'seed=7', 'schedule.arm=30', MINI],
+        [MINI, '--cfg-options', 'seed=7', 'schedule.arm=30'],
+        [MINI, '--cfg-options', 'seed=7 schedule.arm=30'],
+        [MINI, '--cfg-options', 'seed=7', '--cfg-options', 'schedule.arm=30'],
+        ['--cfg-options', 'seed=7', 'schedule.arm=30', '--work-dir', 'a=b', MINI],
+    ],
+)
+def test_overrides_are_written_as_in_mmdet_as_one_text_or_one_by_one(words):
+    values: dict = {}
+    exec(call('show', *words).output, values)  # our own recipe
+    assert values['seed'] == 7 and values['schedule']['arm'] == 30
+
+
+def test_an_override_without_a_value_is_refused():
+    assert 'KEY=VALUE' in refused('train', MINI, '--cfg-options', 'seed')
+
+
+def test_a_missing_dataset_is_named_before_anything_is_written(tmp_path):
+    out = tmp_path / 'run'
+    options = f'data.root={tmp_path}/none'
+    assert 'no such folder' in refused('run', MINI, '--work-dir', out, '--cfg-options', options)
+    assert not out.exists()
+
+
+def test_a_missing_annotation_file_is_named(tmp_path, tiny_coco):
+    root = tiny_coco(tmp_path / 'coco')
+    (root / 'annotations' / 'val.json').unlink()
+    text = refused(
+        'run', MINI, '--work-dir', tmp_path / 'run', '--cfg-options', f'data.root={root}'
+    )
+    assert 'val.json: no such file' in text
+
+
+def test_missing_teachers_are_all_named(tmp_path):
+    options = 'teachers.r101.checkpoint=none/a.pth teachers.rx101.checkpoint=none/b.pth'
+    text = refused('run', MINI, '--work-dir', tmp_path / 'run', '--cfg-options', options)
+    assert 'a.pth is missing' in text and 'b.pth is missing' in text
+    assert 'teachers.rx101.checkpoint=None' in text
+
+
+def test_a_teacher_that_cannot_be_fetched_is_named_before_anything_is_written(tmp_path, site):
+    options = f'teachers.r101.checkpoint={site.url}/r101.pth'
+    text = refused('run', MINI, '--work-dir', tmp_path / 'run', '--cfg-options', options)
+    assert 'answers 404' in text and f'{site.url}/r101.pth' in text
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_work_dir_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / 'file').write_text('')
+    options = 'teachers.r101.checkpoint=None teachers.rx101.checkpoint=None'
+    text = refused('run', MINI, '--work-dir', tmp_path / 'file' / 'run', '--cfg-options', options)
+    assert 'cannot be written to' in text and '--work-dir' in text
+
+
+def test_a_run_dir_of_other_settings_is_kept(tmp_path):
+    (tmp_path / 'recipe.py').write_text("name = 'another'\n")
+    (tmp_path / 'notebooks').mkdir()  # nothing is lost where there is a recipe only
+    options = 'teachers.r101.checkpoint=None teachers.rx101.checkpoint=None'
+    text = refused('run', MINI, '--work-dir', tmp_path, '--cfg-options', options)
+    assert 'holds a run with other settings' in text
+    assert (tmp_path / 'recipe.py').read_text() == "name = 'another'\n"
+
+
+def test_a_report_of_nothing_is_refused(tmp_path):
+    assert 'is not a run' in refused('report', tmp_path)
+
+
+def test_a_web_page_saved_as_checkpoint_is_named(tmp_path):
+    page = tmp_path / 'student.pth'
+    page.write_text('<!DOCTYPE html><html></html>')
+    assert 'is a web page' in refused('export', page, tmp_path / 'out.pth')
+    options = 'data.scenes.train=4 data.scenes.val=2 data.scenes.size=64'
+    cache = f'data.cache={tmp_path}'
+    text = refused('eval', MINI, '--checkpoint', page, '--cfg-options', f'{options} {cache}')
+    assert 'is a web page' in text
+    assert not (tmp_path / 'out.pth').exists()
+
+
+def test_the_makefile_runs_the_shipped_recipe():
+    assert MINI in (ROOT / 'Makefile').read_text()
+    assert json.loads((ROOT / 'notebooks/04_distill_stage.ipynb').read_text())['cells']
+
+
+def test_show_prints_a_recipe_that_loads_again_and_trains_nothing(tmp_path):
+    found = call('show', MINI, '--cfg-options', 'seed=7', '--work-dir', tmp_path / 'run')
+    assert found.exit_code == 0, found.output
+    values: dict = {}
+    exec(found.output, values)  # our own recipe
+    assert values['seed'] == 7 and values['student']['config'].endswith('pocket_retinanet.py')
+    assert '_base_' not in values and not (tmp_path / 'run').exists()
+    plain = call('show', 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
+    assert "'type': 'RetinaNet'" in plain.output
+
+
+def test_status_and_help_import_nothing_heavy():
+    code = (
+        'import sys, mtpd.cli, mtpd.pipeline.status, mtpd.sweep.results, mtpd.sweep.folder\n'
+        'print([name for name in ("torch", "mmcv", "matplotlib", "pandas", "IPython") if name in sys.modules])'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.stdout.strip() == '[]', done.stderr
+
+
+def test_a_training_is_not_answered_for_by_one_with_other_settings(tmp_path, tiny_coco):
+    from helpers import tiny
+
+    settings = tiny.SMALL | {'data.root': tiny_coco(tmp_path / 'coco')}
+    options = ' '.join(f'{key}={value}' for key, value in settings.items())
+    command = ('train', MINI, '--work-dir', tmp_path / 'run', '--cfg-options')
+    done = call(*command, options)
+    assert done.exit_code == 0 and done.output.splitlines()[-1].startswith('AP '), done.output
+    assert call(*command, options).exit_code == 0
+    for other in ('speed.precision=fp32', 'schedule.baseline=2'):
+        found = refused(*command, f'{options} {other}')
+        assert other.split('=')[0] in found and '--work-dir' in found
+
+
+def test_for_machines_there_is_json(tmp_path):
+    from helpers.fake_run import make_run
+
+    run = make_run(tmp_path / 'recipe' / '0', done=False)
+    found = json.loads(call('status', run, '--json').output)
+    assert [s['state'] for s in found['steps']].count('failed') == 1
+    assert found['trainings'][0] == {
+        'folder': str(run / 'stages/direct/1_rx101'), 'updates': 800, 'done': False
+    }  # fmt: skip
+    rows = json.loads(call('recipes', '--json').output)
+    assert next(row for row in rows if row['path'] == MINI)['paper'] == 41.7
+    done = call('doctor', 'no/such.py', '--json')
+    states = {row['name']: row['state'] for row in json.loads(done.output)}
+    assert done.exit_code == 1 and states['recipe'] == 'fail' and states['python'] == 'ok'
+
+
+def test_verbose_lets_mmdet_speak(tmp_path, tiny_coco):
+    from helpers import tiny
+
+    settings = tiny.SMALL | {'data.root': tiny_coco(tmp_path / 'coco')}
+    options = ' '.join(f'{key}={value}' for key, value in settings.items())
+    command = [sys.executable, '-m', 'mtpd.cli', 'train', MINI, '--cfg-options', options]
+    told = {}
+    for kind, flag in (('quiet', []), ('verbose', ['-v'])):
+        whole = [*command[:3], *flag, *command[3:], '--json', '--work-dir', str(tmp_path / kind)]
+        found = subprocess.run(whole, capture_output=True, text=True, cwd=ROOT)
+        assert found.returncode == 0, found.stderr
+        assert 0 <= json.loads(found.stdout)['metrics']['bbox_mAP'] <= 1
+        told[kind] = found.stdout + found.stderr
+    assert 'mmdet - INFO' in told['verbose'] and 'INFO' not in told['quiet']

@@ -1,0 +1,94 @@
+"""What a recipe may say: all that is wrong comes in one message, with the nearest right name."""
+
+import pytest
+
+from mtpd.config.recipe import load_recipe
+from mtpd.config.schema import parse_overrides
+from mtpd.errors import RecipeError
+
+MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
+
+
+def refused(overrides) -> str:
+    with pytest.raises(RecipeError) as error:
+        load_recipe(MINI, overrides)
+    return str(error.value)
+
+
+def test_all_problems_come_in_one_message_with_the_nearest_names():
+    text = refused({'schedul': 1, 'image.scal': 128, 'seed': 'one', 'data.scenes.train': 2.5})
+    for part in (
+        "unknown key 'schedul'. Did you mean 'schedule'?",
+        "unknown key 'image.scal'. Did you mean 'image.scale'?",
+        "seed is 'one' (str): int is needed",
+        'data.scenes.train is 2.5 (float): int is needed',
+        'has 4 problems',
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ('overrides', 'message'),
+    [
+        (
+            {'arms.progressive.teachers': ['r11', 'rx101']},
+            "unknown teacher 'r11'. Did you mean 'r101'?",
+        ),
+        ({'arms.progressive.teachers': []}, 'arms.progressive.teachers is empty'),
+        ({'schedule.arm': 1201}, 'do not divide schedule.arm = 1201'),
+        ({'schedule.baseline': 0}, 'schedule.baseline is 0: it must be at least 1'),
+        ({'distill.method': 'mgt'}, "unknown distill.method 'mgt'. Did you mean 'mgd'?"),
+        ({'distill.start': 'basline'}, "Did you mean 'baseline'?"),
+        ({'distill.levels': []}, 'FPN levels 0, 1, ... are needed'),
+        (
+            {'distill.settings.mgd.levels': [-1]},
+            'distill.settings.mgd.levels is [-1]: FPN levels 0, 1, ... are needed',
+        ),
+        ({'distill.settings.mgd.levels': 3}, 'distill.settings.mgd.levels is 3'),
+        (
+            {'distill.method': 'cwd', 'distill.levels': [4]},
+            'distill.levels [4] and distill.settings.cwd.levels [0, 1, 2, 3] have no level in common',
+        ),
+        ({'evaluation.metrics': ['bboxes']}, "unknown evaluation.metrics 'bboxes'"),
+        ({'seed': -1}, 'seed is -1: it must not be negative'),
+        ({'seed': True}, 'seed is True (bool): int is needed'),
+        ({'order.images': 1}, 'order.images is 1: it must be at least 2'),
+        (
+            {'distill.start': 5},
+            "distill.start is 5 (int): one of 'baseline', 'inherit', 'random' is needed",
+        ),
+        (
+            {'runtime.workers': 2.5},
+            "runtime.workers is 2.5 (float): a number, or 'auto', is needed",
+        ),
+        ({'student.config': 'nowhere.py'}, 'student.config'),
+        ({'student.config': 'mmdet::retinanet/nothing.py'}, 'mmdet has no such config'),
+        ({'data.splits': {'_delete_': True, 'train': 'train'}}, 'data.splits.val is missing'),
+    ],
+)
+def test_values_that_do_not_fit_together(overrides, message):
+    assert message in refused(overrides)
+
+
+def test_overrides_are_literals_and_never_evaluated():
+    assert parse_overrides("a=1 b.c=None d=[1,2] e=__import__('os') f=two words g=x=y") == {
+        'a': 1,
+        'b.c': None,
+        'd': [1, 2],
+        'e': "__import__('os')",
+        'f': 'two words',
+        'g': 'x=y',
+    }
+    assert parse_overrides('') == {}
+    with pytest.raises(ValueError, match='KEY=VALUE'):
+        parse_overrides('seed')
+
+
+def test_no_detector_trains_for_less_than_one_update():
+    options = {'teachers.r101.updates': -4, 'teachers.rx101.scenes': 0, 'schedule.arm': -5}
+    with pytest.raises(RecipeError) as error:
+        load_recipe(MINI, options)
+    text = str(error.value)
+    assert 'teachers.r101.updates is -4: it must be at least 1.' in text
+    assert 'teachers.rx101.scenes is 0' in text and 'schedule.arm is -5' in text
+    assert 'divide' not in text and '3 problems' in text

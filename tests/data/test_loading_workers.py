@@ -1,0 +1,215 @@
+"""A data worker that is killed ends the training or the test with a message that names the signal."""
+
+import os
+import signal
+from threading import Timer
+
+import pytest
+import torch
+from mmdet.apis import single_gpu_test
+from torch.utils.data import DataLoader, Dataset
+
+from helpers.tiny_training import MINI, SMALL
+from mtpd import load_recipe
+from mtpd.data import loading
+from mtpd.engine import evaluation, features, memory, pipelines
+from mtpd.engine.loop import training_config
+from mtpd.errors import MtpdError
+from mtpd.pipeline.detectors import prepare_detector, train_detector_run
+from mtpd.runtime import checkpoints, gpu_ops
+from mtpd.utils.files import read_log
+
+
+class Numbers(Dataset):
+    """Twenty numbers; `deed` is done when the fourth is asked for."""
+
+    def __init__(self, deed):
+        self.deed = deed
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        if index == 3:
+            self.deed()
+        return torch.tensor(index)
+
+
+def broken():
+    raise RuntimeError('a broken image')
+
+
+def kill(number):
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize(
+    ('number', 'words'),
+    [
+        (signal.SIGKILL, 'was ended by signal SIGKILL (often: out of memory). Fewer of them'),
+        (signal.SIGTERM, 'was ended by signal SIGTERM. Fewer of them'),
+        (signal.SIGBUS, 'was ended by signal SIGBUS (often: shared memory, /dev/shm, is full).'),
+        (None, 'a data worker ended unexpectedly. Fewer of them'),
+    ],
+)
+def test_its_end_is_told(number, words):
+    def deed():
+        kill(number) if number else os._exit(1)
+
+    with pytest.raises(MtpdError) as caught:
+        loading.explain_worker_death(lambda: list(DataLoader(Numbers(deed), num_workers=1)))
+    assert words in str(caught.value) and 'runtime.workers' in str(caught.value)
+
+
+def test_its_connection_may_break_first(monkeypatch):
+    batches = iter(DataLoader(Numbers(lambda: None), num_workers=1))
+
+    def broken_off():
+        Timer(0.2, os.kill, (batches._workers[0].pid, signal.SIGKILL)).start()
+        raise ConnectionResetError
+
+    def not_there():
+        raise FileNotFoundError('no worker')
+
+    with pytest.raises(MtpdError, match='ended by signal SIGKILL'):
+        loading.explain_worker_death(broken_off)
+    monkeypatch.setattr(loading, 'WORKER_EXIT_DELAY', 0)
+    with pytest.raises(FileNotFoundError, match='no worker'):
+        loading.explain_worker_death(not_there)
+
+
+def test_other_errors_stay_what_they_are():
+    def other():
+        raise RuntimeError('no worker')
+
+    with pytest.raises(RuntimeError, match='a broken image') as caught:
+        loading.explain_worker_death(lambda: list(DataLoader(Numbers(broken), num_workers=1)))
+    assert not isinstance(caught.value, MtpdError)
+    with pytest.raises(RuntimeError, match='no worker'):
+        loading.explain_worker_death(other)
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny_coco):
+    more = {'data.root': str(tiny_coco(tmp_path / 'coco')), 'runtime.workers': 1}
+    return load_recipe(MINI, SMALL | more | {'schedule.baseline': 6})
+
+
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM])
+def test_a_training_ends_with_the_message_and_goes_on(recipe, tmp_path, number, monkeypatch):
+    """Killed in the fourth update: the checkpoint after the second is there."""
+    build, made = pipelines.quiet_dataset, tmp_path / 'run' / 'detectors' / 'student'
+
+    def dying(split):
+        data = build(split)
+        prepare, parent = data.prepare_train_img, os.getpid()
+
+        def once(index):
+            if os.getpid() != parent and (made / 'latest.pth').is_file():
+                kill(number)
+            return prepare(index)
+
+        data.prepare_train_img = once
+        return data
+
+    monkeypatch.setattr(pipelines, 'quiet_dataset', dying)
+    with pytest.raises(MtpdError, match=f'a data worker was ended by signal {number.name}'):
+        prepare_detector(recipe, 'student', tmp_path / 'run')
+    assert (made / 'latest.pth').is_file() and not (made / 'model.pth').is_file()
+    monkeypatch.undo()
+    assert prepare_detector(recipe, 'student', tmp_path / 'run')['metrics']
+
+
+def test_a_test_ends_with_the_message(monkeypatch):
+    """`mtpd eval` of a plain config has workers, too."""
+
+    def test(model, loader):
+        return list(DataLoader(Numbers(lambda: kill(signal.SIGKILL)), num_workers=1))
+
+    assert evaluation.single_gpu_test is single_gpu_test
+    monkeypatch.setattr(evaluation, 'single_gpu_test', test)
+    loader = DataLoader(Numbers(lambda: None))
+    monkeypatch.setattr(evaluation, 'build_dataloader', lambda *_, **__: loader)
+    with pytest.raises(MtpdError, match='a data worker was ended by signal SIGKILL'):
+        recipe = load_recipe(MINI)
+        work = evaluation.DetectionTask(
+            {}, {}, 'cpu', 1, 0, memory.recipe_setting_names(recipe.cfg, 1)
+        )
+        evaluation._detect(torch.nn.Identity(), None, work, '')
+
+
+@pytest.mark.parametrize(
+    ('cores', 'sharing', 'training', 'evaluation'),
+    [
+        (1, 1, 2, 2),
+        (2, 1, 2, 2),
+        (8, 1, 7, 7),
+        (16, 1, 8, 8),
+        (16, 2, 7, 7),
+        (16, 4, 3, 3),
+        (128, 8, 8, 8),
+    ],
+)
+def test_how_many_there_are_on_a_gpu(monkeypatch, cores, sharing, training, evaluation):
+    monkeypatch.setattr(loading, 'cpu_cores', lambda: cores)
+    assert loading.worker_count('auto', 'cuda', sharing) == training
+    assert loading.worker_count('auto', 'cuda', sharing, training=False) == evaluation
+    assert loading.worker_count(5, 'cuda', sharing) == loading.worker_count(5, 'cpu', sharing) == 5
+    assert loading.worker_count('auto', 'cpu', sharing) == 1
+    assert loading.worker_count('auto', 'cpu', sharing, training=False) == 0
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'mini/retinanet_r50__r101_rx101',
+        'coco/retinanet_r50__r101',
+        'paper/retinanet_r50__r101_rx101',
+    ],
+)
+def test_recipes_share_their_cores(monkeypatch, tmp_path, name):
+    monkeypatch.setattr(loading, 'cpu_cores', lambda: 16)
+    for name_of_size in ('LOCAL_WORLD_SIZE', 'WORLD_SIZE', 'RANK'):
+        monkeypatch.delenv(name_of_size, raising=False)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
+    monkeypatch.setattr(gpu_ops, 'gpu_obstacle', lambda: None)
+    # Arms that train side by side and the processes of a training: 16 // 2 - 1, 16 // 4 - 1.
+    for more, wanted in (({}, 8), ({'runtime.jobs': 2}, 7), ({'runtime.gpus': 4}, 3)):
+        recipe = load_recipe(
+            f'configs/{name}.py', {'runtime.jobs': 1, 'runtime.device': 'cuda'} | more
+        )
+        made = training_config(recipe, {}, {}, tmp_path, 4, 0, 'cpu').data
+        assert made.train_dataloader.workers_per_gpu == wanted
+        assert made.train_dataloader.persistent_workers
+        assert made.val_dataloader.workers_per_gpu == wanted
+    made = training_config(
+        load_recipe(recipe, {'runtime.device': 'cpu'}), {}, {}, tmp_path, 4, 0, 'cpu'
+    )
+    loaders = made.data.train_dataloader, made.data.val_dataloader
+    assert [loader.workers_per_gpu for loader in loaders] == [1, 0]
+
+
+def test_numbers_do_not_depend_on_how_many_there_are(tmp_path, tiny_coco):
+    """Of a training with flips, its evaluations in between and after it, and features."""
+    more = {'data.root': str(tiny_coco(tmp_path / 'coco')), 'schedule.eval_interval': 1}
+    more |= {'image.flip': 0.5, 'student.model.test_cfg.score_thr': 0.0, 'evaluation.batch_size': 1}
+    made = []
+    for number in (0, 1, 2):
+        recipe = load_recipe(MINI, SMALL | more | {'runtime.workers': number})
+        path = train_detector_run(recipe, 'student', tmp_path / str(number))['checkpoint']
+        rows = [
+            {key: value for key, value in row.items() if 'time' not in key}
+            for row in read_log(path.with_name('log.json'))
+        ]
+        numbers = evaluation.evaluate(recipe, path, out=tmp_path / f'eval{number}')
+        boxes = (tmp_path / f'eval{number}' / 'detections.json').read_text()
+        images = torch.cat([images for images, _ in features.image_batches(recipe, 4)])
+        weights = torch.cat(
+            [v.flatten() for v in checkpoints.load_checkpoint(path)['state_dict'].values()]
+        )
+        made.append((rows, numbers | {'sha256': None}, boxes, images, weights))
+    assert sum('bbox_mAP' in row for row in made[0][0]) == 3 and len(made[0][2]) > 100
+    for other in made[1:]:
+        assert other[:3] == made[0][:3]
+        assert torch.equal(other[3], made[0][3]) and torch.equal(other[4], made[0][4])

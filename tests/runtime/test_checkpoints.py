@@ -1,0 +1,431 @@
+"""Reading, inheriting, exporting and writing checkpoints."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.tiny import detector, retinanet
+from mtpd.distill.initialization import inherit_from_teacher
+from mtpd.errors import MtpdError
+from mtpd.runtime import checkpoints
+from mtpd.utils.files import file_sha256
+
+
+class Foreign:
+    pass
+
+
+def saved(path, model, prefix='', **more):
+    """A checkpoint of `model` in `path`, its keys under `prefix`."""
+    state = {prefix + key: value for key, value in model.state_dict().items()}
+    torch.save({'state_dict': {**state, **more}, 'meta': {'CLASSES': ('a', 'b', 'c')}}, path)
+    return path
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def message(call, *args, **kwargs):
+    with pytest.raises(MtpdError) as error:
+        call(*args, **kwargs)
+    return str(error.value)
+
+
+@pytest.fixture(scope='module')
+def student():
+    return detector(retinanet(), seed=1)
+
+
+# --- load ---------------------------------------------------------------------------------------
+
+
+def damaged(path, kind):
+    if kind == 'foreign':
+        torch.save({'state_dict': {}, 'meta': Foreign()}, path)
+    elif kind == 'foreign pickle':
+        path.write_bytes(pickle.dumps(Foreign(), protocol=2))
+    elif kind.startswith('truncated'):
+        zipped = kind == 'truncated'
+        state = {'state_dict': {'w': torch.zeros(1000)}}
+        torch.save(state, path, _use_new_zipfile_serialization=zipped)
+        path.write_bytes(path.read_bytes()[: 2000 if zipped else int(kind.split()[-1])])
+    elif kind == 'list':
+        torch.save([torch.zeros(1)], path)
+    elif kind == 'folder':
+        path.mkdir()
+    elif kind != 'missing':
+        content = {
+            'html': b'\n<!DOCTYPE html><html>404</html>',
+            'text': b'hello there',
+            'empty': b'',
+        }
+        content |= {'lfs': b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n'}
+        content |= {'random': np.random.default_rng(0).bytes(500)}
+        path.write_bytes(content[kind])
+
+
+@pytest.mark.parametrize(
+    'kind, words',
+    [
+        ('missing', 'no such file'),
+        ('folder', 'no such file'),
+        ('empty', 'is empty'),
+        ('html', 'a web page'),
+        ('lfs', 'Git LFS'),
+        ('text', 'no PyTorch file'),
+        ('random', 'no PyTorch file'),
+        ('truncated', 'cut short'),
+        ('truncated legacy 30', 'cut short'),
+        ('truncated legacy 300', 'cut short'),
+        ('foreign', 'test_checkpoints.Foreign'),
+        ('foreign pickle', 'Foreign'),
+        ('list', 'state_dict'),
+    ],
+)
+def test_what_is_no_checkpoint_is_named_with_its_file(tmp_path, kind, words):
+    path = tmp_path / 'teacher.pth'
+    damaged(path, kind)
+    text = message(checkpoints.load_checkpoint, path)
+    assert words in text and str(path) in text
+
+
+@pytest.mark.parametrize('legacy', [False, True])
+def test_checkpoints_of_mmdet_load(tmp_path, legacy):
+    path = tmp_path / 'a.pth'
+    meta = {'CLASSES': ('a',), 'best': np.float64(0.5), 'hook_msgs': {'score': np.float32(1)}}
+    torch.save(
+        {'state_dict': {'w': torch.ones(2)}, 'meta': meta},
+        path,
+        _use_new_zipfile_serialization=not legacy,
+    )
+    assert checkpoints.load_checkpoint(path)['meta'] == meta
+
+
+# --- layouts ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.', 'student.', 'module.student.'])
+def test_every_layout_gives_the_students_plain_keys(tmp_path, student, prefix):
+    more = {}
+    if 'student' in prefix:
+        outer = prefix.removesuffix('student.')
+        more = {
+            f'{outer}teacher.backbone.conv1.weight': torch.ones(3),
+            f'{outer}distill_losses.loss_x.align.weight': torch.ones(3),
+        }
+    path = saved(tmp_path / 'a.pth', student, prefix, **more)
+    checkpoint = checkpoints.load_checkpoint(path)
+    assert same(checkpoints.student_state(checkpoint), student.state_dict())
+
+    other = detector(retinanet(), seed=2)
+    meta = checkpoints.load_student(other, path)
+    assert same(other.state_dict(), student.state_dict())
+    assert meta['CLASSES'] == ('a', 'b', 'c')
+
+
+def test_student_state_leaves_the_checkpoint_as_it_is():
+    checkpoint = {'state_dict': {'w': torch.ones(1), 'ema_w': torch.zeros(1), 'note': 'text'}}
+    assert list(checkpoints.student_state(checkpoint)) == ['w']
+    assert list(checkpoint['state_dict']) == ['w', 'ema_w', 'note']
+
+
+@pytest.mark.parametrize('content', [{'state_dict': {}}, {'meta': {}}, {'state_dict': [1]}])
+def test_a_checkpoint_without_weights_is_named(content):
+    assert 'a.pth holds no weights' in message(checkpoints.student_state, content, 'a.pth')
+
+
+def test_versions_of_modules_survive_a_prefix():
+    model = torch.nn.Sequential(torch.nn.BatchNorm2d(2))
+    outer = torch.nn.ModuleDict({'student': model})
+    state = checkpoints.student_state({'state_dict': outer.state_dict()})
+    assert state._metadata == model.state_dict()._metadata
+
+
+# --- strict loading -----------------------------------------------------------------------------
+
+
+def test_missing_unexpected_and_misshapen_weights_come_in_one_message(tmp_path, student):
+    state = dict(student.state_dict())
+    del state['backbone.conv1.weight']
+    state['backbone.bn1.num_batches_tracked'] = torch.tensor(0)
+    state['roi_head.weight'] = torch.ones(1)
+    state['neck.fpn_convs.0.conv.bias'] = torch.ones(5)
+    torch.save({'state_dict': state}, tmp_path / 'a.pth')
+    text = message(checkpoints.load_student, student, tmp_path / 'a.pth')
+    for words in (
+        'a.pth does not fit',
+        'not in the file: backbone.conv1.weight',
+        'not in the student: roi_head.weight',
+        'neck.fpn_convs.0.conv.bias (16,) (5,)',
+        'classes',
+    ):
+        assert (words in text) == (words != 'classes'), text
+
+
+def test_another_number_of_classes_is_recognised(tmp_path):
+    path = saved(tmp_path / 'a.pth', detector(retinanet(num_classes=5), 1))
+    text = message(checkpoints.load_student, detector(retinanet(num_classes=3), 1), path)
+    assert 'the model has 3 classes and the file 5' in text
+
+
+def test_another_number_of_classes_is_recognised_with_a_background_output():
+    class TwoStage(torch.nn.Module):
+        def __init__(self, classes):
+            super().__init__()
+            self.rpn = torch.nn.Linear(4, 1)
+            self.rpn.num_classes = 1
+            self.num_classes = classes
+            self.fc_cls = torch.nn.Linear(4, classes + 1)
+            self.fc_reg = torch.nn.Linear(4, classes * 4)
+
+    state = TwoStage(80).state_dict()
+    text = message(checkpoints.load_strictly, TwoStage(10), state, 'the student', 'a.pth')
+    assert 'the model has 10 classes and the file 80' in text
+
+
+def test_another_architecture_is_recognised(tmp_path, student):
+    path = saved(tmp_path / 'a.pth', detector(retinanet(depth=34), 1))
+    text = message(checkpoints.load_student, student, path)
+    count = len(student.state_dict())
+    assert 'another architecture' in text and f'{count} of {count} weights match' in text
+    path = saved(tmp_path / 'a.pth', detector(retinanet(base=16), 1))
+    assert 'another architecture' in message(checkpoints.load_student, student, path)
+
+
+def test_batch_norm_of_old_files_without_a_counter_loads(tmp_path, student):
+    state = {k: v for k, v in student.state_dict().items() if 'num_batches' not in k}
+    torch.save({'state_dict': state}, tmp_path / 'a.pth')
+    model = detector(retinanet(), 2)
+    checkpoints.load_student(model, tmp_path / 'a.pth')
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
+
+
+# --- inheriting ---------------------------------------------------------------------------------
+
+
+def test_neck_and_head_are_inherited_and_the_backbone_is_not():
+    model, teacher = detector(retinanet(), 1), detector(retinanet(depth=34), 2)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    report = inherit_from_teacher(model, teacher.state_dict())
+    theirs = teacher.state_dict()
+    for key, value in model.state_dict().items():
+        source = before if key.startswith('backbone.') else theirs
+        assert torch.equal(value, source[key]), key
+    assert report.skipped == {}
+    assert set(report.copied) == {k for k in before if not k.startswith('backbone.')}
+    assert not same(before, model.state_dict())
+
+
+def test_a_mismatch_is_an_error_and_copies_nothing_unless_it_is_allowed():
+    model, teacher = detector(retinanet(), 1), detector(retinanet(base=16), 2).state_dict()
+    teacher['bbox_head.more.weight'] = torch.ones(1)
+    del teacher['bbox_head.retina_reg.bias']
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    laterals = [f'neck.lateral_convs.{i}.conv.weight' for i in range(3)]
+    others = ['bbox_head.more.weight', 'bbox_head.retina_reg.bias']
+
+    text = message(inherit_from_teacher, model, teacher, ['neck.lateral_convs.*'])
+    assert all(key in text for key in others) and 'lateral' not in text
+    assert same(before, model.state_dict())
+
+    report = inherit_from_teacher(model, teacher, ['neck.lateral_convs.*', 'bbox_head.*'])
+    assert set(report.skipped) == {*laterals, *others}
+    assert 'student (16, 16, 1, 1), teacher (16, 32, 1, 1)' in report.skipped[laterals[0]]
+    after = model.state_dict()
+    for key, value in before.items():
+        skipped = key in report.skipped or key.startswith('backbone.')
+        assert torch.equal(after[key], value if skipped else teacher[key]), key
+    assert all(key in str(report) for key in report.skipped)
+
+
+def test_a_batch_norm_counter_need_not_be_there_to_inherit():
+    model = torch.nn.ModuleDict({'neck': torch.nn.BatchNorm2d(2)})
+    state = {key: value + 1 for key, value in model.state_dict().items()}
+    del state['neck.num_batches_tracked']
+    assert len(inherit_from_teacher(model, state).copied) == 4
+    assert model['neck'].weight.tolist() == [2, 2]
+
+
+class Roi(torch.nn.Module):
+    """The names of a two-stage detector's box head, one or `stages` of them."""
+
+    def __init__(self, classes: int, outputs: int, stages: int = 0):
+        super().__init__()
+        head = [
+            torch.nn.ModuleDict(
+                {'fc_cls': torch.nn.Linear(2, classes + 1), 'fc_reg': torch.nn.Linear(2, outputs)}
+            )
+            for _ in range(stages or 1)
+        ]
+        self.roi_head = torch.nn.Module()
+        self.roi_head.bbox_head = torch.nn.ModuleList(head) if stages else head[0]
+
+
+@pytest.mark.parametrize('classes', [3, 80])
+def test_of_a_cascade_the_first_stage_is_inherited(classes):
+    student, teacher = Roi(classes, 4 * classes), Roi(classes, 4, stages=3)
+    report = inherit_from_teacher(student, teacher.state_dict())
+    first, mine = teacher.roi_head.bbox_head[0], student.roi_head.bbox_head
+    assert torch.equal(mine['fc_cls'].weight, first['fc_cls'].weight)
+    for k in range(classes):  # the four outputs of class k
+        rows = slice(4 * k, 4 * k + 4)
+        assert torch.equal(mine['fc_reg'].weight[rows], first['fc_reg'].weight)
+        assert torch.equal(mine['fc_reg'].bias[rows], first['fc_reg'].bias)
+    assert len(report.copied) == len(report.adapted) == 4 and not report.skipped
+    assert f'repeated for {classes} classes' in report.adapted['roi_head.bbox_head.fc_reg.bias']
+
+
+def test_a_class_agnostic_student_and_a_cascade_student_take_a_cascade_as_it_is():
+    teacher = Roi(3, 4, stages=3)
+    student = Roi(3, 4)
+    inherit_from_teacher(student, teacher.state_dict())
+    assert same(student.roi_head.bbox_head.state_dict(), teacher.roi_head.bbox_head[0].state_dict())
+    student = Roi(3, 4, stages=3)
+    assert inherit_from_teacher(student, teacher.state_dict()).adapted == {}
+    assert same(student.state_dict(), teacher.state_dict())
+
+
+def test_a_cascade_of_another_number_of_classes_is_refused():
+    text = message(inherit_from_teacher, Roi(5, 20), Roi(3, 4, stages=3).state_dict())
+    assert 'roi_head.bbox_head.fc_cls.weight: other shape (student (6, 2), teacher (4, 2))' in text
+
+
+def test_nothing_to_inherit_is_an_error(student):
+    assert 'nothing agrees' in message(inherit_from_teacher, student, {}, ['*'])
+
+
+# --- export and writing -------------------------------------------------------------------------
+
+
+def test_export_is_a_plain_checkpoint_that_says_where_it_is_from(tmp_path, student):
+    src = saved(tmp_path / 'latest.pth', student, 'student.', **{'distill_losses.x': torch.ones(1)})
+    dst = checkpoints.export_student(src, tmp_path / 'out' / 'student.pth', meta={'config': 'x=1'})
+    written = torch.load(dst, weights_only=True)
+    assert same(written['state_dict'], student.state_dict())
+    meta = written['meta']
+    assert meta['CLASSES'] == ('a', 'b', 'c') and meta['config'] == 'x=1'
+    assert meta['mmdet_version'] and meta['mmcv_version']
+    origin = {'file': 'latest.pth', 'sha256': file_sha256(src), 'half': False}
+    assert meta['exported_from'] == origin
+    assert checkpoints.student_state(written).keys() == student.state_dict().keys()
+
+
+def test_a_published_name_ends_in_the_files_checksum_and_is_the_same_each_time(tmp_path, student):
+    src = saved(tmp_path / 'latest.pth', student, 'student.', **{'distill_losses.x': torch.ones(1)})
+    first = checkpoints.publish_student(src, tmp_path / 'out' / 'student.pth')
+    assert first.parent == tmp_path / 'out' and first.suffix == '.pth'
+    assert first.name == f'student-{file_sha256(first)[:8]}.pth'
+    assert checkpoints.publish_student(src, tmp_path / 'out' / 'student.pth') == first
+    assert [path.name for path in first.parent.iterdir()] == [first.name]  # nothing beside it
+    assert same(checkpoints.load_checkpoint(first)['state_dict'], student.state_dict())
+    # Names that mmdet's tool would make, too: no suffix, a checksum that is another file's, a folder.
+    for name in ('student', 'student-00000000.pth'):
+        assert checkpoints.publish_student(src, tmp_path / 'out' / name) == first
+    assert checkpoints.publish_student(src, tmp_path / 'out').name == first.name.replace(
+        'student', 'latest'
+    )
+
+
+def test_publishing_what_is_published_changes_nothing(tmp_path, student):
+    first = checkpoints.publish_student(
+        saved(tmp_path / 'a.pth', student, 'student.'), tmp_path / 's.pth'
+    )
+    again = checkpoints.publish_student(first, tmp_path / 's.pth')
+    assert again == first and len(list(tmp_path.glob('s-*.pth'))) == 1
+    halved = checkpoints.publish_student(first, tmp_path / 's.pth', half=True)
+    assert (
+        halved != first
+        and checkpoints.load_checkpoint(halved)['meta']['exported_from']['half'] is True
+    )
+    assert checkpoints.publish_student(halved, tmp_path / 's.pth') == halved
+
+
+def test_a_failed_publication_leaves_nothing(tmp_path):
+    torch.save({'meta': {}}, tmp_path / 'a.pth')
+    assert 'holds no weights' in message(
+        checkpoints.publish_student, tmp_path / 'a.pth', tmp_path / 'o' / 'b'
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ['a.pth']
+
+
+def test_what_describes_the_student_is_kept_and_the_rest_is_not(tmp_path, student):
+    stages = [{'arm': 'progressive', 'stage': 1, 'teacher': 'r101'}]
+    about = {'CLASSES': ('a', 'b', 'c'), 'recipe': 'mini', 'stages': stages, 'seed': 3}
+    more = {'student_config': 'x = 1', 'hook_msgs': {'path': '/home/me'}, 'time': 'today'}
+    torch.save({'state_dict': student.state_dict(), 'meta': about | more}, tmp_path / 'a.pth')
+    meta = checkpoints.load_checkpoint(
+        checkpoints.publish_student(tmp_path / 'a.pth', tmp_path / 'b')
+    )['meta']
+    versions = {'mmdet_version', 'mmcv_version'}
+    assert set(meta) == {*about, *versions, 'config', 'exported_from'} and meta['config'] == 'x = 1'
+    assert {key: meta[key] for key in about} == about
+
+
+def test_half_precision_is_storage_only(tmp_path, student):
+    src = saved(tmp_path / 'a.pth', student)
+    dst = checkpoints.export_student(src, tmp_path / 'b.pth', half=True)
+    state = checkpoints.load_checkpoint(dst)['state_dict']
+    assert state['backbone.conv1.weight'].dtype == torch.float16
+    assert state['backbone.bn1.num_batches_tracked'].dtype == torch.int64
+    assert dst.stat().st_size < 0.7 * src.stat().st_size
+
+    other = detector(retinanet(), 2)
+    checkpoints.load_student(other, dst)
+    for key, value in other.state_dict().items():
+        mine = student.state_dict()[key]
+        assert value.dtype == mine.dtype
+        torch.testing.assert_close(value, mine, rtol=1e-3, atol=1e-6)
+
+
+def test_half_precision_spares_what_it_cannot_hold(tmp_path):
+    state = {'bn.running_var': torch.tensor([1e5, 1.0])}
+    torch.save({'state_dict': state}, tmp_path / 'a.pth')
+    dst = checkpoints.export_student(tmp_path / 'a.pth', tmp_path / 'b.pth', half=True)
+    assert same(checkpoints.load_checkpoint(dst)['state_dict'], state)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / 'a.pth'
+    checkpoints.save_atomic({'x': 1}, path)
+    with pytest.raises(Exception, match='pickle'):
+        checkpoints.save_atomic({'x': torch.zeros(9), 'y': lambda: 0}, path)
+    assert checkpoints.load_checkpoint(path) == {'x': 1}
+    assert [p.name for p in tmp_path.iterdir()] == ['a.pth']
+
+
+def test_an_unwritable_place_is_named(tmp_path):
+    (tmp_path / 'file').write_text('')
+    path = tmp_path / 'file' / 'a.pth'
+    assert str(path) in message(checkpoints.save_atomic, {}, path)
+
+
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='needs /dev/full')
+def test_a_full_disk_is_an_error_with_its_cause(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, 'getpid', lambda: 'x')
+    (tmp_path / '.a.pth.x.part').symlink_to('/dev/full')
+    assert 'free space' in message(checkpoints.save_atomic, torch.zeros(10**5), tmp_path / 'a.pth')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sha256_of_a_known_content(tmp_path):
+    (tmp_path / 'a').write_bytes(b'abc')
+    assert file_sha256(tmp_path / 'a').startswith('ba7816bf8f01cfea414140de5dae2223')
+
+
+def test_a_data_workers_end_while_a_checkpoint_is_written_is_no_full_disk(tmp_path, monkeypatch):
+    """torch raises it from a signal handler, wherever the process is: see `explain_worker_death`."""
+
+    def save(obj, file):
+        raise RuntimeError('DataLoader worker (pid 1) is killed by signal: Killed. ')
+
+    monkeypatch.setattr(torch, 'save', save)
+    with pytest.raises(RuntimeError, match=r'^DataLoader worker') as caught:
+        checkpoints.save_atomic({}, tmp_path / 'latest.pth')
+    assert not isinstance(caught.value, MtpdError) and not list(tmp_path.iterdir())
