@@ -26,7 +26,7 @@ from mtpd.engine.evaluation import evaluate
 from mtpd.engine.loop import train_model
 from mtpd.errors import MtpdError
 from mtpd.pipeline import mmdet_config
-from mtpd.pipeline.notebooks import execute
+from mtpd.pipeline.notebooks import execute_notebook
 from mtpd.pipeline.stages import _stage_builder
 from mtpd.runtime import checkpoints
 from mtpd.runtime.distributed import ProcessKilled, run_on_all_ranks
@@ -313,7 +313,7 @@ def test_a_notebook_shows_once_what_the_processes_write(tmp_path, monkeypatch):
     notebook = nbformat.v4.new_notebook(cells=[*map(nbformat.v4.new_code_cell, cells)])
     nbformat.write(notebook, tmp_path / 'in.ipynb')
     echo = io.StringIO()
-    execute(tmp_path / 'in.ipynb', tmp_path / 'out.ipynb', echo=echo)
+    execute_notebook(tmp_path / 'in.ipynb', tmp_path / 'out.ipynb', echo=echo)
     outputs = nbformat.read(tmp_path / 'out.ipynb', 4).cells[1].outputs
     shown = {
         name: sorted(''.join(output.text for output in outputs if output.name == name).split('\n'))
