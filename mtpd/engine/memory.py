@@ -169,7 +169,7 @@ def config_setting_names(cfg: dict, batch: str, evaluation: str) -> SettingNames
     """The settings of a plain mmdet config.
 
     Args:
-        cfg: its `data` in mmdet's newer layout.
+        cfg: the whole config, its `data` in mmdet's newer layout.
         batch: the key of the batch in the file, which may have the older layout.
         evaluation: 'val_dataloader' (during training) or 'test_dataloader'.
     """

@@ -152,7 +152,7 @@ def train_config(config: PlainConfig, work_dir: str | Path | None = None) -> dic
         settings = _training_config(config, out)
         meta = {'student_config': config.text, 'seed': cfg.seed}
         build = partial(_initialised_detector, config)
-        names = memory.config_setting_names(cfg.data, config.batch, 'val_dataloader')
+        names = memory.config_setting_names(cfg, config.batch, 'val_dataloader')
         loop.train_by_config(
             settings, build, source, names, bool(settings.get('evaluation')), meta=meta
         )
@@ -198,7 +198,7 @@ def evaluate_config(
         device,
         config.processes,
         config.corrupt_limit,
-        memory.config_setting_names(cfg.data, config.batch, 'test_dataloader'),
+        memory.config_setting_names(cfg, config.batch, 'test_dataloader'),
     )
     return evaluate_model(model.eval(), task, checkpoint, metrics, out)
 
