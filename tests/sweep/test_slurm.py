@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -51,6 +52,7 @@ def test_a_killed_and_a_late_job_and_the_same_command_again(tmp_path, tiny_coco,
         assert late['state'] == 'queued'  # by submitit, from its checkpoint
         # SLURM would hold it back for two minutes.
         wait_for(lambda: 'BeginTime' in slurm_queue().get(late['slurm'], ''))
+        time.sleep(3)  # a node refuses a job that it has ended in the same second
         now = ['scontrol', 'update', f'JobId={late["slurm"]}', 'StartTime=now']
         subprocess.run(now, check=True)
         late = out_of_time(sweep, 'teacher-r101', 2)
