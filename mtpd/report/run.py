@@ -82,7 +82,7 @@ def _index_page(run: Run, pages: list[dict]) -> str:
         'index.html.j2',
         title=run.info.get('title') or run.info['name'],
         info=run.info,
-        facts=_facts(run),
+        facts=_key_facts(run),
         state=run.state,
         headline=HEADLINES[run.state],
         detail=_progress_text(run) + _corrupt_text(run),
@@ -143,7 +143,7 @@ def _result_rows(run: Run, results: list[dict], study: Study) -> list[dict]:
     return rows
 
 
-def _facts(run: Run) -> list[str]:
+def _key_facts(run: Run) -> list[str]:
     facts = [run.info['name'], f'seed {run.info.get("seed")}']
     if run.status.get('started'):
         facts.append(run.status['started'][:16].replace('T', ' ') + ' UTC')
