@@ -111,4 +111,4 @@ def _results(run: Path) -> list:
     if not (run / 'report/index.html').is_file():
         return []
     rows = json.loads((run / 'results.json').read_text())['results']
-    return [{k: v for k, v in row.items() if k != 'ms_per_image'} for row in rows]
+    return [{k: v for k, v in row.items() if k not in ('ms_per_image', 'seconds')} for row in rows]
