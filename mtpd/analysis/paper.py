@@ -47,7 +47,7 @@ def dataset_name(recipe: Recipe) -> str:
     table = coco.read_annotations(recipe.split('val')[0])
     if (len(table['images']), len(table['categories'])) == VAL2017_SIZE:
         return 'COCO'
-    return Path(recipe.data_root()).name
+    return Path(recipe.ensure_data()).name
 
 
 # A student that is at hand as a checkpoint only.

@@ -104,6 +104,8 @@ class SaveLatest(Hook):
     def before_run(self, runner) -> None:
         past = read_json_if_valid(self.path.with_name('training.json'), {}) if runner.iter else {}
         self.began = time.time() - past.get('seconds', 0)
+        if runner.iter and past.get('update') != runner.iter:  # a kill came between the two files
+            self._record_progress(runner.iter)
 
     def after_train_iter(self, runner) -> None:
         due = self.every_n_iters(runner, self.interval) or self.is_last_iter(runner)
@@ -141,8 +143,12 @@ class SaveLatest(Hook):
         if self.path.is_file() and not last:
             self.path.replace(previous)
         part.replace(self.path)
+        self._record_progress(done)
+
+    @master_only
+    def _record_progress(self, updates: int) -> None:
         seconds = round(time.time() - self.began, 1)
-        write_json(self.path.with_name('training.json'), {'update': done, 'seconds': seconds})
+        write_json(self.path.with_name('training.json'), {'update': updates, 'seconds': seconds})
 
 
 # Losses and weights that are not finite end a training.

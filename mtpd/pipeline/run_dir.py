@@ -83,7 +83,7 @@ def run_info(
             }
             for name, spec in recipe.detectors.items()
         ],
-        'dataset': Path(recipe.data_root()).name if cfg.data.root else 'DigitScenes',
+        'dataset': Path(recipe.ensure_data()).name if cfg.data.root else 'DigitScenes',
         'paper': cfg.get('paper', {}),
         'classes': list(recipe.classes),
         'seconds': None,
@@ -185,7 +185,7 @@ def other_settings_text(folder: Path, keys: Sequence[str] = (), content: str = '
 def recorded_settings(recipe: Recipe, run_dir: Path, out: Path) -> Iterator[None]:
     """Writes recipe.py into a run directory that has none, for a training in the block into `out`.
 
-    It goes again where the block ends before the training's first checkpoint.
+    The file is removed again where the block ends before the training's first checkpoint.
     """
     settings_file = run_dir / 'recipe.py'
     if settings_file.is_file():

@@ -184,7 +184,7 @@ def detector_rows(recipe: Recipe, work_dir: str | Path | None = None) -> list[di
 
     Keys: name, label, role ('baseline', 'teacher'), AP AP50 AP75 AP_s AP_m AP_l mask_AP (points), parameters (count),
     gflops, ms_per_image; of their training on built-in scenes, as the recipe says: updates, scenes and init
-    (`stages.began_from`), else None.
+    (`detectors.init_label`), else None.
 
     Raises:
         RecipeError: from `prepare_detector`.

@@ -23,7 +23,7 @@ from mtpd import load_recipe
 from mtpd.cli.main import main
 from mtpd.data.seeded_loader import resume_at
 from mtpd.engine import pipelines
-from mtpd.engine.hooks import MAX_SKIPPED_UPDATES, FiniteLoss
+from mtpd.engine.hooks import MAX_SKIPPED_UPDATES, FiniteLoss, SaveLatest
 from mtpd.engine.loop import train_model
 from mtpd.errors import MtpdError
 from mtpd.pipeline.mmdet_config import load_config
@@ -204,3 +204,16 @@ def test_a_loss_scaler_may_skip_updates(tmp_path):
         FiniteLoss(str(tmp_path), 'advice').after_train_iter(runner(math.inf, False))
     report = json.loads((tmp_path / 'nonfinite.json').read_text())
     assert report['images'] == [{'file': 'a.png', 'id': 7, 'rank': 0, 'loss': 'inf'}]
+
+
+@pytest.mark.parametrize('earlier', [None, {'update': 4, 'seconds': 2.5}])
+def test_a_kill_between_checkpoint_and_progress_leaves_no_training_without_progress(
+    tmp_path, earlier
+):
+    """latest.pth is written before training.json; a training that resumes at its last update writes neither again."""
+    progress = tmp_path / 'training.json'
+    if earlier:
+        progress.write_text(json.dumps(earlier))
+    SaveLatest(str(tmp_path / 'latest.pth'), 4).before_run(SimpleNamespace(iter=8))
+    written = json.loads(progress.read_text())
+    assert written['update'] == 8 and written['seconds'] >= (earlier or {}).get('seconds', 0)
