@@ -239,4 +239,4 @@ def test_the_whole_recipe_runs(name, tmp_path):
     assert all((row['mask_AP'] is not None) == masks for row in run.results())
     assert ('Mask AP' in make_report(run_dir).read_text()) == masks
     shown = json.loads((run_dir / 'notebooks' / '05_evaluate.ipynb').read_text())
-    assert any('| mask AP |' in str(cell.get('outputs')) for cell in shown['cells']) == masks
+    assert any('| Mask AP |' in str(cell.get('outputs')) for cell in shown['cells']) == masks
