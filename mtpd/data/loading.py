@@ -1,4 +1,4 @@
-"""How training and evaluation load images: corrupt files are left out up to a limit, and data workers end in words."""
+"""How training and evaluation load images: corrupt files, left out up to a limit; data workers, and how one ended."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ from ..utils.machine import cpu_cores
 from ..utils.processes import end_with_parent
 from ..utils.progress import progress_bar
 
-# Corrupt images: missing, empty, cut short or no images at all.
+# Corrupt images: files that are missing, empty, cut short or no images at all.
 
 
 class CorruptImage(MtpdError):
     """Image files that can't be loaded.
 
     Attributes:
-        problems: what is wrong with each, by path.
+        problems: what is wrong with each, by path. Empty where a data worker raised the error: torch makes it anew in
+            the main process, from its text alone.
     """
 
     def __init__(self, text: str, problems: dict[str, str] | None = None):
-        # An error from a data worker is raised again by torch, with the worker's traceback before its text.
+        # torch puts the worker's traceback before the text: it is cut off.
         super().__init__(text.rpartition(f'{type(self).__name__}: ')[2].rstrip())
         self.problems = problems or {}
 
@@ -46,7 +47,7 @@ class CorruptImage(MtpdError):
 class LoadWholeImage(LoadImageFromFile):
     """Takes the place of mmdet's `LoadImageFromFile`; raises CorruptImage for a file that is no whole image.
 
-    mmdet reads a file's bytes and decodes them by `cv2.imdecode`, which, unlike `cv2.imread`, refuses a part of an image.
+    mmdet decodes a file's bytes by `cv2.imdecode`. Unlike `cv2.imread`, it refuses a part of an image.
     """
 
     def __call__(self, results: dict) -> dict:
@@ -56,9 +57,8 @@ class LoadWholeImage(LoadImageFromFile):
             raise
         except OSError as error:
             problem = f'cannot be read ({error.strerror})'
-        except (
-            Exception
-        ):  # mmdet's AttributeError, as OpenCV gives None; or the error of another backend of mmcv
+        except Exception:
+            # OpenCV gives None, on which mmdet raises an AttributeError. Other decoders of mmcv raise their own.
             problem = 'is empty, cut short, damaged or no image'
         folder, name = results['img_prefix'], results['img_info']['filename']
         path = name if folder is None else os.path.join(folder, name)  # noqa: PTH118
@@ -68,10 +68,12 @@ class LoadWholeImage(LoadImageFromFile):
 class SkipCorrupt(Dataset):
     """A dataset of mmdet for training, in which the next whole image takes the place of a corrupt one.
 
-    Which one that is depends on the files alone. The corrupt ones are in the sample's `img_metas`, see `corrupt_in_batch`.
+    Which one that is depends on the files alone. The sample's `img_metas` name the corrupt ones
+    (`corrupt_in_batch`). This class limits how many follow each other; the hook `RecordCorrupt` limits how many a
+    training has.
 
     Args:
-        dataset: all its other attributes are this one's, too.
+        dataset: the inner dataset; its other attributes are this one's, too.
         limit: how many images may be corrupt.
     """
 
@@ -90,15 +92,15 @@ class SkipCorrupt(Dataset):
             except CorruptImage as error:
                 problems |= error.problems
                 continue
-            if problems and not isinstance(sample['img_metas'], list):  # a list: in testing
+            if problems and not isinstance(sample['img_metas'], list):  # a list in test mode
                 sample['img_metas'].data['corrupt'] = problems
             return sample
         raise corrupt_images_error(problems, self.limit)
 
     def _candidates(self, index: int) -> Iterator[int]:
-        """`index` and those after it, around the end; images of the other orientation come last.
+        """`index`, then all others from there on and from the beginning, those of its orientation first.
 
-        A batch holds images of one orientation.
+        A batch holds images of one orientation (mmdet's `flag`).
         """
         yield index
         others = [*range(index + 1, len(self)), *range(index)]
@@ -108,18 +110,18 @@ class SkipCorrupt(Dataset):
         yield from others
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith('__') or name == 'dataset':  # asked for while it is unpickled
+        if name.startswith('__') or name == 'dataset':  # unpickling asks before `dataset` is there
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
 
 def batch_metas(batch: dict) -> list[dict]:
-    """mmdet's `img_metas` of a training batch, one after the other."""
+    """The `img_metas` of a training batch, one of each image."""
     return [meta for group in batch['img_metas'].data for meta in group]
 
 
 def corrupt_in_batch(batch: dict) -> dict[str, str]:
-    """What is wrong with the corrupt images that others in a training batch take the place of, by path."""
+    """The corrupt images whose places others take in a training batch: what is wrong with each, by path."""
     corrupt: dict[str, str] = {}
     for meta in batch_metas(batch):
         corrupt |= meta.get('corrupt', {})
@@ -127,9 +129,10 @@ def corrupt_in_batch(batch: dict) -> dict[str, str]:
 
 
 def leave_out_corrupt(dataset: Any, limit: int) -> dict[str, str]:
-    """Takes the corrupt images out of a CocoDataset in testing, and names them on stderr.
+    """Takes the corrupt images out of a CocoDataset in test mode, and names them on stderr.
 
-    All images are decoded for it, unless `limit` is 0: then a corrupt one ends the evaluation when it comes to it.
+    It decodes all images to find them. With a `limit` of 0 it does nothing: the evaluation itself raises the error when
+    it comes to a corrupt one. It also does nothing with a dataset that has no `data_infos`.
 
     Returns:
         What is wrong with each, by path.
@@ -154,17 +157,18 @@ def leave_out_corrupt(dataset: Any, limit: int) -> dict[str, str]:
     corrupt = {path: text for problems in checked for path, text in problems.items()}
     if len(corrupt) > limit:
         raise corrupt_images_error(corrupt, limit)
-    whole = [place for place, problems in enumerate(checked) if not problems]
-    dataset.data_infos = [infos[place] for place in whole]
-    dataset.img_ids = [dataset.img_ids[place] for place in whole]
+    whole = [index for index, problems in enumerate(checked) if not problems]
+    dataset.data_infos = [infos[index] for index in whole]
+    dataset.img_ids = [dataset.img_ids[index] for index in whole]
     if get_dist_info()[0] == 0:
-        for path, problem in sorted(corrupt.items()):  # stdout is for the numbers of `mtpd eval`
+        # On stderr: stdout is for the numbers of `mtpd eval`.
+        for path, problem in sorted(corrupt.items()):
             print(f'image {path} {problem}: left out of the evaluation', file=sys.stderr)
     return corrupt
 
 
 def corrupt_images_error(problems: dict[str, str], limit: int) -> CorruptImage:
-    """The error for more corrupt images than the limit, with what is wrong with each, by path."""
+    """The error for more corrupt images than `limit`; `problems` says by path what is wrong with each."""
     lines = [f'image {path} {problem}' for path, problem in sorted(problems.items())]
     if len(lines) > 20:
         lines = [*lines[:20], f'and {len(lines) - 20} more']
@@ -180,14 +184,17 @@ def corrupt_images_error(problems: dict[str, str], limit: int) -> CorruptImage:
     return CorruptImage(text + hint, problems)
 
 
-# Data workers: how many there are, and what a training says where one dies.
+# Data workers: how many there are, what each does first, and the error where one ends too early.
+
+# One worker takes half a second to load 16 images of COCO. Eight do it in less time than a GPU's update takes.
+MAX_WORKERS = 8
+WORKER_EXIT_DELAY = 5  # seconds; a worker's connection breaks at most so long before it ends
 
 T = TypeVar('T')
+# How torch begins its error for a data worker that ended.
 _WORKER_DEATH = re.compile(
     r'DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (?:is killed by signal: (?P<signal>.+?)\. |exited)'
 )
-MAX_WORKERS = 8  # load 16 images of COCO, half a second's work for one, in less time than a GPU's update takes
-WORKER_EXIT_DELAY = 5  # seconds at most between the break of a worker's connection and its end
 _LIKELY_CAUSES = {
     'SIGKILL': ' (often: out of memory)',
     'SIGBUS': ' (often: shared memory, /dev/shm, is full)',
@@ -198,9 +205,11 @@ def worker_count(workers: int | str, device: str, processes: int, training: bool
     """How many data workers a process has. Results do not depend on it.
 
     Args:
-        workers: a recipe's `runtime.workers`. 'auto' on a GPU: all cores but one, from 2 up to MAX_WORKERS; on the CPU,
-            which computes on the same cores: one in training, none in evaluation.
-        processes: how many share the cores of this machine.
+        workers: a recipe's `runtime.workers`. 'auto' on a GPU is all cores of the process but one, from 2 to
+            MAX_WORKERS. On the CPU, which computes on the same cores, it is one in training and none in evaluation.
+        device: 'cpu' or 'cuda'.
+        processes: how many processes share the cores of this machine.
+        training: whether the images are for a training, and not an evaluation.
     """
     if not isinstance(workers, str):
         return workers
@@ -211,30 +220,30 @@ def worker_count(workers: int | str, device: str, processes: int, training: bool
 
 def init_worker(_: int) -> None:
     """DataLoader's `worker_init_fn`: what a data worker does first."""
-    os.setpgid(
-        0, 0
-    )  # Ctrl-C reaches the main process alone, where a training ends at an update's end
+    # A process group of its own: Ctrl-C reaches the main process alone, which ends after an update.
+    os.setpgid(0, 0)
     end_with_parent()
     cv2.setNumThreads(0)  # the other workers have the other cores
 
 
 def explain_worker_death(work: Callable[[], T]) -> T:
-    """What `work` returns. Raises MtpdError where a data worker was killed, or ended by itself, meanwhile.
+    """What `work` returns. Raises MtpdError where a data worker was killed or ended by itself in the meantime.
 
-    No context manager, as torch raises in a signal handler, which may run in its `__exit__`, outside of what it guards.
+    torch raises in a signal handler, wherever the process is. So this is no context manager: the handler could run in
+    its `__exit__`, outside of the guarded block.
     """
     try:
         try:
             return work()
         except (ConnectionError, EOFError, FileNotFoundError):
-            # A dying worker's connection may break first. Meanwhile torch learns of the death, and raises here.
+            # A dying worker's connection may break before torch knows of its end. Then torch raises in this pause.
             time.sleep(WORKER_EXIT_DELAY)
             raise
     except RuntimeError as error:
-        # `match`, as an error that a worker raises in a dataset has these words further on.
+        # Only at the text's beginning: a worker's own error in a dataset may have these words further on.
         if not (death := _WORKER_DEATH.match(str(error))):
             raise
-        # The loop that waits for data raises a second error from the signal handler's.
+        # torch's loop that waits for data wraps the signal handler's error, which names the signal, into another.
         death = _WORKER_DEATH.match(str(error.__cause__)) or death
         raise MtpdError(
             f'a data worker {_describe_exit(death["signal"])}. Fewer of them take less memory: runtime.workers (an mmdet '

@@ -26,13 +26,8 @@ from ..utils import processes
 from ..utils.files import make_writable_folder
 from ..utils.machine import cpu_cores
 from ..utils.progress import log_level
-from . import (  # noqa: F401  (hooks: registered with mmcv)
-    hooks,
-    memory,
-    pipelines,
-    speed,
-)
-from .memory import SettingNames, explain_out_of_memory
+from . import hooks, pipelines, speed  # noqa: F401  (hooks: registered with mmcv)
+from .memory import SettingNames, explain_out_of_memory, recipe_setting_names
 
 
 def train_model(
@@ -45,22 +40,27 @@ def train_model(
     scenes: int | None = None,
     meta: dict | None = None,
 ) -> InheritReport | None:
-    """Trains what `build` makes for `updates` optimizer steps into ``out/latest.pth``; returns its `inherit_report`.
+    """Trains what `build` makes for `updates` optimizer steps into ``out/latest.pth``.
 
-    Resumes where that file is there. With `runtime.gpus`, or in a world (`mtpd.runtime.distributed`), by several
-    processes. The dataset is not checked here: `mtpd.preflight.checks` does that.
+    The training resumes where that file is there. Several processes share it where `runtime.gpus` says so, or in a
+    world (`mtpd.runtime.distributed`). The dataset is not checked here: `mtpd.preflight.checks` does that.
 
     Args:
         build: makes the detector or `Distiller`, in each process; it must pickle where there are several.
+        model_cfg: mmdet config of the detector; it says whether the annotations' masks are loaded.
         scenes: number of training scenes, if not the recipe's.
-        meta: about the training, for the checkpoint.
+        meta: entries for the checkpoint's `meta`.
+
+    Returns:
+        The model's `inherit_report`: what a `Distiller` took over from its teacher. None where that is nothing.
 
     Raises:
         RecipeError: the devices or the detector do not fit the recipe.
         MtpdError: `out` cannot be written to; and as `train_by_config`.
     """
-    count = process_count(recipe)
-    distributed.images_per_process(recipe.cfg.schedule.batch_size, count, recipe.source)
+    processes_used = process_count(recipe)
+    # Called for its error, before the folder is made.
+    distributed.images_per_process(recipe.cfg.schedule.batch_size, processes_used, recipe.source)
     make_writable_folder(out)
     masks = pipelines.needs_masks(recipe, model_cfg)
     train, val = (
@@ -71,7 +71,7 @@ def train_model(
         cfg,
         build,
         recipe.source,
-        memory.recipe_setting_names(recipe.cfg, count),
+        recipe_setting_names(recipe.cfg, processes_used),
         validate=bool(recipe.cfg.schedule.eval_interval),
         threads=recipe.cfg.runtime.threads,
         meta=meta,
@@ -87,25 +87,30 @@ def train_by_config(
     threads: int = 0,
     meta: dict | None = None,
 ) -> InheritReport | None:
-    """Trains what `build` makes as an mmdet config says, into its `work_dir`; returns its `inherit_report`.
+    """Trains what `build` makes as an mmdet config says, into its `work_dir`.
 
-    The loop is mmdet's own. Our log.json takes the place of its text log. Our latest.pth, which is whole at any time
-    and from which a training resumes, takes the place of its checkpoints. Images, their augmentation and what the model
-    draws depend on `seed` and the update alone. SIGINT and SIGTERM are obeyed after an update, with a checkpoint.
+    The loop is mmdet's own. log.json takes the place of its text log. latest.pth takes the place of its checkpoints: it
+    is whole at any time, and a training resumes from it. Images, their augmentation and what the model draws depend on
+    `seed` and the update alone. SIGINT and SIGTERM are obeyed after an update, with a checkpoint.
 
     Args:
-        cfg: with `work_dir`, `seed`, `device` and `gpu_ids`, as mmdet's `train_detector` reads it; of several
-            `gpu_ids` each stands for a process. `corrupt_limit`: as many images of a split may be corrupt.
-        build: must pickle where there are several processes.
+        cfg: as mmdet's `train_detector` reads it, with `work_dir`, `seed`, `device` and `gpu_ids`, one id per process.
+            Two entries are not mmdet's: `corrupt_limit`, how many images of a split may be corrupt, and `speed`, the
+            fields of `Speed`. The training may change `cfg`: it can't be used twice.
+        build: as `train_model`.
         source: the config's file, for messages.
-        setting_names: its settings, likewise.
-        validate: evaluate in between, too.
+        setting_names: the config's keys, for messages.
+        validate: whether the validation split is evaluated during the training.
         threads: of torch on the CPU; 0: one per core, or what OMP_NUM_THREADS says.
+        meta: entries for the checkpoint's `meta`.
+
+    Returns:
+        As `train_model`.
 
     Raises:
         RecipeError: there is no image to train on.
-        MtpdError: the latest.pth to go on from is no training's; images are corrupt, a loss is not finite, or memory
-            runs out.
+        MtpdError: latest.pth is there and is not the checkpoint of a training; images are corrupt, a loss is not
+            finite, or memory runs out.
     """
     train = partial(
         _train_in_process,
@@ -132,21 +137,21 @@ def _train_in_process(
     meta: dict,
     resume_point: checkpoints.ResumePoint | None,
 ) -> InheritReport | None:
-    """`train_by_config` in one process, of several or by itself."""
+    """The share of one process in `train_by_config`; all of it where there is no other."""
     rank, size = get_dist_info()
     set_threads(cfg.device, threads)
-    # Made here, as building a Swin Transformer would make mmdet's log at INFO: lists of hooks, and so on.
+    # Before the model: a Swin Transformer's constructor makes mmdet's logger, at level INFO, if there is none.
     get_root_logger(log_level=log_level())
     set_random_seed(cfg.seed)
     corrupt_limit = cfg.get('corrupt_limit', 0)
     switches = speed.Speed(**cfg.get('speed', {}))
 
     model = build()
-    data = loading.SkipCorrupt(pipelines.quiet_dataset(cfg.data.train), corrupt_limit)
-    if len(data) == 0:
-        split = getattr(data, 'ann_file', 'the training split')
-        raise RecipeError(source, [f'{split} has no image with an object to train on.'])
-    model.CLASSES = data.CLASSES
+    dataset = loading.SkipCorrupt(pipelines.quiet_dataset(cfg.data.train), corrupt_limit)
+    if len(dataset) == 0:
+        annotations = getattr(dataset, 'ann_file', 'the training split')
+        raise RecipeError(source, [f'{annotations} has no image with an object to train on.'])
+    model.CLASSES = dataset.CLASSES
     cfg.optimizer = speed.optimizer_config(cfg.optimizer, switches)
     model = speed.apply_speed(model.to(cfg.device), switches, cfg.device)
 
@@ -156,14 +161,19 @@ def _train_in_process(
     if cfg.runner.type == 'EpochBasedRunner':
         cfg.runner.type = 'ResumableEpochRunner'
 
-    seeded = seeded_loader.seeded_training(cfg.seed, first_update, corrupt_limit)
-    stopping = processes.stop_after_update(rank == 0)
-    explained = explain_out_of_memory(setting_names, model, Path(cfg.work_dir))
-
     def train() -> None:
-        with seeded, stopping, explained:
+        with (
+            seeded_loader.seeded_training(cfg.seed, first_update, corrupt_limit),
+            processes.stop_after_update(writes_checkpoint=rank == 0),
+            explain_out_of_memory(setting_names, model, Path(cfg.work_dir)),
+        ):
             train_detector(
-                model, data, cfg, size > 1, validate, meta={'CLASSES': data.CLASSES, **meta}
+                model,
+                dataset,
+                cfg,
+                distributed=size > 1,
+                validate=validate,
+                meta={'CLASSES': dataset.CLASSES, **meta},
             )
 
     with speed.restored_autocast(cfg.device), speed.tf32_products(switches.precision):
@@ -172,7 +182,7 @@ def _train_in_process(
 
 
 def _set_hooks(cfg: Config, corrupt_limit: int, setting_names: SettingNames) -> None:
-    """Puts this kit's hooks into a config, in place of mmdet's text log and checkpoints."""
+    """Puts this kit's hooks into `cfg` itself, in place of mmdet's text log and checkpoints."""
     folder = Path(cfg.work_dir)
     loggers = [hook for hook in cfg.log_config.get('hooks', ()) if hook['type'] != 'TextLoggerHook']
     cfg.log_config.hooks = [dict(type='JsonLog', path=str(folder / 'log.json')), *loggers]
@@ -192,13 +202,13 @@ def _set_hooks(cfg: Config, corrupt_limit: int, setting_names: SettingNames) -> 
     cfg.log_level = log_level()
 
 
-# A recipe as the config that mmdet's loop reads.
+# The mmdet config of a recipe's training.
 
 
 def training_config(
     recipe: Recipe, train: dict, val: dict, out: Path, updates: int, seed: int, device: str
 ) -> Config:
-    """The config that mmdet's `train_detector` reads.
+    """A recipe's training as the config that `train_by_config` reads.
 
     Args:
         train, val: configs of the two splits, see `pipelines.dataset_config`.
@@ -207,7 +217,8 @@ def training_config(
         device: 'cpu' or 'cuda'.
 
     Raises:
-        MtpdError: `schedule.lr_batch_size` is to scale a learning rate, and none is stated.
+        RecipeError: the processes cannot share the batch evenly, or the devices do not fit the recipe.
+        MtpdError: `schedule.lr_batch_size` asks for a scaled learning rate, and none is stated.
     """
     schedule, size, workers = recipe.cfg.schedule, process_count(recipe), data_workers(recipe)
     switches = speed.resolve_speed(recipe.cfg.get('speed'), device)
@@ -217,9 +228,10 @@ def training_config(
         persistent_workers=workers > 0,
         pin_memory=switches.pin_memory,
     )
-    optimizer, lr, meant = schedule.optimizer, schedule.lr, schedule.get('lr_batch_size')
-    if meant not in (None, schedule.batch_size):
-        optimizer, lr = scale_rates(optimizer, lr, schedule.batch_size, meant)
+    optimizer, lr = schedule.optimizer, schedule.lr
+    lr_batch_size = schedule.get('lr_batch_size')
+    if lr_batch_size not in (None, schedule.batch_size):
+        optimizer, lr = scale_rates(optimizer, lr, schedule.batch_size, lr_batch_size)
     settings: dict[str, Any] = dict(
         data=dict(
             train=train,
@@ -240,7 +252,7 @@ def training_config(
         load_from=None,
         resume_from=None,
         gpu_ids=list(range(size)),
-        find_unused_parameters=True,  # as the original; only where there are several processes
+        find_unused_parameters=True,  # as in the original code; mmdet reads it for several processes only
         device=device,
         seed=seed,
         corrupt_limit=recipe.corrupt_limit,
@@ -250,23 +262,27 @@ def training_config(
 
 
 def evaluation_loader(recipe: Recipe) -> dict:
-    """How mmdet loads images of an evaluation: `samples_per_gpu` and `workers_per_gpu`."""
+    """mmdet's config of an evaluation's data loader."""
     images = recipe.cfg.evaluation.batch_size
     return dict(samples_per_gpu=images, workers_per_gpu=data_workers(recipe, training=False))
 
 
-# The settings of mmcv's policies that are rates: OneCycle's peak, and where other policies end. The rest are ratios of
-# the optimizer's `lr`, such as `warmup_ratio` and `gamma`.
+# The settings of mmcv's policies that are learning rates: OneCycle's peak, and the lowest rate of others. The rest are
+# ratios to the optimizer's `lr`, such as `warmup_ratio` and `gamma`.
 RATES_OF_POLICIES = ('max_lr', 'min_lr')
 
 
 def scale_rates(optimizer: dict, lr: dict, batch: int, meant: int) -> tuple[dict, dict]:
-    """Every rate of an mmcv optimizer and policy scaled linearly to another batch; prints the one that is used.
+    """Learning rates scaled linearly to another batch; prints the largest one, before and after.
 
     Args:
-        optimizer, lr: stay as they are.
+        optimizer: mmcv's config of the optimizer. It stays as it is.
+        lr: mmcv's config of the policy. It stays as it is.
         batch: images of an update.
         meant: images of an update for which the rates are stated.
+
+    Returns:
+        Copies of both configs with the scaled rates.
 
     Raises:
         MtpdError: no rate is stated.
@@ -274,13 +290,16 @@ def scale_rates(optimizer: dict, lr: dict, batch: int, meant: int) -> tuple[dict
     stated = peak_rate(optimizer, lr)
     if stated is None:
         raise MtpdError('there is no learning rate to scale: the optimizer states no lr. Add it.')
-    optimizer, lr = dict(optimizer), dict(lr)
-    for settings, key in ((optimizer, 'lr'), *((lr, key) for key in RATES_OF_POLICIES)):
-        if settings.get(key) is not None:
-            settings[key] = _multiply(settings[key], batch / meant)
-    used, stated = (_rate_text(rate) for rate in (peak_rate(optimizer, lr), stated))
-    print(f'learning rate {used}: {stated} is for {meant} images an update')
-    return optimizer, lr
+    scaled_optimizer, scaled_lr = dict(optimizer), dict(lr)
+    for settings, keys in ((scaled_optimizer, ('lr',)), (scaled_lr, RATES_OF_POLICIES)):
+        for key in keys:
+            if settings.get(key) is not None:
+                settings[key] = _scaled_rates(settings[key], batch / meant)
+    scaled = peak_rate(scaled_optimizer, scaled_lr)
+    print(
+        f'learning rate {_rate_text(scaled)}: {_rate_text(stated)} is for {meant} images an update'
+    )
+    return scaled_optimizer, scaled_lr
 
 
 def peak_rate(optimizer: dict, lr: dict) -> Any:
@@ -291,12 +310,12 @@ def peak_rate(optimizer: dict, lr: dict) -> Any:
     return lr.get('max_lr', optimizer.get('lr'))
 
 
-def _multiply(rates: Any, factor: float) -> Any:
+def _scaled_rates(rates: Any, factor: float) -> Any:
     """A rate, or a list or dict of rates, multiplied."""
     if isinstance(rates, dict):
-        return {key: _multiply(value, factor) for key, value in rates.items()}
+        return {key: _scaled_rates(value, factor) for key, value in rates.items()}
     if isinstance(rates, (list, tuple)):
-        return [_multiply(value, factor) for value in rates]
+        return [_scaled_rates(value, factor) for value in rates]
     return rates * factor
 
 
@@ -305,16 +324,20 @@ def _rate_text(rates: Any) -> str:
 
 
 def policy_in_updates(lr: dict, updates: int) -> dict:
-    """The learning rate's policy; a `step` between 0 and 1 is a share of the training's updates."""
-    if 'pct_start' in lr and updates > 2:  # mmcv divides by the rise's length less one
+    """mmcv's config of a learning rate policy for a training of so many updates.
+
+    A `step` between 0 and 1 is a share of the updates, and becomes a number of them. OneCycle's `pct_start`, the share
+    in which the rate rises, is raised to two updates.
+    """
+    if 'pct_start' in lr and updates > 2:  # mmcv divides by the rising updates less one
         return {**lr, 'pct_start': max(lr['pct_start'], 2 / updates)}
     if 'step' not in lr:
         return lr
     steps = lr['step'] if isinstance(lr['step'], (list, tuple)) else [lr['step']]
-    return {**lr, 'step': [round(s * updates) if 0 < s < 1 else s for s in steps]}
+    return {**lr, 'step': [round(step * updates) if 0 < step < 1 else step for step in steps]}
 
 
-# Devices, processes and threads.
+# Devices, processes, threads and speed switches.
 
 
 def recipe_device(recipe: Recipe) -> str:
@@ -353,7 +376,7 @@ def choose_device(device: str, source: Path, key: str = 'device') -> str:
 
 
 def data_parallel(model: nn.Module, device: str) -> MMDataParallel:
-    """mmcv's wrapper of a model on 'cpu' or 'cuda', which takes batches as its loaders give them."""
+    """A model on 'cpu' or 'cuda' in mmcv's wrapper, which unpacks the `DataContainer`s of a batch."""
     if device == 'cpu':
         return detectors.CpuDataParallel(model.to(device))
     return MMDataParallel(model.to(device), device_ids=[torch.cuda.current_device()])
@@ -365,7 +388,7 @@ def process_count(recipe: Recipe) -> int:
 
 
 def data_workers(recipe: Recipe, training: bool = True) -> int:
-    """How many processes load images for each process of a training or, if not `training`, of an evaluation."""
+    """How many data workers each process of a training has or, if not `training`, of an evaluation."""
     local_processes = int(os.environ.get('LOCAL_WORLD_SIZE', 0)) or process_count(recipe)
     runtime = recipe.cfg.runtime
     return loading.worker_count(
@@ -383,7 +406,7 @@ def speed_settings(recipe: Recipe) -> dict[str, str]:
     """The recipe's `speed` on this machine, in words.
 
     Returns:
-        ``precision``: 'fp32', 'tf32' or 'bf16'; ``speed``: the switches that are on.
+        ``precision``: 'fp32', 'tf32' or 'bf16'; ``speed``: the names of the other switches that are on.
     """
     switches = speed.resolve_speed(recipe.cfg.get('speed'), recipe_device(recipe))._asdict()
     precision = switches.pop('precision')
@@ -391,12 +414,15 @@ def speed_settings(recipe: Recipe) -> dict[str, str]:
     return {'precision': precision, 'speed': ', '.join(switched_on) or 'all off'}
 
 
-# mmcv's runner that counts epochs, able to go on inside one.
+# Trainings that count epochs: mmcv's runner, made to resume within one.
 
 
 @RUNNERS.register_module()
 class ResumableEpochRunner(EpochBasedRunner):
-    """As `EpochBasedRunner`, whose `train` takes every epoch for one that begins; here the loader has only its rest."""
+    """An `EpochBasedRunner` that goes on within an epoch, where the seeded loader gives the rest of its batches.
+
+    `train` is mmcv's own but for the number of the first batch: mmcv counts from 0.
+    """
 
     def train(self, data_loader, **kwargs) -> None:
         self.model.train()
@@ -405,7 +431,7 @@ class ResumableEpochRunner(EpochBasedRunner):
         self._max_iters = self._max_epochs * len(data_loader)
         done = self.iter - self.epoch * len(data_loader)
         self.call_hook('before_train_epoch')
-        time.sleep(2)  # as there: workers of the epoch before come to their end
+        time.sleep(2)  # as in mmcv: the epoch before may still be ending its data workers
         for self._inner_iter, self.data_batch in enumerate(data_loader, done):
             self.call_hook('before_train_iter')
             self.run_iter(self.data_batch, train_mode=True, **kwargs)

@@ -30,8 +30,11 @@ def train_detector_run(
 ) -> dict:
     """Trains and evaluates the student's baseline or a teacher into ``detectors/<name>/``.
 
-    It starts from scratch, or from the weights of its `init` that fit. What is done is not done again; an interrupted
-    training resumes at its last checkpoint.
+    It starts from scratch, or from those weights of its `init` that fit. A training or evaluation that is done is not
+    repeated. An interrupted training resumes at its last checkpoint.
+
+    Args:
+        detector: 'student', or a teacher's name.
 
     Returns:
         As `prepare_detector`.
@@ -45,18 +48,25 @@ def train_detector_run(
         check_before_training(recipe, [detector], (), [training], out)
         print(f'training {spec.get("label", detector)}')
         cfg = recipe.model(detector)
-        build = partial(_warm_detector, cfg, detector, recipe.fetch(detector, 'init'))
+        build = partial(_initial_detector, cfg, detector, recipe.fetch(detector, 'init'))
         meta = checkpoint_meta(recipe, detector)
         with recorded_settings(recipe, recipe.run_dir(work_dir), out):
             train_model(
-                recipe, build, cfg, out, training.updates, recipe.seed, spec.get('scenes'), meta
+                recipe,
+                build,
+                cfg,
+                out,
+                training.updates,
+                recipe.seed,
+                scenes=spec.get('scenes'),
+                meta=meta,
             )
         checkpoints.export_student(out / 'latest.pth', final)
     return measured_detector(recipe, detector, out, final)
 
 
 def prepare_detector(recipe: Recipe, name: str, work_dir: str | Path | None = None) -> dict:
-    """The student's baseline or a teacher, ready: loaded where the recipe names a checkpoint, else trained.
+    """The student's baseline or a teacher, evaluated: the recipe's checkpoint, else trained as `train_detector_run`.
 
     Returns:
         ``{'dir', 'checkpoint', 'metrics', 'model'}``: paths, and the contents of metrics.json and
@@ -67,18 +77,16 @@ def prepare_detector(recipe: Recipe, name: str, work_dir: str | Path | None = No
     """
     if recipe.checkpoint(name) is None:
         return train_detector_run(recipe, name, work_dir)
-    checkpoint = detector_checkpoint(recipe, name, work_dir)
-    return measured_detector(
-        recipe, name, recipe.run_dir(work_dir) / 'detectors' / name, checkpoint
-    )
+    out = detector_training(recipe, name, work_dir).folder
+    return measured_detector(recipe, name, out, detector_checkpoint(recipe, name, work_dir))
 
 
 def detector_checkpoint(recipe: Recipe, name: str, work_dir: str | Path | None = None) -> Path:
-    """The checkpoint of a detector: the recipe's (fetched if need be), or the one of this run (trained if need be).
+    """The checkpoint of a detector: the recipe's, fetched where it is a URL; else this run's, trained if it is missing.
 
     Raises:
         RecipeError: the recipe's checkpoint is missing.
-        MtpdError: it can't be fetched.
+        MtpdError: the recipe's checkpoint can't be fetched.
     """
     named = recipe.fetch(name)
     if named is None:
@@ -103,7 +111,11 @@ def init_label(recipe: Recipe, name: str) -> str | None:
 
 
 def measured_detector(recipe: Recipe, detector: str, out: Path, checkpoint: Path) -> dict:
-    """A detector's metrics and size in `out`, measured unless they are there for this checkpoint."""
+    """A detector's metrics and size, as `prepare_detector` returns them.
+
+    metrics.json is written unless `out` has it for this checkpoint, and model.json unless it is there: it depends on
+    the detector's config alone.
+    """
     wanted = recipe.cfg.evaluation.metrics
     metrics = metrics_of_checkpoint(
         out, checkpoint, lambda: evaluate(recipe, checkpoint, wanted, detector, out)
@@ -115,9 +127,9 @@ def measured_detector(recipe: Recipe, detector: str, out: Path, checkpoint: Path
 
 
 def checkpoint_meta(recipe: Recipe, detector: str, **more) -> dict:
-    """What a checkpoint's `meta` says of the detector in it, and `more`."""
+    """The entries that describe a detector in the `meta` of its checkpoint, and `more`."""
     return {
-        # mmdet's resuming runs what stands under `config`; export_student gives it that name.
+        # Not under `config`: mmdet, where it resumes, executes that entry. `export_student` renames it.
         'student_config': recipe_as_mmdet(recipe, detector),
         'recipe': recipe.name,
         'detector': detector,
@@ -126,8 +138,11 @@ def checkpoint_meta(recipe: Recipe, detector: str, **more) -> dict:
     }
 
 
-def _warm_detector(cfg: dict, name: str, weights: Path | None) -> nn.Module:
-    # A function of this module, as several processes get it by name.
+def _initial_detector(cfg: dict, name: str, weights: Path | None) -> nn.Module:
+    """A detector as its training begins: initialised, with those tensors of `weights` that fit.
+
+    It has to pickle, for several processes: it is a function of this module.
+    """
     model = build_detector(ConfigDict(cfg))
     key = name if name == 'student' else f'teachers.{name}'
     initialise_weights(model, cfg['backbone'], f'{key}.model')

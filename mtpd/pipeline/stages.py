@@ -1,4 +1,4 @@
-"""One stage of distillation, with what comes before it."""
+"""One stage of distillation: what it needs made first, trained, and measured."""
 
 from __future__ import annotations
 
@@ -28,14 +28,21 @@ from .teacher_order import resolve_auto_arm
 def train_stage(
     recipe: Recipe, stage: int, arm: str = 'progressive', work_dir: str | Path | None = None
 ) -> dict:
-    """One stage of an arm: stage 1 from the baseline (or as `distill.start` says), later ones from the one before.
+    """Trains and evaluates one stage of an arm; what is done is not repeated.
 
-    What the stage needs and is missing is made first: earlier stages, the baseline, its teacher, and the choice of
-    teachers of an arm that says 'auto'. What is there and damaged stays, and is an error. A stage without a teacher
-    trains the plain student on. Teachers and data are compared before anything is trained.
+    Stage 1 starts from the baseline, or as `distill.start` says. A later stage starts from the student of the stage
+    before. A stage without a teacher trains the plain student on.
+
+    What the stage needs and lacks is made first: earlier stages, the baseline, its teacher, and the choice of teachers
+    of an arm that says 'auto'. What is wrong with the data or the detectors of all these is raised before anything is
+    trained. A damaged checkpoint that can't be made again from latest.pth is an error.
+
+    Args:
+        stage: counted from 1.
 
     Returns:
-        ``{'dir', 'checkpoint', 'metrics', 'stage'}``: paths, and the contents of metrics.json and stage.json.
+        ``{'dir', 'checkpoint', 'metrics', 'model', 'stage'}``: paths, and the contents of metrics.json, model.json and
+        stage.json.
 
     Raises:
         RecipeError: no such arm or stage; dataset, teacher or student don't fit the recipe.
@@ -51,7 +58,7 @@ def train_stage(
         build, student = _stage_builder(recipe, teacher, start, origin, work_dir)
         meta = checkpoint_meta(recipe, 'student', arm=arm, stage=stage, teacher=teacher)
         meta['stages'] = _stage_history(recipe, plan, stage, start, origin, work_dir)
-        seed = recipe.seed * 1000 + stage
+        seed = recipe.seed * 1000 + stage  # the same in all arms
         with recorded_settings(recipe, recipe.run_dir(work_dir), out):
             report = train_model(recipe, build, student, out, plan.stage_updates, seed, meta=meta)
         write_json(
@@ -73,42 +80,55 @@ def train_stage(
     return {**measured, 'stage': read_json(out / 'stage.json')}
 
 
-def _check_before_stage(recipe: Recipe, arm: Arm, stage: int, work_dir) -> None:
-    """Raises what is wrong with the detectors of the stages to be trained for this one, before hours of training."""
+def _check_before_stage(recipe: Recipe, arm: Arm, stage: int, work_dir: str | Path | None) -> None:
+    """Checks the detectors of this stage, and of the earlier ones that are to be trained for it, before all of them.
+
+    Raises:
+        RecipeError, MtpdError: as `check_before_training`.
+    """
     trainings = arm_trainings(recipe, arm, range(1, stage + 1), work_dir)
-    first = stage
+    first = stage  # to be trained
     while first > 1 and not trainings[first - 2].done:
         first -= 1
     trainings = trainings[first - 1 :]
-    teachers = dict.fromkeys(training.teacher for training in trainings if training.teacher)
+    teachers = list(dict.fromkeys(training.teacher for training in trainings if training.teacher))
     baseline = ['student'] if first == 1 and recipe.cfg.distill.start == 'baseline' else []
+    loaded = [*baseline, *teachers]
     trainings += [
-        detector_training(recipe, name, work_dir)
-        for name in (*baseline, *teachers)
-        if not recipe.checkpoint(name)
+        detector_training(recipe, name, work_dir) for name in loaded if not recipe.checkpoint(name)
     ]
-    names = ['student', *teachers]
     check_before_training(
-        recipe, names, [*baseline, *teachers], trainings, recipe.run_dir(work_dir)
+        recipe, ['student', *teachers], loaded, trainings, recipe.run_dir(work_dir)
     )
 
 
-def _stage_start(recipe: Recipe, arm: Arm, stage: int, work_dir) -> tuple[Path | None, str]:
-    """The student's checkpoint that a stage begins with, and its origin in a word."""
+def _stage_start(
+    recipe: Recipe, arm: Arm, stage: int, work_dir: str | Path | None
+) -> tuple[Path | None, str]:
+    """The student's checkpoint that a stage starts from, trained now where it is missing; and its origin in words.
+
+    Without a checkpoint the origin is 'inherit' or 'random'.
+    """
     if stage > 1:
         return train_stage(recipe, stage - 1, arm.name, work_dir)['checkpoint'], 'previous stage'
     origin = recipe.cfg.distill.start
     if origin == 'inherit' and arm.teachers[0] is None:
-        origin = 'random'  # nobody to inherit from: as its own config initialises it
+        origin = 'random'  # there is no teacher to inherit from
     if origin != 'baseline':
         return None, origin
     return detector_checkpoint(recipe, 'student', work_dir), 'baseline'
 
 
-def _stage_builder(recipe: Recipe, teacher: str | None, start: Path | None, origin: str, work_dir):
-    """A function that builds the stage's model, and the student's config.
+def _stage_builder(
+    recipe: Recipe,
+    teacher: str | None,
+    start: Path | None,
+    origin: str,
+    work_dir: str | Path | None,
+) -> tuple[partial, dict]:
+    """What makes the stage's model, and the student's mmdet config. A teacher that is missing is trained now.
 
-    Several processes get the function by its name: it is one of a module.
+    The first pickles, for several processes: it is a `partial` of a class or a function of this module.
     """
     student = recipe.model('student')
     if teacher is None:
@@ -131,6 +151,7 @@ def _stage_builder(recipe: Recipe, teacher: str | None, start: Path | None, orig
 
 
 def _plain_student(cfg: dict, start: Path | None) -> nn.Module:
+    """The model of a stage without a teacher."""
     model = build_detector(ConfigDict(cfg))
     if start:
         checkpoints.load_student(model, start)
@@ -139,19 +160,29 @@ def _plain_student(cfg: dict, start: Path | None) -> nn.Module:
     return model
 
 
-def _stage_history(recipe: Recipe, arm: Arm, stage: int, start: Path | None, origin: str, work_dir):
-    """The stages that make a student: those of the checkpoint it starts from, and this one."""
-    meta = checkpoints.load_checkpoint(start).get('meta') or {} if start else {}
+def _stage_history(
+    recipe: Recipe,
+    arm: Arm,
+    stage: int,
+    start: Path | None,
+    origin: str,
+    work_dir: str | Path | None,
+) -> list[dict]:
+    """The stages that make a student: those in the `meta` of the checkpoint it starts from, and this one."""
+    earlier: list[dict] = []
+    if start:
+        meta = checkpoints.load_checkpoint(start).get('meta') or {}
+        earlier = meta.get('stages', [])
     teacher = arm.teachers[stage - 1]
-    weights = file_sha256(detector_checkpoint(recipe, teacher, work_dir)) if teacher else None
+    digest = file_sha256(detector_checkpoint(recipe, teacher, work_dir)) if teacher else None
     this_stage = {
         'recipe': recipe.name,
         'arm': arm.name,
         'stage': stage,
         'teacher': teacher,
-        'teacher_sha256': weights,
+        'teacher_sha256': digest,
         'method': recipe.cfg.distill.method if teacher else None,
         'updates': arm.stage_updates,
         'start': origin,
     }
-    return [*meta.get('stages', ()), this_stage]
+    return [*earlier, this_stage]

@@ -1,7 +1,7 @@
-"""Tables of numbers, one list of columns for pages and notebooks, and sentences in notebooks.
+"""Tables of numbers, whose columns pages and notebooks share, and computed sentences in notebooks.
 
-In a notebook both are Markdown, which JupyterLab, papermill's output and HTML show. What comes from data (class names,
-files' names, error texts) is shown as it is written: it is no markup.
+In a notebook tables and sentences are Markdown, which JupyterLab, papermill's output and HTML show. What comes from
+data (class names, files' names, error texts) is escaped: it is shown as it is written.
 """
 
 from __future__ import annotations
@@ -22,25 +22,30 @@ from ..pipeline.detectors import init_label, prepare_detector
 from ..utils.files import read_json
 from ..utils.statistics import Interval, format_interval
 
+# Values as text.
+
+NO_VALUE = '–'
+
 
 def format_points(value: float) -> str:
-    """AP points, milliseconds: one decimal."""
+    """AP points or milliseconds, with one decimal."""
     return f'{value:.1f}'
 
 
 def format_count(value: int) -> str:
+    """A whole number: 88,000."""
     return f'{value:,}'
 
 
 def format_difference(gap: Interval) -> str:
-    """'+1.8 [0.9, 2.7] *': AP points, the star where the interval leaves out 0."""
+    """A difference in AP points: '+1.8 [0.9, 2.7] *', with the star where the interval leaves out 0."""
     return format_interval(gap, sign=True, star=True)
 
 
 def format_duration(seconds: float | None) -> str:
     """Seconds in words: 45 s, 13 min 32 s, 2 h 5 min; – for None."""
     if seconds is None:
-        return '–'
+        return NO_VALUE
     seconds = round(seconds)
     if seconds < 60:
         return f'{seconds} s'
@@ -50,24 +55,31 @@ def format_duration(seconds: float | None) -> str:
 
 
 def cell_text(value: Any) -> str:
-    """A value as a table shows it: numbers with one decimal or as integers, None as a dash."""
+    """A value of any kind as a table shows it by default.
+
+    A float has one decimal, or three where it is below 1; None is a dash.
+    """
     if value is None:
-        return '–'
+        return NO_VALUE
     if isinstance(value, float):
-        return f'{value:.1f}' if abs(value) >= 1 or value == 0 else f'{value:.3f}'
+        return format_points(value) if abs(value) >= 1 or value == 0 else f'{value:.3f}'
     if isinstance(value, int) and not isinstance(value, bool):
-        return f'{value:,}'
+        return format_count(value)
     return str(value)
+
+
+# Columns.
 
 
 class Column(NamedTuple):
     """A column of a table.
 
     Attributes:
-        key: of a row's value.
-        format: a value that is not None as text.
-        tables: the tables that have it, see `COLUMNS`.
-        optional: the column is left out where no row has a value.
+        key: under which a row has its value.
+        heading: what stands above the values.
+        format: makes text of a value that is not None.
+        tables: names of the tables that have the column, separated by spaces; see `COLUMNS`.
+        optional: whether the column is left out where no row has a value.
     """
 
     key: str
@@ -77,13 +89,16 @@ class Column(NamedTuple):
     optional: bool = False
 
     def text(self, row: Mapping[str, Any]) -> str:
+        """What the column shows of a row."""
         value = row.get(self.key)
-        return '–' if value is None else self.format(value)
+        return NO_VALUE if value is None else self.format(value)
 
 
-# What is told of detectors and arms, rows as `Run.results` gives them with what a table adds. Tables:
-# report and costs: of a run's page; results: of a run, in notebook 05; detectors: before distillation, in notebook 02;
-# stages: of an arm, in notebook 04.
+# The columns of the tables of detectors and arms:
+#   report, costs  on a run's page; rows of `Run.results`, with what `report.run` adds
+#   results        of a run, in notebook 05; rows of `Run.results`
+#   detectors      before any distillation, in notebook 02; rows of `detector_rows`
+#   stages         of an arm, in notebook 04; rows of `stage_rows`
 COLUMNS = (
     Column('label', 'Detector', str, 'report costs results detectors stages'),
     Column('role', 'Role', str, 'results detectors'),
@@ -107,7 +122,7 @@ COLUMNS = (
     Column('paper', "Paper's AP", format_points, 'report', optional=True),
 )
 
-# Of an arm over seeds, rows as `Study.table` gives them.
+# The columns of the table of arms over seeds; rows of `Study.table`.
 STUDY_COLUMNS = (
     Column('label', 'arm', str),
     Column('chosen', 'suggested', lambda chosen: 'yes' if chosen else ''),
@@ -120,7 +135,7 @@ STUDY_COLUMNS = (
 
 
 def table_columns(table: str, rows: Sequence[Mapping[str, Any]]) -> list[Column]:
-    """The columns of one of `COLUMNS`' tables."""
+    """The columns of a table that `COLUMNS` names, without optional ones that have no value in `rows`."""
     return [
         column
         for column in COLUMNS
@@ -129,14 +144,18 @@ def table_columns(table: str, rows: Sequence[Mapping[str, Any]]) -> list[Column]
     ]
 
 
+# Markdown in notebooks.
+
+
 def markdown_table(
     rows: Sequence[Mapping[str, Any]],
     columns: str | Iterable[Column] | Mapping[str, str] | None = None,
 ) -> Markdown:
-    """Rows as a table in a notebook. Without rows there is no table either.
+    """Rows as a table in a notebook; empty without rows.
 
     Args:
-        columns: a table of `COLUMNS` by name, columns, or {key of a row: heading}; all keys of the first row by default.
+        columns: a table's name in `COLUMNS`; or columns; or {key of a row: heading}. By default the keys of the first
+            row.
     """
     if not rows:
         return Markdown('')
@@ -157,37 +176,37 @@ def _table_line(cells: Iterable[str]) -> str:
 
 
 def show_sentences(*sentences: str) -> Markdown:
-    """A paragraph of computed sentences, in which **, _ and ` are markup, and nothing else is."""
+    """A paragraph of computed sentences, in which *, _ and ` are markup, and nothing else is."""
     return Markdown(escape_markdown(' '.join(sentences), keep='*_`'))
 
 
 def escape_markdown(value: Any, keep: str = '') -> str:
-    """Text in which Markdown and HTML find nothing to obey; characters of `keep` excepted."""
+    """A value as one line of Markdown, in which nothing is markup; the marks in `keep` stay markup."""
     escaped = html.escape(str(value), quote=False)
     marks = ''.join(mark for mark in '\\`*_[]|~$!' if mark not in keep)
     return re.sub('([' + re.escape(marks) + '])', r'\\\1', escaped).replace('\n', ' ')
 
 
-# Rows: a study's arms, the detectors before any distillation, the student along the stages of an arm.
+# Rows: the arms of a study, the detectors before any distillation, the student along the stages of an arm.
 
 
 def study_rows(study: Study) -> list[dict[str, str]]:
-    """`Study.table` as text by heading, for `markdown_table`: AP points with 95 % intervals, differences paired by seed.
+    """`Study.table` as {heading: text}, for `markdown_table` and the report of a sweep.
 
-    A star: the interval leaves out 0.
+    AP is in points with 95 % intervals. Differences are paired by seed; a star marks those whose interval leaves out 0.
     """
     return [{column.heading: column.text(row) for column in STUDY_COLUMNS} for row in study.table()]
 
 
 def detector_rows(recipe: Recipe, work_dir: str | Path | None = None) -> list[dict]:
-    """The student's baseline, then the teachers; what is missing is trained now.
+    """The student's baseline, then the teachers; those that are missing are trained now.
 
     Keys: name, label, role ('baseline', 'teacher'), AP AP50 AP75 AP_s AP_m AP_l mask_AP (points), parameters (count),
-    gflops, ms_per_image; of their training on built-in scenes, as the recipe says: updates, scenes and init
-    (`detectors.init_label`), else None.
+    gflops, ms_per_image, and what the recipe says of their training: updates, scenes, init (`init_label`). These three
+    are None where the data are not the built-in scenes.
 
     Raises:
-        RecipeError: from `prepare_detector`.
+        RecipeError, MtpdError: from `prepare_detector`.
     """
     rows = []
     for name, spec in recipe.detectors.items():
@@ -215,12 +234,17 @@ def detector_rows(recipe: Recipe, work_dir: str | Path | None = None) -> list[di
 def stage_rows(
     recipe: Recipe, arm: str, last: int, work_dir: str | Path | None = None
 ) -> list[dict]:
-    """The student at the baseline and after each stage of an arm up to the `last`, which are trained.
+    """The student's baseline, then the student after each stage of an arm.
+
+    The stages have to be evaluated already: a missing one appears with an AP of 0. A missing baseline is trained now.
 
     Keys: label, AP AP50 AP75 AP_s AP_m AP_l mask_AP (points).
 
+    Args:
+        last: the number of stages.
+
     Raises:
-        RecipeError: from `prepare_detector`.
+        RecipeError, MtpdError: from `prepare_detector`.
     """
     plan = recipe.arm(arm, last)
     metrics = {'baseline': prepare_detector(recipe, 'student', work_dir)['metrics']}
@@ -231,6 +255,6 @@ def stage_rows(
 
 
 def _comparable_points(metrics: dict | None) -> dict:
-    """As `ap_points`; the AP of a split without objects is 0, so that it can be compared."""
+    """As `ap_points`, with 0 for an AP that is None (a split without objects): notebooks subtract APs."""
     points = ap_points(metrics)
     return points | {'AP': points['AP'] or 0.0}

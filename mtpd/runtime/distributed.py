@@ -2,6 +2,10 @@
 
 Rank 0 alone runs a command: it reads recipes, decides, fetches, writes files and prints. The training loop and the
 detections on a split are shared out: for them it calls `run_on_all_ranks`, which has all processes run one function.
+
+The processes come from one of two places. torchrun or srun starts a world: each process runs the command, and
+`process_group` makes all but rank 0 helpers. Or the command was started alone: then `run_on_all_ranks` starts the
+processes for one call, by `launch`, and each of them enters `process_group`.
 """
 
 from __future__ import annotations
@@ -46,11 +50,12 @@ from ..utils.paths import ROOT
 from ..utils.processes import end_with_parent, sigterm_unwinds
 from . import gpu_ops
 
-PATIENCE = timedelta(days=30)  # with rank 0, which may be fetching a dataset
+PATIENCE = timedelta(days=30)  # how long helpers wait for rank 0, which may be fetching a dataset
 GATHERING = timedelta(minutes=10)  # until all processes are connected; torch would wait 30
 
-# Of `run_on_all_ranks`; None in a process that works alone.
-_control: dist.ProcessGroup | None = None
+# The group by which rank 0 hands out tasks and processes exchange values: on the CPU, with `PATIENCE`. mmdet uses
+# torch's default group. None in a process that works alone.
+_control_group: dist.ProcessGroup | None = None
 
 
 def process_count(requested: int | None, device: str, source: str | Path) -> int:
@@ -58,7 +63,7 @@ def process_count(requested: int | None, device: str, source: str | Path) -> int
 
     Args:
         requested: a recipe's `runtime.gpus`.
-        device: 'auto', 'cuda', or 'cpu', which takes that many processes without GPUs.
+        device: 'auto' or 'cuda': each process needs a GPU; or 'cpu'.
         source: the recipe, for messages.
 
     Raises:
@@ -97,16 +102,20 @@ def images_per_process(images: int, processes: int, source: str | Path) -> int:
 def run_on_all_ranks(size: int, device: str, function: Callable, *args: Any) -> Any:
     """Runs ``function(*args)`` in every process of the world; returns what it returned on rank 0.
 
-    Outside a world, and for a `size` above 1, it starts that many processes for this call. Function and arguments
-    must pickle: a function of a module, no lambda.
+    In a world rank 0 calls this, and the helpers join in. Outside a world it starts `size` processes for this call; for
+    a `size` of 1 it starts none and calls the function itself.
+
+    Args:
+        size, device: number and device of the processes to start. A connected world has its own.
+        function: with `args`, must pickle: a function of a module, no lambda.
 
     Raises:
         MtpdError: one of the processes raised it or was ended by a signal; or this world has no `process_group`.
         RuntimeError: a started process failed otherwise; with its traceback.
     """
-    if _control is not None:
+    if _control_group is not None:
         if dist.get_rank() == 0:
-            dist.broadcast_object_list([(function, args)], group=_control)
+            dist.broadcast_object_list([(function, args)], group=_control_group)
         return function(*args)
     if size == 1:
         return function(*args)
@@ -119,11 +128,11 @@ def run_on_all_ranks(size: int, device: str, function: Callable, *args: Any) -> 
 
 
 def gather(value: Any) -> list:
-    """`value` of every process, by rank; each of them has to call this. It must pickle."""
-    if _control is None:
+    """The `value` of each process, by rank. All processes have to call this; `value` must pickle."""
+    if _control_group is None:
         return [value]
     values: list = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value, group=_control)
+    dist.all_gather_object(values, value, group=_control_group)
     return values
 
 
@@ -134,13 +143,18 @@ def gather(value: Any) -> list:
 def process_group(
     requested: int | None, device: str, source: str | Path, text: str = ''
 ) -> Iterator[None]:
-    """The block runs on rank 0. The other processes help `run_on_all_ranks`, and end with the block.
+    """The block runs on rank 0 alone. Another process never comes to it: it helps `run_on_all_ranks`, then exits.
 
-    Does nothing in a process that was started alone. `text`: must be equal in all, such as the recipe's.
+    Does nothing in a process that was started alone.
+
+    Args:
+        requested, device, source: as `process_count`.
+        text: must be equal in all processes, such as the recipe's.
 
     Raises:
-        RecipeError: as `process_count`, and a process without a GPU of its own.
-        MtpdError: the processes do not fit together.
+        RecipeError: as `process_count`; or a process has no GPU of its own.
+        MtpdError: the processes find no connection, or were started for different tasks.
+        SystemExit: in each process but rank 0: 0 after the block's end, 1 where rank 0 failed.
     """
     size = process_count(requested, device, source)
     process = world.current_world()
@@ -152,38 +166,48 @@ def process_group(
     if process.rank:
         _help_rank_0()
         raise SystemExit(0)
-    yield
-    dist.broadcast_object_list([None], group=_control)
+    yield  # an error in the block ends rank 0; the helpers see its connection break
+    dist.broadcast_object_list([None], group=_control_group)
     _disconnect()
 
 
 def _connect(process: world.World, device: str, source: str | Path) -> None:
-    global _control
+    """Joins this process with the others, on a GPU of its own unless `device` is 'cpu'. Only rank 0 prints from now on.
+
+    Raises:
+        RecipeError: there is no GPU for it.
+        MtpdError: it finds no connection.
+    """
+    global _control_group
     cuda, index = device != 'cpu', process.local_rank
     if cuda:
         gpus = torch.cuda.device_count()
-        if process.starter == 'SLURM' and gpus == 1:  # --gpus-per-task=1
+        if process.starter == 'SLURM' and gpus == 1:  # --gpus-per-task=1 shows each process its own
             index = 0
         if index >= gpus:
             problem = f'process {process.rank} is number {index + 1} on its machine, where torch sees {gpus} GPU(s).'
             raise RecipeError(source, [problem])
         torch.cuda.set_device(index)
+    # srun sets none of them; torch's rendezvous and mmdet read them.
     numbers = {'RANK': process.rank, 'WORLD_SIZE': process.size, 'LOCAL_RANK': index}
     os.environ.update({name: str(number) for name, number in numbers.items()})
     try:
         store = _open_store()
         backend = 'cpu:gloo,cuda:nccl' if cuda else 'gloo'
         dist.init_process_group(backend, store=store, rank=process.rank, world_size=process.size)
-        _control = dist.new_group(backend='gloo', timeout=PATIENCE)
+        _control_group = dist.new_group(backend='gloo', timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
-        raise MtpdError(_no_connection(process, str(error))) from error
+        raise MtpdError(_connection_problem(process, str(error))) from error
     patch_train_detector(device)
     if process.rank:
         sys.stdout = open(os.devnull, 'w')  # noqa: PTH123, SIM115
 
 
 def _open_store() -> dist.Store:
-    """Where the processes find each other. In a thread: torch waits for ever on a program that is none of them."""
+    """The store in which the processes find each other, at MASTER_ADDR and MASTER_PORT.
+
+    It is asked for in a thread. Where another program answers at that address, torch waits for ever.
+    """
     answers: list = []
 
     def ask() -> None:
@@ -200,11 +224,12 @@ def _open_store() -> dist.Store:
     (answer,) = answers
     if isinstance(answer, Exception):
         raise answer
-    answer.set_timeout(default_pg_timeout)
+    answer.set_timeout(default_pg_timeout)  # as torch's own; GATHERING is for the connection alone
     return answer
 
 
-def _no_connection(process: world.World, error: str) -> str:
+def _connection_problem(process: world.World, error: str) -> str:
+    """What to do where `_connect` failed with an error of torch."""
     address = f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}'
     if 'address already in use' in error.lower():
         return (
@@ -218,9 +243,8 @@ def _no_connection(process: world.World, error: str) -> str:
 
 
 def _check_same_task(text: str) -> None:
-    """Processes that were started with different things to do would train one of them, in silence."""
-    tasks: list = [None] * dist.get_world_size()
-    dist.all_gather_object(tasks, (sys.argv[1:], text), group=_control)
+    """Raises MtpdError where the processes have different commands or `text`: all would do what rank 0's says."""
+    tasks = gather((sys.argv[1:], text))
     if any(task != tasks[0] for task in tasks):
         raise MtpdError(
             'the processes were started together, with different commands or recipes: start them one by one '
@@ -229,6 +253,7 @@ def _check_same_task(text: str) -> None:
 
 
 def _help_rank_0() -> None:
+    """Runs what rank 0 hands to `run_on_all_ranks`, until its block ends."""
     while task := _next_task():
         function, args = task
         function(*args)
@@ -236,19 +261,20 @@ def _help_rank_0() -> None:
 
 
 def _next_task() -> tuple | None:
+    """The next function and its arguments from rank 0; None at the end of its block."""
     task = [None]
     try:
-        dist.broadcast_object_list(task, group=_control)
-    except RuntimeError:  # rank 0 is gone, and has said why
+        dist.broadcast_object_list(task, group=_control_group)
+    except RuntimeError:  # rank 0 has ended, and printed why
         raise SystemExit(1) from None
     return task[0]
 
 
 def _disconnect() -> None:
-    global _control
-    with contextlib.suppress(RuntimeError):  # one that has left already
-        dist.barrier(_control)
-    _control = None
+    global _control_group
+    with contextlib.suppress(RuntimeError):  # another process has ended already
+        dist.barrier(_control_group)
+    _control_group = None
     dist.destroy_process_group()
 
 
@@ -264,13 +290,18 @@ class ProcessKilled(MtpdError):
 def launch(size: int, device: str, function: Callable, args: tuple) -> Any:
     """Runs ``function(*args)`` in `size` new processes on this machine; returns what it returned on rank 0.
 
-    Their output goes to `sys.stdout` and `sys.stderr`, where a notebook shows it.
+    Their output goes to `sys.stdout` and `sys.stderr`, where a notebook shows it. A folder of its own carries the rest:
+    ``task`` to the processes, ``result`` or ``failure-<rank>`` back.
+
+    Args:
+        function: as `run_on_all_ranks`.
 
     Raises:
         MtpdError: one of the processes raised it. `ProcessKilled`: a signal ended one.
         RuntimeError: one failed otherwise; with its traceback.
     """
-    logger = logging.getLogger('torch.distributed.elastic')  # logs failures, which are raised here
+    # It would log failures, which are raised here. It stays silent afterwards.
+    logger = logging.getLogger('torch.distributed.elastic')
     logger.handlers, logger.propagate = [logging.NullHandler()], False
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # torch copies the output and does not flush
@@ -291,20 +322,20 @@ def launch(size: int, device: str, function: Callable, args: tuple) -> Any:
             role='',  # no prefix
         )
         try:
-            _supervise(elastic_launch(config, 'env'), _command(size, folder), folder)
+            _supervise(elastic_launch(config, 'env'), _env_command(size, folder), folder)
         except ChildFailedError as error:
-            raise _failure(error, size, Path(folder)) from None
+            raise _launch_error(error, size, Path(folder)) from None
         return pickle.loads(Path(folder, 'result').read_bytes())
 
 
-def _command(size: int, folder: str) -> list[str]:
-    """Arguments of the program `env`, which sets variables for the processes alone."""
-    # C++ warnings: each process notes that no parameter was unused, which is as it should be.
+def _env_command(size: int, folder: str) -> list[str]:
+    """Arguments of the program `env`: it sets variables for the started processes and not for this one."""
+    # torch's C++ code would warn in each process that no parameter was unused.
     defaults = {'OMP_NUM_THREADS': max(1, cpu_cores() // size), 'TORCH_CPP_LOG_LEVEL': 'ERROR'}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
     variables = {name: value for name, value in defaults.items() if name not in os.environ}
     variables |= {'PYTHONPATH': path, 'PYTHONUNBUFFERED': 1}
-    # Imports of seconds come after `end_with_parent`.
+    # `end_with_parent` first: the other imports take seconds, in which the parent may end.
     code = f'from {end_with_parent.__module__} import end_with_parent; end_with_parent(); '
     code += f'from {__name__} import _process_main; _process_main()'
     settings = [f'{name}={value}' for name, value in variables.items()]
@@ -314,7 +345,8 @@ def _command(size: int, folder: str) -> list[str]:
 def _supervise(start: Callable, command: list[str], folder: str) -> None:
     """Starts the processes and waits for their end. Ctrl-C and SIGTERM end them, a training with a checkpoint.
 
-    In a thread, as torch would replace the main thread's signal handlers, also those that ignore SIGHUP for `nohup`.
+    `start` runs in a thread. In the main thread torch would replace the signal handlers, even the one that ignores
+    SIGHUP under `nohup`.
     """
     with ThreadPoolExecutor(1) as pool, sigterm_unwinds():
         future = pool.submit(start, *command)
@@ -324,20 +356,22 @@ def _supervise(start: Callable, command: list[str], folder: str) -> None:
             Path(folder, 'task').unlink()  # for processes that have yet to start
             try:
                 _signal_processes(signal.SIGTERM, folder)
-                future.exception()  # torch kills them after 30 seconds
-            finally:  # a second Ctrl-C
+                future.exception()  # waits for their end; torch kills them after 30 seconds
+            finally:  # also where a second Ctrl-C ends the waiting
                 _signal_processes(signal.SIGKILL, folder)
             raise
 
 
 def _signal_processes(number: int, folder: str) -> None:
+    """Sends a signal to the processes that were started with `folder`."""
     for process in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
             if folder in process.cmdline():
                 process.send_signal(number)
 
 
-def _failure(error: ChildFailedError, size: int, folder: Path) -> Exception:
+def _launch_error(error: ChildFailedError, size: int, folder: Path) -> Exception:
+    """What `launch` raises: the error that the first failed process left in `folder`, else how that process ended."""
     rank, failure = error.get_first_failure()
     file = folder / f'failure-{rank}'
     if file.is_file():
@@ -350,9 +384,9 @@ def _failure(error: ChildFailedError, size: int, folder: Path) -> Exception:
 
 
 def _process_main() -> None:
-    """What a process of `launch` does."""
+    """The program of a process that `launch` started; its arguments are the folder and the parent's process id."""
     folder, parent, code = Path(sys.argv[1]), int(sys.argv[2]), 0
-    if os.getppid() != parent:  # it ended before `end_with_parent`
+    if os.getppid() != parent:  # the parent ended before `end_with_parent` was called
         os._exit(1)
     try:
         size, device, function, args = pickle.loads((folder / 'task').read_bytes())
@@ -367,29 +401,33 @@ def _process_main() -> None:
             failure = MtpdError(str(error))
         else:
             failure = RuntimeError(f'process {rank} failed:\n{traceback.format_exc()}')
-            # This may fail because another process ended, which torch sees first if this one waits.
+            # It may have failed only because another process ended. After a pause that one's failure is torch's first.
             time.sleep(1)
         (folder / f'failure-{rank}').write_bytes(pickle.dumps(failure))
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # not the slow way: gloo's threads can block the interpreter's end
+    os._exit(code)  # no ordinary exit: gloo's threads can block it
 
 
-# What mmdet's distributed training lacks on the CPU. On GPUs it stays as it is.
+# What mmdet's distributed training lacks on the CPU. On GPUs it works as before.
 
 
 def patch_train_detector(device: str) -> None:
-    """Lets mmdet's `train_detector` take several processes on `device`, 'cpu' or another."""
+    """Makes mmdet's `train_detector` work in several processes on `device`: 'cpu', else on GPUs."""
     mmdet.apis.train.build_ddp = _build_ddp
-    # Samplers share their seed by way of a GPU: two of them unless told, the third where it sees one.
-    kind = 'cpu' if device == 'cpu' else 'cuda'
-    draw = functools.partial(sync_random_seed, device=kind)
-    infinite_sampler.sync_random_seed = class_aware_sampler.sync_random_seed = draw
-    distributed_sampler.get_device = lambda: kind
+    # The samplers of all processes agree on a seed. mmdet sends it by way of a GPU: the infinite and the class-aware
+    # sampler always, the distributed one where it sees a GPU.
+    seed_device = 'cpu' if device == 'cpu' else 'cuda'
+    share_seed = functools.partial(sync_random_seed, device=seed_device)
+    infinite_sampler.sync_random_seed = class_aware_sampler.sync_random_seed = share_seed
+    distributed_sampler.get_device = lambda: seed_device
 
 
 class CpuDataParallel(MMDistributedDataParallel):
-    """mmcv's wrapper hands batches on only to GPUs; this one does so on the CPU, as its MMDataParallel does."""
+    """mmcv's distributed wrapper of a model, on the CPU: unpacks batches there too, as mmcv's `MMDataParallel` does.
+
+    `mtpd.runtime.detectors` has the wrapper of the same name for a single process.
+    """
 
     def train_step(self, *inputs, **kwargs):
         inputs, kwargs = scatter_kwargs(inputs, kwargs, [-1])
@@ -401,7 +439,7 @@ class CpuDataParallel(MMDistributedDataParallel):
 
 
 def _build_ddp(model, device: str, device_ids: list[int], **options):
-    """mmdet's `build_ddp`, which knows no CPU."""
+    """In place of mmdet's `build_ddp`, which refuses the CPU."""
     if device == 'cpu':
         return CpuDataParallel(model, **options)
     return build_ddp(model, device, device_ids=device_ids, **options)
