@@ -57,7 +57,9 @@ class LoadWholeImage(LoadImageFromFile):
             raise
         except OSError as error:
             problem = f'cannot be read ({error.strerror})'
-        except Exception:
+        except Exception as error:
+            if _WORKER_DEATH.match(str(error)):  # torch raises it wherever the process is
+                raise
             # OpenCV gives None, on which mmdet raises an AttributeError. Other decoders of mmcv raise their own.
             problem = 'is empty, cut short, damaged or no image'
         folder, name = results['img_prefix'], results['img_info']['filename']

@@ -231,22 +231,24 @@ def _training_config(config: PlainConfig, out: Path) -> Config:
     cfg.work_dir, cfg.workflow = str(out), [('train', 1)]
     cfg.gpu_ids, cfg.corrupt_limit = list(range(config.processes)), config.corrupt_limit
     cfg.resume_from, cfg.load_from = None, cfg.get('load_from')
-    _print_learning_rate(cfg, config.processes)
+    _scale_learning_rate(cfg, config.processes)
     return cfg
 
 
-def _print_learning_rate(cfg: Config, processes: int) -> None:
-    """Says so where the learning rate is meant for another number of images an update."""
-    lr, scale = cfg.optimizer.get('lr'), cfg.get('auto_scale_lr') or {}
+def _scale_learning_rate(cfg: Config, processes: int) -> None:
+    """Scales the learning rate, or says so, where it is meant for another number of images an update."""
+    scale = cfg.get('auto_scale_lr') or {}
     batch = cfg.data.train_dataloader.get('samples_per_gpu', 2) * processes
     meant = scale.get('base_batch_size')
     if meant in (None, batch):
         return
     if scale.get('enable'):
-        print(f'learning rate {lr * batch / meant:g}: {lr:g} is for {meant} images an update')
+        cfg.optimizer, cfg.lr_config = loop.scale_rates(cfg.optimizer, cfg.lr_config, batch, meant)
+        cfg.auto_scale_lr.enable = False  # mmdet's own scales `optimizer.lr` alone
     else:
+        rate = loop.peak_rate(cfg.optimizer, cfg.lr_config)
         print(
-            f'learning rate {lr:g} is for {meant} images an update, this run has {batch}: '
+            f'learning rate {rate} is for {meant} images an update, this run has {batch}: '
             '--cfg-options auto_scale_lr.enable=True scales it'
         )
 

@@ -16,7 +16,7 @@ from IPython.display import Markdown
 
 from ..analysis.run import ap_points
 from ..analysis.study import Study
-from ..config.plan import stage_dir
+from ..config.plan import detector_training, stage_dir
 from ..config.recipe import Recipe
 from ..pipeline.detectors import init_label, prepare_detector
 from ..utils.files import read_json
@@ -212,7 +212,9 @@ def detector_rows(recipe: Recipe, work_dir: str | Path | None = None) -> list[di
     for name, spec in recipe.detectors.items():
         detector = prepare_detector(recipe, name, work_dir)
         training = {
-            'updates': spec.get('updates', recipe.cfg.schedule.baseline),
+            'updates': spec.get('updates')
+            if recipe.checkpoint(name)
+            else detector_training(recipe, name, work_dir).updates,
             'scenes': spec.get('scenes', recipe.cfg.data.scenes.train),
             'init': init_label(recipe, name),
         }
@@ -257,4 +259,4 @@ def stage_rows(
 def _comparable_points(metrics: dict | None) -> dict:
     """As `ap_points`, with 0 for an AP that is None (a split without objects): notebooks subtract APs."""
     points = ap_points(metrics)
-    return points | {'AP': points['AP'] or 0.0}
+    return points | {'AP': points['AP'] or 0.0} if metrics else points

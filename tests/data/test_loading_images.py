@@ -121,3 +121,14 @@ def test_an_error_out_of_a_data_worker_is_the_same():
     wrapped = 'Caught CorruptImage in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n'
     again = CorruptImage(f'{wrapped}  File "x"\nmtpd.data.loading.CorruptImage: {error}\n')
     assert str(again) == str(error) and isinstance(again, MtpdError)
+
+
+def test_a_data_workers_death_is_not_taken_for_a_corrupt_image(monkeypatch):
+    """torch raises it in a signal handler, wherever the main process is at that moment."""
+
+    def die(self, results):
+        raise RuntimeError('DataLoader worker (pid 71) is killed by signal: Killed. ')
+
+    monkeypatch.setattr(LoadWholeImage.__mro__[1], '__call__', die)
+    with pytest.raises(RuntimeError, match=r'worker .* is killed'):
+        LoadWholeImage()({'img_prefix': None, 'img_info': {'filename': 'a.png'}})
