@@ -44,9 +44,10 @@ def digits(root: Path, train: int, val: int, size: int, seed: int) -> None:
     type=SPLIT,
     help='One or both: --split train val. Default: both.',
 )
+@click.argument('more', nargs=-1, type=SPLIT, metavar='')
 @click.option('--server', envvar='MTPD_COCO_SERVER', help='A mirror with the same archives.')
 @click.option('--remove-zips', is_flag=True, help='Remove the archives once all is checked.')
-def coco(root: Path, splits: tuple[str, ...], server: str | None, remove_zips: bool) -> None:
+def coco(root: Path, splits, more, server: str | None, remove_zips: bool) -> None:
     """Fetch COCO 2017 (20 GB, 40 GB with what it unpacks to) into ROOT, or check what is there.
 
     Goes on where it was interrupted. Sizes and SHA-256 of the archives are compared with those that TensorFlow
@@ -54,4 +55,6 @@ def coco(root: Path, splits: tuple[str, ...], server: str | None, remove_zips: b
     """
     from ..data.coco_download import SERVER, download_coco
 
-    download_coco(root, splits or ('train', 'val'), server or SERVER, remove_zips, click.echo)
+    download_coco(
+        root, (*splits, *more) or ('train', 'val'), server or SERVER, remove_zips, click.echo
+    )

@@ -112,7 +112,7 @@ def test_images_that_may_be_corrupt_do_not_stop_the_trial(tmp_path, tiny_coco):
         path.write_bytes(path.read_bytes()[:3000])
     overrides = SETTINGS | {'data.root': str(root)}
     task = 2, [('student', None)], ['student']
-    with pytest.raises(MtpdError, match=r'000001\.png is cut short'):
+    with pytest.raises(MtpdError, match=r'000001\.png is empty, cut short'):
         trial.measure_updates(MINI, overrides, *task)
     measured = trial.measure_updates(MINI, overrides | {'data.corrupt_limit': 1}, *task)
     assert measured['trainings']['student']['seconds'] > 0 and measured['images']['student'] > 0

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from helpers.tiny_sweep import MINI, SMALL
 from mtpd import load_recipe
 from mtpd.sweep.executors import Resources, run_local
@@ -9,6 +11,7 @@ from mtpd.sweep.folder import open_sweep
 from mtpd.sweep.plan import CONTROL
 
 
+@pytest.mark.slow
 def test_a_failed_job_leaves_its_reason(tmp_path, tiny_coco):
     data = tiny_coco(tmp_path / 'coco')
     recipe = load_recipe(MINI, SMALL | {'data.root': str(data)})
