@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from contextlib import nullcontext
 
 import psutil
@@ -111,6 +112,7 @@ def test_after_a_kill_the_next_command_says_so_and_goes_on(tmp_path):
     assert killed.wait(60) == -signal.SIGKILL
     assert status(tmp_path)['state'] == 'running' and not may_be_alive(status(tmp_path))
     os.killpg(killed.pid, signal.SIGKILL)
+    time.sleep(0.5)  # until the kernel has closed the lock's file
     lines = []
     with run_lock(tmp_path, ['mtpd', 'run', 'x.py'], lines.append):
         pass
