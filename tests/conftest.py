@@ -29,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         '--all',
         action='store_true',
-        help='also run the tests marked slow or browser: make test-all',
+        help='also run the tests marked long, slow or browser: make test-all',
     )
     parser.addoption(
         '--kills', type=int, default=20, help='how often tests/robustness/faults kills a run'
@@ -42,7 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption('--all'):
-        longer = [item for item in items if item.keywords.keys() & {'slow', 'browser'}]
+        longer = [item for item in items if item.keywords.keys() & {'long', 'slow', 'browser'}]
         config.hook.pytest_deselected(items=longer)
         items[:] = [item for item in items if item not in set(longer)]
         config.stash[LEFT_OUT] = len(longer)

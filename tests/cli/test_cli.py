@@ -99,7 +99,7 @@ def test_missing_teachers_are_all_named(tmp_path):
     assert 'teachers.rx101.checkpoint=None' in text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_teacher_that_cannot_be_fetched_is_named_before_anything_is_written(tmp_path, site):
     options = f'teachers.r101.checkpoint={site.url}/r101.pth'
     text = refused('run', MINI, '--work-dir', tmp_path / 'run', '--cfg-options', options)
@@ -107,7 +107,7 @@ def test_a_teacher_that_cannot_be_fetched_is_named_before_anything_is_written(tm
     assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_work_dir_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / 'file').write_text('')
     options = 'teachers.r101.checkpoint=None teachers.rx101.checkpoint=None'
@@ -115,7 +115,7 @@ def test_a_work_dir_that_cannot_be_written_is_named(tmp_path):
     assert 'cannot be written to' in text and '--work-dir' in text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_dir_of_other_settings_is_kept(tmp_path):
     (tmp_path / 'recipe.py').write_text("name = 'another'\n")
     (tmp_path / 'notebooks').mkdir()  # nothing is lost where there is a recipe only
@@ -195,7 +195,7 @@ def test_for_machines_there_is_json(tmp_path):
     assert done.exit_code == 1 and states['recipe'] == 'fail' and states['python'] == 'ok'
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_verbose_lets_mmdet_speak(tmp_path, tiny_coco):
     from helpers import tiny
 

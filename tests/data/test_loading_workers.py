@@ -190,7 +190,7 @@ def test_recipes_share_their_cores(monkeypatch, tmp_path, name):
     assert [loader.workers_per_gpu for loader in loaders] == [1, 0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_numbers_do_not_depend_on_how_many_there_are(tmp_path, tiny_coco):
     """Of a training with flips, its evaluations in between and after it, and features."""
     more = {'data.root': str(tiny_coco(tmp_path / 'coco')), 'schedule.eval_interval': 1}

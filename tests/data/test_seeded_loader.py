@@ -184,7 +184,7 @@ def test_a_signal_in_the_last_update_leaves_a_whole_log(recipe, stage, tmp_path)
     same(tmp_path / 'latest.pth', folder / 'latest.pth')
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_epoch_goes_on_inside(tmp_path, tiny_coco):
     """A plain mmdet config that counts epochs, of three updates each."""
     path = tmp_path / 'plain.py'
@@ -252,7 +252,7 @@ def test_a_truncated_student_is_made_again_from_its_training(recipe, stage, caps
     assert json.loads((folder / 'stage.json').read_text())['seconds'] == seconds > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_data_workers_end_with_their_training(recipe, tmp_path):
     """Killed, the training leaves nobody behind."""
     script = (

@@ -524,7 +524,7 @@ def coco_folder(folder: Path, images: int = 3) -> Path:
     return config
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_mmdets_own_test_tool_runs_the_exported_student(distiller, tmp_path):
     import mmdet
     from mmcv.parallel import MMDataParallel
@@ -560,7 +560,7 @@ def test_mmdets_own_test_tool_runs_the_exported_student(distiller, tmp_path):
             np.testing.assert_allclose(boxes, others, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_room_gives_the_distiller_and_is_light_until_then():
     code = (
         'import sys\n'

@@ -63,7 +63,7 @@ def finite(path) -> bool:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize('kind', ['nan', 'inf'])
 def test_a_loss_that_is_not_finite_ends_the_training_before_its_step(root, tmp_path, kind):
     out = tmp_path / 'run'
@@ -93,7 +93,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_before_its_step(root, tmp_p
     assert all(math.isfinite(row['loss']) for row in read_log(out / 'log.json') if 'loss' in row)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_training_goes_on_where_the_cause_is_gone(root, tmp_path):
     """As where a box was corrected: the detector that failed in its fifth update now has three to make."""
     path, out = plain(tmp_path, root, 'nan', 5), tmp_path / 'run'
@@ -108,7 +108,7 @@ def test_the_training_goes_on_where_the_cause_is_gone(root, tmp_path):
     assert all(torch.equal(one[key], other[key]) for key in other)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_weights_that_are_not_finite_are_never_written(root, tmp_path):
     """In the last update of an epoch, after which there is a checkpoint; in others the next loss is not finite."""
     out = tmp_path / 'run'

@@ -140,7 +140,7 @@ def recipe(tmp_path_factory, tiny_coco):
     return load_recipe(MINI, SMALL | more)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_keeps_to_the_cpu(gpu_beside, recipe, tmp_path):
     """Baseline, teacher, stage with evaluations, going on, and all that is made of them."""
     made = train_stage(recipe, 1, 'direct', tmp_path / 'run')
@@ -204,7 +204,7 @@ def test_with_it():
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_tests_use_a_gpu_only_where_they_are_marked(tmp_path):
     for name, text in (('pretended', PRETENDED), ('test_both', MARKED)):
         (tmp_path / f'{name}.py').write_text(text)

@@ -251,7 +251,7 @@ def refused(*arguments) -> str:
     return result.output
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_of_a_plain_config(tmp_path, tiny_coco):
     path, out = plain(tmp_path, tiny_coco, 'oom', at=5), tmp_path / 'run'
     output = refused('train', path, '--work-dir', out)

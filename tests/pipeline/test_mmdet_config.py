@@ -177,7 +177,7 @@ def test_done_is_not_done_again_and_other_settings_are_refused(trained, path):
     assert 'other settings' in refused('train', path, '--work-dir', out, '--seed', 4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_interrupted_training_goes_on_at_its_last_checkpoint(path, tmp_path):
     mmdet_config.train_config(mmdet_config.load_config(path, {'runner.max_epochs': 1}), tmp_path)
     for name in ('model.pth', 'metrics.json', 'config.py'):
@@ -306,7 +306,7 @@ def test_a_config_that_cannot_be_trained_says_so(path, tmp_path):
         mmdet_config.load_config(tmp_path / 'model.py')
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_swin_transformer_does_not_make_mmdets_log_talk(root, tmp_path):
     """It makes that log itself, at another level, where nobody has: so in a process of its own."""
     swin = dict(

@@ -82,7 +82,7 @@ def test_a_failed_step_is_recorded_and_the_next_call_goes_on_from_it(tmp_path, s
     assert [step['state'] for step in status(run_dir)['steps'][:3]] == ['done', 'done', 'failed']
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_is_done_when_its_report_is(tmp_path, sources, monkeypatch):
     run_dir, reports = tmp_path / 'run', []
     monkeypatch.setattr(
@@ -112,7 +112,7 @@ def test_a_run_is_done_when_its_report_is(tmp_path, sources, monkeypatch):
     assert reports == 2 * [(run_dir, 'running', 'complete')]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_failed_run_has_a_report(tmp_path, sources):
     notebook(sources / '01_data.ipynb', "raise ValueError('broken')")
     states = []
@@ -126,7 +126,7 @@ def test_a_failed_run_has_a_report(tmp_path, sources):
     assert states == ['failed'] and status(tmp_path / 'run')['state'] == 'failed'
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_of_the_kits_notebooks_runs_by_itself(tmp_path):
     options = f'data.scenes.train=6 data.scenes.val=8 data.cache={tmp_path}'
     out = tmp_path / 'out.ipynb'

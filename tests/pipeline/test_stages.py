@@ -147,7 +147,7 @@ def test_an_interrupted_training_resumes_at_its_checkpoint(recipe, tmp_path):
     assert set(resumed['metrics']) == set(whole['metrics'])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_student_and_another_seed_another(recipe, tmp_path):
     made = [
         train_detector_run(load_recipe(recipe, seed=seed), 'student', tmp_path / str(k))
@@ -295,7 +295,7 @@ def test_the_learning_rate_follows_batch_and_length(tmp_path, capsys):
     assert coco.cfg.schedule.optimizer.lr == 0.01
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_pretrained_weights_out_of_reach(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv('no_proxy', '127.0.0.1')
     origin = dict(type='Pretrained', checkpoint='http://127.0.0.1:9/resnet18.pth')
@@ -346,7 +346,7 @@ def test_an_arm_is_trained_without_the_choice_that_another_arm_waits_for(recipe,
     claim_run_dir(tmp_path / 'recipe.py', pool.text)  # still of the recipe that says 'auto'
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_arm_that_says_auto_gets_its_choice_made(recipe, tmp_path):
     options = {'arms': {'_delete_': True, 'auto': {'label': 'chosen', 'teachers': 'auto'}}}
     pool = load_recipe(recipe, POOL | options | {'order.max_length': 1})

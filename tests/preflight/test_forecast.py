@@ -105,7 +105,7 @@ def test_the_time_left_is_the_sum_of_what_is_left(tmp_path, tiny_coco):
     assert forecast.forecast_texts(recipe, tmp_path, measured)['memory'] == '1.0 GiB a training'
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_room_that_checkpoints_take_is_that_of_the_files(tmp_path, tiny_coco):
     recipe = load_recipe(MINI, SETTINGS | {'data.root': str(tiny_coco(tmp_path / 'coco'))})
     todo = arm_trainings(recipe, recipe.arm('progressive'), [1], tmp_path / 'run')

@@ -171,7 +171,7 @@ def test_markup_in_any_name_is_text(tmp_path):
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_of_equal_arms_none_is_best_and_a_smoke_run_has_no_verdict(tmp_path):
     run = make_run(tmp_path / 'mini' / '0')
     for folder in ('progressive/2_rx101', 'reverse/2_r101'):

@@ -42,7 +42,7 @@ slider.value = 3
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_moved_control_redraws_the_figure_in_its_place():
     v4 = nbformat.v4
     for code, wanted in (([TOUCHED], '1 a'), ([TOUCHED, MOVED], '3 a')):

@@ -58,7 +58,7 @@ def test_architectures_of_a_wheels_code_are_counted(tmp_path):
     assert install_ops.code_for(wheel, None) is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_step_is_measured_beside_the_originals(tmp_path):
     out = tmp_path / 'step.json'
     options = [
@@ -90,7 +90,7 @@ def test_the_step_is_measured_beside_the_originals(tmp_path):
     assert found['environment']['torch']
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize('images', [20])
 def test_evaluation_counts_the_same_by_both_libraries(images, tmp_path):
     out = tmp_path / 'evaluation.json'

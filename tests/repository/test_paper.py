@@ -202,7 +202,7 @@ def test_pkd_compares_the_necks_outputs(name, tiny_coco, tmp_path):
     assert paths == {f'neck.fpn_convs.{level}.conv' for level in range(5)}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_size_of_a_two_stage_detector(tiny_coco, tmp_path):
     """mmdet's dummy pass draws proposals that RoIAlign refuses on the CPU."""
     options = {'data.root': str(tiny_coco(tmp_path / 'coco')), 'image.scale': 64}

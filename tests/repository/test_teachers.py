@@ -13,7 +13,7 @@ MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 TEACHERS = sorted(path.parent.name for path in (ROOT / 'configs/mini/teachers').glob('*/model.pth'))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize('name', TEACHERS)
 def test_the_weights_give_the_stated_ap(name, tmp_path):
     recipe = load_recipe(MINI, {'data.scenes.train': 1, 'data.cache': str(tmp_path)})

@@ -166,7 +166,7 @@ def test_what_is_finished_is_not_trained_again(resumed):
     assert finished_files(run) == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_is_compared_with_another_run(stopped, resumed, tmp_path):
     mtpd('compare', stopped, resumed[0], '--out', tmp_path / 'comparison.html')
     cells = table(tmp_path / 'comparison.html')

@@ -323,7 +323,7 @@ def test_what_the_sample_did_not_see_ends_an_evaluation(many, tmp_path):
 # Settings
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_plain_config_trains_with_its_limit(root, tmp_path):
     file = tmp_path / 'pets.py'
     file.write_text(TEXT.format(model=retinanet(num_classes=2), root=str(root), meta=META))

@@ -226,7 +226,7 @@ def test_three_processes_evaluate_as_one(stage, recipe, tmp_path):
     assert found[0] == found[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_under_torchrun_trains_and_measures_as_one_process_does(recipe, tmp_path):
     command = [
         sys.executable,

@@ -33,7 +33,7 @@ def by_mmdets_tool(config: Path, checkpoint: Path, out: Path) -> dict:
     return json.loads(next(out.glob('eval_*.json')).read_text())['metric']
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_mmdets_own_test_tool_gives_an_exported_student_the_same_ap(tmp_path):
     """On 60 DigitScenes, with the shipped teacher 1 in the student's place: it has learnt something."""
     scenes = {'data.scenes.train': 1, 'data.scenes.val': 60, 'data.cache': str(tmp_path)}

@@ -11,7 +11,7 @@ from mtpd.sweep.folder import open_sweep
 from mtpd.sweep.plan import CONTROL
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_failed_job_leaves_its_reason(tmp_path, tiny_coco):
     data = tiny_coco(tmp_path / 'coco')
     recipe = load_recipe(MINI, SMALL | {'data.root': str(data)})

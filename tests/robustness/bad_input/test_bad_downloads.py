@@ -17,7 +17,7 @@ def of_teacher(place, address: str, *words: str, **settings):
     return lambda _: [*place.command(first, MINI, **given), *more]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize('command', [('run',), ('train', '--arm', 'direct')])
 def test_a_broken_download_keeps_what_came(place, site, monkeypatch, command):
     monkeypatch.setattr(download, 'RETRY_WAITS', ())
@@ -59,7 +59,7 @@ def test_a_teacher_of_caffe_images_is_refused_by_its_config_and_not_fetched(plac
     assert f'to_rgb False ({CAFFE})' in message and site.asked == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_damaged_predecessor_is_made_again_or_named(place):
     torch.save(fitting(place), place.folder / 't.pth')
     given = {**ARMS, 'teachers.r101.checkpoint': place.folder / 't.pth'}
