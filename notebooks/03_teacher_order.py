@@ -54,13 +54,13 @@ show_sentences(calibration_text(costs))
 # squared costs, found exactly.
 
 # %%
-found = suggest_sequence(plan, costs, work_dir)
+suggestion = suggest_sequence(plan, costs, work_dir)
 ready = {name: prepare_detector(plan, name, work_dir) for name in plan.cfg.teachers}
 rows = [
     {
         'teacher': labels[name],
         'its name in the recipe': name,
-        'AP': 100 * found['ap'][name],
+        'AP': 100 * suggestion['ap'][name],
         'parameters (millions)': made['model']['parameters'] / 1e6,
         'GFLOPs': made['model']['gflops'],
         'cost from the student': costs['cost'][0][costs['detectors'].index(name)],
@@ -70,15 +70,17 @@ rows = [
 markdown_table(rows)
 
 # %%
-plots.sequence_graph(costs, found['ap'], found['sequence'], labels)
+plots.sequence_graph(costs, suggestion['ap'], suggestion['sequence'], labels)
 
 # %%
-markdown_table([{'step': reason} for reason in found['reasons'] + found['check']['reasons'][1:]])
+markdown_table(
+    [{'step': reason} for reason in suggestion['reasons'] + suggestion['check']['reasons'][1:]]
+)
 
 # %%
 show_sentences(
     '**Conclusion.**',
-    order_conclusion(found, labels),
+    order_conclusion(suggestion, labels),
     'This is a prediction: the arms of this run test it.',
 )
 
