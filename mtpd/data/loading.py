@@ -1,4 +1,5 @@
-"""How training and evaluation load images: corrupt files, left out up to a limit; data workers, and how one ended."""
+"""How training and evaluation load images, and a picture to be shown; corrupt files, left out up to a limit; data
+workers, and how one ended."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import cv2
+import numpy as np
 from mmcv.runner import get_dist_info
 from mmdet.datasets import PIPELINES
 from mmdet.datasets.pipelines import LoadImageFromFile
@@ -65,6 +67,23 @@ class LoadWholeImage(LoadImageFromFile):
         folder, name = results['img_prefix'], results['img_info']['filename']
         path = name if folder is None else os.path.join(folder, name)  # noqa: PTH118
         raise corrupt_images_error({path: problem}, 0)
+
+
+def read_image(path: str | os.PathLike, **settings: Any) -> np.ndarray:
+    """The picture that training, evaluation and boxes are of: (H, W, 3), RGB, uint8.
+
+    It is turned as its EXIF data says. Channels of 16 bits are scaled to 8, transparency is dropped, and an animation
+    is its first picture.
+
+    Args:
+        settings: of the `LoadImageFromFile` in a config's pipeline; by default those of the kit.
+
+    Raises:
+        CorruptImage: the file is no whole image.
+    """
+    load = LoadWholeImage(**(settings | {'channel_order': 'bgr', 'to_float32': False}))
+    pixels = load({'img_prefix': None, 'img_info': {'filename': str(path)}})['img']
+    return np.ascontiguousarray(pixels[..., ::-1])
 
 
 class SkipCorrupt(Dataset):
