@@ -69,19 +69,18 @@ class LoadWholeImage(LoadImageFromFile):
         raise corrupt_images_error({path: problem}, 0)
 
 
-def read_image(path: str | os.PathLike, **settings: Any) -> np.ndarray:
+def read_image(path: str | os.PathLike, turned: bool = True) -> np.ndarray:
     """The picture that training, evaluation and boxes are of: (H, W, 3), RGB, uint8.
 
-    It is turned as its EXIF data says. Channels of 16 bits are scaled to 8, transparency is dropped, and an animation
-    is its first picture.
+    Channels of 16 bits are scaled to 8, transparency is dropped, and an animation is its first picture.
 
     Args:
-        settings: of the `LoadImageFromFile` in a config's pipeline; by default those of the kit.
+        turned: as its EXIF data says.
 
     Raises:
         CorruptImage: the file is no whole image.
     """
-    load = LoadWholeImage(**(settings | {'channel_order': 'bgr', 'to_float32': False}))
+    load = LoadWholeImage(color_type='color' if turned else 'color_ignore_orientation')
     pixels = load({'img_prefix': None, 'img_info': {'filename': str(path)}})['img']
     return np.ascontiguousarray(pixels[..., ::-1])
 

@@ -114,16 +114,44 @@ def detections(
     return fig
 
 
+# Of what is drawn on an image itself: small ones are enlarged, so that labels don't cover them.
+LEAST_SIDE, MOST_SIDE = 400, 2000
+
+
+def annotated(image: np.ndarray, objects: Mapping, classes: Sequence[str] = ()) -> Figure:
+    """An image with its objects drawn on it, of the image's size, or a small one's times a whole number.
+
+    Args:
+        image: RGB uint8 (H, W, 3).
+        objects: boxes (n, 4) xyxy in pixels, labels (n,) and, if any, scores (n,) and masks (n, H, W) bool.
+        classes: class names.
+    """
+    height, width = image.shape[:2]
+    short, long = sorted((height, width))
+    factor = max(1, min(LEAST_SIDE // short, MOST_SIDE // long))
+    dpi = max(100, factor * long / 10)  # text grows with the image
+    # matplotlib rounds the number of pixels down.
+    fig = new_figure((factor * width + 0.01) / dpi, (factor * height + 0.01) / dpi, photo=True)
+    fig.set_layout_engine('none')
+    fig.set_dpi(dpi)
+    ax = fig.add_axes((0, 0, 1, 1))
+    ax.axis('off')
+    _draw_objects(ax, image, objects, classes)
+    names = ', '.join(_class_name(c, classes) for c in objects['labels'])
+    fig.alt = f'{len(objects["labels"])} objects: {names or "none"}.'
+    return fig
+
+
 def _class_name(index: int, classes: Sequence[str]) -> str:
     return str(classes[int(index)]) if int(index) < len(classes) else str(int(index))
 
 
 def _draw_objects(ax: Axes, image: np.ndarray, objects: Mapping, classes: Sequence[str]) -> None:
-    picture = image.astype(float) / 255
+    picture = image.copy()
     for label, mask in zip(objects['labels'], objects.get('masks', ()), strict=False):
         colour = np.array(to_rgb(CLASS_COLOURS[int(label) % len(CLASS_COLOURS)]))
         mask = np.asarray(mask, bool)
-        picture[mask] = 0.5 * picture[mask] + 0.5 * colour
+        picture[mask] = 0.5 * picture[mask] + 127.5 * colour
     height, width = image.shape[:2]
     ax.imshow(picture, interpolation='nearest' if width < 200 else 'antialiased')
     scores, right, taken = objects.get('scores'), objects.get('right'), []

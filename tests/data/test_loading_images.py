@@ -187,8 +187,7 @@ def test_a_config_may_leave_pictures_unturned(tmp_path):
     exif[0x0112] = 6
     Image.new('RGB', (64, 48), 'red').save(tmp_path / 'a.jpg', exif=exif)
     assert read_image(tmp_path / 'a.jpg').shape == (64, 48, 3)
-    settings = dict(color_type='color_ignore_orientation', channel_order='rgb', to_float32=True)
-    unturned = read_image(tmp_path / 'a.jpg', **settings)
+    unturned = read_image(tmp_path / 'a.jpg', turned=False)
     assert unturned.shape == (48, 64, 3) and unturned.dtype == np.uint8
     assert np.abs(unturned[0, 0].astype(int) - (255, 0, 0)).max() < 5
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import font_manager
 from PIL import Image
 
 from helpers.fake_run import CLASSES, make_run
@@ -260,3 +266,84 @@ def test_dollars_in_names_are_dollars_and_powers_of_ten_are_powers():
     assert texts == {name: False, 'b': True}
     powers = [t for t in ax.get_xticklabels() if 'mathdefault' in t.get_text()]
     assert powers and all(t.get_parse_math() for t in powers)
+
+
+def font_of_blocks(path: Path, characters: str) -> Path:
+    """A font in which each of the characters is a black square, as large as the line, and no other exists."""
+    pen = TTGlyphPen(None)
+    for move, corner in zip('mlll', ((0, 0), (0, 900), (1000, 900), (1000, 0)), strict=True):
+        (pen.moveTo if move == 'm' else pen.lineTo)(corner)
+    pen.closePath()
+    block, names = pen.glyph(), {ord(c): f'u{ord(c):x}' for c in characters}
+    order = ['.notdef', *names.values()]
+    font = FontBuilder(1000, isTTF=True)
+    font.setupGlyphOrder(order)
+    font.setupCharacterMap(names)
+    font.setupGlyf(dict.fromkeys(order, block))
+    font.setupHorizontalMetrics(dict.fromkeys(order, (1000, 0)))
+    font.setupHorizontalHeader(ascent=900, descent=-100)
+    font.setupNameTable({'familyName': f'Blocks {path.stem}', 'styleName': 'Regular'})
+    font.setupOS2()
+    font.setupPost()
+    font.save(path)
+    return path
+
+
+@pytest.fixture
+def fonts(monkeypatch):
+    """A list of font files in place of those that the system has."""
+    files: list[Path] = []
+    known = list(font_manager.fontManager.ttflist)
+    monkeypatch.setattr(font_manager, 'findSystemFonts', lambda: [*map(str, files)])
+    monkeypatch.setattr(font_manager.fontManager, 'ttflist', known)
+    figure.fallback_families.cache_clear()
+    yield files
+    figure.fallback_families.cache_clear()
+
+
+def ink_of(text: str, **style) -> np.ndarray:
+    """The share of dark pixels in each sixth of a text from left to right, drawn alone."""
+    fig = figure.new_figure(4, 1)
+    fig.text(0, 0.2, text, fontsize=40, **style)
+    picture = np.asarray(Image.open(io.BytesIO(fig.encoded()[1])).convert('L')) < 128
+    rows, columns = np.nonzero(picture)
+    cut = picture[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    return np.array([part.mean() for part in np.array_split(cut, 6, axis=1)])
+
+
+@pytest.mark.parametrize('style', [{}, {'fontweight': 'bold'}], ids=['plain', 'bold'])
+def test_characters_come_from_the_fonts_that_have_them(fonts, style, tmp_path, caplog):
+    """No system font is needed for this test, and none is used."""
+    broken = tmp_path / 'broken.ttf'
+    broken.write_bytes(b'no font')
+    fonts += [
+        broken,
+        font_of_blocks(tmp_path / 'one.ttf', '猫a'),
+        font_of_blocks(tmp_path / 'two.ttf', '\ud55c猫'),
+    ]
+    with warnings.catch_warnings(), caplog.at_level(logging.WARNING):
+        warnings.simplefilter('error')
+        ink = ink_of('猫\ud55c', **style)
+        mixed = ink_of('猫 o', **style)
+    assert (ink > 0.98).all()
+    assert mixed[0] > 0.98 and mixed[-1] < 0.5  # the first font's own o, which has a hole
+    assert caplog.messages == []
+    assert figure.fallback_families(frozenset('猫\ud55c')) == ('Blocks one', 'Blocks two')
+
+
+def test_without_a_font_squares_are_drawn_and_nothing_is_warned_of(fonts, caplog):
+    name = '猫 dog'
+    fig = figure.empty(name)
+    fig.subplots().barh([name, 'b'], [1, 2])
+    with warnings.catch_warnings(), caplog.at_level(logging.WARNING):
+        warnings.simplefilter('error')
+        assert fig.encoded()[1][:4] == b'\x89PNG'
+        fig.axes[0].set_title('ünï − ▁ ≥')  # in matplotlib's own font
+        fig.encoded()
+    assert caplog.messages == [] and fig.alt == name
+    families = [fig.texts[0].get_fontfamily(), fig.axes[0].title.get_fontfamily()]
+    assert families == [['sans-serif'], ['sans-serif']]
+    with pytest.warns(UserWarning, match='missing from font'):  # other figures warn as before
+        plain = mpl.figure.Figure()
+        plain.text(0, 0, name)
+        plain.savefig(io.BytesIO())
