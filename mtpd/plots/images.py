@@ -162,20 +162,23 @@ def _draw_objects(ax: Axes, image: np.ndarray, objects: Mapping, classes: Sequen
         _draw_box(ax, box, colour, (0, (2, 2)) if wrong[k] else '-')
         text = _class_name(label, classes)
         text += '' if scores is None else f' {scores[k]:.2f}'.replace(' 0.', ' .')
-        x, top, bottom = np.clip(box[0], 0, 0.9 * width), box[1], box[3]
+        (x, top, end, bottom), side = box, 'left'
+        if x > 0.6 * width:  # a long name would leave the image
+            x, side = min(end, width), 'right'
+        x = max(x, 0)
         if wrong[k]:
             while any(
                 abs(x - a) < 0.1 * width and abs(bottom - b) < 0.05 * height for a, b in taken
             ):
                 bottom -= 0.055 * height  # above the other label
             taken.append((x, bottom))
-            _draw_text(ax, x, bottom - 1, text, 'bottom')
+            _draw_text(ax, x, bottom - 1, text, 'bottom', side)
         elif top > 0.08 * height:
-            _draw_text(ax, x, top - 1.5, text, 'bottom')
+            _draw_text(ax, x, top - 1.5, text, 'bottom', side)
         else:
-            _draw_text(ax, x, top + 1, text, 'top')
+            _draw_text(ax, x, top + 1, text, 'top', side)
     for box in objects.get('new', ()):
-        _draw_text(ax, min(box[2], 0.96 * width), box[3], '+', 'bottom', TEXT + 1)
+        _draw_text(ax, min(box[2], 0.96 * width), box[3], '+', 'bottom', 'left', TEXT + 1)
     for box in objects.get('lost', ()):
         _draw_box(ax, box, 'white', (0, (1, 2)))
     ax.set_xlim(-0.5, width - 0.5)
@@ -191,12 +194,15 @@ def _draw_box(ax: Axes, box: Sequence[float], colour: str, style: Any) -> None:
         ax.add_patch(Rectangle(corner, x2 - x1, y2 - y1, fill=False, **look))
 
 
-def _draw_text(ax: Axes, x: float, y: float, text: str, va: str, size: float = TEXT - 2) -> None:
+def _draw_text(
+    ax: Axes, x: float, y: float, text: str, va: str, ha: str, size: float = TEXT - 2
+) -> None:
     ax.text(
         x,
         y,
         text,
         va=va,
+        ha=ha,
         fontsize=size,
         color='white',
         path_effects=[patheffects.withStroke(linewidth=2, foreground='black')],

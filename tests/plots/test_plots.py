@@ -347,3 +347,46 @@ def test_without_a_font_squares_are_drawn_and_nothing_is_warned_of(fonts, caplog
         plain = mpl.figure.Figure()
         plain.text(0, 0, name)
         plain.savefig(io.BytesIO())
+
+
+@pytest.mark.parametrize(
+    ('size', 'factor'), [((480, 640), 1), ((1001, 703), 1), ((64, 96), 6), ((1, 1500), 1)]
+)
+def test_an_annotated_image_keeps_its_pixels(size, factor, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    nothing = {'boxes': np.zeros((0, 4)), 'labels': np.zeros(0, int), 'scores': np.zeros(0)}
+    fig = plots.annotated(pixels, nothing)
+    fig.savefig(tmp_path / 'a.png', dpi=fig.dpi)
+    drawn = np.asarray(Image.open(tmp_path / 'a.png').convert('RGB'))
+    assert np.array_equal(drawn, pixels.repeat(factor, 0).repeat(factor, 1))
+    assert fig.alt == '0 objects: none.'
+
+
+def test_labels_of_an_annotated_image_are_inside_it_and_masks_are_tinted(tmp_path):
+    pixels = np.full((480, 640, 3), 200, np.uint8)
+    mask = np.zeros((3, 480, 640), bool)
+    mask[0, 20:40, 30:60] = True
+    objects = {
+        'boxes': np.array([[10.0, 10, 200, 200], [560, 100, 660, 300], [-5, 300, 639, 470]]),
+        'labels': np.array([0, 1, 2]),
+        'scores': np.array([0.9, 0.85, 1.0]),
+        'masks': mask,
+    }
+    classes = ['$x$ $y', 'a name as long as this', 'c']
+    fig = plots.annotated(pixels, objects, classes)
+    fig.savefig(tmp_path / 'a.png', dpi=fig.dpi)
+    (ax,) = fig.axes
+    assert [t.get_text() for t in ax.texts] == [
+        '$x$ $y .90',
+        'a name as long as this .85',
+        'c 1.00',
+    ]
+    renderer = fig.canvas.get_renderer()
+    for text in ax.texts:
+        place = text.get_window_extent(renderer)
+        assert place.x0 > -1 and place.x1 < 641 and place.y0 > -1 and place.y1 < 481
+    tint = [255 * part for part in mpl.colors.to_rgb(plots.images.CLASS_COLOURS[0])]
+    drawn = np.asarray(Image.open(tmp_path / 'a.png').convert('RGB')).astype(float)
+    assert np.abs(drawn[30, 45] - (100 + np.array(tint) / 2)).max() <= 1
+    assert (drawn[250, 300] == 200).all()
+    assert (pixels == 200).all()  # the caller's picture
