@@ -30,7 +30,7 @@ OBJECTS = 7  # an image, as in COCO
 def make(folder: Path, images: int, detections: int) -> tuple:
     """mmdet's dataset, and a file of detections: three near each object, the others anywhere."""
     rng = np.random.default_rng(0)
-    truth, found = [], []
+    truth, results = [], []
     for image in range(images):
         sides = np.exp(rng.uniform(np.log(6), np.log(400), (OBJECTS, 2)))
         corners = rng.uniform(0, 1, (OBJECTS, 2)) * np.maximum((640, 480) - sides, 1)
@@ -45,7 +45,7 @@ def make(folder: Path, images: int, detections: int) -> tuple:
         kinds = np.r_[np.repeat(kinds, 3), rng.integers(CLASSES, size=rest)]
         scores = np.r_[rng.uniform(0.2, 1, len(near)), rng.uniform(0, 0.6, rest)]
         rows = zip(kinds, np.r_[near, far].round(2), scores, strict=True)
-        found += [
+        results += [
             dict(image_id=image, category_id=int(kind), bbox=box.tolist(), score=float(sure))
             for kind, box, sure in list(rows)[:detections]
         ]
@@ -53,7 +53,7 @@ def make(folder: Path, images: int, detections: int) -> tuple:
     names = [dict(id=i, name=f'kind {i}') for i in range(CLASSES)]
     table = dict(images=sizes, annotations=truth, categories=names)
     (folder / 'truth.json').write_text(json.dumps(table))
-    (folder / 'found.json').write_text(json.dumps(found))
+    (folder / 'found.json').write_text(json.dumps(results))
     cfg = dict(type='CocoDataset', ann_file=str(folder / 'truth.json'), pipeline=[], test_mode=True)
     data = pipelines.quiet_dataset(cfg | dict(classes=[name['name'] for name in names]))
     return data, {'bbox': str(folder / 'found.json')}

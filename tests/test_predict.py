@@ -56,11 +56,11 @@ def test_what_is_found_is_what_mmdet_finds(trained, tmp_path):
         result = inference_detector(model, row['image'])
         assert isinstance(result, tuple) == masks
         boxes = np.concatenate(result[0] if masks else result)
-        kept = boxes[boxes[:, 4] >= 0.001]
-        assert len(row['objects']) == len(kept) > 0
+        detections = boxes[boxes[:, 4] >= 0.001]
+        assert len(row['objects']) == len(detections) > 0
         scores = [item['score'] for item in row['objects']]
-        assert scores == pytest.approx(sorted(kept[:, 4], reverse=True))
-        best = kept[kept[:, 4].argmax()]
+        assert scores == pytest.approx(sorted(detections[:, 4], reverse=True))
+        best = detections[detections[:, 4].argmax()]
         assert row['objects'][0]['box'] == pytest.approx(best[:4])
         assert row['objects'][0]['class'] in model.CLASSES
         before, after = cv2.imread(row['image']), cv2.imread(row['drawn'])
@@ -129,7 +129,7 @@ def test_recipes_are_listed_with_the_papers_ap():
     done = CliRunner().invoke(main, ['recipes'])
     assert done.exit_code == 0, done.output
     lines = {line.split()[0]: line for line in done.output.splitlines()}
-    there = {str(path.relative_to(ROOT)) for path in (ROOT / 'configs').glob('[!_t]*/*.py')}
-    assert set(lines) == there
+    recipes = {str(path.relative_to(ROOT)) for path in (ROOT / 'configs').glob('[!_t]*/*.py')}
+    assert set(lines) == recipes
     assert lines['configs/paper/retinanet_r50__swint_swins.py'].endswith('(paper: 42.0 AP)')
     assert 'pocket size' in lines[MINI]

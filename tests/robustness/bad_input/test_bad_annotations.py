@@ -20,7 +20,7 @@ def text(content: str | bytes):
     return make
 
 
-def of(kind: str, place: int = 0, **values):
+def changed(kind: str, place: int = 0, **values):
     """Other values in one image, annotation or category; `...` takes a key away."""
 
     def change(table):
@@ -33,11 +33,11 @@ def of(kind: str, place: int = 0, **values):
 
 
 def box(*values):
-    return of('annotations', bbox=list(values))
+    return changed('annotations', bbox=list(values))
 
 
 def mask(value):
-    return of('annotations', segmentation=value)
+    return changed('annotations', segmentation=value)
 
 
 def gone(place):
@@ -112,26 +112,26 @@ ROWS = {
     'no objects': (edited(lambda t: t.update(annotations=[])), 'it lists no annotations'),
     'no classes': (edited(lambda t: t.update(categories=[])), 'it lists no categories'),
     'a million classes': (edited(many_classes), '1,000,000 categories, and 50,000 are the most'),
-    'image id twice': (of('images', 1, id=0), 'an image id is given twice: 0'),
-    'annotation id twice': (of('annotations', 1, id=1), 'an annotation id is given twice: 1'),
-    'category id twice': (of('categories', 1, id=5), 'a category id is given twice: 5'),
-    'class name twice': (of('categories', 1, name='cat'), "a class name appears twice: 'cat'"),
-    'class without a name': (of('categories', name=...), 'a category lacks its name'),
-    'class name a number': (of('categories', name=7), 'a category lacks its name: category 5: 7'),
+    'image id twice': (changed('images', 1, id=0), 'an image id is given twice: 0'),
+    'annotation id twice': (changed('annotations', 1, id=1), 'an annotation id is given twice: 1'),
+    'category id twice': (changed('categories', 1, id=5), 'a category id is given twice: 5'),
+    'class name twice': (changed('categories', 1, name='cat'), "a class name appears twice: 'cat'"),
+    'class without a name': (changed('categories', name=...), 'a category lacks its name'),
+    'class name a number': (changed('categories', name=7), 'a category lacks its name: category 5: 7'),
     'category a text': (edited(lambda t: t.update(categories=['cat'])), 'categor.*lacks its'),
     'image a text': (edited(lambda t: t['images'].append('a.jpg')), r'images\[4\] is .a\.jpg'),
-    'image id a text': (of('images', id='0'), r'an image is no dict with a whole number'),
-    'image without a name': (of('images', file_name=...), 'an image has no file_name: image 0'),
-    'image name with a null': (of('images', file_name='a\0'), 'an image has no file_name'),
-    'image name half a character': (of('images', file_name='\ud800'), 'has no file_name'),
-    'image name too long': (of('images', file_name='x' * 5000), '1 of 4 images .* are not in'),
-    'image without a size': (of('images', width=...), 'no width and height in pixels: image 0'),
-    'image of no size': (of('images', width=0), 'no width and height in pixels'),
+    'image id a text': (changed('images', id='0'), r'an image is no dict with a whole number'),
+    'image without a name': (changed('images', file_name=...), 'an image has no file_name: image 0'),
+    'image name with a null': (changed('images', file_name='a\0'), 'an image has no file_name'),
+    'image name half a character': (changed('images', file_name='\ud800'), 'has no file_name'),
+    'image name too long': (changed('images', file_name='x' * 5000), '1 of 4 images .* are not in'),
+    'image without a size': (changed('images', width=...), 'no width and height in pixels: image 0'),
+    'image of no size': (changed('images', width=0), 'no width and height in pixels'),
     'annotation a number': (edited(lambda t: t['annotations'].append(3)), r'\[5\] is 3'),
-    'dangling image': (of('annotations', image_id=99), 'image_id is not among the images.*: 99'),
-    'dangling category': (of('annotations', category_id=1), 'category_id is not among the .*: 1'),
-    'image id a list': (of('annotations', image_id=[0]), r'image_id is not among .*\[0\]'),
-    'no box': (of('annotations', bbox=...), r'bbox is not four numbers.*annotation 1: None'),
+    'dangling image': (changed('annotations', image_id=99), 'image_id is not among the images.*: 99'),
+    'dangling category': (changed('annotations', category_id=1), 'category_id is not among the .*: 1'),
+    'image id a list': (changed('annotations', image_id=[0]), r'image_id is not among .*\[0\]'),
+    'no box': (changed('annotations', bbox=...), r'bbox is not four numbers.*annotation 1: None'),
     'three numbers': (box(1, 2, 3), r'bbox is not four numbers .*\[1, 2, 3\]'),
     'box of texts': (box('1', '2', '3', '4'), 'bbox is not four numbers'),
     'box NaN': (box(1, 2, float('nan'), 4), r'bbox is not four numbers .*nan'),
@@ -144,9 +144,9 @@ ROWS = {
         edited(lambda t: [o.update(bbox=[0.1, 0.1, 0.5, 0.5]) for o in t['annotations']]),
         'no box is larger than 1 x 1.*fractions',
     ),
-    'no area': (of('annotations', area=...), 'area is no number .*annotation 1: None'),
-    'area negative': (of('annotations', area=-1), 'negative width, height or area'),
-    'iscrowd 2': (of('annotations', iscrowd=2), 'iscrowd is neither 0 nor 1: annotation 1: 2'),
+    'no area': (changed('annotations', area=...), 'area is no number .*annotation 1: None'),
+    'area negative': (changed('annotations', area=-1), 'negative width, height or area'),
+    'iscrowd 2': (changed('annotations', iscrowd=2), 'iscrowd is neither 0 nor 1: annotation 1: 2'),
     'mask of two points': (mask([[1, 2, 3, 4]]), 'no list of polygons .*annotation 1'),
     'mask of odd numbers': (mask([[1, 2, 3, 4, 5, 6, 7]]), 'no list of polygons'),
     'mask NaN': (mask([[1, 2, 3, 4, 5, float('nan')]]), 'no list of polygons'),
