@@ -14,17 +14,19 @@ from ..config.recipe import Recipe
 from ..data import coco
 
 
-def _index_annotations(path: Path) -> tuple[list[dict], dict[int, list[dict]], dict[int, int]]:
-    """Images by id, annotations by image, and class index by category id."""
-    table = coco.read_annotations(path)
+def _index_annotations(
+    recipe: Recipe, split: str
+) -> tuple[list[dict], dict[int, list[dict]], dict[int, int]]:
+    """Images by id, annotations by image, and label by category id. Ids are the table's, see `data.annotations`."""
+    table = coco.read_annotations(recipe.split(split)[0])
     by_image: dict[int, list[dict]] = {}
     for item in table['annotations']:
         by_image.setdefault(item['image_id'], []).append(item)
-    ids = [item['id'] for item in table['categories']]
+    labels = {name: label for label, name in enumerate(recipe.classes)}
     return (
         sorted(table['images'], key=lambda item: item['id']),
         by_image,
-        {category: index for index, category in enumerate(ids)},
+        {item['id']: labels[item['name']] for item in table['categories']},
     )
 
 
@@ -35,8 +37,8 @@ def sample_images(recipe: Recipe, split: str = 'val', count: int = 8, skip: int 
         Dicts of ``id``, ``name``, ``image`` (H, W, 3) RGB uint8, ``boxes`` (n, 4) xyxy in pixels,
         ``labels`` (n,) class indices, ``masks`` (n, H, W) bool or None.
     """
-    annotations, folder = recipe.split(split)
-    images, by_image, index = _index_annotations(annotations)
+    folder = recipe.split(split)[1]
+    images, by_image, index = _index_annotations(recipe, split)
     samples: list[dict] = []
     for item in images[skip:]:
         if len(samples) == count:
@@ -62,7 +64,7 @@ def sample_images(recipe: Recipe, split: str = 'val', count: int = 8, skip: int 
 
 def objects_by_image(recipe: Recipe, split: str = 'val') -> dict[int, dict]:
     """Each image's objects without crowds: {id: boxes (n, 4) xyxy in pixels, labels (n,)}."""
-    images, by_image, index = _index_annotations(recipe.split(split)[0])
+    images, by_image, index = _index_annotations(recipe, split)
     return {
         item['id']: _boxes_and_labels(_without_crowds(by_image, item['id']), index)
         for item in images
@@ -93,7 +95,7 @@ def dataset_statistics(recipe: Recipe) -> dict[str, dict]:
     """
     statistics = {}
     for split in ('train', 'val'):
-        images, by_image, index = _index_annotations(recipe.split(split)[0])
+        images, by_image, index = _index_annotations(recipe, split)
         objects = [o for items in by_image.values() for o in items]
         single = [o for o in objects if not o.get('iscrowd')]
         counts = Counter(index[o['category_id']] for o in single)
@@ -116,12 +118,17 @@ def read_detections(
     Args:
         masks: where it has them all, ``masks`` (n, H, W) bool, too.
     """
-    images, _, index = _index_annotations(recipe.split('val')[0])
+    images, _, index = _index_annotations(recipe, 'val')
     sizes = {item['id']: (item['height'], item['width']) for item in images}
+    numbers = {item['file_id']: item['id'] for item in images}
+    categories = coco.read_annotations(recipe.split('val')[0])['categories']
+    category_numbers = {item['file_id']: item['id'] for item in categories}
     wanted: dict[int, list[dict]] = {image: [] for image in image_ids}
     for item in json.loads(Path(path).read_text()):
-        if item['image_id'] in wanted:
-            wanted[item['image_id']].append(item)
+        number = numbers.get(item['image_id'])
+        if number in wanted:
+            category = category_numbers[item['category_id']]
+            wanted[number].append(item | {'image_id': number, 'category_id': category})
     detections = {}
     for image, items in wanted.items():
         scores = np.array([item['score'] for item in items], float)

@@ -153,17 +153,25 @@ main.add_command(sweeps.collect)
     '--metrics', multiple=True, type=METRIC, help="--metrics bbox segm. Default: the config's."
 )
 @click.option('--out', type=click.Path(path_type=Path), help='Folder for metrics.json.')
+@click.option(
+    '--ignore-classes',
+    is_flag=True,
+    help="Take its outputs for the dataset's classes one by one, whatever classes it was trained on.",
+)
 @with_all_processes
-def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out) -> None:
+def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out, ignore_classes) -> None:
     """COCO numbers of a checkpoint (any layout) on a recipe's validation or an mmdet config's test split, as JSON."""
     from ..engine.evaluation import evaluate
     from ..pipeline.mmdet_config import evaluate_config
 
     if is_plain(recipe, detector=detector):
-        numbers = evaluate_config(recipe, checkpoint, metrics or recipe.metrics, out)
+        numbers = evaluate_config(
+            recipe, checkpoint, metrics or recipe.metrics, out, ignore_classes
+        )
     else:
         metrics = metrics or tuple(recipe.cfg.evaluation.metrics)
-        numbers = evaluate(recipe, checkpoint, metrics, detector or 'student', out)
+        name = detector or 'student'
+        numbers = evaluate(recipe, checkpoint, metrics, name, out, ignore_classes)
     echo_json(numbers)
 
 

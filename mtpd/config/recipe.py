@@ -159,7 +159,7 @@ class Recipe:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The dataset's class names, in the order in which mmdet numbers them."""
+        """The dataset's class names, in the order of the training annotations: label k is the k-th, in val as well."""
         if self.cfg.data.root is None:
             return digit_scenes.CLASSES
         return coco.class_names(self.split('train')[0])
@@ -192,14 +192,18 @@ class Recipe:
         ]
         if problems:
             return problems
-        classes, val_classes = (
-            coco.class_names(coco.locate_split(root, split)[0]) for split in (train, val)
+        return coco.class_problems(
+            *(coco.locate_split(root, split)[0] for split in (train, val)),
         )
-        if classes == val_classes:
+
+    def data_notes(self) -> list[str]:
+        """What is taken for granted in this recipe's dataset, which has no problems."""
+        if self.cfg.data.root is None:
             return []
+        root, splits = resolve_path(self.cfg.data.root, self.source), self.cfg.data.splits
         return [
-            f'train has the classes {", ".join(classes)} and val {", ".join(val_classes)}: make them equal, and in the '
-            'same order, by which mmdet numbers them.'
+            *coco.split_notes(root, splits['train'], training=True),
+            *coco.split_notes(root, splits['val'], training=False),
         ]
 
     # Detectors

@@ -23,7 +23,7 @@ from ..utils.machine import cpu_cores
 from ..utils.paths import ROOT, display_path
 from .notebooks import NotebookError, end_kernels, execute_notebook
 from .run_dir import default_run_dir, open_run, run_info, timestamp
-from .status import STATUS, init_steps, refuse_if_in_use, run_lock
+from .status import STATUS, init_steps, refuse_if_in_use, reset_steps, run_lock
 from .teacher_order import resolve_auto_arms
 
 NOTEBOOKS = ROOT / 'notebooks'
@@ -140,7 +140,9 @@ def run_recipe(
             echo(f'report: {report(run_dir)}')
 
     with run_lock(run_dir, command, echo) as status:
-        open_run(recipe, run_dir, smoke, smoke_overrides)
+        if open_run(recipe, run_dir, smoke, smoke_overrides):
+            echo('the validation annotations have changed: detectors are measured again')
+            reset_steps(status)
         forecast.write_forecast(expected, run_dir)
         try:
             seconds = _run_all_steps(recipe, run_dir, status, echo, stream)

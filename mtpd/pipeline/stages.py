@@ -21,7 +21,7 @@ from ..preflight.checks import check_before_training
 from ..runtime import checkpoints
 from ..utils.files import file_sha256, read_json, write_json
 from .detectors import checkpoint_meta, detector_checkpoint, measured_detector
-from .run_dir import recorded_settings
+from .run_dir import recorded_settings, refuse_other_data
 from .teacher_order import resolve_auto_arm
 
 
@@ -48,6 +48,7 @@ def train_stage(
         RecipeError: no such arm or stage; dataset, teacher or student don't fit the recipe.
         MtpdError: a checkpoint is missing, broken or of another architecture.
     """
+    refuse_other_data(recipe, recipe.run_dir(work_dir))
     plan = resolve_auto_arm(recipe, arm, work_dir).arm(arm, stage)
     out = stage_dir(recipe, plan, stage, work_dir)
     final = out / 'student.pth'

@@ -110,6 +110,12 @@ def init_steps(names: list[str], status: dict) -> None:
     ]
 
 
+def reset_steps(status: dict) -> None:
+    """No step is done any more."""
+    for step in status.get('steps', ()):
+        step['state'] = 'pending'
+
+
 def _write_times(folder: Path) -> dict[str, int]:
     """When the files in a folder were last written, in ns; but for those that say who works in it."""
     times = {}

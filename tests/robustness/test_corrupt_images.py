@@ -22,7 +22,7 @@ from helpers.tiny_training import MINI, SMALL
 from mtpd import load_recipe
 from mtpd.analysis import dataset
 from mtpd.cli.main import main
-from mtpd.data import seeded_loader, validation
+from mtpd.data import image_files, seeded_loader
 from mtpd.data.loading import CorruptImage, SkipCorrupt
 from mtpd.engine import pipelines
 from mtpd.engine.evaluation import evaluate
@@ -248,8 +248,8 @@ def many(tmp_path_factory, tiny_coco):
             one = {'id': 10 * k + 1, 'image_id': k}
             table['annotations'].append(table['annotations'][0] | one)
         path.write_text(json.dumps(table))
-    step = 129 / (validation.SAMPLE_SIZE - 1)
-    looked = {round(k * step) for k in range(validation.SAMPLE_SIZE)}
+    step = 129 / (image_files.SAMPLE_SIZE - 1)
+    looked = {round(k * step) for k in range(image_files.SAMPLE_SIZE)}
     return root, [f'{k:06d}.png' for k in range(130) if k not in looked and k > 3]
 
 
