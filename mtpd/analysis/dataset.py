@@ -17,7 +17,7 @@ from ..data import coco
 def _index_annotations(
     recipe: Recipe, split: str
 ) -> tuple[list[dict], dict[int, list[dict]], dict[int, int]]:
-    """Images by id, annotations by image, and label by category id. Ids are the table's, see `data.annotations`."""
+    """Images by name, annotations by image, and label by category id. Ids are the table's, see `data.annotations`."""
     table = coco.read_annotations(recipe.split(split)[0])
     by_image: dict[int, list[dict]] = {}
     for item in table['annotations']:
@@ -31,10 +31,10 @@ def _index_annotations(
 
 
 def sample_images(recipe: Recipe, split: str = 'val', count: int = 8, skip: int = 0) -> list[dict]:
-    """`count` images of a split in the order of their ids, with their objects; corrupt ones are left out.
+    """`count` images of a split in the order of their names, with their objects; corrupt ones are left out.
 
     Returns:
-        Dicts of ``id``, ``name``, ``image`` (H, W, 3) RGB uint8, ``boxes`` (n, 4) xyxy in pixels,
+        Dicts of ``id`` (the annotation file's), ``name``, ``image`` (H, W, 3) RGB uint8, ``boxes`` (n, 4) xyxy in pixels,
         ``labels`` (n,) class indices, ``masks`` (n, H, W) bool or None.
     """
     folder = recipe.split(split)[1]
@@ -52,7 +52,7 @@ def sample_images(recipe: Recipe, split: str = 'val', count: int = 8, skip: int 
         objects = _without_crowds(by_image, item['id'])
         samples.append(
             {
-                'id': item['id'],
+                'id': item['file_id'],
                 'name': item['file_name'],
                 'image': pixels,
                 **_boxes_and_labels(objects, index),
@@ -63,10 +63,10 @@ def sample_images(recipe: Recipe, split: str = 'val', count: int = 8, skip: int 
 
 
 def objects_by_image(recipe: Recipe, split: str = 'val') -> dict[int, dict]:
-    """Each image's objects without crowds: {id: boxes (n, 4) xyxy in pixels, labels (n,)}."""
+    """Each image's objects without crowds: {id in the annotation file: boxes (n, 4) xyxy in pixels, labels (n,)}."""
     images, by_image, index = _index_annotations(recipe, split)
     return {
-        item['id']: _boxes_and_labels(_without_crowds(by_image, item['id']), index)
+        item['file_id']: _boxes_and_labels(_without_crowds(by_image, item['id']), index)
         for item in images
     }
 
@@ -118,21 +118,17 @@ def read_detections(
     Args:
         masks: where it has them all, ``masks`` (n, H, W) bool, too.
     """
-    images, _, index = _index_annotations(recipe, 'val')
-    sizes = {item['id']: (item['height'], item['width']) for item in images}
-    numbers = {item['file_id']: item['id'] for item in images}
-    categories = coco.read_annotations(recipe.split('val')[0])['categories']
-    category_numbers = {item['file_id']: item['id'] for item in categories}
+    table = coco.read_annotations(recipe.split('val')[0])
+    sizes = {item['file_id']: (item['height'], item['width']) for item in table['images']}
+    labels = {item['file_id']: recipe.classes.index(item['name']) for item in table['categories']}
     wanted: dict[int, list[dict]] = {image: [] for image in image_ids}
     for item in json.loads(Path(path).read_text()):
-        number = numbers.get(item['image_id'])
-        if number in wanted:
-            category = category_numbers[item['category_id']]
-            wanted[number].append(item | {'image_id': number, 'category_id': category})
+        if item['image_id'] in wanted:
+            wanted[item['image_id']].append(item)
     detections = {}
     for image, items in wanted.items():
         scores = np.array([item['score'] for item in items], float)
-        detections[image] = _boxes_and_labels(items, index) | {'scores': scores}
+        detections[image] = _boxes_and_labels(items, labels) | {'scores': scores}
         if masks and (drawn := _object_masks(items, sizes[image])) is not None:
             detections[image]['masks'] = drawn
     return detections

@@ -196,15 +196,13 @@ class Recipe:
             *(coco.locate_split(root, split)[0] for split in (train, val)),
         )
 
-    def data_notes(self) -> list[str]:
-        """What is taken for granted in this recipe's dataset, which has no problems."""
+    def data_notes(self, training: bool = True) -> list[str]:
+        """What is taken for granted in this recipe's dataset, which has no problems; without `training`, in val."""
         if self.cfg.data.root is None:
             return []
         root, splits = resolve_path(self.cfg.data.root, self.source), self.cfg.data.splits
-        return [
-            *coco.split_notes(root, splits['train'], training=True),
-            *coco.split_notes(root, splits['val'], training=False),
-        ]
+        notes = coco.split_notes(root, splits['train'], training=True) if training else []
+        return notes + coco.split_notes(root, splits['val'], training=False)
 
     # Detectors
 

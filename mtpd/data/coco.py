@@ -83,12 +83,16 @@ def read_annotations(path: Path) -> dict:
 
 
 def class_names(path: Path) -> tuple[str, ...]:
-    """Class names in the file's order.
+    """Class names in the file's order, also of a file with faults elsewhere.
 
     Raises:
-        MtpdError: as `read_annotations`.
+        MtpdError: as `read_annotations`, for a fault in the categories.
     """
-    return tuple(item['name'] for item in read_annotations(path)['categories'])
+    annotations = _read(path)
+    names = tuple(item['name'] for item in annotations.table['categories'])
+    if not names or None in names:
+        raise MtpdError(' '.join(annotations.problems))
+    return names
 
 
 def class_problems(train: Path, val: Path) -> list[str]:
@@ -103,6 +107,12 @@ def class_problems(train: Path, val: Path) -> list[str]:
                 f'another one there, make both equal ({path.name} has {list_names(sides[path])}).'
             )
     return problems
+
+
+def split_size(path: Path) -> tuple[int, int]:
+    """How many images and classes an annotation file has, also one with faults. Raises MtpdError as `read_annotations`."""
+    table = _read(path).table
+    return len(table['images']), len(table['categories'])
 
 
 def mask_problems(path: Path) -> list[str]:
@@ -159,7 +169,7 @@ def split_problems(root: Path, split: str | dict, corrupt_limit: int = 0) -> lis
     if len(missing) > corrupt_limit:
         return [_missing_images_problem(path, folder, missing, len(images))]
     present = [image for image in images if image['file_name'] in paths]
-    problems = image_problems(present, folder, corrupt_limit - len(missing))
+    problems = image_problems(present, paths, corrupt_limit - len(missing))
     if not problems:
         _valid_splits.add(check)
     return problems

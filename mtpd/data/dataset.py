@@ -48,6 +48,8 @@ class CocoDataset(MmdetCocoDataset):
             ],
         }
         self.coco.createIndex()
+        self.coco.img_ann_map = self.coco.imgToAnns  # mmdet's names
+        self.coco.cat_img_map = self.coco.catToImgs
         self.cat_ids = list(numbers.values())
         self.cat2label = {number: number - 1 for number in self.cat_ids}
         self.img_ids = [item['id'] for item in table['images']]

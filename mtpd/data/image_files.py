@@ -99,11 +99,12 @@ class ImageProblem(NamedTuple):
     corrupt: bool = False
 
 
-def image_problems(images: list[dict], folder: Path, corrupt_limit: int = 0) -> list[str]:
+def image_problems(images: list[dict], paths: dict[str, Path], corrupt_limit: int = 0) -> list[str]:
     """What is wrong with a sample of a split's image files: the smallest, the largest, and some in between.
 
     Args:
-        images: an annotation table's, whose files are in the folder.
+        images: an annotation table's.
+        paths: where each lies, by its file_name.
         corrupt_limit: how many may be corrupt.
     """
     for image in images:
@@ -112,13 +113,13 @@ def image_problems(images: list[dict], folder: Path, corrupt_limit: int = 0) -> 
     by_size = sorted(images, key=lambda image: image['width'] * image['height'])
     step = max(1, (len(images) - 1) / (SAMPLE_SIZE - 1))
     places = {round(k * step) for k in range(SAMPLE_SIZE) if round(k * step) < len(images)}
-    problems = [_image_problem(by_size[place], folder) for place in sorted(places)]
+    problems = [_image_problem(by_size[place], paths) for place in sorted(places)]
     corrupt = [problem.text for problem in problems if problem and problem.corrupt]
     texts = [problem.text for problem in problems if problem and not problem.corrupt]
     if len(corrupt) > corrupt_limit:
         texts = corrupt + texts
     if len(texts) > 5:
-        more = f'{len(texts) - 5} more of {len(places)} images looked at in {folder}.'
+        more = f'{len(texts) - 5} more of {len(places)} images that were looked at.'
         texts = [*texts[:5], more]
     if len(corrupt) > corrupt_limit:
         texts[-1] += (
@@ -127,8 +128,8 @@ def image_problems(images: list[dict], folder: Path, corrupt_limit: int = 0) -> 
     return texts
 
 
-def _image_problem(image: dict, folder: Path) -> ImageProblem | None:
-    path = path_on_disk(folder, image['file_name']) or folder / image['file_name']
+def _image_problem(image: dict, paths: dict[str, Path]) -> ImageProblem | None:
+    path = paths[image['file_name']]
     try:
         version = file_version(path)
     except OSError as error:

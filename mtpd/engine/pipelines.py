@@ -66,14 +66,19 @@ def check_data(recipe: Recipe) -> None:
     """
     if problems := recipe.data_problems():
         raise RecipeError(recipe.source, problems)
-    print_notes(recipe.data_notes())
+    print_notes(recipe.data_notes(training=False))
+
+
+_printed_notes: set[str] = set()
 
 
 def print_notes(notes: list[str]) -> None:
-    """On stderr, from one process: stdout is for the numbers of `mtpd eval`."""
+    """Each note once, on stderr: stdout is for the numbers of `mtpd eval`."""
     if get_dist_info()[0] == 0:
         for note in notes:
-            print(f'note: {note}', file=sys.stderr)
+            if note not in _printed_notes:
+                print(f'note: {note}', file=sys.stderr)
+    _printed_notes.update(notes)
 
 
 def dataset_config(

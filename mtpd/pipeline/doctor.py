@@ -246,6 +246,7 @@ def check_recipe(
     if not problems:
         root = recipe.cfg.data.root or 'DigitScenes: made where they are missing'
         yield Check('dataset', 'ok', root)
+        yield from (Check('dataset', 'ok', f'note: {note}') for note in recipe.data_notes())
     if other_settings := settings_problem(run_dir / 'recipe.py', recipe.text):
         yield Check('work-dir', 'fail', other_settings)
     if not problems and not expected:

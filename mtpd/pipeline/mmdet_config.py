@@ -190,7 +190,8 @@ def evaluate_config(
     cfg, source = config.cfg, config.source
     if problems := dataset_problems(cfg, ('test',), config.corrupt_limit):
         raise RecipeError(source, problems)
-    split = {**dataset_leaves(cfg.data.test)[0], 'test_mode': True}
+    model, split = _build_detector(config), {**dataset_leaves(cfg.data.test)[0], 'test_mode': True}
+    check_metrics(metrics, model, Path(split['ann_file']), source)
     meta = checkpoints.load_checkpoint(checkpoint).get('meta')
     trained = known_classes(meta.get('CLASSES')) if isinstance(meta, dict) else None
     classes = CocoDataset.get_classes(split.get('classes'))
@@ -198,8 +199,7 @@ def evaluate_config(
     if len(split['classes']) != len(classes):
         cfg = copy.deepcopy(cfg)
         set_class_count(cfg.model, len(split['classes']))
-    model = _build_detector(replace(config, cfg=cfg))
-    check_metrics(metrics, model, Path(split['ann_file']), source)
+        model = _build_detector(replace(config, cfg=cfg))
     checkpoints.load_student(model, checkpoint)
     device = loop.choose_device(config.device, source)
     if cfg.get('fp16') and device == 'cuda':

@@ -197,6 +197,8 @@ def _check_before_run(
         problems = preflight.fetch_weights(recipe, recipe.detectors, recipe.detectors)
     if problems:
         raise RecipeError(recipe.source, problems)
+    for note in recipe.data_notes():
+        echo(f'note: {note}')
     if expected:
         words = forecast.forecast_texts(recipe, run_dir, expected)
         echo(f'{recipe.name}: {words["time"]}, {words["memory"]}')

@@ -92,7 +92,9 @@ def test_train_and_val_must_agree_on_the_classes(tmp_path, tiny_coco):
     problems = load_recipe(MINI, {'data.root': str(root)}).data_problems()
     train, val = problems
     assert re.search(r'train.json lacks 1 of the 2 classes of .*val.json: emu\.', train)
-    assert re.search(r'val.json lacks .*: dog\. .*add {"id": ..., "name": "dog"}.* has cat, emu', val)
+    assert re.search(
+        r'val.json lacks .*: dog\. .*add {"id": ..., "name": "dog"}.* has cat, emu', val
+    )
     table['categories'][1]['name'] = 'dog'
     table['categories'].append({'id': 9, 'name': 'emu'})
     path.write_text(json.dumps(table))

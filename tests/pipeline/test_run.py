@@ -87,6 +87,27 @@ def test_a_failed_step_is_recorded_and_the_next_call_goes_on_from_it(tmp_path, s
 
 
 @pytest.mark.long
+def test_steps_are_done_again_where_validation_annotations_changed(tmp_path, sources, tiny_coco):
+    root = tiny_coco(tmp_path / 'coco')
+    recipe = load_recipe(MINI, NO_CHECKPOINTS | {'data.root': str(root)})
+    notebook(sources / '03_teacher_order.ipynb', "raise ValueError('stop')")
+    path, lines = root / 'annotations' / 'val.json', []
+
+    def run():
+        with pytest.raises(NotebookError, match='stop'):
+            pipeline.run_recipe(recipe, tmp_path / 'run', smoke=True, echo=lines.append)
+
+    run()
+    table = json.loads(path.read_text())
+    table['annotations'][0]['category_id'] = 6
+    path.write_text(json.dumps(table))
+    lines.clear()
+    run()
+    assert lines[0] == 'the validation annotations have changed: detectors are measured again'
+    assert '[2/12] 01_data' in lines and '[3/12] 02_detectors' in lines
+
+
+@pytest.mark.long
 def test_a_run_is_done_when_its_report_is(tmp_path, sources, monkeypatch):
     run_dir, reports = tmp_path / 'run', []
     monkeypatch.setattr(
