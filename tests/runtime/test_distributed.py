@@ -508,7 +508,7 @@ def test_slurm_tells_each_process_its_place(monkeypatch):
     monkeypatch.delenv('MASTER_PORT')
     monkeypatch.setenv('MASTER_ADDR', '')
     monkeypatch.delenv('MASTER_ADDR')
-    assert world.current_world() == world.World(6, 8, 2, 'SLURM')
+    assert world.current_world() == world.World(6, 8, 2, 4, 'SLURM')
     assert os.environ['MASTER_ADDR'] == 'gpu07'
     assert 20000 <= int(os.environ['MASTER_PORT']) < 40000
     monkeypatch.setenv('SLURM_STEP_NUM_TASKS', '1')  # sbatch's script, or a task by itself
