@@ -29,7 +29,7 @@ from mtpd.pipeline import mmdet_config
 from mtpd.pipeline.notebooks import execute_notebook
 from mtpd.pipeline.stages import _stage_builder
 from mtpd.runtime import checkpoints
-from mtpd.runtime.distributed import ProcessKilled, run_on_all_ranks
+from mtpd.runtime.distributed import ProcessKilled, launch, run_on_all_ranks
 from mtpd.utils import world
 from mtpd.utils.machine import cpu_cores
 from mtpd.utils.paths import ROOT
@@ -294,6 +294,16 @@ def test_a_mistake_that_one_process_finds_is_the_callers():
 
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+@pytest.mark.long
+def test_a_started_process_takes_the_mmdet_that_this_one_takes(other_package, monkeypatch):
+    """The working directory is a checkout of another mmdet."""
+    installed = spied.mmdet_file()
+    folder = other_package('mmdet', '2.28.2')
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, 'path', [entry for entry in sys.path if entry != str(folder)])
+    assert launch(1, 'cpu', spied.mmdet_file, ()) == installed
 
 
 @pytest.mark.slow
