@@ -179,6 +179,7 @@ def _smoke_overrides(recipe: Recipe) -> dict[str, Any]:
         for name, spec in recipe.cfg.teachers.items()
         for key, value in teacher_settings.items()
         if key in spec
+        and not spec.get('checkpoint')  # what is not trained keeps what it says of its training
     }
 
 
@@ -297,7 +298,10 @@ class _StepRunner:
             str(path.relative_to(self.run_dir)) for path in step.outputs if not path.is_file()
         ]
         if missing:
-            raise MtpdError(f'{step.source.name} ended without writing {", ".join(missing)}.')
+            raise MtpdError(
+                f'{step.source.name} ended without writing {", ".join(missing)}. Has the notebook been changed? See {out}; '
+                'the same command runs it again.'
+            )
 
 
 # Independent chains of steps side by side, on threads that each wait for a notebook's kernel.

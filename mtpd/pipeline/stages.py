@@ -60,6 +60,7 @@ def train_stage(
         meta = checkpoint_meta(recipe, 'student', arm=arm, stage=stage, teacher=teacher)
         meta['stages'] = _stage_history(recipe, plan, stage, start, origin, work_dir)
         seed = recipe.seed * 1000 + stage  # the same in all arms
+        print(f'training {_stage_text(recipe, plan, stage)}')
         with recorded_settings(recipe, recipe.run_dir(work_dir), out):
             report = train_model(recipe, build, student, out, plan.stage_updates, seed, meta=meta)
         write_json(
@@ -79,6 +80,15 @@ def train_stage(
         checkpoints.export_student(out / 'latest.pth', final)
     measured = measured_detector(recipe, 'student', out, final)
     return {**measured, 'stage': read_json(out / 'stage.json')}
+
+
+def _stage_text(recipe: Recipe, arm: Arm, stage: int) -> str:
+    """A stage in words, for the head of the lines about its updates."""
+    teacher = arm.teachers[stage - 1]
+    company = (
+        f'with {recipe.detector(teacher).get("label", teacher)}' if teacher else 'without a teacher'
+    )
+    return f'{arm.name}, stage {stage} of {len(arm.teachers)}, {company}'
 
 
 def _check_before_stage(recipe: Recipe, arm: Arm, stage: int, work_dir: str | Path | None) -> None:

@@ -270,5 +270,8 @@ def _refusal(key: str, value: Any, make: Callable[[], Any]) -> list[str]:
         make()
     except Exception as error:  # each setting is refused by a type of its own
         reason = str(error) or type(error).__name__
-        return [f'schedule.{key} is {dict(value)!r}, which is refused: {reason}.']
+        return [
+            f'schedule.{key} is {dict(value)!r}, which is refused: {reason}. Correct it; _delete_=True in it drops the '
+            'settings that it inherits.'
+        ]
     return []

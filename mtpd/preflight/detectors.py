@@ -112,13 +112,17 @@ def distillation_problems(recipe: Recipe, teachers: Iterable[str]) -> list[str]:
         except MtpdError as error:
             problems.append(f'student and {teacher}: {error}')
         except Exception as error:  # of settings that are no arguments of a loss, or no pattern
-            text = f'distill does not fit them: {type(error).__name__}: {error}'
+            text = (
+                f'distill does not fit them: {type(error).__name__}: {error}. Correct the settings of the method; '
+                'student_module and teacher_module may have {level} in them.'
+            )
             problems.append(f'student and {teacher}: {text}')
     return list(dict.fromkeys(problems))
 
 
 def _build_failure(recipe: Recipe, name: str, error: Exception) -> str:
-    return f'{name}: mmdet cannot build {recipe.detectors[name].config}: {error}'
+    config, key = recipe.detectors[name].config, detector_key(name)
+    return f'{name}: mmdet cannot build {config}: {error}. Correct {key}.model, or choose another {key}.config.'
 
 
 # Classes and architecture

@@ -127,6 +127,27 @@ def test_a_run_dir_of_other_settings_is_kept(tmp_path):
     assert (tmp_path / 'recipe.py').read_text() == "name = 'another'\n"
 
 
+def test_a_tilde_that_the_shell_leaves_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'file').touch()
+    refusal = f'{tmp_path}/file/run cannot be written to'
+    assert refusal in refused('train', MINI, '--work-dir=~/file/run')
+    assert f'{tmp_path}/none is not a run' in refused('report', '~/none')
+    options = ('--cfg-options', 'data.root=~/none')
+    assert f'data.root {tmp_path}/none: no such folder' in refused('run', MINI, *options)
+    found = call('data', 'digits', '--root=~/d', '--train=2', '--val=1', '--size=64')
+    assert found.output.startswith(f'{tmp_path}/d/v')
+
+
+def test_a_refused_training_leaves_no_folder(tmp_path):
+    out = tmp_path / 'runs' / 'mini' / '0'
+    text = refused('train', MINI, '--work-dir', out, '--detector', 'r9')
+    assert "unknown detector 'r9'" in text and list(tmp_path.iterdir()) == []
+    (tmp_path / 'runs').mkdir()  # one that was there stays
+    refused('train', MINI, '--work-dir', out, '--detector', 'r9')
+    assert list(tmp_path.rglob('*')) == [tmp_path / 'runs']
+
+
 def test_a_report_of_nothing_is_refused(tmp_path):
     assert 'is not a run' in refused('report', tmp_path)
 

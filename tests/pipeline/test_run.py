@@ -13,6 +13,7 @@ from mtpd.errors import MtpdError
 from mtpd.pipeline import run as pipeline
 from mtpd.pipeline.notebooks import NotebookError, execute_notebook
 from mtpd.pipeline.run import ChainRunner, PrefixedStream
+from mtpd.pipeline.run_dir import run_info
 from mtpd.utils.machine import cpu_cores
 from mtpd.utils.paths import ROOT
 from mtpd.utils.processes import Interrupted
@@ -176,6 +177,16 @@ def test_one_of_the_kits_notebooks_runs_by_itself(tmp_path):
     assert any(
         '**Conclusion.** 6 images to learn from and 8 to measure on' in text for text in texts
     )
+
+
+def test_a_smoke_run_shortens_what_it_trains_only():
+    """A shipped teacher keeps the updates of its training, which the report states."""
+    recipe = load_recipe(MINI, {'teachers.r101.checkpoint': None})
+    smoke = load_recipe(recipe, pipeline._smoke_overrides(recipe))
+    assert (smoke.cfg.teachers.r101.updates, smoke.cfg.teachers.r101.scenes) == (4, 64)
+    assert smoke.cfg.teachers.rx101 == recipe.cfg.teachers.rx101
+    assert run_info(smoke)['detectors'][2]['updates'] == recipe.cfg.teachers.rx101.updates == 7000
+    assert (smoke.cfg.schedule.arm, smoke.cfg.data.scenes.train) == (4, 64)
 
 
 @pytest.mark.slow

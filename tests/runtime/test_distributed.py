@@ -29,7 +29,7 @@ from mtpd.pipeline import mmdet_config
 from mtpd.pipeline.notebooks import execute_notebook
 from mtpd.pipeline.stages import _stage_builder
 from mtpd.runtime import checkpoints
-from mtpd.runtime.distributed import ProcessKilled, run_on_all_ranks
+from mtpd.runtime.distributed import ProcessKilled, launch, run_on_all_ranks
 from mtpd.utils import world
 from mtpd.utils.machine import cpu_cores
 from mtpd.utils.paths import ROOT
@@ -296,6 +296,16 @@ def test_a_mistake_that_one_process_finds_is_the_callers():
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
+@pytest.mark.long
+def test_a_started_process_takes_the_mmdet_that_this_one_takes(other_package, monkeypatch):
+    """The working directory is a checkout of another mmdet."""
+    installed = spied.mmdet_file()
+    folder = other_package('mmdet', '2.28.2')
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, 'path', [entry for entry in sys.path if entry != str(folder)])
+    assert launch(1, 'cpu', spied.mmdet_file, ()) == installed
+
+
 @pytest.mark.slow
 def test_a_crash_of_one_process_ends_all_and_is_told(capfd):
     handlers = [signal.getsignal(number) for number in NUMBERS]
@@ -508,7 +518,7 @@ def test_slurm_tells_each_process_its_place(monkeypatch):
     monkeypatch.delenv('MASTER_PORT')
     monkeypatch.setenv('MASTER_ADDR', '')
     monkeypatch.delenv('MASTER_ADDR')
-    assert world.current_world() == world.World(6, 8, 2, 'SLURM')
+    assert world.current_world() == world.World(6, 8, 2, 4, 'SLURM')
     assert os.environ['MASTER_ADDR'] == 'gpu07'
     assert 20000 <= int(os.environ['MASTER_PORT']) < 40000
     monkeypatch.setenv('SLURM_STEP_NUM_TASKS', '1')  # sbatch's script, or a task by itself
