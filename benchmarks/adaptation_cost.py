@@ -71,14 +71,14 @@ def trained_cost(source: tuple, target: tuple, options) -> float:
 
 def every_pair(names: list[str], strides: list[int], halves: list, cost, options) -> np.ndarray:
     """Costs (D, D), the mean over the strides, by a function of (source, target, options)."""
-    found = np.zeros((len(strides), len(names), len(names)))
+    costs = np.zeros((len(strides), len(names), len(names)))
     for level, stride in enumerate(progress_bar('levels', strides)):
         data = {n: tuple(stacked(half, n, stride) for half in halves) for n in names}
         for i, a in enumerate(names):
             for j, b in enumerate(names):
                 if a != b:
-                    found[level, i, j] = cost(data[a], data[b], options)
-    return found.mean(0)
+                    costs[level, i, j] = cost(data[a], data[b], options)
+    return costs.mean(0)
 
 
 def main() -> None:
@@ -100,9 +100,9 @@ def main() -> None:
 
     def timed(what, function):
         began = time.perf_counter()
-        found = function()
+        result = function()
         seconds[what] = round(time.perf_counter() - began, 3)
-        return found
+        return result
 
     halves = timed(
         'features',
@@ -127,7 +127,7 @@ def main() -> None:
         words = [
             display_path(Path(word)) if Path(word).is_absolute() else word for word in sys.argv
         ]
-        found = {
+        report = {
             'command': ' '.join(['python', *words]),
             'detectors': names,
             **{what: cost.tolist() for what, cost in costs.items()},
@@ -135,7 +135,7 @@ def main() -> None:
             'settings': {k: v for k, v in vars(options).items() if k not in ('out', 'work_dir')},
             'environment': describe_environment(threads=1),
         }
-        write_json(options.out, found)
+        write_json(options.out, report)
 
 
 if __name__ == '__main__':

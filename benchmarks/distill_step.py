@@ -59,15 +59,15 @@ OURS = [
 
 def switches(text: str, recipe: Recipe, device: str) -> speed.Speed:
     """Those that an `--ours` names."""
-    found = speed.Speed()
+    settings = speed.Speed()
     for word in text.split('+'):
         if word == 'default':
-            found = speed.resolve_speed(recipe.cfg.get('speed'), device)
+            settings = speed.resolve_speed(recipe.cfg.get('speed'), device)
         elif word in ('bf16', 'tf32', 'fp32'):
-            found = found._replace(precision=word)
+            settings = settings._replace(precision=word)
         elif word != 'off':
-            found = found._replace(**{word: True})
-    return found
+            settings = settings._replace(**{word: True})
+    return settings
 
 
 def known(text: str) -> str:
@@ -102,22 +102,22 @@ def pin(batch: dict) -> dict:
 
 def apart(options: argparse.Namespace, names: list[str]) -> dict[str, dict]:
     """Of processes of one kind, in turn: MiB at the peak, milliseconds of an update, and the original's through them."""
-    told: dict = {name: [] for name in names}
+    measurements: dict = {name: [] for name in names}
     for _ in progress_bar('processes', range(options.processes)):
         for name in names:
             command = [sys.executable, *sys.argv, '--alone', name]
-            found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            told[name].append(json.loads(found.stdout.splitlines()[-1]))
+            process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            measurements[name].append(json.loads(process.stdout.splitlines()[-1]))
     return {
         name: {
             'peak_mib': statistics.median(row['peak_mib'] for row in rows),
             'milliseconds_apart': statistics.median(row['milliseconds'] for row in rows),
             'ratio_apart': statistics.median(
                 a['milliseconds'] / b['milliseconds']
-                for a, b in zip(told['original'], rows, strict=True)
+                for a, b in zip(measurements['original'], rows, strict=True)
             ),
         }
-        for name, rows in told.items()
+        for name, rows in measurements.items()
         if rows
     }
 
@@ -197,25 +197,25 @@ def main() -> None:
         if options.alone:
             print(json.dumps(alone(options, recipe, device, Path(folder))))
             return
-        found = measure(options, recipe, device, Path(folder))
-    for name, row in found['rows'].items():
+        report = measure(options, recipe, device, Path(folder))
+    for name, row in report['rows'].items():
         parts = ', '.join(f'{k} {v:.1f}' for k, v in row['parts_milliseconds'].items())
         print(
             f'{name:<40} {row["milliseconds"]:8.1f} ms  {row["images_a_second"]:7.1f} img/s  '
             f'x {row["ratio"]:.2f} (apart {row.get("ratio_apart", math.nan):.2f})  {row.get("peak_mib")} MiB  '
             f'{row["tflops"]:.3f} TFLOP/s\n    ms: {parts}'
         )
-    print(f'data: {found["data_milliseconds"]:.1f} ms a batch by one process')
-    found = {
+    print(f'data: {report["data_milliseconds"]:.1f} ms a batch by one process')
+    report = {
         'command': ' '.join(['python', *sys.argv]),
         'settings': {k: v for k, v in vars(options).items() if k not in ('out', 'alone')},
-        **found,
+        **report,
         'ceilings': ceilings(device),
         'environment': describe_environment(torch.get_num_threads()),
     }
-    print(json.dumps(found['ceilings']))
+    print(json.dumps(report['ceilings']))
     if options.out:
-        write_json(options.out, found)
+        write_json(options.out, report)
 
 
 if __name__ == '__main__':

@@ -37,8 +37,8 @@ SAME = 0.01  # pixels or score: the same box
 
 def timed(call) -> tuple[float, object]:
     began = time.perf_counter()
-    found = call()
-    return 1000 * (time.perf_counter() - began), found
+    result = call()
+    return 1000 * (time.perf_counter() - began), result
 
 
 def differences(classes: tuple[str, ...], theirs: list, ours: list[dict]) -> tuple[int, float]:

@@ -92,15 +92,15 @@ def main() -> None:
         return
     rows: dict = {kind: [] for kind in KINDS}
     for _ in progress_bar('pairs of stages', range(options.repeats)):
-        for kind, found in rows.items():
+        for kind, repeats in rows.items():
             command = [sys.executable, *sys.argv, '--one', kind]
-            told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            found.append(json.loads(told.stdout.splitlines()[-1]))
+            process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            repeats.append(json.loads(process.stdout.splitlines()[-1]))
     pairs = [list(zip(*([row[key] for row in rows[kind]] for kind in ('off', 'default')), strict=True))
              for key in ('seconds', 'milliseconds_an_update')]  # fmt: skip
     ratios = [statistics.median(a / b for a, b in some) for some in pairs]
-    for kind, found in rows.items():
-        row = {key: statistics.median(item[key] for item in found) for key in found[0]}
+    for kind, repeats in rows.items():
+        row = {key: statistics.median(item[key] for item in repeats) for key in repeats[0]}
         print(kind, {key: round(value, 3) for key, value in row.items()})
     print(f'off / default: whole stage {ratios[0]:.2f}, an update {ratios[1]:.2f}')
     if options.out:

@@ -39,8 +39,8 @@ def overrides(options: argparse.Namespace, out: Path) -> dict:
     for split, count in (('train', options.batch * options.updates), ('val', 4)):
         annotations, images = coco.locate_split(root, split)
         table = coco.read_annotations(annotations)
-        kept = {item['image_id'] for item in table['annotations'] if not item['iscrowd']}
-        few = [image for image in table['images'] if image['id'] in kept][:count]
+        annotated_ids = {item['image_id'] for item in table['annotations'] if not item['iscrowd']}
+        few = [image for image in table['images'] if image['id'] in annotated_ids][:count]
         ids = {image['id'] for image in few}
         objects = [item for item in table['annotations'] if item['image_id'] in ids]
         file = out / f'{split}.json'
@@ -83,12 +83,12 @@ def one_stage(options: argparse.Namespace, name: str, stage: int, out: Path) -> 
 
     trained = []
 
-    class Kept(stages.Distiller):  # train_stage keeps the model to itself
+    class RecordedDistiller(stages.Distiller):  # train_stage keeps the model to itself
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             trained.append(self)
 
-    stages.Distiller = Kept
+    stages.Distiller = RecordedDistiller
     try:
         made = stages.train_stage(plan, stage, 'progressive', out)
     except MtpdError as error:
@@ -140,13 +140,13 @@ def gradients(distiller) -> dict:
         'distill_losses': list(distiller.distill_losses.parameters()),
         'teacher': list(distiller.teacher.parameters()),
     }
-    found = {}
+    summary = {}
     for part, parameters in parts.items():
         grads = [p.grad for p in parameters if p.grad is not None]
         squares = sum(float(grad.double().square().sum()) for grad in grads)
         trained = sum(p.requires_grad for p in parameters)
-        found[part] = {'trained': trained, 'reached': len(grads), 'norm': math.sqrt(squares)}
-    return found
+        summary[part] = {'trained': trained, 'reached': len(grads), 'norm': math.sqrt(squares)}
+    return summary
 
 
 def of_log(path: Path, batch: int) -> dict:
@@ -169,7 +169,7 @@ def of_checkpoints(folder: Path) -> dict:
     """Size and number of keys of latest.pth, by the first part of the key, and of student.pth."""
     import torch
 
-    found = {}
+    checkpoints = {}
     for name in ('latest', 'student'):
         path = folder / f'{name}.pth'
         state = torch.load(path, weights_only=True)['state_dict']
@@ -177,12 +177,12 @@ def of_checkpoints(folder: Path) -> dict:
         for key in state:
             part = key.split('.')[0]
             keys[part] = keys.get(part, 0) + 1
-        found[name] = {
+        checkpoints[name] = {
             'megabytes': round(path.stat().st_size / 1e6, 1),
             'keys': keys,
             'finite': all(bool(v.isfinite().all()) for v in state.values()),
         }
-    return {'checkpoints': found}
+    return {'checkpoints': checkpoints}
 
 
 def peak_memory() -> int:
@@ -244,7 +244,7 @@ def main() -> None:
 def run(options: argparse.Namespace, work_dir: Path) -> int:
     """All stages, one process at a time; writes what there is after each. Returns how many failed."""
     settings = {key: getattr(options, key) for key in ('updates', 'scale', 'batch', 'method')}
-    found: dict = {'settings': settings, 'machine': {}, 'rows': []}
+    report: dict = {'settings': settings, 'machine': {}, 'rows': []}
     failed = 0
     for name in options.recipe:
         for stage in (1, 2):
@@ -260,14 +260,14 @@ def run(options: argparse.Namespace, work_dir: Path) -> int:
             if done.returncode:
                 failed += 1
                 break  # the next stage starts from this one
-            told = json.loads(file.read_text())
-            row = told['row'] | {'seconds': round(time.time() - began, 1)}
-            found['machine'] = told['machine']
-            found['rows'].append(row)
+            stage_report = json.loads(file.read_text())
+            row = stage_report['row'] | {'seconds': round(time.time() - began, 1)}
+            report['machine'] = stage_report['machine']
+            report['rows'].append(row)
             print(line(row), flush=True)
             if options.out:
                 options.out.parent.mkdir(parents=True, exist_ok=True)
-                options.out.write_text(json.dumps(found, indent=2) + '\n')
+                options.out.write_text(json.dumps(report, indent=2) + '\n')
     return failed
 
 

@@ -28,7 +28,7 @@ def main() -> None:
     recipe = load_recipe(run.path / 'recipe.py')
     by_seed = generalisation.measure_seeds(recipe, run)
     control = study.control and study.control.name
-    found = {
+    report = {
         'command': ' '.join(['python', *sys.argv]),
         'seeds': sorted(by_seed),
         'commits': {
@@ -48,11 +48,11 @@ def main() -> None:
         'rows': by_seed,
         'environment': describe_environment(),
     }
-    for row in (*found['table'], *found['differences'], *found['nearness'].items()):
+    for row in (*report['table'], *report['differences'], *report['nearness'].items()):
         print(row)
-    print('\n'.join(found['conclusion']))
+    print('\n'.join(report['conclusion']))
     if args.out:
-        write_json(args.out, found)
+        write_json(args.out, report)
 
 
 if __name__ == '__main__':

@@ -51,8 +51,8 @@ def of_costs(folder: Path) -> list[dict]:
     rows = []
     for images in (64, 128, 256):
         command = [sys.executable, __file__, '--images', str(images)]
-        told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        rows.append(json.loads(told.stdout.splitlines()[-1]))
+        process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        rows.append(json.loads(process.stdout.splitlines()[-1]))
     return rows
 
 
@@ -146,17 +146,18 @@ def main() -> None:
     if options.images:
         print(json.dumps(costs_of(options.images)))
         return
-    found = {}
+    rows_by_part = {}
     for part in options.parts or PARTS:
         with tempfile.TemporaryDirectory() as folder:
-            found[part] = PARTS[part](Path(folder))
-        for row in found[part]:
+            rows_by_part[part] = PARTS[part](Path(folder))
+        for row in rows_by_part[part]:
             print(part, {k: round(v, 3) for k, v in row.items()}, flush=True)
     if options.out:
         command = ' '.join(['python', *sys.argv])
         threads = torch.get_num_threads()
         write_json(
-            options.out, {'command': command, **found, 'environment': describe_environment(threads)}
+            options.out,
+            {'command': command, **rows_by_part, 'environment': describe_environment(threads)},
         )
 
 

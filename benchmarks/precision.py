@@ -55,9 +55,9 @@ def collected(options: argparse.Namespace) -> dict:
                     for stage in range(1, stages + 1)
                     for row in read_log(train_stage(plan, stage, arm, folder)['dir'] / 'log.json')
                 ]
-            for step, there in made.items():
+            for step, training in made.items():
                 ap.setdefault(step, {}).setdefault(precision, []).append(
-                    ap_points(there['metrics'])['AP']
+                    ap_points(training['metrics'])['AP']
                 )
     summary = {}
     for step, by in ap.items():
@@ -83,10 +83,10 @@ def drawn(curves: dict, arm: str) -> figure.Figure:
         )
         for number, precision in enumerate(PRECISIONS):
             for seed, rows in curves[precision].items():
-                own = [row for row in rows if row['stage'] == stage]
+                stage_rows = [row for row in rows if row['stage'] == stage]
                 ax.plot(
-                    [row['update'] for row in own],
-                    [row['loss'] for row in own],
+                    [row['update'] for row in stage_rows],
+                    [row['loss'] for row in stage_rows],
                     color=figure.COLOURS[(2, 6)[number]],
                     linestyle=figure.LINES[number],
                     linewidth=1.2,
@@ -121,15 +121,15 @@ def main() -> None:
     ]
     if sum(worker.wait() != 0 for worker in workers):
         sys.exit('a training failed: see above')
-    found = collected(options)
-    for step, row in found['summary'].items():
+    report = collected(options)
+    for step, row in report['summary'].items():
         print(
             f'{step:<12} fp32 {row["fp32_mean"]:.2f} ± {row["fp32_sd"]:.2f}   bf16 {row["bf16_mean"]:.2f} ± '
             f'{row["bf16_sd"]:.2f}   difference {row["difference_mean"]:+.2f} ± {row["difference_sd"]:.2f}'
         )
     if options.out:
         keep = ('update', 'stage', 'loss')
-        for rows in (rows for by in found['curves'].values() for rows in by.values()):
+        for rows in (rows for by in report['curves'].values() for rows in by.values()):
             rows[:] = [{key: row[key] for key in keep} for row in rows if 'loss' in row]
         write_json(
             options.out,
@@ -138,11 +138,11 @@ def main() -> None:
                 'command': ' '.join(['python', *sys.argv]),
                 'recipe': str(options.recipe),
                 'seeds': options.seeds,
-                **found,
+                **report,
                 'environment': describe_environment(threads=1),
             },
         )
-        image = drawn(found['curves'], options.arms[-1]).encoded()[1]
+        image = drawn(report['curves'], options.arms[-1]).encoded()[1]
         options.out.with_suffix('.png').write_bytes(image)
 
 

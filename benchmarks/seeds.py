@@ -21,7 +21,7 @@ def summary(runs: list[Run]) -> list[dict]:
         if row['role'] == 'teacher':
             continue
         aps = [table[name]['AP'] for table in tables]
-        found = {
+        entry = {
             'label': row['label'],
             'updates': row['updates'],
             'AP': aps,
@@ -30,8 +30,8 @@ def summary(runs: list[Run]) -> list[dict]:
         }
         if control and name != control and row['role'] == 'arm':
             gaps = [table[name]['AP'] - table[control]['AP'] for table in tables]
-            found['above_control'] = {'AP': gaps, 'mean': mean(gaps), 'sd': stdev(gaps)}
-        rows.append(found)
+            entry['above_control'] = {'AP': gaps, 'mean': mean(gaps), 'sd': stdev(gaps)}
+        rows.append(entry)
     return rows
 
 
@@ -54,9 +54,9 @@ def main() -> None:
         aps = ', '.join(f'{ap:.1f}' for ap in row['AP'])
         print(f'| {row["label"]} | {aps} | {row["mean"]:.1f} ± {row["sd"]:.1f} | {last} |')
     if options.out:
-        kept = {'seeds': [run.info['seed'] for run in runs], 'rows': rows}
-        kept |= {'commands': [run.info['command'] for run in runs]}
-        write_json(options.out, kept)
+        report = {'seeds': [run.info['seed'] for run in runs], 'rows': rows}
+        report |= {'commands': [run.info['command'] for run in runs]}
+        write_json(options.out, report)
 
 
 if __name__ == '__main__':

@@ -22,17 +22,17 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines)
 
 
-def under(found: dict, text: str) -> str:
+def under(report: dict, text: str) -> str:
     """A table with what it was measured on, and the command."""
-    machine = found['environment']
+    machine = report['environment']
     where = machine['device'] if machine['device'] != 'CPU' else machine['processor']
     return (
-        f'`{found["command"]}`; {machine["threads"]} threads, {where}, torch {machine["torch"]}, '
+        f'`{report["command"]}`; {machine["threads"]} threads, {where}, torch {machine["torch"]}, '
         f'commit {(machine["git_commit"] or "unknown")[:7]}.\n\n{text}'
     )
 
 
-def distill_step(found: dict) -> str:
+def distill_step(report: dict) -> str:
     head = [
         '',
         'ms',
@@ -54,18 +54,18 @@ def distill_step(found: dict) -> str:
             f'{row["tflops"]:.3f}',
             *(f'{row["parts_milliseconds"][part]:.1f}' for part in PARTS),
         ]
-        for name, row in found['rows'].items()
+        for name, row in report['rows'].items()
     ]
-    limits = found['ceilings']
+    limits = report['ceilings']
     text = (
         f'\n\nThe machine at most: {limits["tflops_fp32"]:.2f} TFLOP/s in fp32 and {limits["tflops_bf16"]:.2f} in bf16 '
         f'(matrix products), {limits["copy_gb_a_second"]:.0f} GB/s (copies). Loading a batch takes one process '
-        f'{found["data_milliseconds"]:.1f} ms.'
+        f'{report["data_milliseconds"]:.1f} ms.'
     )
-    return under(found, table(head, rows) + text)
+    return under(report, table(head, rows) + text)
 
 
-def edge(found: dict) -> str:
+def edge(report: dict) -> str:
     head = [
         '',
         'parameters (millions)',
@@ -88,29 +88,29 @@ def edge(found: dict) -> str:
             row['boxes_of_one_only'],
             f'{row["largest_difference"]:.0e}',
         ]
-        for name, row in found['rows'].items()
+        for name, row in report['rows'].items()
     ]
-    return under(found, table(head, rows))
+    return under(report, table(head, rows))
 
 
-def end_to_end(found: dict) -> str:
+def end_to_end(report: dict) -> str:
     from statistics import median
 
     keys = ('seconds', 'milliseconds_an_update', 'images_a_second', 'seconds_beside_updates')
     rows = []
-    for kind, some in found['rows'].items():
+    for kind, some in report['rows'].items():
         middle = {key: median(row[key] for row in some) for key in some[0]}
         waiting = f'{100 * middle["waiting_for_data"]:.1f} %'
         rows.append([kind, *(f'{middle[key]:.1f}' for key in keys), waiting])
     head = ['', 's, whole stage', 'ms an update', 'img/s', 's beside updates', 'waiting for data']
     ratio = (
-        f'\n\noff / default, medians of pairs: the whole stage of {found["updates"]} updates '
-        f'{found["ratio_stage"]:.2f}, an update {found["ratio_update"]:.2f}.'
+        f'\n\noff / default, medians of pairs: the whole stage of {report["updates"]} updates '
+        f'{report["ratio_stage"]:.2f}, an update {report["ratio_update"]:.2f}.'
     )
-    return under(found, table(head, rows) + ratio)
+    return under(report, table(head, rows) + ratio)
 
 
-def evaluation(found: dict) -> str:
+def evaluation(report: dict) -> str:
     rows = [
         [
             row['images'],
@@ -119,7 +119,7 @@ def evaluation(found: dict) -> str:
             f'{row["ratio"]:.1f}',
             f'{row["largest_difference"]:.0e}',
         ]
-        for row in found['rows']
+        for row in report['rows']
     ]
     head = [
         'images',
@@ -128,74 +128,74 @@ def evaluation(found: dict) -> str:
         'ratio',
         'largest difference of the 12',
     ]
-    return under(found, table(head, rows))
+    return under(report, table(head, rows))
 
 
-def adaptation_cost(found: dict) -> str:
-    seconds = found['seconds']
+def adaptation_cost(report: dict) -> str:
+    seconds = report['seconds']
     head = ['', *(key for key in seconds if key != 'features')]
     rows = [['seconds', *(f'{v:.2f}' for k, v in seconds.items() if k != 'features')]]
-    names = ', '.join(found['detectors'])
+    names = ', '.join(report['detectors'])
     return under(
-        found,
+        report,
         f'{table(head, rows)}\n\nDetectors: {names}. Trained adapters / closed form: '
         f'{seconds["trained"] / seconds["closed"]:.0f}; making the features took {seconds["features"]:.1f} s.',
     )
 
 
-def install_ops(found: dict) -> str:
-    at_once = f'{found["compilers"]} compilers' if found['compilers'] > 1 else 'one compiler'
+def install_ops(report: dict) -> str:
+    at_once = f'{report["compilers"]} compilers' if report['compilers'] > 1 else 'one compiler'
     text = (
-        f'{found["seconds"] / 60:.1f} minutes for {found["ops"]} ops, {at_once} at a time; the '
-        f'wheel has {found["wheel_bytes"] / 1e6:.1f} MB.'
+        f'{report["seconds"] / 60:.1f} minutes for {report["ops"]} ops, {at_once} at a time; the '
+        f'wheel has {report["wheel_bytes"] / 1e6:.1f} MB.'
     )
-    if 'cpu_seconds' in found:
+    if 'cpu_seconds' in report:
         text += (
-            f' They took {found["cpu_seconds"] / 60:.1f} minutes of processor time, a compiler at most '
-            f'{found["largest_process_bytes"] / 2**30:.1f} GiB of memory.'
+            f' They took {report["cpu_seconds"] / 60:.1f} minutes of processor time, a compiler at most '
+            f'{report["largest_process_bytes"] / 2**30:.1f} GiB of memory.'
         )
-    if found.get('code_for'):
-        code = ', '.join(f'{name} ({parts} parts)' for name, parts in found['code_for'].items())
+    if report.get('code_for'):
+        code = ', '.join(f'{name} ({parts} parts)' for name, parts in report['code_for'].items())
         text += f' The library holds code for {code}.'
-    if found.get('nvcc_bytes'):
-        text += f' nvcc, fetched with pip, has {found["nvcc_bytes"] / 1e6:.0f} MB.'
-    return under(found, text)
+    if report.get('nvcc_bytes'):
+        text += f' nvcc, fetched with pip, has {report["nvcc_bytes"] / 1e6:.0f} MB.'
+    return under(report, text)
 
 
-def growth(found: dict) -> str:
+def growth(report: dict) -> str:
     parts = []
     for part in ('step', 'costs', 'report', 'sweep'):
-        rows = found[part]
+        rows = report[part]
         cells = [[f'{v:.2f}' if isinstance(v, float) else v for v in row.values()] for row in rows]
         parts.append(f'{part}:\n\n{table(list(rows[0]), cells)}')
-    return under(found, '\n\n'.join(parts))
+    return under(report, '\n\n'.join(parts))
 
 
-def precision(found: dict) -> str:
+def precision(report: dict) -> str:
     rows = [
         [
             step,
             *(f'{row[f"{kind}_mean"]:.2f} ± {row[f"{kind}_sd"]:.2f}' for kind in ('fp32', 'bf16')),
             f'{row["difference_mean"]:+.2f} ± {row["difference_sd"]:.2f}',
         ]
-        for step, row in found['summary'].items()
+        for step, row in report['summary'].items()
     ]
     return under(
-        found, table(['', 'AP in fp32', 'AP in bf16', 'bf16 - fp32, paired by seed'], rows)
+        report, table(['', 'AP in fp32', 'AP in bf16', 'bf16 - fp32, paired by seed'], rows)
     )
 
 
-def tried(found: dict) -> str:
-    if 'parts' in found:
+def tried(report: dict) -> str:
+    if 'parts' in report:
         rows = [
             [part, name, value]
-            for part, values in found['parts'].items()
+            for part, values in report['parts'].items()
             for name, value in values.items()
         ]
-        return under(found, table(['part', 'way', 'ms'], rows))
-    rows = [[name, f'{value:.2f}'] for name, value in found['milliseconds'].items()]
-    compiling = f'\n\ntorch.compile took {found["compile_seconds"]:.0f} s, once a process.'
-    return under(found, table(['', 'ms'], rows) + compiling)
+        return under(report, table(['part', 'way', 'ms'], rows))
+    rows = [[name, f'{value:.2f}'] for name, value in report['milliseconds'].items()]
+    compiling = f'\n\ntorch.compile took {report["compile_seconds"]:.0f} s, once a process.'
+    return under(report, table(['', 'ms'], rows) + compiling)
 
 
 TABLES = (
@@ -217,9 +217,9 @@ def written(text: str) -> str:
 
     def fill(match: re.Match) -> str:
         name = match[1]
-        found = read_json(BENCH / f'{name}.json')
+        report = read_json(BENCH / f'{name}.json')
         kind = next(kind for kind in makers if name.removeprefix('gpu_').startswith(kind))
-        body = makers[kind](found) if found else 'Not measured.'
+        body = makers[kind](report) if report else 'Not measured.'
         return f'<!-- {name} -->\n{body}\n<!-- end -->'
 
     return re.sub(r'<!-- (\w+) -->\n.*?<!-- end -->', fill, text, flags=re.DOTALL)

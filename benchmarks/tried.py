@@ -113,10 +113,10 @@ def main() -> None:
     model = trial.untrained_detector(recipe, 'student', options.teacher)
     batch, side = recipe.cfg.schedule.batch_size, recipe.cfg.image.scale
     images = torch.randn(batch, 3, side, side)
-    found, compiling = teachers(model, images, options.times)
-    found |= masks(batch, (side // 8, side // 16, side // 32), options.times)
-    found |= steps(recipe, model, options.times)
-    for name, value in found.items():
+    milliseconds, compiling = teachers(model, images, options.times)
+    milliseconds |= masks(batch, (side // 8, side // 16, side // 32), options.times)
+    milliseconds |= steps(recipe, model, options.times)
+    for name, value in milliseconds.items():
         print(f'{name:<46}{value:8.3f} ms')
     print(f'torch.compile took {compiling:.0f} s')
     if options.out:
@@ -124,7 +124,7 @@ def main() -> None:
             options.out,
             {
                 'command': ' '.join(['python', *sys.argv]),
-                'milliseconds': found,
+                'milliseconds': milliseconds,
                 'compile_seconds': compiling,
                 'environment': describe_environment(torch.get_num_threads()),
             },

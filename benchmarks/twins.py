@@ -84,8 +84,8 @@ def main() -> None:
     parser.add_argument('--runs', type=Path, default=Path('runs/twins'), help='run directories')
     parser.add_argument('--only', nargs='+', choices=list(SHORT), default=list(SHORT))
     options = parser.parse_args()
-    kept = read_json(options.out, {'rows': []})['rows']
-    rows = {(row['recipe'], row['step']): row for row in kept}
+    earlier_rows = read_json(options.out, {'rows': []})['rows']
+    rows = {(row['recipe'], row['step']): row for row in earlier_rows}
     for name in options.only:
         known = {step: row for (recipe, step), row in rows.items() if recipe == name}
         for row in rows_of(name, options.runs.resolve() / name, known):

@@ -41,6 +41,8 @@ class RecipeError(MtpdError):
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A sentence with the known word that is nearest to `word`, or with all of them where none is near."""
     known = list(known)
+    if not known:
+        return 'There are none.'
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f'Did you mean {close[0]!r}?' if close else f'There are: {", ".join(known)}.'
 

@@ -31,6 +31,7 @@ from .errors import MtpdError
 from .pipeline.mmdet_config import load_config, recipe_as_mmdet
 from .runtime import checkpoints
 from .utils.files import atomic, make_writable_folder, read_json, write_json
+from .utils.paths import is_url, user_path
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff')
 PREDICTIONS = 'predictions.json'
@@ -106,7 +107,7 @@ def predict(
             of the names to be written, or the images themselves.
         ImagesLeftOut: at the end of the iteration, where images cannot be read.
     """
-    out = Path(out)
+    out = user_path(out)
     paths = image_files(sources, out)
     drawings = [out / name for name in drawing_names(paths)]
     _refuse_other_files(out, paths, drawings)
@@ -199,7 +200,7 @@ def image_files(sources: Iterable[str | Path], out: Path | None = None) -> list[
     paths: list[Path] = []
     problems = []
     for source in sources:
-        folder = Path(source)
+        folder = user_path(source)
         if folder.is_dir():
             inside = _images_inside(folder, out)
             if not inside:
@@ -208,7 +209,7 @@ def image_files(sources: Iterable[str | Path], out: Path | None = None) -> list[
             paths += inside
         elif folder.exists():
             paths.append(folder)
-        elif re.match(r'\w[\w+.-]*://', str(source)):
+        elif is_url(str(source)):
             problems.append(f'{source} is a URL: fetch the image, and name its file.')
         elif re.search(r'[*?\[]', str(source)):
             problems.append(

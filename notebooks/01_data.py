@@ -49,21 +49,23 @@ markdown_table(
     [
         {
             'split': split,
-            'images': found['images'],
-            'objects': found['objects'],
-            'objects an image': found['objects'] / found['images'],
-            'crowd regions': found['crowds'],
-            'image sizes': ', '.join(found['sizes']),
+            'images': statistics['images'],
+            'objects': statistics['objects'],
+            'objects an image': statistics['objects'] / statistics['images'],
+            'crowd regions': statistics['crowds'],
+            'image sizes': ', '.join(statistics['sizes']),
         }
-        for split, found in counted.items()
+        for split, statistics in counted.items()
     ]
 )
 
 # %%
-plots.size_histogram({split: found['areas'] for split, found in counted.items()})
+plots.size_histogram({split: statistics['areas'] for split, statistics in counted.items()})
 
 # %%
-plots.class_counts({split: found['counts'] for split, found in counted.items()}, plan.classes)
+plots.class_counts(
+    {split: statistics['counts'] for split, statistics in counted.items()}, plan.classes
+)
 
 # %%
 areas = counted['val']['areas']

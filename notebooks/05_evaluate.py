@@ -77,7 +77,7 @@ plots.per_class(*class_aps(run))
 
 # %%
 kinds = errors_by_detector(plan, run)
-plots.error_types({label: found.counts for label, found in kinds.items()}, count_objects(plan))
+plots.error_types({label: errors.counts for label, errors in kinds.items()}, count_objects(plan))
 
 # %% [markdown]
 # Objects that only one of two students finds, counted the same way:

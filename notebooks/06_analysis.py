@@ -197,7 +197,7 @@ show_sentences(
 
 # %%
 markdown_table(
-    [{'question': question, 'answer': found} for question, found in study_verdict(study).items()]
+    [{'question': question, 'answer': answer} for question, answer in study_verdict(study).items()]
 )
 
 # %% [markdown]

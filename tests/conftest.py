@@ -145,6 +145,24 @@ def tiny_coco():
 
 
 @pytest.fixture
+def other_package(tmp_path, monkeypatch):
+    """A function that writes another package of a name and version, first on this process's path; returns the folder
+    that it lies in."""
+
+    def write(name: str, version: str) -> Path:
+        folder = tmp_path / 'other' / name
+        folder.mkdir(parents=True)
+        (folder / '__init__.py').write_text('from .version import __version__\n')
+        (folder / 'version.py').write_text(f"__version__ = '{version}'\n")
+        for module in [word for word in sys.modules if word.partition('.')[0] == name]:
+            monkeypatch.delitem(sys.modules, module)
+        monkeypatch.syspath_prepend(folder.parent)
+        return folder.parent
+
+    return write
+
+
+@pytest.fixture
 def site(monkeypatch):
     """A web server on localhost (tests/helpers/web.py); no proxy comes between."""
     from helpers.web import serve

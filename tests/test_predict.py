@@ -63,11 +63,11 @@ def test_what_is_found_is_what_mmdet_finds(trained, tmp_path):
         result = inference_detector(model, row['image'])
         assert isinstance(result, tuple) == masks
         boxes = np.concatenate(result[0] if masks else result)
-        kept = boxes[boxes[:, 4] >= 0.001]
-        assert len(row['objects']) == len(kept) > 0
+        detections = boxes[boxes[:, 4] >= 0.001]
+        assert len(row['objects']) == len(detections) > 0
         scores = [item['score'] for item in row['objects']]
-        assert scores == pytest.approx(sorted(kept[:, 4], reverse=True))
-        best = kept[kept[:, 4].argmax()]
+        assert scores == pytest.approx(sorted(detections[:, 4], reverse=True))
+        best = detections[detections[:, 4].argmax()]
         assert row['objects'][0]['box'] == pytest.approx(best[:4])
         assert row['objects'][0]['class'] in model.CLASSES
         before, after = cv2.imread(row['image']), cv2.imread(row['drawn'])
@@ -113,7 +113,7 @@ def photograph(path: Path, seed: int = 0, **options) -> Path:
     return path
 
 
-def run(model, *sources, out: Path, threshold: float = 0.001) -> list[dict]:
+def run(model, *sources, out: str | Path, threshold: float = 0.001) -> list[dict]:
     return list(predict.predict(model, sources, out, threshold))
 
 
@@ -369,7 +369,7 @@ def test_an_interruption_at_the_first_image_leaves_the_list_as_it_was(model, tmp
 # Which images
 
 
-def test_a_folder_stands_for_all_images_in_it(model, tmp_path):
+def test_a_folder_stands_for_all_images_in_it(model, tmp_path, monkeypatch):
     names = ('z.TIF', '猫/a b.png', '猫/犬 と/鳥 1.JPG')
     for name in names:
         photograph(tmp_path / 'my photos' / name)
@@ -377,7 +377,8 @@ def test_a_folder_stands_for_all_images_in_it(model, tmp_path):
         photograph(tmp_path / 'my photos' / name)
     (tmp_path / 'my photos/folder.png').mkdir()
     (tmp_path / 'my photos/notes.txt').write_text('')
-    rows = run(model, tmp_path / 'my photos', out=tmp_path / '出 力')
+    monkeypatch.setenv('HOME', str(tmp_path))
+    rows = run(model, '~/my photos', out='~/出 力')
     assert [row['image'] for row in rows] == [str(tmp_path / 'my photos' / n) for n in names]
     assert files(tmp_path / '出 力').keys() == {
         '鳥 1.JPG',
@@ -440,7 +441,7 @@ def test_recipes_are_listed_with_the_papers_ap():
     done = CliRunner().invoke(main, ['recipes'])
     assert done.exit_code == 0, done.output
     lines = {line.split()[0]: line for line in done.output.splitlines()}
-    there = {str(path.relative_to(ROOT)) for path in (ROOT / 'configs').glob('[!_t]*/*.py')}
-    assert set(lines) == there
+    recipes = {str(path.relative_to(ROOT)) for path in (ROOT / 'configs').glob('[!_t]*/*.py')}
+    assert set(lines) == recipes
     assert lines['configs/paper/retinanet_r50__swint_swins.py'].endswith('(paper: 42.0 AP)')
     assert 'pocket size' in lines[MINI]

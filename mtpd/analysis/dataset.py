@@ -14,32 +14,34 @@ from ..data import coco
 from ..data.loading import CorruptImage, read_image
 
 
-def _index_annotations(path: Path) -> tuple[list[dict], dict[int, list[dict]], dict[int, int]]:
-    """Images by id, annotations by image, and class index by category id."""
-    table = coco.read_annotations(path)
+def _index_annotations(
+    recipe: Recipe, split: str
+) -> tuple[list[dict], dict[int, list[dict]], dict[int, int]]:
+    """Images by name, annotations by image, and label by category id. Ids are the table's, see `data.annotations`."""
+    table = coco.read_annotations(recipe.split(split)[0])
     by_image: dict[int, list[dict]] = {}
     for item in table['annotations']:
         by_image.setdefault(item['image_id'], []).append(item)
-    ids = [item['id'] for item in table['categories']]
+    labels = {name: label for label, name in enumerate(recipe.classes)}
     return (
         sorted(table['images'], key=lambda item: item['id']),
         by_image,
-        {category: index for index, category in enumerate(ids)},
+        {item['id']: labels[item['name']] for item in table['categories']},
     )
 
 
 def sample_images(recipe: Recipe, split: str = 'val', count: int = 8, skip: int = 0) -> list[dict]:
-    """`count` images of a split in the order of their ids, with their objects; corrupt ones are left out.
+    """`count` images of a split in the order of their names, with their objects; corrupt ones are left out.
 
     Returns:
-        Dicts of ``id``, ``name``, ``image`` (H, W, 3) RGB uint8, ``boxes`` (n, 4) xyxy in pixels,
+        Dicts of ``id`` (the annotation file's), ``name``, ``image`` (H, W, 3) RGB uint8, ``boxes`` (n, 4) xyxy in pixels,
         ``labels`` (n,) class indices, ``masks`` (n, H, W) bool or None.
 
     Raises:
         CorruptImage: an image is corrupt, and the recipe leaves none out.
     """
-    annotations, folder = recipe.split(split)
-    images, by_image, index = _index_annotations(annotations)
+    folder = recipe.split(split)[1]
+    images, by_image, index = _index_annotations(recipe, split)
     samples: list[dict] = []
     for item in images[skip:]:
         if len(samples) == count:
@@ -53,7 +55,7 @@ def sample_images(recipe: Recipe, split: str = 'val', count: int = 8, skip: int 
         objects = _without_crowds(by_image, item['id'])
         samples.append(
             {
-                'id': item['id'],
+                'id': item['file_id'],
                 'name': item['file_name'],
                 'image': pixels,
                 **_boxes_and_labels(objects, index),
@@ -64,10 +66,10 @@ def sample_images(recipe: Recipe, split: str = 'val', count: int = 8, skip: int 
 
 
 def objects_by_image(recipe: Recipe, split: str = 'val') -> dict[int, dict]:
-    """Each image's objects without crowds: {id: boxes (n, 4) xyxy in pixels, labels (n,)}."""
-    images, by_image, index = _index_annotations(recipe.split(split)[0])
+    """Each image's objects without crowds: {id in the annotation file: boxes (n, 4) xyxy in pixels, labels (n,)}."""
+    images, by_image, index = _index_annotations(recipe, split)
     return {
-        item['id']: _boxes_and_labels(_without_crowds(by_image, item['id']), index)
+        item['file_id']: _boxes_and_labels(_without_crowds(by_image, item['id']), index)
         for item in images
     }
 
@@ -96,7 +98,7 @@ def dataset_statistics(recipe: Recipe) -> dict[str, dict]:
     """
     statistics = {}
     for split in ('train', 'val'):
-        images, by_image, index = _index_annotations(recipe.split(split)[0])
+        images, by_image, index = _index_annotations(recipe, split)
         objects = [o for items in by_image.values() for o in items]
         single = [o for o in objects if not o.get('iscrowd')]
         counts = Counter(index[o['category_id']] for o in single)
@@ -119,8 +121,9 @@ def read_detections(
     Args:
         masks: where it has them all, ``masks`` (n, H, W) bool, too.
     """
-    images, _, index = _index_annotations(recipe.split('val')[0])
-    sizes = {item['id']: (item['height'], item['width']) for item in images}
+    table = coco.read_annotations(recipe.split('val')[0])
+    sizes = {item['file_id']: (item['height'], item['width']) for item in table['images']}
+    labels = {item['file_id']: recipe.classes.index(item['name']) for item in table['categories']}
     wanted: dict[int, list[dict]] = {image: [] for image in image_ids}
     for item in json.loads(Path(path).read_text()):
         if item['image_id'] in wanted:
@@ -128,7 +131,7 @@ def read_detections(
     detections = {}
     for image, items in wanted.items():
         scores = np.array([item['score'] for item in items], float)
-        detections[image] = _boxes_and_labels(items, index) | {'scores': scores}
+        detections[image] = _boxes_and_labels(items, labels) | {'scores': scores}
         if masks and (drawn := _object_masks(items, sizes[image])) is not None:
             detections[image]['masks'] = drawn
     return detections

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from mmcv import ConfigDict
 from mmdet.datasets import build_dataloader
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
@@ -133,10 +134,28 @@ def detection_loss(model: nn.Module, loader) -> float:
 @torch.no_grad()
 def _batch_loss(model: nn.Module, batch: dict) -> float:
     device = next(model.parameters()).device
-    with torch.random.fork_rng([device] if device.type == 'cuda' else []):
+    with (
+        torch.random.fork_rng([device] if device.type == 'cuda' else []),
+        _heads_in_training(model),
+    ):
         torch.manual_seed(0)
         losses = data_parallel(model, device.type)(return_loss=True, **batch)
     return float(model._parse_losses(losses)[0])
+
+
+@contextlib.contextmanager
+def _heads_in_training(model: nn.Module) -> Iterator[None]:
+    """Some heads (RepPoints, FCOS, VFNet) give what the loss takes in training mode only. Their layers stay as they are."""
+    heads = {
+        module: module.training for module in model.modules() if isinstance(module, BaseDenseHead)
+    }
+    try:
+        for head in heads:
+            head.training = True
+        yield
+    finally:
+        for head, was_training in heads.items():
+            head.training = was_training
 
 
 def _box_ap(recipe: Recipe, model: nn.Module, checkpoint: Path, split: str, images: int):

@@ -44,8 +44,7 @@ def dataset_name(recipe: Recipe) -> str:
     """What a recipe's AP is measured on: 'COCO' (val2017 whole, told by its content), 'DigitScenes', else the folder's name."""
     if recipe.cfg.data.root is None:
         return 'DigitScenes'
-    table = coco.read_annotations(recipe.split('val')[0])
-    if (len(table['images']), len(table['categories'])) == VAL2017_SIZE:
+    if coco.split_size(recipe.split('val')[0]) == VAL2017_SIZE:
         return 'COCO'
     return Path(recipe.ensure_data()).name
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ..errors import MtpdError
-from .options import Command
+from .options import PATH, Command
 
 SPLIT = click.Choice(['train', 'val'])
 
@@ -18,7 +18,7 @@ def data() -> None:
 
 
 @data.command()
-@click.option('--root', default='data', show_default=True, type=click.Path(path_type=Path))
+@click.option('--root', default='data', show_default=True, type=PATH)
 @click.option('--train', default=2000, show_default=True, help='Training scenes.')
 @click.option('--val', default=200, show_default=True, help='Validation scenes.')
 @click.option('--size', default=128, show_default=True, help='Side of a scene in pixels.')
@@ -36,7 +36,7 @@ def digits(root: Path, train: int, val: int, size: int, seed: int) -> None:
 
 
 @data.command(cls=Command)
-@click.option('--root', default='data/coco', show_default=True, type=click.Path(path_type=Path))
+@click.option('--root', default='data/coco', show_default=True, type=PATH)
 @click.option(
     '--split',
     'splits',

@@ -14,6 +14,7 @@ from .. import __version__
 from . import data as datasets
 from . import sweep as sweeps
 from .options import (
+    PATH,
     Main,
     as_json_option,
     cfg_options,
@@ -147,32 +148,40 @@ main.add_command(sweeps.collect)
 
 @main.command(name='eval')
 @config_options
-@click.option('--checkpoint', required=True, type=click.Path(path_type=Path))
+@click.option('--checkpoint', required=True, type=PATH)
 @click.option('--detector', help='Whose architecture it has. Default: student.')
 @click.option(
     '--metrics', multiple=True, type=METRIC, help="--metrics bbox segm. Default: the config's."
 )
-@click.option('--out', type=click.Path(path_type=Path), help='Folder for metrics.json.')
+@click.option('--out', type=PATH, help='Folder for metrics.json.')
+@click.option(
+    '--ignore-classes',
+    is_flag=True,
+    help="Take its outputs for the dataset's classes one by one, whatever classes it was trained on.",
+)
 @with_all_processes
-def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out) -> None:
+def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out, ignore_classes) -> None:
     """COCO numbers of a checkpoint (any layout) on a recipe's validation or an mmdet config's test split, as JSON."""
     from ..engine.evaluation import evaluate
     from ..pipeline.mmdet_config import evaluate_config
 
     if is_plain(recipe, detector=detector):
-        numbers = evaluate_config(recipe, checkpoint, metrics or recipe.metrics, out)
+        numbers = evaluate_config(
+            recipe, checkpoint, metrics or recipe.metrics, out, ignore_classes
+        )
     else:
         metrics = metrics or tuple(recipe.cfg.evaluation.metrics)
-        numbers = evaluate(recipe, checkpoint, metrics, detector or 'student', out)
+        name = detector or 'student'
+        numbers = evaluate(recipe, checkpoint, metrics, name, out, ignore_classes)
     echo_json(numbers)
 
 
 @main.command()
-@click.argument('sources', metavar='IMAGE_OR_FOLDER...', nargs=-1, required=True, type=click.Path())
-@click.option('--checkpoint', required=True, type=click.Path(path_type=Path))
+@click.argument('sources', metavar='IMAGE_OR_FOLDER...', nargs=-1, required=True)
+@click.option('--checkpoint', required=True, type=PATH)
 @click.option('--config', help='Its recipe or mmdet config. Default: what the checkpoint says.')
 @click.option('--detector', default='student', help='Whose it is in a recipe.')
-@click.option('--out', default='predictions', show_default=True, type=click.Path(path_type=Path))
+@click.option('--out', default='predictions', show_default=True, type=PATH)
 @click.option(
     '--threshold',
     type=click.FloatRange(0, 1),
@@ -215,8 +224,8 @@ def recipes(as_json: bool) -> None:
 
 
 @main.command()
-@click.argument('source', type=click.Path(path_type=Path))
-@click.argument('target', type=click.Path(path_type=Path))
+@click.argument('source', type=PATH)
+@click.argument('target', type=PATH)
 @click.option('--half', is_flag=True, help='Store the weights in float16: half the size.')
 @click.option(
     '--trust-checkpoint',
@@ -246,7 +255,7 @@ def export(
 
 
 @main.command()
-@click.argument('folder', metavar='RUN_OR_SWEEP', type=click.Path(path_type=Path))
+@click.argument('folder', metavar='RUN_OR_SWEEP', type=PATH)
 def report(folder: Path) -> None:
     """Write the HTML report of a run directory, or of a sweep."""
     from ..report.run import make_report
@@ -257,8 +266,8 @@ def report(folder: Path) -> None:
 
 
 @main.command()
-@click.argument('folders', metavar='RUN RUN...', nargs=-1, required=True, type=click.Path())
-@click.option('--out', default='runs/comparison.html', show_default=True, type=click.Path())
+@click.argument('folders', metavar='RUN RUN...', nargs=-1, required=True, type=PATH)
+@click.option('--out', default='runs/comparison.html', show_default=True, type=PATH)
 def compare(folders: tuple[str, ...], out: str) -> None:
     """Write one page about several run directories: AP side by side, settings that differ, curves overlaid."""
     from ..report.comparison import compare_runs
@@ -270,7 +279,7 @@ main.add_command(datasets.data)
 
 
 @main.command()
-@click.argument('recipe', required=False, type=click.Path())
+@click.argument('recipe', required=False, type=PATH)
 @cfg_options
 @work_dir_option()
 @as_json_option

@@ -12,11 +12,23 @@ import click
 
 from ..config.schema import parse_overrides
 from ..errors import MtpdError
-from ..utils.paths import find_config_file
+from ..utils.paths import find_config_file, user_path
 from ..utils.processes import sigterm_unwinds
 from ..utils.world import wait_for_rank_0
 
 FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class PathType(click.ParamType):
+    """A path; `~` is the home folder also where the shell leaves it, as in --work-dir=~/runs."""
+
+    name = 'path'
+
+    def convert(self, value: str | Path, param, ctx) -> Path:
+        return user_path(value)
+
+
+PATH = PathType()
 
 
 class Command(click.Command):
@@ -110,7 +122,7 @@ def echo_json(value) -> None:
 
 
 def work_dir_option(help_text: str = 'Default: runs/<recipe>/<seed>.'):
-    return click.option('--work-dir', type=click.Path(path_type=Path), help=help_text)
+    return click.option('--work-dir', type=PATH, help=help_text)
 
 
 def recipe_options(command):
@@ -200,6 +212,6 @@ def is_plain(config, **recipe_only) -> bool:
     for name, value in recipe_only.items():
         if value:
             raise MtpdError(
-                f'--{name} is for recipes: {config.source} is an mmdet config, of one detector.'
+                f'--{name} is for recipes: {config.source} is an mmdet config, of one detector. Leave it out.'
             )
     return True

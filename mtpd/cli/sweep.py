@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from .options import as_json_option, echo_json
+from .options import PATH, as_json_option, echo_json
 
 DEADLINE = click.option(
     '--deadline',
@@ -93,7 +93,7 @@ def sweep(
 
 
 @click.command()
-@click.argument('folder', metavar='RUN_OR_SWEEP', type=click.Path(path_type=Path))
+@click.argument('folder', metavar='RUN_OR_SWEEP', type=PATH)
 @click.option('--watch', is_flag=True, help='Repeat until nothing is under way; of sweeps.')
 @click.option('--every', default=10.0, show_default=True, help='Seconds between looks.')
 @DEADLINE
@@ -126,7 +126,7 @@ def status(folder: Path, watch: bool, every: float, deadline: float, as_json: bo
 
 
 @click.command()
-@click.argument('folder', metavar='SWEEP', type=click.Path(path_type=Path))
+@click.argument('folder', metavar='SWEEP', type=PATH)
 def collect(folder: Path) -> None:
     """Gather what a sweep has measured: results.json and results.csv in SWEEP."""
     from ..sweep.results import collect_results

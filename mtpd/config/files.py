@@ -6,8 +6,12 @@ from ..runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import ast
+import contextlib
 import copy
+import os
 import pprint
+import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +19,18 @@ from typing import Any
 from mmcv import Config, ConfigDict
 
 from ..errors import RecipeError
-from ..utils.paths import find_config_file
+from ..utils.paths import ROOT, find_config_file, user_path
 from .schema import parse_overrides
+
+_plain_file2dict = Config._file2dict
+PATH_SETTINGS = ('root', 'config', 'checkpoint', 'init')  # of a recipe's data and detectors
 
 
 def read_config(path: str | Path) -> tuple[Path, Config]:
-    """The file of a recipe or an mmdet config (see `paths.config_file`), and its values.
+    """The file of a recipe or an mmdet config (see `paths.find_config_file`), and its values.
+
+    A file in `_base_` is looked for beside the file that names it, then in the checkout. Of a recipe's paths, those to
+    files beside the file that states them are absolute in the values.
 
     Raises:
         RecipeError: no such file, or one that does not load.
@@ -29,9 +39,57 @@ def read_config(path: str | Path) -> tuple[Path, Config]:
     if problems := config_file_problems(source):
         raise RecipeError(source, problems)
     try:
-        return source, Config.fromfile(str(source.resolve()))
+        with _files_read_as_recipes():
+            return source, Config.fromfile(str(source.resolve()))
     except Exception as error:  # a recipe is Python: anything can go wrong in it
         raise _load_error(source, error) from error
+
+
+@contextlib.contextmanager
+def _files_read_as_recipes() -> Iterator[None]:
+    """In the block mmcv finds each `_base_` file as `base_file` does, and the paths that a file states are settled by it.
+
+    mmcv knows bases beside a file only, and merges all files, after which nobody knows which of them stated a path.
+    """
+    folders: list[Path] = []
+
+    def read_file(filename: str, *options: Any) -> tuple[dict, str]:
+        file = Path(filename)
+        if folders:  # mmcv joined the name in `_base_` to the folder of the file that has it
+            file = base_file(folders[-1], filename.removeprefix(f'{folders[-1]}/'))
+        folders.append(file.parent)
+        try:
+            values, text = _plain_file2dict(str(file), *options)
+        finally:
+            folders.pop()
+        settle_stated_paths(values, file.parent)
+        return values, text
+
+    path = list(sys.path)
+    Config._file2dict = staticmethod(read_file)
+    try:
+        yield
+    finally:
+        Config._file2dict = staticmethod(_plain_file2dict)
+        sys.path[:] = path  # mmcv leaves a folder in it where a file raises
+
+
+def base_file(folder: Path, name: str) -> Path:
+    """The file that a config file in `folder` names in `_base_`: relative to `folder`, else to the checkout."""
+    file = (folder / user_path(name)).resolve()
+    in_checkout = (ROOT / name).resolve()
+    return in_checkout if in_checkout.is_file() and not file.is_file() else file
+
+
+def settle_stated_paths(values: dict, folder: Path) -> None:
+    """Makes the paths absolute that a recipe's file in `folder` states, where there is such a file beside it."""
+    teachers = values.get('teachers')
+    teachers = teachers.values() if isinstance(teachers, dict) else ()
+    for node in (values.get('data'), values.get('student'), *teachers):
+        for key in PATH_SETTINGS if isinstance(node, dict) else ():
+            path = node.get(key)
+            if isinstance(path, str) and path and (folder / user_path(path)).exists():
+                node[key] = os.path.normpath(folder / user_path(path))
 
 
 def is_plain_config(cfg: Config) -> bool:
@@ -49,14 +107,43 @@ def as_overrides(overrides: dict | str | None) -> dict:
 
 def override_values(cfg: Config, overrides: dict, source: Path) -> None:
     """Overrides a config's values by dotted keys. Raises RecipeError where they don't fit in."""
+    if problems := [text for key in overrides if (text := _override_problem(cfg, key))]:
+        raise RecipeError(source, problems)
     try:
         cfg.merge_from_dict(copy.deepcopy(overrides))
     except Exception as error:  # mmcv raises several types
-        raise _load_error(source, error) from error
+        text = f'the overrides do not fit in: {type(error).__name__}: {error}. Correct their keys or values.'
+        raise RecipeError(source, [text]) from error
+
+
+def _override_problem(cfg: Config, key: str) -> str | None:
+    """What is wrong with an override below a value that has nothing below it."""
+    node, parts = cfg._cfg_dict, key.split('.')
+    for depth, part in enumerate(parts[:-1], 1):
+        if not isinstance(node, dict) or part not in node:
+            return None  # a list, which mmcv looks into, or new
+        node, place = node[part], '.'.join(parts[:depth])
+        if not isinstance(node, (dict, list)):
+            return f'{key} is set, and {place} is {node!r}, which has no keys: set {place} itself.'
+    return None
 
 
 def _load_error(source: Path, error: Exception) -> RecipeError:
-    return RecipeError(source, [f'it does not load: {type(error).__name__}: {error}'])
+    """The error of a file that mmcv could not read, with the file and its line."""
+    file, line = source, None
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        if frame.f_code is _plain_file2dict.__code__:
+            file, line = frame.f_locals['filename'], None
+            if copy_of_file := frame.f_locals.get('temp_config_file'):
+                with contextlib.suppress(
+                    OSError
+                ):  # its folder is gone; later, Python would print that
+                    copy_of_file.close()
+        elif frame.f_code.co_name == '<module>' and line is None:
+            line = number  # mmcv executes a copy with the same lines
+    place = f'{file}, line {line}' if line else f'{file}'
+    text = f'it does not load: {type(error).__name__}: {error} ({place}). Correct that file.'
+    return RecipeError(source, [text])
 
 
 def format_config(values: dict, wide: int | None = None) -> str:
@@ -116,29 +203,46 @@ def _file_problems(path: Path, parents: tuple[Path, ...]) -> Iterator[str]:
     try:
         tree = ast.parse(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
-        yield f'_base_ of {parents[-1]}: {path} is missing. Correct the path, which is relative to that file.'
+        yield (
+            f'_base_ of {parents[-1]}: {path} is missing. Correct the path, which is absolute, or relative to that file or '
+            f'to {ROOT}.'
+        )
         return
     except SyntaxError as error:
         if path.suffix == '.py':  # mmcv names others
-            yield f'it does not load: SyntaxError: {path}, line {error.lineno}: {error.msg}'
+            yield f'it does not load: SyntaxError: {path}, line {error.lineno}: {error.msg}. Correct that line.'
         return
     except (OSError, ValueError, RecursionError, MemoryError):
         return  # left to mmcv, which names them
     yield from _repeated_keys(path, tree)
+    yield from _base_problems(path, tree)
     for base in _base_names(tree):
-        yield from _file_problems((path.parent / base).resolve(), (*parents, path))
+        yield from _file_problems(base_file(path.parent, base), (*parents, path))
+
+
+def _base_line(tree: ast.Module) -> ast.Assign | None:
+    """The line that sets `_base_`."""
+    for line in tree.body:
+        if isinstance(line, ast.Assign) and getattr(line.targets[0], 'id', '') == '_base_':
+            return line
+    return None
+
+
+def _base_problems(path: Path, tree: ast.Module) -> Iterator[str]:
+    """mmcv takes a text or a list for `_base_`."""
+    line = _base_line(tree)
+    if line and isinstance(line.value, (ast.Tuple, ast.Dict, ast.Set)):
+        yield f'{path}, line {line.lineno}: _base_ is neither a text nor a list. Write it in [ ].'
 
 
 def _base_names(tree: ast.Module) -> list[str]:
-    for line in tree.body:
-        if isinstance(line, ast.Assign) and getattr(line.targets[0], 'id', '') == '_base_':
-            try:
-                value = ast.literal_eval(line.value)
-            except (ValueError, TypeError):
-                return []
-            bases = [value] if isinstance(value, str) else value
-            return [base for base in bases if isinstance(base, str) and '{{' not in base]
-    return []
+    line = _base_line(tree)
+    try:
+        value = ast.literal_eval(line.value) if line else []
+    except (ValueError, TypeError):
+        return []
+    bases = [value] if isinstance(value, str) else value
+    return [base for base in bases if isinstance(base, str) and '{{' not in base]
 
 
 def _repeated_keys(path: Path, tree: ast.Module) -> Iterator[str]:

@@ -8,6 +8,7 @@ from ..runtime import compat  # noqa: F401  (before mmcv)
 import contextlib
 import copy
 import functools
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from ..data import coco, digit_scenes
 from ..errors import RecipeError, unknown_name
 from ..utils import download
 from ..utils.files import sha256_in_name
-from ..utils.paths import ROOT, cached_checkpoint, display_path, is_url, resolve_path
+from ..utils.paths import ROOT, cached_checkpoint, display_path, is_url, resolve_path, user_path
 from . import schema
 from .files import (
     as_overrides,
@@ -32,6 +33,10 @@ from .files import (
 )
 
 PATH_KEYS = ('data.root', '.config', '.checkpoint', '.init')  # keys whose values are paths
+RELATIVE_PATHS = (
+    f'A relative path is looked for beside the recipe, in the working directory and in {ROOT}.'
+)
+BYTES_PER_PIXEL = 2.3  # of DigitScenes' PNG files
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,11 @@ class Recipe:
 
     def run_dir(self, work_dir: str | Path | None = None) -> Path:
         """Where the recipe's results go: `work_dir` or `runs/<name>/<seed>` of the checkout."""
-        return Path(work_dir).resolve() if work_dir else ROOT / 'runs' / self.name / str(self.seed)
+        return (
+            user_path(work_dir).resolve()
+            if work_dir
+            else ROOT / 'runs' / self.name / str(self.seed)
+        )
 
     @property
     def arms(self) -> dict[str, Arm]:
@@ -133,14 +142,14 @@ class Recipe:
             raise RecipeError(self.source, [text])
         count = len(arms[name].teachers)
         if stage is not None and not 1 <= stage <= count:
-            text = f'arm {name!r} has {count} stage(s), and stage {stage} was asked for.'
+            text = f'arm {name!r} has {count} stage(s), and stage {stage} was asked for: give 1 to {count}.'
             raise RecipeError(self.source, [text])
         return arms[name]
 
     # Data
 
     def ensure_data(self, scenes: int | None = None) -> Path:
-        """The dataset's folder; DigitScenes are written where they are missing.
+        """The dataset's folder; DigitScenes are written where they are missing, which is said before.
 
         Args:
             scenes: training scenes of DigitScenes, in place of the recipe's number.
@@ -149,9 +158,15 @@ class Recipe:
         if data.root is not None:
             return resolve_path(data.root, self.source)
         count = data.scenes
-        return digit_scenes.make_digit_scenes(
-            ROOT / data.cache, scenes or count.train, count.val, count.size, count.seed
-        )
+        train, val, size, seed = scenes or count.train, count.val, count.size, count.seed
+        folder = ROOT / data.cache / digit_scenes.folder_name(train, val, size, seed)
+        if not digit_scenes.is_complete(folder, train, val):
+            megabytes = (train + val) * size * size * BYTES_PER_PIXEL / 1e6
+            text = f'making the built-in dataset: {train + val} images, {megabytes:.0f} MB, in {folder}'
+            print(
+                text, file=sys.stderr, flush=True
+            )  # standard output is for the numbers of `mtpd eval`
+        return digit_scenes.make_digit_scenes(ROOT / data.cache, train, val, size, seed)
 
     def split(self, name: str, scenes: int | None = None) -> tuple[Path, Path]:
         """Annotation file and image folder of 'train' or 'val'; DigitScenes are written where they are missing."""
@@ -159,7 +174,7 @@ class Recipe:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The dataset's class names, in the order in which mmdet numbers them."""
+        """The dataset's class names, in the order of the training annotations: label k is the k-th, in val as well."""
         if self.cfg.data.root is None:
             return digit_scenes.CLASSES
         return coco.class_names(self.split('train')[0])
@@ -175,7 +190,7 @@ class Recipe:
         if not root.is_dir():
             fetch = ' `mtpd data coco` fetches COCO into it.' if root.name == 'coco' else ''
             return [
-                f'data.root {root}: no such folder. Give the folder of a COCO-format dataset.{fetch}'
+                f'data.root {root}: no such folder. Give the folder of a COCO-format dataset.{fetch} {RELATIVE_PATHS}'
             ]
         train, val = (self.cfg.data.splits[name] for name in ('train', 'val'))
         problems = [
@@ -192,15 +207,17 @@ class Recipe:
         ]
         if problems:
             return problems
-        classes, val_classes = (
-            coco.class_names(coco.locate_split(root, split)[0]) for split in (train, val)
+        return coco.class_problems(
+            *(coco.locate_split(root, split)[0] for split in (train, val)),
         )
-        if classes == val_classes:
+
+    def data_notes(self, training: bool = True) -> list[str]:
+        """What is taken for granted in this recipe's dataset, which has no problems; without `training`, in val."""
+        if self.cfg.data.root is None:
             return []
-        return [
-            f'train has the classes {", ".join(classes)} and val {", ".join(val_classes)}: make them equal, and in the '
-            'same order, by which mmdet numbers them.'
-        ]
+        root, splits = resolve_path(self.cfg.data.root, self.source), self.cfg.data.splits
+        notes = coco.split_notes(root, splits['train'], training=True) if training else []
+        return notes + coco.split_notes(root, splits['val'], training=False)
 
     # Detectors
 
@@ -268,7 +285,7 @@ class Recipe:
             if path and not path.is_file() and not self.url(name):
                 problems.append(
                     f'checkpoint of {name}: {path} is missing. Fetch it, or train it: '
-                    f'--cfg-options {detector_key(name)}.checkpoint=None'
+                    f'--cfg-options {detector_key(name)}.checkpoint=None. {RELATIVE_PATHS}'
                 )
         return problems
 
@@ -306,41 +323,61 @@ def load_recipe(
     source, cfg = read_config(path)
     if is_plain_config(cfg):
         raise RecipeError(
-            path, ['an mmdet config, not a recipe: only `mtpd train` and `mtpd eval` take it.']
+            path,
+            [
+                'an mmdet config, not a recipe. `mtpd train`, `mtpd eval` and `mtpd show` take it; a recipe names it as the '
+                'config of a detector.'
+            ],
         )
     override_values(cfg, overrides, source)
     values = cfg._cfg_dict.to_dict()
     problems = schema.value_problems(values)
     if not problems:
-        if problems := _settle_paths(cfg, source.resolve()):
+        problems, from_here = _settle_paths(cfg, source.resolve())
+        if problems:
             raise RecipeError(source, problems)
-        return Recipe(cfg, source.resolve(), overrides)
+        return Recipe(cfg, source.resolve(), {**overrides, **from_here})
     cfg = Config(schema.drop_unknown_keys(values))
     problems += schema.value_problems(cfg._cfg_dict.to_dict())
     rest = None
     with contextlib.suppress(AttributeError, TypeError, KeyError):  # of values of a wrong shape
-        problems += _settle_paths(cfg, source.resolve())
+        problems += _settle_paths(cfg, source.resolve())[0]
         rest = Recipe(cfg, source.resolve())
     raise RecipeError(source, list(dict.fromkeys(problems)), rest)
 
 
-def _settle_paths(cfg: Config, source: Path) -> list[str]:
+def _settle_paths(cfg: Config, source: Path) -> tuple[list[str], dict[str, str]]:
     """Makes the recipe's paths independent of where it lies and of the working directory.
 
-    Returns what is wrong with detector configs; datasets and checkpoints are looked at when used.
+    Returns:
+        What is wrong with detector configs; datasets and checkpoints are looked at when used. And, by their keys, paths
+        that a process in the checkout would not come to: they have to be among the recipe's overrides.
     """
-    problems = []
+    problems, from_here = [], {}
+
+    def settle(node: dict, place: str, key: str) -> Path:
+        path = resolve_path(node[key], source)
+        if path.exists() and path != resolve_path(node[key], source, ROOT):
+            from_here[f'{place}.{key}'] = display_path(path)
+        if not node[key].startswith('mmdet::'):
+            node[key] = display_path(path)
+        return path
+
     for name, spec in {'student': cfg.student, **cfg.teachers}.items():
         for key in ('config', 'checkpoint', 'init'):
             if spec.get(key) and (key == 'config' or not is_url(spec[key])):
-                path = resolve_path(spec[key], source)
+                path = settle(spec, detector_key(name), key)
                 if key == 'config' and not path.is_file():
-                    problems.append(f'{detector_key(name)}.config: {path} is missing.')
-                if not spec[key].startswith('mmdet::'):
-                    spec[key] = display_path(path)
+                    problems.append(
+                        f'{detector_key(name)}.config: {path} is missing. Correct the path. {RELATIVE_PATHS}'
+                    )
     if cfg.data.root is not None:
-        cfg.data.root = display_path(resolve_path(cfg.data.root, source))
-    return problems
+        settle(cfg.data, 'data', 'root')
+    cfg.data.cache = str(user_path(cfg.data.cache))
+    for split in cfg.data.splits.values():
+        for key, path in split.items() if isinstance(split, dict) else ():
+            split[key] = str(user_path(path)) if isinstance(path, str) else path
+    return problems, from_here
 
 
 def list_recipes() -> list[dict]:

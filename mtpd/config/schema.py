@@ -194,9 +194,24 @@ def _table_problems(node: dict, rules: dict, place: str = '') -> list[str]:
         elif isinstance(value, dict):
             problems += _table_problems(value, rule, f'{path}.')
         else:
-            problems.append(f'{path} is {value!r}: a dict with {", ".join(rule)} is needed.')
+            problems.append(f'{path} is {value!r}: {_dict_words(rule)} is needed.')
     absent = [key for key in rules if key != '*' and key not in node and key not in OPTIONAL]
-    return [*filter(None, problems), *(f'{place}{key} is missing.' for key in absent)]
+    if absent:
+        names = ', '.join(f'{place}{key}' for key in absent)
+        verb, them = ('is', 'it') if len(absent) == 1 else ('are', 'them')
+        problems.append(
+            f'{names} {verb} missing. Add {them}, or build on a recipe that has {them}: _base_.'
+        )
+    return [*filter(None, problems)]
+
+
+def _dict_words(rules: dict) -> str:
+    """What a dict of these rules has."""
+    if '*' not in rules:
+        return f'a dict with {", ".join(rules)}'
+    entries = rules['*']
+    keys = f' ({", ".join(entries)})' if isinstance(entries, dict) else ''
+    return f'a dict of dicts by name{keys}'
 
 
 # How values must fit together
@@ -214,7 +229,9 @@ def _splits(cfg: dict) -> list[str]:
     for split in ('train', 'val'):
         place = cfg['data']['splits'].get(split)
         if place is None:
-            problems.append(f'data.splits.{split} is missing.')
+            problems.append(
+                f"data.splits.{split} is missing: a name, or dict(annotations='...', images='...') is needed."
+            )
         elif not _is_place(place):
             problems.append(
                 f"data.splits.{split} is {place!r}: a name, or dict(annotations='...', images='...') is needed."
@@ -264,7 +281,7 @@ def _arm(cfg: dict, name: str, teachers: list) -> list[str]:
         if teacher is not None and teacher not in known
     ]
     if updates > 0 and updates % len(teachers):
-        problems.append(f'arms.{name} has {_uneven_stages(len(teachers), updates)}')
+        problems.append(f'arms.{name} has {_uneven_stages(len(teachers), cfg)}')
     return problems
 
 
@@ -272,19 +289,30 @@ def _auto_arm(cfg: dict, name: str, word: str) -> list[str]:
     if word != 'auto':
         return [f"arms.{name}.teachers is {word!r}: a list of teachers is needed, or 'auto'."]
     if not cfg['teachers']:
-        return [f'arms.{name}: there are no teachers to choose from.']
-    updates, longest = cfg['schedule']['arm'], min(cfg['order']['max_length'], len(cfg['teachers']))
-    for count in range(1, longest + 1):
-        if updates % count:
-            text = _uneven_stages(count, updates, ' (order.max_length)')
+        return [
+            f'arms.{name}: there are no teachers to choose from. Name at least one in `teachers`.'
+        ]
+    for count in range(1, _longest_choice(cfg) + 1):
+        if cfg['schedule']['arm'] % count:
+            text = _uneven_stages(count, cfg, ' (order.max_length)')
             return [f'arms.{name} may get {text}']
     return []
 
 
-def _uneven_stages(count: int, updates: int, origin: str = '') -> str:
+def _longest_choice(cfg: dict) -> int:
+    """How many teachers an arm may get that says 'auto'."""
+    return min(cfg['order']['max_length'], len(cfg['teachers']))
+
+
+def _uneven_stages(count: int, cfg: dict, origin: str = '') -> str:
+    updates, lengths = cfg['schedule']['arm'], [1]
+    for arm in cfg['arms'].values():
+        is_auto = isinstance(arm['teachers'], str)
+        lengths += range(1, _longest_choice(cfg) + 1) if is_auto else [len(arm['teachers']) or 1]
+    divisor = math.lcm(*lengths)
     return (
         f'{count} stages{origin}, which do not divide schedule.arm = {updates} evenly: every arm gets the same number '
-        'of updates.'
+        f'of updates. Set schedule.arm to a multiple of {divisor}, such as {-(-updates // divisor) * divisor}.'
     )
 
 
@@ -314,7 +342,9 @@ def _levels(cfg: dict) -> list[str]:
     ]
     if not problems and not set.intersection(*map(set, places.values())):
         both = ' and '.join(f'{place} {list(levels)}' for place, levels in places.items())
-        problems.append(f'{both} have no level in common: nothing would be distilled.')
+        problems.append(
+            f'{both} have no level in common: nothing would be distilled. Set them to levels that both have.'
+        )
     return problems
 
 
@@ -350,7 +380,7 @@ def parse_overrides(text: str) -> dict[str, Any]:
     for item in re.split(r'\s+(?=[\w.]+=)', text.strip()) if text.strip() else ():
         key, equals, value = item.partition('=')
         if not equals or not key:
-            raise ValueError(f'{item!r} is not KEY=VALUE, such as seed=1')
+            raise ValueError(f'{item!r} is not KEY=VALUE. Write it such as seed=1.')
         try:
             overrides[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # deep nesting

@@ -25,6 +25,10 @@ def read_settings(path: Path) -> dict[str, Any] | None:
         return parse_settings(path.read_text(encoding='utf-8'), display_path(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except MtpdError as error:
+        raise MtpdError(
+            f'{error} Put the file back as it was, or use another run directory.'
+        ) from None
 
 
 def parse_settings(text: str, source: str) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from functools import lru_cache
 from pathlib import Path
 
 from ..errors import MtpdError
-from . import validation
+from ..utils.files import file_sha256, file_version
+from .annotations import MIN_TRAINING_SIDE, Annotations, parse_annotations
+from .classes import list_names
+from .image_files import image_problems, paths_on_disk
 
 
 def locate_split(root: Path, split: str | dict) -> tuple[Path, Path]:
@@ -36,26 +38,24 @@ def locate_split(root: Path, split: str | dict) -> tuple[Path, Path]:
 
 
 @lru_cache(maxsize=8)
-def _parse_json(path: Path, changed: tuple[int, int]) -> dict:
-    return json.loads(path.read_text(encoding='utf-8'))
+def _read_file(path: Path, version: tuple[int, int]) -> Annotations:
+    content = json.loads(path.read_text(encoding='utf-8-sig'))
+    lists = content if isinstance(content, dict) else {}
+    keys = ('images', 'annotations', 'categories')
+    if absent := [key for key in keys if not isinstance(lists.get(key), list)]:
+        raise MtpdError(
+            f'annotation file {path} is not in COCO format: no list {", ".join(absent)} at its top level. '
+            'Export it as COCO instances.'
+        )
+    return parse_annotations(content, f'annotation file {path}')
 
 
-def _file_version(path: Path) -> tuple[int, int]:
-    """Time and size, for caches: another pair after the file was written to."""
-    stat = path.stat()
-    return stat.st_mtime_ns, stat.st_size
-
-
-def read_annotations(path: Path) -> dict:
-    """The annotation file's content.
-
-    Raises:
-        MtpdError: no such file, not JSON, or without the lists that COCO's format asks for.
-    """
+def _read(path: Path) -> Annotations:
+    """Raises MtpdError: no such file, not JSON, or without the lists that COCO's format asks for."""
     if not path.is_file():
         raise MtpdError(f'annotation file {path}: no such file. Check data.root and data.splits.')
     try:
-        table = _parse_json(path, _file_version(path))
+        return _read_file(path, file_version(path))
     except OSError as error:
         raise MtpdError(f'annotation file {path} cannot be read ({error.strerror}).') from None
     except UnicodeDecodeError as error:
@@ -66,36 +66,75 @@ def read_annotations(path: Path) -> dict:
         raise MtpdError(
             f'annotation file {path} is not JSON ({error}). Fetch or export it again.'
         ) from None
-    lists = table if isinstance(table, dict) else {}
-    keys = ('images', 'annotations', 'categories')
-    if absent := [key for key in keys if not isinstance(lists.get(key), list)]:
-        raise MtpdError(
-            f'annotation file {path} is not in COCO format: no list {", ".join(absent)} at its top level. '
-            'Export it as COCO instances.'
-        )
-    return table
+
+
+def read_annotations(path: Path) -> dict:
+    """The annotation file's images, categories and annotations, in the one form that `annotations` describes.
+
+    Callers share it: they change nothing in it.
+
+    Raises:
+        MtpdError: no such file, not JSON, without the lists that COCO's format asks for, or with a fault.
+    """
+    annotations = _read(path)
+    if annotations.problems:
+        raise MtpdError(' '.join(annotations.problems))
+    return annotations.table
 
 
 def class_names(path: Path) -> tuple[str, ...]:
-    """Class names in the file's order: mmdet numbers the heads' outputs by it, whatever the category ids.
+    """Class names in the file's order, also of a file with faults elsewhere.
 
     Raises:
-        MtpdError: as `read_annotations`, and for a category without a name.
+        MtpdError: as `read_annotations`, for a fault in the categories.
     """
-    try:
-        return tuple(str(item['name']) for item in read_annotations(path)['categories'])
-    except (KeyError, TypeError):
-        raise MtpdError(f'annotation file {path}: a category lacks its name.') from None
+    annotations = _read(path)
+    names = tuple(item['name'] for item in annotations.table['categories'])
+    if not names or None in names:
+        raise MtpdError(' '.join(annotations.problems))
+    return names
 
 
-def has_masks(path: Path) -> bool:
-    return not count_without_masks(path)[0]
+def class_problems(train: Path, val: Path) -> list[str]:
+    """Why two annotation files don't have the same classes; their order doesn't matter."""
+    sides = {path: class_names(path) for path in (train, val)}
+    problems = []
+    for path, other in ((train, val), (val, train)):
+        if missing := [name for name in sides[other] if name not in sides[path]]:
+            problems.append(
+                f'{path} lacks {len(missing)} of the {len(sides[other])} classes of {other}: {list_names(missing)}. If it has '
+                f'no such objects, add {{"id": ..., "name": "{missing[0]}"}} to its "categories"; if the name is '
+                f'another one there, make both equal ({path.name} has {list_names(sides[path])}).'
+            )
+    return problems
 
 
-def count_without_masks(path: Path) -> tuple[int, int]:
-    """How many objects have no mask, of how many there are."""
-    objects = read_annotations(path)['annotations']
-    return sum(not item.get('segmentation') for item in objects), len(objects)
+def split_size(path: Path) -> tuple[int, int]:
+    """How many images and classes an annotation file has, also one with faults. Raises MtpdError as `read_annotations`."""
+    table = _read(path).table
+    return len(table['images']), len(table['categories'])
+
+
+def mask_problems(path: Path) -> list[str]:
+    """Why detectors can't train on, or be measured by, the masks of an annotation file; empty where all objects have one."""
+    annotations = _read(path)
+    if annotations.mask_problems:
+        return list(annotations.mask_problems)
+    objects = annotations.table['annotations']
+    without = sum(item['segmentation'] is None for item in objects)
+    if not without:
+        return []
+    return [f'{without} of {len(objects)} annotations of {path} have no mask (segmentation).']
+
+
+def fingerprint(path: Path) -> str:
+    """The annotation file's SHA-256: another one where any of it was changed."""
+    return _cached_sha256(path, file_version(path))
+
+
+@lru_cache(maxsize=8)
+def _cached_sha256(path: Path, version: tuple[int, int]) -> str:
+    return file_sha256(path)
 
 
 _valid_splits: set[tuple] = set()  # checked by this process, and nothing was wrong
@@ -112,49 +151,63 @@ def split_problems(root: Path, split: str | dict, corrupt_limit: int = 0) -> lis
     """
     path, folder = locate_split(root, split)
     try:
-        images = read_annotations(path)['images']
+        annotations = _read(path)
     except MtpdError as error:
         return [str(error)]
-    version = _file_version(path)
-    check = (path, version, folder, folder.is_dir() and _file_version(folder), corrupt_limit)
+    version = folder.is_dir() and file_version(folder)
+    check = (path, file_version(path), folder, version, corrupt_limit)
     if check in _valid_splits:
         return []
-    problems = list(_cached_annotation_problems(path, version))
+    problems = list(annotations.problems)
     if not folder.is_dir():
         problems.append(f'image folder {folder}: no such folder. Check data.splits.')
     if problems:
         return problems
-    names = [image['file_name'] for image in images]
-    missing = _missing_files(folder, names)
+    images = annotations.table['images']
+    paths = paths_on_disk(folder, [image['file_name'] for image in images])
+    missing = [image['file_name'] for image in images if image['file_name'] not in paths]
     if len(missing) > corrupt_limit:
-        first = next(name for name in names if name in missing)
-        return [
-            f'{len(missing)} of {len(images)} images of {path} are not in {folder}, for example '
-            f'{first[:200]}.'
-        ]
-    present = [image for image in images if image['file_name'] not in missing]
-    problems = validation.image_problems(present, folder, corrupt_limit - len(missing))
+        return [_missing_images_problem(path, folder, missing, len(images))]
+    present = [image for image in images if image['file_name'] in paths]
+    problems = image_problems(present, paths, corrupt_limit - len(missing))
     if not problems:
         _valid_splits.add(check)
     return problems
 
 
-def _missing_files(folder: Path, names: list[str]) -> set[str]:
-    """The names that are no files in the folder. It is listed: a stat for each file takes minutes on a network disk."""
-    parts = {name.rpartition('/')[0] for name in names}
-    listed = {
-        f'{part}/{file}' if part else file for part in parts for file in _file_names(folder / part)
-    }
-    # A disk may take a name in another case or encoding than it lists.
-    return {name for name in names if name not in listed and not _is_file(folder / name)}
+def _missing_images_problem(path: Path, folder: Path, missing: list[str], count: int) -> str:
+    return (
+        f'{len(missing)} of {count} images of {path} are not in {folder}, for example {missing[0][:200]}. '
+        'Copy them there, or name their folder: --cfg-options data.splits.<split>.images=FOLDER, and .annotations=FILE.'
+    )
 
 
-def _file_names(folder: Path) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
-    except OSError:
-        return set()
+def split_notes(root: Path, split: str | dict, training: bool) -> list[str]:
+    """What is taken for granted in a split without problems, and what training leaves out."""
+    path, folder = locate_split(root, split)
+    annotations = _read(path)
+    notes, images = list(annotations.notes), annotations.table['images']
+    names = [image['file_name'] for image in images]
+    others = [
+        (name, file)
+        for name, file in paths_on_disk(folder, names).items()
+        if Path(folder, name) != file and not Path(folder, name).is_file()
+    ]
+    if others:
+        name, file = others[0]
+        notes.append(
+            f'annotation file {path}: {len(others)} images lie in {folder} under other spellings, for example {name} is '
+            f'{file.name}.'
+        )
+    if training:
+        with_objects = {item['image_id'] for item in annotations.table['annotations']}
+        empty = sum(image['id'] not in with_objects for image in images)
+        if empty:
+            notes.append(
+                f'annotation file {path}: {empty} of {len(images)} images have no objects, and training leaves them out, '
+                'as mmdet does.'
+            )
+    return notes
 
 
 def thin_images(root: Path, split: str | dict, longest: int, training: bool) -> list[str]:
@@ -167,24 +220,10 @@ def thin_images(root: Path, split: str | dict, longest: int, training: bool) -> 
     path, _ = locate_split(root, split)
     for item in read_annotations(path)['images']:
         short, long = sorted((item['width'], item['height']))
-        is_used = not training or short >= validation.MIN_TRAINING_SIDE
+        is_used = not training or short >= MIN_TRAINING_SIDE
         if is_used and short / long * longest < 0.5:
             return [
                 f'image {item["file_name"]} of {path} is {item["width"]} x {item["height"]} pixels, of which image.scale '
                 f'leaves none across: cut it into parts, or raise image.scale to {-(-long // (2 * short)) + 1}.'
             ]
     return []
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that is too long
-        return False
-
-
-@lru_cache(maxsize=8)
-def _cached_annotation_problems(path: Path, changed: tuple[int, int]) -> tuple[str, ...]:
-    return tuple(
-        validation.annotation_problems(_parse_json(path, changed), f'annotation file {path}')
-    )

@@ -112,7 +112,7 @@ def _split_problems(root: Path, split: str) -> list[str]:
     """As `coco.split_problems`. Raises MtpdError where the annotation file is not COCO 2017's."""
     path = _annotation_file(root, split)
     if path.is_file():
-        listed, expected = len(coco.read_annotations(path)['images']), ARCHIVES[split].images
+        (listed, _), expected = coco.split_size(path), ARCHIVES[split].images
         if listed != expected:
             raise MtpdError(
                 f'{path} lists {listed} images and COCO 2017 has {expected}: '

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import cv2
@@ -27,6 +28,7 @@ from ..errors import MtpdError
 from ..utils.machine import cpu_cores
 from ..utils.processes import end_with_parent
 from ..utils.progress import progress_bar
+from .image_files import path_on_disk
 
 # Corrupt images: files that are missing, empty, cut short or no images at all.
 
@@ -53,18 +55,22 @@ class LoadWholeImage(LoadImageFromFile):
     """
 
     def __call__(self, results: dict) -> dict:
+        folder, name = results['img_prefix'], results['img_info']['filename']
         try:
             return super().__call__(results)
         except MemoryError:
             raise
         except OSError as error:
+            path = path_on_disk(folder or '', name)
+            if path and path != Path(folder or '', name):  # spelled otherwise on the disk
+                info = {**results['img_info'], 'filename': str(path)}
+                return self({**results, 'img_prefix': None, 'img_info': info})
             problem = f'cannot be read ({error.strerror})'
         except Exception as error:
             if _WORKER_DEATH.match(str(error)):  # torch raises it wherever the process is
                 raise
             # OpenCV gives None, on which mmdet raises an AttributeError. Other decoders of mmcv raise their own.
             problem = 'is empty, cut short, damaged or no image'
-        folder, name = results['img_prefix'], results['img_info']['filename']
         path = name if folder is None else os.path.join(folder, name)  # noqa: PTH118
         raise corrupt_images_error({path: problem}, 0)
 

@@ -22,8 +22,11 @@ from mmdet.models import build_detector
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ..config.files import set_class_count
 from ..config.recipe import Recipe
 from ..data import coco, loading
+from ..data.classes import known_classes, match_classes
+from ..data.dataset import CocoDataset
 from ..errors import MtpdError, RecipeError
 from ..runtime import checkpoints, distributed
 from ..utils.files import file_sha256, read_json_if_valid, write_json, write_text
@@ -33,16 +36,29 @@ from .memory import explain_out_of_memory
 
 
 def load_detector(
-    recipe: Recipe, checkpoint: str | Path, detector: str = 'student'
+    recipe: Recipe,
+    checkpoint: str | Path,
+    detector: str = 'student',
+    ignore_classes: bool = False,
 ) -> torch.nn.Module:
     """The recipe's detector with a checkpoint's weights (any layout), in eval mode on the CPU.
 
+    Its `CLASSES` are the names of its outputs: the checkpoint's, in their order, all classes of the dataset among them.
+
+    Args:
+        ignore_classes: the outputs are taken for the dataset's classes, one by one, whatever the checkpoint says.
+
     Raises:
-        MtpdError: the checkpoint is missing, broken, or of another architecture or number of classes.
+        MtpdError: the checkpoint is missing, broken, of another architecture, or lacks classes of the dataset.
     """
-    model = build_detector(ConfigDict(recipe.model(detector)))
+    meta = checkpoints.load_checkpoint(checkpoint).get('meta')
+    trained = known_classes(meta.get('CLASSES')) if isinstance(meta, dict) else None
+    classes = match_classes(recipe.classes, None if ignore_classes else trained, checkpoint)
+    cfg = ConfigDict(recipe.model(detector))
+    set_class_count(cfg, len(classes))
+    model = build_detector(cfg)
     checkpoints.load_student(model, checkpoint)
-    model.CLASSES = recipe.classes
+    model.CLASSES = classes
     return model.eval()
 
 
@@ -52,26 +68,30 @@ def evaluate(
     metrics: tuple[str, ...] = ('bbox',),
     detector: str = 'student',
     out: str | Path | None = None,
+    ignore_classes: bool = False,
 ) -> dict:
     """COCO numbers of a checkpoint on the recipe's validation split, by mmdet and `coco_metrics`.
+
+    Classes of a checkpoint that names its own are matched by name.
 
     Args:
         metrics: 'bbox' and, for detectors with masks, 'segm'.
         detector: whose architecture the checkpoint has: 'student' or a teacher's name.
         out: a folder for metrics.json and detections.json.
+        ignore_classes: as `load_detector`.
 
     Returns:
         The twelve numbers of COCO per metric as fractions 0..1 (``bbox_mAP``, ``bbox_mAP_50``, ..., None where the
-        split has no such objects), ``per_class``, ``num_images``, ``checkpoint`` and its ``sha256``; where some were
-        left out ``corrupt_images`` and, of the training in `out`, ``corrupt_training_images``.
+        split has no such objects), ``per_class``, ``num_images``, ``checkpoint`` and its ``sha256``, the
+        annotation file's ``annotations_sha256``; where some images were left out ``corrupt_images`` and, of the training in `out`, ``corrupt_training_images``.
 
     Raises:
         RecipeError: a metric the detector or the dataset cannot give, or a broken dataset.
-        MtpdError: the checkpoint does not load into the detector.
+        MtpdError: the checkpoint does not load into the detector, or lacks classes of the dataset.
     """
-    model = load_detector(recipe, checkpoint, detector)
     pipelines.check_data(recipe)
-    split = pipelines.dataset_config(recipe, 'val')
+    model = load_detector(recipe, checkpoint, detector, ignore_classes)
+    split = pipelines.dataset_config(recipe, 'val') | {'classes': model.CLASSES}
     check_metrics(metrics, model, Path(split['ann_file']), recipe.source)
     count = process_count(recipe)
     task = DetectionTask(
@@ -94,11 +114,13 @@ def check_metrics(
         return
     if not getattr(model, 'with_mask', False):
         problem = f'{type(model).__name__} predicts no masks'
-    elif not coco.has_masks(annotations):
-        problem = f'{annotations} has no masks'
+    elif problems := coco.mask_problems(annotations):
+        problem = ' '.join(problems)
     else:
         return
-    raise RecipeError(source, [f'metric segm: {problem}. Leave it out: --metrics bbox.'])
+    raise RecipeError(
+        source, [f'metric segm: {problem.rstrip(".")}. Leave it out: --metrics bbox.']
+    )
 
 
 class DetectionTask(NamedTuple):
@@ -144,18 +166,19 @@ def evaluate_model(
         results = distributed.run_on_all_ranks(
             task.processes, task.device, _detect, model, data, task, folder
         )
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        files, _ = data.format_results(results, jsonfile_prefix=str(Path(folder) / 'results'))
-        numbers = coco_metrics(data, files, metrics, task.library)
-        if out:
-            Path(out).mkdir(parents=True, exist_ok=True)
-            metric = 'segm' if 'segm' in metrics else metrics[0]  # segm's has the boxes, too
-            detections = Path(files[metric]).read_text(encoding='utf-8')
-            write_text(Path(out) / 'detections.json', detections)
+    detections = data.detections(results)
+    if out:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        metric = 'segm' if 'segm' in metrics else metrics[0]  # segm's has the boxes, too
+        text = json.dumps(data.with_file_ids(detections[metric]))
+        write_text(Path(out) / 'detections.json', text)
+    with contextlib.redirect_stdout(io.StringIO()):
+        numbers = coco_metrics(data, detections, metrics, task.library)
     numbers |= {
         'num_images': len(data),
         'checkpoint': Path(checkpoint).name,
         'sha256': file_sha256(checkpoint),
+        'annotations_sha256': coco.fingerprint(Path(data.ann_file)),
     }
     if corrupt:
         numbers['corrupt_images'] = len(corrupt)
@@ -184,10 +207,18 @@ def _detect(model: torch.nn.Module, data, task: DetectionTask, folder: str) -> l
         return loading.explain_worker_death(test)
 
 
-def metrics_of_checkpoint(out: Path, checkpoint: Path, measure: Callable[[], dict]) -> dict:
-    """The metrics.json in `out` if it is of this checkpoint, else what `measure` returns (and writes there)."""
+def metrics_of_checkpoint(
+    out: Path, checkpoint: Path, annotations: Path, measure: Callable[[], dict]
+) -> dict:
+    """The metrics.json in `out` if it is of this checkpoint and annotation file, else what `measure` returns (and writes there).
+
+    Version 0.1 did not note the annotation file: its metrics are taken to be of this one.
+    """
     metrics = read_json_if_valid(out / 'metrics.json')
-    return metrics if metrics and metrics['sha256'] == file_sha256(checkpoint) else measure()
+    if not metrics or metrics['sha256'] != file_sha256(checkpoint):
+        return measure()
+    actual = coco.fingerprint(annotations)
+    return metrics if metrics.get('annotations_sha256', actual) == actual else measure()
 
 
 # COCO's numbers of detections, by pycocotools or, several times faster, by faster-coco-eval.
@@ -231,19 +262,22 @@ def coco_evaluator(library: str) -> type[COCOeval]:
 
 
 def coco_metrics(
-    data, files: dict[str, str], metrics: Iterable[str], library: str = 'auto'
+    data: CocoDataset,
+    detections: dict[str, list[dict]],
+    metrics: Iterable[str],
+    library: str = 'auto',
 ) -> dict:
     """The twelve numbers per metric and AP per class, fractions; None where there are no such objects.
 
     Args:
-        data: mmdet's CocoDataset.
-        files: by metric ('bbox', 'segm') the detections in COCO's format.
+        data: what was detected on.
+        detections: by metric ('bbox', 'segm'), as `data.detections` gives them.
         library: one of `schema.LIBRARIES`; the numbers are the same, and pycocotools' are those that are published.
     """
     table: dict = {'per_class': {}}
     for metric in metrics:
-        detections = _load_detections(data.coco, files[metric], metric)
-        evaluator = coco_evaluator(library)(data.coco, detections, metric)
+        counted = _load_detections(data.coco, detections[metric], metric)
+        evaluator = coco_evaluator(library)(data.coco, counted, metric)
         evaluator.params.catIds, evaluator.params.imgIds = data.cat_ids, data.img_ids
         evaluator.evaluate()
         evaluator.accumulate()
@@ -256,18 +290,21 @@ def coco_metrics(
         precision = evaluator.eval['precision'][:, :, :, 0, -1]
         table['per_class'][metric] = {
             name: float(np.mean(values[values > -1])) if (values > -1).any() else None
-            for name, values in zip(data.CLASSES, np.moveaxis(precision, 2, 0), strict=True)
+            for number, name, values in zip(
+                data.cat_ids, data.CLASSES, np.moveaxis(precision, 2, 0), strict=True
+            )
+            if number in data.file_category_ids  # a checkpoint may know more classes
         }
     return table
 
 
-def _load_detections(truth: COCO, path: str, metric: str) -> COCO:
+def _load_detections(truth: COCO, detections: list[dict], metric: str) -> COCO:
     """Detections as pycocotools wants them; its own `loadRes` fails on an empty list."""
-    detections = json.loads(Path(path).read_text())
-    if metric == 'segm':  # beside a box, pycocotools takes its area for the mask's
-        detections = [{key: item[key] for key in item if key != 'bbox'} for item in detections]
-    if detections:
-        return truth.loadRes(detections)
+    # Copies, which it writes into. Beside a box, it takes its area for the mask's.
+    left_out = ('bbox',) if metric == 'segm' else ()
+    copies = [{key: item[key] for key in item if key not in left_out} for item in detections]
+    if copies:
+        return truth.loadRes(copies)
     empty = COCO()
     empty.dataset = truth.dataset | {'annotations': []}
     empty.createIndex()

@@ -22,7 +22,7 @@ from ..data import loading, seeded_loader
 from ..distill.initialization import InheritReport
 from ..errors import MtpdError, RecipeError
 from ..runtime import checkpoints, detectors, distributed, gpu_ops
-from ..utils import processes
+from ..utils import processes, world
 from ..utils.files import make_writable_folder
 from ..utils.machine import cpu_cores
 from ..utils.progress import log_level
@@ -389,7 +389,8 @@ def process_count(recipe: Recipe) -> int:
 
 def data_workers(recipe: Recipe, training: bool = True) -> int:
     """How many data workers each process of a training has or, if not `training`, of an evaluation."""
-    local_processes = int(os.environ.get('LOCAL_WORLD_SIZE', 0)) or process_count(recipe)
+    process = world.current_world()
+    local_processes = process.local_size if process else process_count(recipe)
     runtime = recipe.cfg.runtime
     return loading.worker_count(
         runtime.workers, recipe_device(recipe), local_processes * runtime.jobs, training

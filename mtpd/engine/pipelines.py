@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import sys
 
+from mmcv.runner import get_dist_info
 from mmdet.datasets import build_dataset
 
 from ..config.recipe import Recipe
-from ..data import coco, loading  # noqa: F401  (loading: registered with mmdet)
+from ..data import coco, dataset, loading  # noqa: F401  (dataset, loading: registered with mmdet)
 from ..errors import RecipeError
 
 
@@ -58,12 +60,25 @@ def _normalise_and_pad(image: dict) -> list[dict]:
 
 
 def check_data(recipe: Recipe) -> None:
-    """Raises RecipeError with everything that is wrong with the recipe's dataset.
+    """Raises RecipeError with everything that is wrong with the recipe's dataset, and prints what is taken for granted.
 
     For entries that no preflight check comes before: it looks for every image.
     """
     if problems := recipe.data_problems():
         raise RecipeError(recipe.source, problems)
+    print_notes(recipe.data_notes(training=False))
+
+
+_printed_notes: set[str] = set()
+
+
+def print_notes(notes: list[str]) -> None:
+    """Each note once, on stderr: stdout is for the numbers of `mtpd eval`."""
+    if get_dist_info()[0] == 0:
+        for note in notes:
+            if note not in _printed_notes:
+                print(f'note: {note}', file=sys.stderr)
+    _printed_notes.update(notes)
 
 
 def dataset_config(
@@ -105,8 +120,8 @@ def quiet_dataset(cfg: dict):
 def needs_masks(recipe: Recipe, model: dict) -> bool:
     """Whether a detector trains on masks. Raises RecipeError where it does and the data has none."""
     has_mask_head = 'mask_head' in str(model)
-    if has_mask_head and not coco.has_masks(recipe.split('train')[0]):
+    if has_mask_head and (problems := coco.mask_problems(recipe.split('train')[0])):
         raise RecipeError(
-            recipe.source, ['the detector has a mask head, and annotations have no masks.']
+            recipe.source, [f'the detector has a mask head, and {problem}' for problem in problems]
         )
     return has_mask_head

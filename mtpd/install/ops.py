@@ -25,7 +25,8 @@ from pathlib import Path
 from ..errors import MtpdError
 from ..utils import machine
 from ..utils.files import read_json, write_json
-from ..utils.paths import ROOT, cache_dir
+from ..utils.paths import cache_dir
+from ..utils.processes import same_imports
 from . import build, nvcc
 from .build import Target
 
@@ -307,7 +308,13 @@ def build_into_cache(folder: Path, torch: machine.Torch, target: Target, echo: C
 
 
 def refuse_plain_mmcv() -> None:
-    """Raises MtpdError where the package `mmcv` (without ops) is installed: it has mmcv-full's folder."""
+    """Raises MtpdError where an mmcv is imported that lies elsewhere, or `mmcv` (without ops) is installed.
+
+    The latter has mmcv-full's folder.
+    """
+    package = machine.find_package('mmcv')
+    if package and package.origin:
+        raise MtpdError(f'mmcv is {package.text}. {package.remedy}')
     try:
         version = metadata.version('mmcv')
     except metadata.PackageNotFoundError:
@@ -340,15 +347,17 @@ def self_test(full: bool = True) -> dict:
     Raises:
         MtpdError: the ops don't load, or give other values.
     """
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
     command = [sys.executable, '-W', 'ignore', '-m', 'mtpd.runtime.selftest']
     if full:
         command.append('full')
-    env = {**os.environ, 'PYTHONPATH': paths}
+    env = os.environ | same_imports() | {machine.OPS_ONLY_VARIABLE: '1'}
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode:
         lines = (done.stderr.strip() or f'it ended with code {done.returncode}').splitlines()
+        kind, _, text = lines[-1].partition('MtpdError: ')
+        if text:
+            raise MtpdError(text)  # it names its fix
         raise MtpdError(
-            f"mmcv's compiled ops do not work: {lines[-1]} Run `mtpd install-ops --rebuild`."
+            f"mmcv's compiled ops do not work: {kind} Run `mtpd install-ops --rebuild`."
         )
     return json.loads(done.stdout.splitlines()[-1])

@@ -22,7 +22,7 @@ from ..preflight.checks import check_before_training
 from ..runtime import checkpoints
 from ..utils.files import read_json, write_json
 from .mmdet_config import recipe_as_mmdet
-from .run_dir import recorded_settings
+from .run_dir import recorded_settings, refuse_other_data
 
 
 def train_detector_run(
@@ -42,6 +42,7 @@ def train_detector_run(
     Raises:
         RecipeError: the dataset or the detector does not fit the recipe.
     """
+    refuse_other_data(recipe, recipe.run_dir(work_dir))
     spec, training = recipe.detector(detector), detector_training(recipe, detector, work_dir)
     out, final = training.folder, training.folder / training.final
     if not checkpoints.is_finished(final):
@@ -118,7 +119,10 @@ def measured_detector(recipe: Recipe, detector: str, out: Path, checkpoint: Path
     """
     wanted = recipe.cfg.evaluation.metrics
     metrics = metrics_of_checkpoint(
-        out, checkpoint, lambda: evaluate(recipe, checkpoint, wanted, detector, out)
+        out,
+        checkpoint,
+        recipe.split('val')[0],
+        lambda: evaluate(recipe, checkpoint, wanted, detector, out),
     )
     if not (out / 'model.json').is_file():
         write_json(out / 'model.json', model_cost(recipe, detector))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import re
+import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 from ..errors import MtpdError, RecipeError
 from ..install import build, ops
 from ..utils import machine
 from ..utils.files import accepts_files, file_sha256, nearest_existing_folder, sha256_in_name
 from ..utils.paths import ROOT
+from .notebooks import KERNEL_NAME, kernel_spec
 
 if TYPE_CHECKING:
     from ..config.recipe import Recipe
@@ -50,6 +54,7 @@ def run_checks(
         *_checks_or_failure('python', check_python()),
         *_checks_or_failure('torch', check_torch()),
         *_checks_or_failure('versions', check_versions()),
+        *_checks_or_failure('mtpd', check_checkout()),
         *_checks_or_failure('device', check_device()),
         *_checks_or_failure('ops', check_ops()),
         *_checks_or_failure('memory', check_memory()),
@@ -88,8 +93,10 @@ def _checks_or_failure(name: str, checks: Iterator[Check]) -> list[Check]:
     try:
         done.extend(checks)
     except Exception as error:  # a broken package can raise anything, and to say so is the job here
-        text = str(error) if isinstance(error, MtpdError) else f'{type(error).__name__}: {error}'
-        done.append(Check(name, 'fail', text, 'Run `make env`.'))
+        if isinstance(error, MtpdError):  # it names its fix
+            done.append(Check(name, 'fail', str(error)))
+        else:
+            done.append(Check(name, 'fail', f'{type(error).__name__}: {error}', 'Run `make env`.'))
     return done
 
 
@@ -117,25 +124,39 @@ def check_torch() -> Iterator[Check]:
 
 
 def check_versions() -> Iterator[Check]:
-    """Packages whose version the results depend on, against the pins."""
-    pins = pinned_versions()
+    """Packages whose version the results depend on, against the pins; and where they come from."""
+    pins = machine.pinned_versions()
     for name in COMPARED_PACKAGES:
-        try:
-            version = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            yield Check(name, 'fail', 'not installed', 'Run `make env`.')
-            continue
-        if pins.get(name, version) == version:
+        version = machine.package_version(name)
+        package = machine.find_package(machine.MODULES.get(name, name))
+        if version is None:
+            yield Check(name, 'fail', 'not installed', machine.install_hint(name))
+        elif package and package.origin:
+            yield Check(name, 'warn', version, package.remedy)
+        elif pins.get(name, version) == version:
             yield Check(name, 'ok', version)
         else:
-            fix = f'{pins[name]} is pinned; results may differ. Run `make env`.'
+            fix = f'{pins[name]} is pinned; results may differ. {machine.install_hint(name)}'
             yield Check(name, 'warn', version, fix)
+    for name in ('torch', 'mmcv'):  # whose versions other checks look at
+        package = machine.find_package(name)
+        if package and package.origin:
+            yield Check(name, 'warn', package.text, package.remedy)
 
 
-def pinned_versions() -> dict[str, str]:
-    """Package -> version of requirements/base.txt."""
-    text = (ROOT / 'requirements' / 'base.txt').read_text()
-    return dict(re.findall(r'^([\w-]+)==(\S+)', text, re.MULTILINE))
+def check_checkout() -> Iterator[Check]:
+    """Another checkout of the kit than the installed one, which PYTHONPATH or the working directory puts first."""
+    try:
+        record = metadata.distribution('mtpd').read_text('direct_url.json')
+    except metadata.PackageNotFoundError:
+        return
+    source = json.loads(record or '{}')
+    installed = Path(unquote(urlsplit(source.get('url', '')).path))
+    is_editable = source.get('dir_info', {}).get('editable')
+    if is_editable and installed.resolve() != ROOT.resolve():
+        package = machine.find_package('mtpd')
+        text = f'the kit of {ROOT}, by {package.origin}; installed is that of {installed}'
+        yield Check('mtpd', 'warn', text, package.remedy)
 
 
 def check_device() -> Iterator[Check]:
@@ -187,16 +208,64 @@ def check_memory() -> Iterator[Check]:
 
 
 def check_kernel() -> Iterator[Check]:
-    """The notebooks run on the Jupyter kernel `python3`."""
-    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
-
-    try:
-        spec = KernelSpecManager().get_kernel_spec('python3')
-    except NoSuchKernel:
-        fix = f'Run `{sys.executable} -m ipykernel install --sys-prefix --name python3`.'
-        yield Check('kernel', 'fail', 'no Jupyter kernel named python3', fix)
+    """The kernel that a run starts, which is this Python's, and the one that JupyterLab starts for the notebooks."""
+    python = kernel_spec().argv[0]
+    foreign = foreign_kernel()
+    if foreign is None:
+        yield Check('kernel', 'ok', f'{KERNEL_NAME} ({python})')
     else:
-        yield Check('kernel', 'ok', f'python3 ({spec.resource_dir})')
+        text = (
+            f'`mtpd run` takes {python}; for notebooks opened in JupyterLab there is {foreign[0]}'
+        )
+        yield Check('kernel', 'warn', text, foreign[1])
+
+
+def foreign_kernel() -> tuple[str, str] | None:
+    """The kernel that Jupyter has under the notebooks' kernel name, in words, and the fix; None where it is this Python's."""
+    from jupyter_client.kernelspec import KernelSpecManager
+
+    manager = KernelSpecManager()
+    folder = manager.find_kernel_specs().get(KERNEL_NAME, '')
+    try:
+        spec = manager.get_kernel_spec(KERNEL_NAME)
+        text = _foreign_python(spec.argv[0], spec.env)
+    except Exception as error:  # whatever a broken kernel.json leads to
+        text = f'one that cannot be read ({type(error).__name__}: {error})'
+    return (f'{text} ({folder})', _kernel_remedy(folder)) if text else None
+
+
+def _foreign_python(python: str, env: dict[str, str]) -> str | None:
+    """How a kernel's Python differs from this one; None where it does not."""
+    path = env.get('PYTHONPATH')
+    if python in ('python', 'python3', f'python3.{sys.version_info.minor}'):  # JupyterLab's own
+        return f'one with PYTHONPATH={path}' if path else None
+    code = 'import sys, importlib.util as u; print(sys.prefix); print(u.find_spec("mtpd") is None)'
+    try:
+        done = subprocess.run(
+            [python, '-c', code],
+            env=os.environ | env,
+            cwd=sys.prefix,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        prefix, lacks_kit = done.stdout.splitlines()
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return f'{python}, which does not start'
+    if prefix == sys.prefix:
+        return f'one with PYTHONPATH={path}' if path else None
+    return f'{python}, without mtpd' if lacks_kit == 'True' else f'{python}, another environment'
+
+
+def _kernel_remedy(folder: str) -> str:
+    """How JupyterLab comes to take this Python's kernel and not that of a folder."""
+    listed = filter(None, os.environ.get('JUPYTER_PATH', '').split(os.pathsep))
+    if any(Path(folder).is_relative_to(Path(place).absolute()) for place in listed):
+        return f'`unset JUPYTER_PATH` before `jupyter lab`, or remove {folder}.'
+    if Path(folder).is_relative_to(sys.prefix):
+        return f'Run `{sys.executable} -m ipykernel install --sys-prefix --name {KERNEL_NAME}`.'
+    return f'`export JUPYTER_PREFER_ENV_PATH=1` before `jupyter lab`, or remove {folder}.'
 
 
 def check_results_folder(work_dir: Path | None = None) -> Iterator[Check]:
@@ -246,6 +315,7 @@ def check_recipe(
     if not problems:
         root = recipe.cfg.data.root or 'DigitScenes: made where they are missing'
         yield Check('dataset', 'ok', root)
+        yield from (Check('dataset', 'ok', f'note: {note}') for note in recipe.data_notes())
     if other_settings := settings_problem(run_dir / 'recipe.py', recipe.text):
         yield Check('work-dir', 'fail', other_settings)
     if not problems and not expected:

@@ -7,7 +7,7 @@ from ..runtime import compat  # noqa: F401  (before mmcv)
 # isort: split
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,13 +29,14 @@ from ..config.files import (
 )
 from ..config.recipe import Recipe, load_recipe
 from ..data import coco
+from ..data.classes import known_classes, match_classes
 from ..distill.initialization import initialise_weights
 from ..engine import loop, memory, pipelines
 from ..engine.evaluation import DetectionTask, check_metrics, evaluate_model, metrics_of_checkpoint
 from ..errors import RecipeError, unknown_name
 from ..runtime import checkpoints, distributed
 from ..utils.paths import ROOT, display_path, resolve_path
-from .run_dir import claim_run_dir
+from .run_dir import claim_data, claim_run_dir
 
 SPLITS = ('train', 'val', 'test')
 # Settings that mmdet reads and a config may leave out.
@@ -148,6 +149,9 @@ def train_config(config: PlainConfig, work_dir: str | Path | None = None) -> dic
     out = config_run_dir(config, work_dir)
     final = out / 'model.pth'
     claim_run_dir(out / 'config.py', config.text)
+    annotations = Path(dataset_leaves(cfg.data.test)[0].ann_file)
+    train = [Path(leaf.ann_file) for leaf in dataset_leaves(cfg.data.train)]
+    claim_data(out, train, annotations)
     if not checkpoints.is_finished(final):
         settings = _training_config(config, out)
         meta = {'student_config': config.text, 'seed': cfg.seed}
@@ -158,7 +162,7 @@ def train_config(config: PlainConfig, work_dir: str | Path | None = None) -> dic
         )
         checkpoints.export_student(out / 'latest.pth', final)
     metrics = metrics_of_checkpoint(
-        out, final, lambda: evaluate_config(config, final, config.metrics, out)
+        out, final, annotations, lambda: evaluate_config(config, final, config.metrics, out)
     )
     return {'dir': out, 'checkpoint': final, 'metrics': metrics}
 
@@ -173,8 +177,11 @@ def evaluate_config(
     checkpoint: str | Path,
     metrics: tuple[str, ...] = ('bbox',),
     out: str | Path | None = None,
+    ignore_classes: bool = False,
 ) -> dict:
     """COCO numbers of a checkpoint (any layout) on a config's test split, as `mtpd.evaluate` gives them.
+
+    Args: as there.
 
     Raises:
         RecipeError: a metric the detector or the dataset cannot give, or a broken dataset.
@@ -185,6 +192,14 @@ def evaluate_config(
         raise RecipeError(source, problems)
     model, split = _build_detector(config), {**dataset_leaves(cfg.data.test)[0], 'test_mode': True}
     check_metrics(metrics, model, Path(split['ann_file']), source)
+    meta = checkpoints.load_checkpoint(checkpoint).get('meta')
+    trained = known_classes(meta.get('CLASSES')) if isinstance(meta, dict) else None
+    classes = CocoDataset.get_classes(split.get('classes'))
+    split['classes'] = match_classes(classes, None if ignore_classes else trained, checkpoint)
+    if len(split['classes']) != len(classes):
+        cfg = copy.deepcopy(cfg)
+        set_class_count(cfg.model, len(split['classes']))
+        model = _build_detector(replace(config, cfg=cfg))
     checkpoints.load_student(model, checkpoint)
     device = loop.choose_device(config.device, source)
     if cfg.get('fp16') and device == 'cuda':
@@ -386,6 +401,8 @@ def _file_problems(leaf: dict, classes: tuple[str, ...] | str, corrupt_limit: in
                 f'{path} lacks {len(missing)} of the classes of the config: {", ".join(missing[:5])}. '
                 'Classes follow from the data with --cfg-options data.root=FOLDER.'
             )
-    if "'with_mask': True" in str(leaf.get('pipeline')) and not coco.has_masks(path):
-        problems.append(f'the detector trains on masks, and {path} has none.')
+    if "'with_mask': True" in str(leaf.get('pipeline')):
+        problems += [
+            f'the detector trains on masks, and {problem}' for problem in coco.mask_problems(path)
+        ]
     return problems

@@ -7,6 +7,7 @@ and after a kernel was killed its metadata call every cell completed.
 from __future__ import annotations
 
 import ast
+import asyncio
 import difflib
 import functools
 import io
@@ -19,12 +20,18 @@ import tokenize
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from ..errors import MtpdError
 from ..utils.files import write_text
+from ..utils.machine import install_hint
 from ..utils.processes import END_WITH_PARENT
 
+if TYPE_CHECKING:
+    from jupyter_client.kernelspec import KernelSpec
+
+KERNEL_NAME = 'python3'  # of the kit's notebooks
+GOES_ON = 'The same command goes on where it was'
 KERNEL_GRACE = 60  # seconds that a kernel has for its end
 
 _running_kernels: list[subprocess.Popen] = []
@@ -56,7 +63,6 @@ def execute_notebook(
     out: str | Path,
     parameters: dict[str, Any] | None = None,
     cwd: str | Path | None = None,
-    kernel: str = 'python3',
     timeout: int | None = None,
     on_cell: Callable[[int, int], None] | None = None,
     echo: TextIO | None = None,
@@ -64,25 +70,26 @@ def execute_notebook(
 ) -> None:
     """Run notebook `source` with `parameters` and write it, executed, to `out` (also on failure).
 
+    Its kernel is a process of this Python, whichever kernels Jupyter knows.
+
     Args:
         source: the notebook; it is not changed.
         out: where the executed notebook goes; written after every cell.
         parameters: values for names of the parameters cell; checked before a kernel starts.
         cwd: working directory of the kernel; the source's folder where None.
-        kernel: name of the Jupyter kernel.
         timeout: seconds that one cell may take; None is for ever.
         on_cell: called with (cell number from 1, number of cells) before each code cell.
         echo: gets what the cells print, as it comes (for example `sys.stdout`).
         env: environment variables of the kernel beside this process's.
 
     Raises:
-        MtpdError: unreadable notebook, unknown parameter, wrong type, unknown kernel.
+        MtpdError: unreadable notebook, unknown parameter, wrong type, or ipykernel is not installed.
         NotebookError: a cell failed, ran out of time, or the kernel died.
     """
     source, out = Path(source).resolve(), Path(out).resolve()
     notebook = read_notebook(source)
     values = checked_parameters(parameters or {}, declared_parameters(notebook, source), source)
-    _check_kernel(source, kernel)
+    kernel_spec()  # before papermill, which would write the notebook first
     out.parent.mkdir(parents=True, exist_ok=True)
     cells = len(notebook.cells) + bool(values)  # papermill adds one with the values
 
@@ -91,7 +98,7 @@ def execute_notebook(
             on_cell(cell_index + 1, cells)
 
     options = {
-        'kernel_name': kernel,
+        'kernel_name': KERNEL_NAME,
         'timeout': timeout,
         'on_cell_start': on_cell_start,
         'stdout_file': echo,
@@ -106,17 +113,15 @@ def end_kernels() -> None:
     _end_processes(list(_running_kernels))
 
 
-def _check_kernel(source: Path, kernel: str) -> None:
-    """Before papermill, which would write the notebook first."""
-    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+def kernel_spec() -> KernelSpec:
+    """How the kernel of this Python is started. Raises MtpdError where ipykernel is not installed."""
+    from jupyter_client.kernelspec import KernelSpec
 
     try:
-        KernelSpecManager().get_kernel_spec(kernel)
-    except NoSuchKernel:
-        raise MtpdError(
-            f'{source.name}: there is no Jupyter kernel {kernel!r}. '
-            '`jupyter kernelspec list` shows those there are.'
-        ) from None
+        from ipykernel.kernelspec import get_kernel_dict
+    except ImportError:
+        raise MtpdError(f'ipykernel is not installed. {install_hint("ipykernel")}') from None
+    return KernelSpec(**get_kernel_dict())
 
 
 def _run_papermill(source: Path, out: Path, values: dict, options: dict, env: dict) -> None:
@@ -164,10 +169,13 @@ def _papermill_path(path: Path) -> str:
 
 
 def _kernel_manager(kernels: list[subprocess.Popen], env: dict[str, str]) -> type:
-    """A kernel manager class that adds the kernels it starts to `kernels`."""
+    """A kernel manager class that starts kernels of this Python, and adds them to `kernels`."""
     from jupyter_client.manager import AsyncKernelManager
 
     class Manager(AsyncKernelManager):
+        # In place of the property that looks a kernel up by its name: JUPYTER_PATH may have another of this name.
+        kernel_spec = kernel_spec()
+
         async def start_kernel(self, **kwargs):
             # Its own session: a Ctrl-C at the terminal reaches us, and we end the kernel.
             await super().start_kernel(**{'env': os.environ | env, **END_WITH_PARENT, **kwargs})
@@ -175,11 +183,20 @@ def _kernel_manager(kernels: list[subprocess.Popen], env: dict[str, str]) -> typ
             _running_kernels.append(self.provisioner.process)
 
         async def shutdown_kernel(self, now=False, restart=False):
+            # After Ctrl-C the task of the cell is still in the loop, where it fails once the kernel is dead. Nobody waits
+            # for it, and asyncio would log that.
+            for task in asyncio.all_tasks():
+                task.add_done_callback(_take_exception)
             if self.provisioner and self.provisioner.process:
                 _end_processes([self.provisioner.process])
             await super().shutdown_kernel(now=True, restart=restart)
 
     return Manager
+
+
+def _take_exception(task: asyncio.Task) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 @contextmanager
@@ -216,10 +233,11 @@ def _kill_group(process: subprocess.Popen) -> None:
 def _cause_of_death(kernels: list[subprocess.Popen]) -> str:
     code = kernels[-1].poll() if kernels else None
     if code is None or code >= 0:
-        return f'the Python process of the notebook ended by itself (exit code {code})'
+        return f'the Python process of the notebook ended by itself (exit code {code}). {GOES_ON}.'
     name = signal.Signals(-code).name
     hint = ' (often: out of memory)' if name == 'SIGKILL' else ''
-    return f'the Python process of the notebook was ended by signal {name}{hint}'
+    fix = ', and takes less memory with runtime.workers=0' if hint else ''
+    return f'the Python process of the notebook was ended by signal {name}{hint}. {GOES_ON}{fix}.'
 
 
 def _check_every_cell_ran(source: Path, out: Path) -> None:
@@ -327,9 +345,11 @@ def read_notebook(path: str | Path):
     try:
         return nbformat.read(path, as_version=4)
     except FileNotFoundError:
-        raise MtpdError(f'Notebook {path} does not exist.') from None
+        raise MtpdError(f'Notebook {path} does not exist. Correct its path.') from None
     except Exception as error:  # nbformat raises several kinds for a file that is no notebook
-        raise MtpdError(f'{path} is not a Jupyter notebook: {error}') from None
+        raise MtpdError(
+            f'{path} is not a Jupyter notebook: {error}. Give an .ipynb file; `git checkout` brings back one of the kit.'
+        ) from None
 
 
 def declared_parameters(notebook, path: Path) -> dict[str, Parameter]:
@@ -341,7 +361,7 @@ def declared_parameters(notebook, path: Path) -> dict[str, Parameter]:
     try:
         tree = ast.parse(source)
     except SyntaxError as error:
-        raise MtpdError(f'{path}, parameters cell: {error}') from None
+        raise MtpdError(f'{path}, parameters cell: {error}. Correct it.') from None
     comments = {
         token.start[0]: token.string.lstrip('# ').strip()
         for token in tokenize.generate_tokens(io.StringIO(source).readline)

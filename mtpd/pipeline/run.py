@@ -23,7 +23,7 @@ from ..utils.machine import cpu_cores
 from ..utils.paths import ROOT, display_path
 from .notebooks import NotebookError, end_kernels, execute_notebook
 from .run_dir import default_run_dir, open_run, run_info, timestamp
-from .status import STATUS, init_steps, refuse_if_in_use, run_lock
+from .status import STATUS, init_steps, refuse_if_in_use, reset_steps, run_lock
 from .teacher_order import resolve_auto_arms
 
 NOTEBOOKS = ROOT / 'notebooks'
@@ -140,7 +140,9 @@ def run_recipe(
             echo(f'report: {report(run_dir)}')
 
     with run_lock(run_dir, command, echo) as status:
-        open_run(recipe, run_dir, smoke, smoke_overrides)
+        if open_run(recipe, run_dir, smoke, smoke_overrides):
+            echo('the validation annotations have changed: detectors are measured again')
+            reset_steps(status)
         forecast.write_forecast(expected, run_dir)
         try:
             seconds = _run_all_steps(recipe, run_dir, status, echo, stream)
@@ -177,6 +179,7 @@ def _smoke_overrides(recipe: Recipe) -> dict[str, Any]:
         for name, spec in recipe.cfg.teachers.items()
         for key, value in teacher_settings.items()
         if key in spec
+        and not spec.get('checkpoint')  # what is not trained keeps what it says of its training
     }
 
 
@@ -195,6 +198,8 @@ def _check_before_run(
         problems = preflight.fetch_weights(recipe, recipe.detectors, recipe.detectors)
     if problems:
         raise RecipeError(recipe.source, problems)
+    for note in recipe.data_notes():
+        echo(f'note: {note}')
     if expected:
         words = forecast.forecast_texts(recipe, run_dir, expected)
         echo(f'{recipe.name}: {words["time"]}, {words["memory"]}')
@@ -293,7 +298,10 @@ class _StepRunner:
             str(path.relative_to(self.run_dir)) for path in step.outputs if not path.is_file()
         ]
         if missing:
-            raise MtpdError(f'{step.source.name} ended without writing {", ".join(missing)}.')
+            raise MtpdError(
+                f'{step.source.name} ended without writing {", ".join(missing)}. Has the notebook been changed? See {out}; '
+                'the same command runs it again.'
+            )
 
 
 # Independent chains of steps side by side, on threads that each wait for a notebook's kernel.

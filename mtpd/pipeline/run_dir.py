@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config.settings import CHANGEABLE, differing_settings, parse_settings, read_settings
+from ..data.coco import fingerprint
 from ..errors import MtpdError
 from ..utils.files import make_writable_folder, read_json_if_valid, write_json, write_text
 from ..utils.paths import ROOT, display_path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ..config.recipe import Recipe
 
 # A run directory with one of these has results to lose.
+DATA = 'data.json'
 RESULTS = ('notebooks', 'detectors', 'stages', 'latest.pth', 'model.pth')
 
 # Beside `CHANGEABLE`, what a training or a choice of teachers in a run directory may have otherwise: it makes no other student.
@@ -42,19 +44,24 @@ def default_run_dir(recipe: Recipe, smoke: bool) -> Path:
     return ROOT / 'runs' / name / str(recipe.seed)
 
 
-def open_run(recipe: Recipe, run_dir: Path, smoke: bool, hidden: Iterable[str] = ()) -> None:
-    """Makes the run directory with recipe.py and run.json, or checks that they are this recipe's.
+def open_run(recipe: Recipe, run_dir: Path, smoke: bool, hidden: Iterable[str] = ()) -> bool:
+    """Makes the run directory with recipe.py, run.json and data.json, or checks that they are this recipe's.
 
     Args:
         hidden: overrides that the smoke flag stands for, and the command to repeat leaves out.
 
+    Returns:
+        Whether the validation annotations have changed, see `claim_data`.
+
     Raises:
-        MtpdError: it cannot be written to, or holds a run with other settings.
+        MtpdError: it cannot be written to, or holds a run with other settings, or trainings on other annotations.
     """
     claim_run_dir(run_dir / 'recipe.py', recipe.text)
+    has_other_val = claim_data(run_dir, [recipe.split('train')[0]], recipe.split('val')[0])
     info = run_info(recipe, smoke, hidden, run_dir)
     info['seconds'] = read_json_if_valid(run_dir / 'run.json', {}).get('seconds')
     write_json(run_dir / 'run.json', info)
+    return has_other_val
 
 
 def run_info(
@@ -183,21 +190,72 @@ def other_settings_text(folder: Path, keys: Sequence[str] = (), content: str = '
 
 @contextmanager
 def recorded_settings(recipe: Recipe, run_dir: Path, out: Path) -> Iterator[None]:
-    """Writes recipe.py into a run directory that has none, for a training in the block into `out`.
+    """Writes recipe.py into a run directory that has none, and data.json, for a training in the block into `out`.
 
-    The file is removed again where the block ends before the training's first checkpoint.
+    The files are removed again where the block ends before the training's first checkpoint.
     """
     settings_file = run_dir / 'recipe.py'
-    if settings_file.is_file():
-        yield
-        return
-    make_writable_folder(run_dir)
-    write_text(settings_file, recipe.text)
+    is_new = not settings_file.is_file()
+    if is_new:
+        make_writable_folder(run_dir)
+        write_text(settings_file, recipe.text)
+    claim_data(run_dir, [recipe.split('train')[0]], recipe.split('val')[0])
     try:
         yield
     finally:
-        if not (out / 'training.json').is_file():
+        if is_new and not (out / 'training.json').is_file():
             settings_file.unlink(missing_ok=True)
+            (run_dir / DATA).unlink(missing_ok=True)
+
+
+# The annotation files that a run directory's trainings and numbers come from, in its data.json.
+
+
+def claim_data(folder: Path, train: Sequence[Path], val: Path) -> bool:
+    """Writes the SHA-256 of a run's annotation files into its folder.
+
+    A folder of version 0.1 has none yet: its results are taken to be of these files.
+
+    Args:
+        train: those that trainings see.
+        val: the one that detectors are measured on.
+
+    Returns:
+        Whether `val` has changed since: what was measured on it has to be measured again.
+
+    Raises:
+        MtpdError: the folder holds trainings on other annotations.
+    """
+    data = _data_fingerprints(train, val)
+    if problem := _other_data_problem(folder, train, data):
+        raise MtpdError(problem)
+    recorded = read_json_if_valid(folder / DATA, data)
+    if recorded != data or not (folder / DATA).is_file():
+        write_json(folder / DATA, data)
+    return recorded['val'] != data['val']
+
+
+def refuse_other_data(recipe: Recipe, run_dir: Path) -> None:
+    """Raises MtpdError where a run directory holds trainings on other annotations than the recipe's are now."""
+    train, val = ([recipe.split(name)[0]] for name in ('train', 'val'))
+    if (run_dir / DATA).is_file() and all(path.is_file() for path in (*train, *val)):
+        data = _data_fingerprints(train, *val)
+        if problem := _other_data_problem(run_dir, train, data):
+            raise MtpdError(problem)
+
+
+def _data_fingerprints(train: Sequence[Path], val: Path) -> dict:
+    return {'train': [fingerprint(path) for path in train], 'val': fingerprint(val)}
+
+
+def _other_data_problem(folder: Path, train: Sequence[Path], data: dict) -> str | None:
+    recorded = read_json_if_valid(folder / DATA, data)
+    if recorded['train'] == data['train'] or not any(folder.rglob('training.json')):
+        return None
+    return (
+        f'{folder} holds trainings on other annotations than {", ".join(map(str, train))} has now. Choose another '
+        '--work-dir, remove that folder, or put the former file back.'
+    )
 
 
 def timestamp() -> str:

@@ -21,7 +21,7 @@ from ..preflight.checks import check_before_training
 from ..runtime import checkpoints
 from ..utils.files import file_sha256, read_json, write_json
 from .detectors import checkpoint_meta, detector_checkpoint, measured_detector
-from .run_dir import recorded_settings
+from .run_dir import recorded_settings, refuse_other_data
 from .teacher_order import resolve_auto_arm
 
 
@@ -48,6 +48,7 @@ def train_stage(
         RecipeError: no such arm or stage; dataset, teacher or student don't fit the recipe.
         MtpdError: a checkpoint is missing, broken or of another architecture.
     """
+    refuse_other_data(recipe, recipe.run_dir(work_dir))
     plan = resolve_auto_arm(recipe, arm, work_dir).arm(arm, stage)
     out = stage_dir(recipe, plan, stage, work_dir)
     final = out / 'student.pth'
@@ -59,6 +60,7 @@ def train_stage(
         meta = checkpoint_meta(recipe, 'student', arm=arm, stage=stage, teacher=teacher)
         meta['stages'] = _stage_history(recipe, plan, stage, start, origin, work_dir)
         seed = recipe.seed * 1000 + stage  # the same in all arms
+        print(f'training {_stage_text(recipe, plan, stage)}')
         with recorded_settings(recipe, recipe.run_dir(work_dir), out):
             report = train_model(recipe, build, student, out, plan.stage_updates, seed, meta=meta)
         write_json(
@@ -78,6 +80,15 @@ def train_stage(
         checkpoints.export_student(out / 'latest.pth', final)
     measured = measured_detector(recipe, 'student', out, final)
     return {**measured, 'stage': read_json(out / 'stage.json')}
+
+
+def _stage_text(recipe: Recipe, arm: Arm, stage: int) -> str:
+    """A stage in words, for the head of the lines about its updates."""
+    teacher = arm.teachers[stage - 1]
+    company = (
+        f'with {recipe.detector(teacher).get("label", teacher)}' if teacher else 'without a teacher'
+    )
+    return f'{arm.name}, stage {stage} of {len(arm.teachers)}, {company}'
 
 
 def _check_before_stage(recipe: Recipe, arm: Arm, stage: int, work_dir: str | Path | None) -> None:

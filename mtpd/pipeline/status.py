@@ -15,7 +15,12 @@ import psutil
 from filelock import FileLock, Timeout
 
 from ..errors import MtpdError
-from ..utils.files import make_writable_folder, read_json_if_valid, write_json
+from ..utils.files import (
+    make_writable_folder,
+    nearest_existing_folder,
+    read_json_if_valid,
+    write_json,
+)
 from ..utils.paths import display_path
 from .run_dir import timestamp
 
@@ -31,14 +36,14 @@ def run_lock(
     status.json has ``state`` (running, done, failed, interrupted), ``command``, ``host``, ``pid``, ``created`` (the
     process's start, seconds since 1970), ``started``, ``ended``, and of the end ``exit_code``, ``signal`` (its name) and
     ``reason`` (the error's words). Steps of a run (``steps``) stay as they are; one that a killed command left
-    running is interrupted. A folder in which nothing but the status came to be is removed, and a command that is refused
+    running is interrupted. A new folder in which nothing but the status came to be is removed, with the folders made for it, and a command that is refused
     with nothing done leaves the status as it was.
 
     Raises:
         MtpdError: another command works in it, or it cannot be written to.
     """
     refuse_if_in_use(folder)
-    is_new = not folder.is_dir()
+    is_new, existing = not folder.is_dir(), nearest_existing_folder(folder)
     make_writable_folder(folder)
     lock = FileLock(folder / LOCK, timeout=0)
     try:
@@ -81,7 +86,15 @@ def run_lock(
             if is_new and {path.name for path in folder.iterdir()} == {LOCK, STATUS}:
                 for name in (STATUS, LOCK):
                     (folder / name).unlink()
-                folder.rmdir()
+                _remove_empty_folders(folder, existing)
+
+
+def _remove_empty_folders(folder: Path, existing: Path) -> None:
+    """Removes a folder and those around it as long as they are empty, up to `existing`, which stays."""
+    with contextlib.suppress(OSError):  # not empty: another command has begun in it
+        while folder != existing:
+            folder.rmdir()
+            folder = folder.parent
 
 
 def refuse_if_in_use(folder: Path) -> None:
@@ -108,6 +121,12 @@ def init_steps(names: list[str], status: dict) -> None:
         else {'name': name, 'state': 'pending', **no_result, 'notebook': f'notebooks/{name}.ipynb'}
         for name in names
     ]
+
+
+def reset_steps(status: dict) -> None:
+    """No step is done any more."""
+    for step in status.get('steps', ()):
+        step['state'] = 'pending'
 
 
 def _write_times(folder: Path) -> dict[str, int]:
@@ -186,7 +205,8 @@ def read_status(folder: Path) -> dict:
     status = read_json_if_valid(folder / STATUS)
     if not status:
         raise MtpdError(
-            f'{folder} is neither a sweep nor a run: it has no sweep.json and no status.json.'
+            f'{folder} is neither a sweep nor a run: it has no sweep.json and no status.json. Give such a folder: '
+            'runs/<recipe>/<seed>, or runs/<recipe>-sweep.'
         )
     if status.get('state') == 'running' and not may_be_alive(status):
         status['state'] = 'dead'

@@ -16,6 +16,7 @@ from torch import nn
 from ..config.plan import Training, planned_trainings
 from ..config.recipe import Recipe, load_recipe
 from ..engine.loop import policy_in_updates, process_count, recipe_device
+from ..engine.pipelines import print_notes
 from ..errors import MtpdError, RecipeError, unknown_name
 from ..runtime.distributed import images_per_process
 from ..utils.download import is_complete
@@ -59,6 +60,7 @@ def check_before_training(
         problems = fetch_weights(recipe, names, loaded)
     if problems:
         raise RecipeError(recipe.source, problems)
+    print_notes(recipe.data_notes())
 
 
 def check_run(
@@ -268,5 +270,8 @@ def _refusal(key: str, value: Any, make: Callable[[], Any]) -> list[str]:
         make()
     except Exception as error:  # each setting is refused by a type of its own
         reason = str(error) or type(error).__name__
-        return [f'schedule.{key} is {dict(value)!r}, which is refused: {reason}.']
+        return [
+            f'schedule.{key} is {dict(value)!r}, which is refused: {reason}. Correct it; _delete_=True in it drops the '
+            'settings that it inherits.'
+        ]
     return []

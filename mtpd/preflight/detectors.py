@@ -14,6 +14,7 @@ from mmdet.models import build_detector
 from ..config.plan import distill_cfg
 from ..config.recipe import Recipe, detector_key
 from ..data import coco
+from ..data.classes import known_classes, list_names, same_classes
 from ..distill.initialization import warm_start
 from ..distill.losses import build_losses
 from ..errors import MtpdError
@@ -62,14 +63,12 @@ def mask_problems(recipe: Recipe, split: str, reason: str) -> list[str]:
         return []
     path = recipe.split(split)[0]
     try:
-        without, count = coco.count_without_masks(path)
+        problems = coco.mask_problems(path)
     except MtpdError:  # reported with the data
         return []
-    if not without:
-        return []
     return [
-        f'{reason}, and {without} of {count} annotations of {path} have no mask (segmentation): '
-        'add them, or choose detectors and metrics without masks.'
+        f'{reason}, and {problem} Correct the masks, or choose detectors and metrics without masks.'
+        for problem in problems
     ]
 
 
@@ -113,13 +112,17 @@ def distillation_problems(recipe: Recipe, teachers: Iterable[str]) -> list[str]:
         except MtpdError as error:
             problems.append(f'student and {teacher}: {error}')
         except Exception as error:  # of settings that are no arguments of a loss, or no pattern
-            text = f'distill does not fit them: {type(error).__name__}: {error}'
+            text = (
+                f'distill does not fit them: {type(error).__name__}: {error}. Correct the settings of the method; '
+                'student_module and teacher_module may have {level} in them.'
+            )
             problems.append(f'student and {teacher}: {text}')
     return list(dict.fromkeys(problems))
 
 
 def _build_failure(recipe: Recipe, name: str, error: Exception) -> str:
-    return f'{name}: mmdet cannot build {recipe.detectors[name].config}: {error}'
+    config, key = recipe.detectors[name].config, detector_key(name)
+    return f'{name}: mmdet cannot build {config}: {error}. Correct {key}.model, or choose another {key}.config.'
 
 
 # Classes and architecture
@@ -127,37 +130,28 @@ def _build_failure(recipe: Recipe, name: str, error: Exception) -> str:
 
 def _class_problems(recipe: Recipe, name: str, path: Path, trained: Any) -> list[str]:
     """`trained`: the checkpoint's class names, whatever it has for them."""
-    trained = (trained,) if isinstance(trained, str) else trained
-    if not isinstance(trained, (list, tuple)):
+    trained, classes = known_classes(trained), recipe.classes
+    if trained is None or same_classes(classes, trained):
         return []
-    classes = recipe.classes
-    wanted, actual = (list(map(_comparable_name, names)) for names in (classes, trained))
-    if wanted == actual:
-        return []
-    if len(wanted) != len(actual):
+    if len(classes) != len(trained):
         difference = (
-            f'it knows {len(trained)} classes ({_first_few_names(trained)}), the dataset has {len(classes)} '
-            f'({_first_few_names(classes)})'
+            f'it knows {len(trained)} classes ({list_names(trained)}), the dataset has {len(classes)} '
+            f'({list_names(classes)})'
         )
     else:
-        k = next(i for i in range(len(wanted)) if wanted[i] != actual[i])
+        k = next(
+            k
+            for k in range(len(classes))
+            if not same_classes(classes[k : k + 1], trained[k : k + 1])
+        )
         difference = f"its class {k} is {trained[k]!r}, the dataset's {classes[k]!r}"
-        if sorted(wanted) == sorted(actual):
+        if same_classes(sorted(classes), sorted(trained)):
             difference += ' (the same classes in another order)'
     key = detector_key(name)
     return [
         f'{name}: {path} was trained on other classes: {difference}. Give a checkpoint of these classes in this order, '
         f'or train it here from those weights: --cfg-options {key}.checkpoint=None {key}.init={path}'
     ]
-
-
-def _comparable_name(name: Any) -> str:
-    return str(name).lower().replace('_', ' ').strip()  # early mmdet: traffic_light
-
-
-def _first_few_names(names: Iterable[str]) -> str:
-    names = list(map(str, names))
-    return ', '.join([*names[:3], '...'] if len(names) > 3 else names)
 
 
 def _architecture_problems(recipe: Recipe, name: str, path: Path, state: dict) -> list[str]:

@@ -51,8 +51,12 @@ def forecast(
     task = (str(recipe.source), recipe.overrides, batch, kinds, detectors)
     try:
         measured = launch(1, recipe_device(recipe), trial.measure_updates, task)
-    except (ProcessKilled, RuntimeError) as error:
-        return None, [f'a few updates were tried, and failed: {_failure_text(str(error))}']
+    except ProcessKilled as error:
+        fix = 'Less memory is taken with a lower schedule.batch_size or image.scale.'
+        return None, [f'a few updates were tried, and failed: {error} {fix}']
+    except RuntimeError as error:
+        fix = '`mtpd train` with the same settings shows where.'
+        return None, [f'a few updates were tried, and failed: {_failure_text(str(error))}. {fix}']
     except MtpdError as error:
         return None, [str(error)]
     return {'recipe': recipe.text, **measured}, memory_problems(recipe, measured['trainings'])

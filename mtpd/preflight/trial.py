@@ -23,8 +23,8 @@ from torch import nn
 from ..config.plan import distill_cfg, training_title
 from ..config.recipe import Recipe, load_recipe
 from ..data import coco
+from ..data.annotations import MIN_TRAINING_SIDE
 from ..data.loading import SkipCorrupt
-from ..data.validation import MIN_TRAINING_SIDE
 from ..distill.distiller import Distiller
 from ..engine import loop, memory, pipelines, speed
 from ..engine.memory import is_out_of_memory

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib.util
 import os
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ..errors import MtpdError
-from ..utils.machine import check_torch, find_torch
+from ..utils.machine import OPS_ONLY_VARIABLE, check_mmdet, check_torch, find_package, find_torch
 from ..utils.progress import log_level, progress_bar
 
 __all__ = ['patch_libraries']
@@ -27,10 +25,11 @@ _libraries: list[Any] = []  # torch.library forgets a schema when its Library ob
 def patch_libraries() -> None:
     """Applies every adaptation. A second call changes nothing.
 
-    Raises MtpdError if torch is missing or too old, or mmcv has no compiled ops.
+    Raises MtpdError if torch is missing or too old, mmcv has no compiled ops, or mmdet is of another release.
     """
     quiet_warnings()
     require_ops()
+    require_mmdet()
     import_torchvision()
     restore_numpy_int()
     allow_numpy_scalars()
@@ -47,11 +46,20 @@ def patch_libraries() -> None:
 def require_ops() -> None:
     """Raises MtpdError without torch or mmcv's compiled ops; mmdet, which imports them, would give a long traceback."""
     check_torch(find_torch())
-    mmcv = importlib.util.find_spec('mmcv')
-    if mmcv is None or not list(Path(mmcv.origin).parent.glob('_ext*.so')):
-        raise MtpdError(
-            "mmcv-full's compiled ops are not installed in this Python. Run `make env` (or `mtpd install-ops`)."
-        )
+    mmcv = find_package('mmcv')
+    if mmcv and list(mmcv.folder.glob('_ext*.so')):
+        return
+    if mmcv and mmcv.origin:
+        raise MtpdError(f'mmcv is {mmcv.text}, and has no compiled ops. {mmcv.remedy}')
+    raise MtpdError(
+        "mmcv-full's compiled ops are not installed in this Python. Run `make env` (or `mtpd install-ops`)."
+    )
+
+
+def require_mmdet() -> None:
+    """Raises MtpdError without mmdet 2.28; another release would give a long traceback, or other numbers."""
+    if not os.environ.get(OPS_ONLY_VARIABLE):
+        check_mmdet(find_package('mmdet'))
 
 
 def quiet_warnings() -> None:

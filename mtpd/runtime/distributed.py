@@ -46,8 +46,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from ..errors import MtpdError, RecipeError
 from ..utils import world
 from ..utils.machine import cpu_cores
-from ..utils.paths import ROOT
-from ..utils.processes import end_with_parent, sigterm_unwinds
+from ..utils.processes import end_with_parent, same_imports, sigterm_unwinds
 from . import gpu_ops
 
 PATIENCE = timedelta(days=30)  # how long helpers wait for rank 0, which may be fetching a dataset
@@ -332,9 +331,8 @@ def _env_command(size: int, folder: str) -> list[str]:
     """Arguments of the program `env`: it sets variables for the started processes and not for this one."""
     # torch's C++ code would warn in each process that no parameter was unused.
     defaults = {'OMP_NUM_THREADS': max(1, cpu_cores() // size), 'TORCH_CPP_LOG_LEVEL': 'ERROR'}
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
     variables = {name: value for name, value in defaults.items() if name not in os.environ}
-    variables |= {'PYTHONPATH': path, 'PYTHONUNBUFFERED': 1}
+    variables |= {**same_imports(), 'PYTHONUNBUFFERED': 1}
     # `end_with_parent` first: the other imports take seconds, in which the parent may end.
     code = f'from {end_with_parent.__module__} import end_with_parent; end_with_parent(); '
     code += f'from {__name__} import _process_main; _process_main()'

@@ -17,6 +17,7 @@ from ..errors import MtpdError, unknown_name
 from ..pipeline.run_dir import timestamp
 from ..utils.files import write_json
 from ..utils.machine import cpu_cores, nvidia_gpus
+from ..utils.processes import same_imports
 from .folder import DEADLINE, Sweep
 from .job import SweepJob
 from .plan import Job
@@ -175,7 +176,7 @@ class _Slots:
         env = {'OMP_NUM_THREADS': str(self.threads)}
         if self.gpus:
             env['CUDA_VISIBLE_DEVICES'] = self.gpus[slot % len(self.gpus)]
-        with _environment_variables(env), _interrupts_ignored():
+        with _environment_variables(env | same_imports()), _interrupts_ignored():
             process = self.executor.submit(SweepJob(self.sweep.path, job.id, env))
         self.started[slot] = job, process
         self.echo(f'{job.id}: started in slot {slot}')
@@ -290,12 +291,15 @@ def _submit_array(
     for job in jobs:  # before the job can write itself
         _write_queued_status(sweep, job)
     try:
-        with executor.batch():
+        with _environment_variables(same_imports()), executor.batch():  # sbatch hands them on
             handles = [executor.submit(SweepJob(sweep.path, job.id, env)) for job in jobs]
     except (FailedJobError, FailedSubmissionError) as error:
         for job in jobs:
             _write_queued_status(sweep, job, state='failed', reason='sbatch refused it')
-        raise MtpdError(f'sbatch refused {jobs[0].id}: {error}') from None
+        raise MtpdError(
+            f'sbatch refused {jobs[0].id}: {error}\nCorrect --partition, --account, --time, --mem and the like; the same '
+            'command hands over what is missing.'
+        ) from None
     for job, handle in zip(jobs, handles, strict=True):
         write_json(sweep.job_dir(job) / 'slurm.json', {'job': handle.job_id})
         after = f', after {", ".join(needs)}' if needs else ''

@@ -107,7 +107,8 @@ class Sweep:
         recipe = load_recipe(self.info['recipe'], self.info['overrides'])
         if keys := _differing_keys(self.info, recipe):
             raise MtpdError(
-                f'{recipe.source} has changed since the sweep in {self.path} began: {", ".join(keys[:3])}.'
+                f'{recipe.source} has changed since the sweep in {self.path} began: {", ".join(keys[:3])}. Change it back, '
+                'or begin another sweep: --work-dir.'
             )
         return recipe_of_run(recipe, self.info, job.run)
 

@@ -43,7 +43,9 @@ class SweepJob:
                 self.status = JobStatus(sweep, job)
                 self.status.record(do_job)
         except Timeout:
-            raise MtpdError(f'{job.id} runs in another process already.') from None
+            raise MtpdError(
+                f'{job.id} runs in another process already. Wait for its end; `mtpd status` shows it.'
+            ) from None
 
     def checkpoint(self):
         """Before a time limit ends this process: the training's checkpoint is what the next one goes on from."""
@@ -63,7 +65,9 @@ def do_job(sweep: Sweep, job: Job, status: JobStatus) -> None:
     """
     missing = [name for name in job.needs if not sweep.has_results(sweep.jobs[name])]
     if missing:
-        raise MtpdError(f'{", ".join(missing)} has to be done before {job.id}.')
+        raise MtpdError(
+            f'{", ".join(missing)} has to be done before {job.id}: the same `mtpd sweep` command does both in turn.'
+        )
     from ..pipeline.detectors import prepare_detector
     from ..pipeline.stages import train_stage
 

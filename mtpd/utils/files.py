@@ -123,6 +123,12 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
+def file_version(path: Path) -> tuple[int, int]:
+    """Time and size of a file or folder, for caches: another pair after it was written to."""
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_size
+
+
 def sha256_in_name(name: str) -> str | None:
     """The first 8 digits of its SHA-256 in a checkpoint's name, as mmdet writes it: ``retinanet-7ee888e0.pth``."""
     match = re.search(r'-([0-9a-f]{8})\.pth$', name)

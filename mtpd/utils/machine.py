@@ -8,8 +8,11 @@ import platform
 import re
 import runpy
 import shutil
+import site
 import subprocess
 import sys
+import sysconfig
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +26,11 @@ from .paths import ROOT
 
 SUPPORTED_PYTHON = ((3, 11), (3, 12))
 OLDEST_TORCH = (2, 6)
+NEEDED_MMDET = (2, 28)
+# Set for the self-test of mmcv's ops, which needs no mmdet.
+OPS_ONLY_VARIABLE = 'MTPD_OPS_ONLY'
+# Distributions whose package has another name.
+MODULES = {'mmcv-full': 'mmcv', 'scikit-learn': 'sklearn', 'opencv-python-headless': 'cv2'}
 TESTED_TORCH = {'CPU': (2, 13), 'CUDA': (2, 11)}
 GIB = 1024**3
 
@@ -37,6 +45,28 @@ class Torch(NamedTuple):
     @property
     def release(self) -> tuple[int, int]:
         return major_minor(self.version)
+
+
+class Package(NamedTuple):
+    """A package as `import` finds it.
+
+    Attributes:
+        version: by its version.py; None where that states none.
+        folder: of its files.
+        origin: what makes Python take it, such as 'PYTHONPATH'; None where it is installed in this environment.
+        remedy: what to do to have the installed one; '' where it is that.
+    """
+
+    version: str | None
+    folder: Path
+    origin: str | None = None
+    remedy: str = ''
+
+    @property
+    def text(self) -> str:
+        """The version; of a package that is not installed in this environment also folder and origin."""
+        version = self.version or 'of an unknown version'
+        return f'{version} ({self.folder}, by {self.origin})' if self.origin else version
 
 
 class Gpu(NamedTuple):
@@ -61,6 +91,65 @@ def find_torch() -> Torch | None:
     folder = Path(spec.origin).parent
     version = runpy.run_path(str(folder / 'version.py'))
     return Torch(version['__version__'], version.get('cuda'), folder)
+
+
+def find_package(name: str) -> Package | None:
+    """The package that `import name` would import, or None."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.origin:
+        return None
+    folder = Path(spec.origin).parent
+    try:
+        text = (folder / 'version.py').read_text(encoding='utf-8')
+    except (OSError, UnicodeDecodeError):
+        text = ''
+    version = re.search(r'^__version__ *= *[\'"](\d+\.\d[^\'"]*)', text, re.MULTILINE)
+    return Package(version and version[1], folder, *_origin_and_remedy(name, folder.parent))
+
+
+def _origin_and_remedy(name: str, parent: Path) -> tuple[str | None, str]:
+    """As of `Package`, for a package whose folder lies in `parent`."""
+    installed = [sysconfig.get_path('purelib'), sysconfig.get_path('platlib')]
+    installed += [*site.getsitepackages(), site.getusersitepackages()]
+    if _is_one_of(parent, installed):
+        return None, ''
+    if _is_one_of(parent, filter(None, os.environ.get('PYTHONPATH', '').split(os.pathsep))):
+        return 'PYTHONPATH', f'Take {parent} out of PYTHONPATH.'
+    if _is_one_of(parent, [Path.cwd()]):
+        return 'the working directory', 'Start in another folder.'
+    if name in pinned_versions():
+        return 'an editable installation', install_hint(name)
+    names = ' '.join([name, *(key for key, module in MODULES.items() if module == name)])
+    remedy = f'Run `{sys.executable} -m pip uninstall {names}`, then `make env`.'
+    return 'an editable installation', remedy
+
+
+def _is_one_of(folder: Path, others: Iterable[str | Path]) -> bool:
+    return folder.resolve() in {Path(other).resolve() for other in others}
+
+
+def pinned_versions() -> dict[str, str]:
+    """Package -> version of requirements/base.txt."""
+    text = (ROOT / 'requirements' / 'base.txt').read_text()
+    return dict(re.findall(r'^([\w-]+)==(\S+)', text, re.MULTILINE))
+
+
+def install_hint(name: str) -> str:
+    """A sentence with the command that installs a package's pinned version; of one without a pin `make env`."""
+    pin = pinned_versions().get(name)
+    if not pin:
+        return 'Run `make env`.'
+    return f'Run `{sys.executable} -m pip install --force-reinstall --no-deps {name}=={pin}`.'
+
+
+def check_mmdet(mmdet: Package | None) -> None:
+    """Raises MtpdError where there is no mmdet, or one of another release than 2.28."""
+    if mmdet is None:
+        raise MtpdError(f'mmdet is not installed in this Python. {install_hint("mmdet")}')
+    if mmdet.version is None or major_minor(mmdet.version) != NEEDED_MMDET:
+        raise MtpdError(
+            f'mmdet is {mmdet.text}, and the kit needs 2.28. {mmdet.remedy or install_hint("mmdet")}'
+        )
 
 
 def check_python(version: tuple[int, int] = sys.version_info[:2]) -> None:
@@ -184,7 +273,7 @@ def describe_environment(threads: int = 0) -> dict:
     return {
         'mtpd': __version__,
         'python': platform.python_version(),
-        **{name: _package_version(name) for name in RECORDED_PACKAGES},
+        **{name: package_version(name) for name in RECORDED_PACKAGES},
         'cuda': torch.cuda if torch else None,
         'device': ', '.join(gpu.name for gpu in nvidia_gpus()) or 'CPU',
         'processor': _processor_name(),
@@ -204,7 +293,14 @@ def _git_output(*arguments: str) -> str:
         return ''
 
 
-def _package_version(name: str) -> str | None:
+def package_version(name: str) -> str | None:
+    """The version of a distribution's package as it is imported, with its folder where that is another installation.
+
+    None where it is not installed.
+    """
+    package = find_package(MODULES.get(name, name))
+    if package and package.version:
+        return package.text
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

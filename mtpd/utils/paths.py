@@ -23,6 +23,11 @@ def cache_dir() -> Path:
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mtpd'
 
 
+def user_path(path: str | Path) -> Path:
+    """A path as a user writes it: `~` and `~name` at its beginning are home folders."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  (pathlib's raises where there is no such user)
+
+
 def is_url(path: str) -> bool:
     return path.startswith(('http://', 'https://'))
 
@@ -46,18 +51,22 @@ def find_config_file(path: str | Path) -> Path:
     """
     if str(path).startswith('mmdet::'):
         return resolve_path(str(path), Path(path))
-    for file in (Path(path), ROOT / path):
+    for file in (user_path(path), ROOT / path):
         if file.is_file():
             return file
     known = sorted(str(file.relative_to(ROOT)) for file in (ROOT / 'configs').glob('[!_]*/*.py'))
     raise RecipeError(path, [f'no such file. {did_you_mean(str(path), known)}'])
 
 
-def resolve_path(path: str, source: Path) -> Path:
+def resolve_path(path: str, source: Path, working_directory: Path | None = None) -> Path:
     """A path that the recipe `source` names.
 
-    `mmdet::x.py` is one of mmdet's packaged configs. A relative path is looked for in the working directory, the
-    recipe's folder and the checkout; where none of them has it, the result lies in the working directory.
+    `mmdet::x.py` is one of mmdet's packaged configs. `~` is the home folder. A relative path is looked for in the
+    working directory, the recipe's folder and the checkout; where none of them has it, the result lies in the working
+    directory.
+
+    Args:
+        working_directory: in place of this process's.
 
     Raises:
         RecipeError: mmdet has no such config.
@@ -73,10 +82,11 @@ def resolve_path(path: str, source: Path) -> Path:
             )
             raise RecipeError(source, [f'{path}: mmdet has no such config. {hint}'])
         return configs / name
-    for folder in (Path.cwd(), source.parent, ROOT):
+    path, here = user_path(path), working_directory or Path.cwd()
+    for folder in (here, source.parent, ROOT):
         if (folder / path).exists():
             return folder / path
-    return Path.cwd() / path
+    return here / path
 
 
 def display_path(path: Path) -> str:

@@ -10,6 +10,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .paths import ROOT
 
 # A training, which writes a checkpoint before it obeys.
 
@@ -127,3 +130,18 @@ def _exit_with_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
+
+
+# Processes that import what this one does.
+
+
+def same_imports() -> dict[str, str]:
+    """Environment variables with which a new Python process imports the packages that this one does.
+
+    By itself Python looks into the working directory first, for `-c` and for `-m`. A checkout of mmdet that is the
+    working directory would go before the installed mmdet.
+    """
+    here = str(Path.cwd())
+    working_directory = here if {'', here} & set(sys.path) else None
+    folders = [str(ROOT), working_directory, os.environ.get('PYTHONPATH')]
+    return {'PYTHONPATH': os.pathsep.join(filter(None, folders)), 'PYTHONSAFEPATH': '1'}

@@ -15,11 +15,20 @@ START_HINT = (
 
 
 class World(NamedTuple):
-    """This process among the others: its number (`rank`, of `size`), its number on this machine, and what started it."""
+    """This process among the others.
+
+    Attributes:
+        rank: its number.
+        size: how many there are.
+        local_rank: its number on this machine.
+        local_size: how many there are on this machine.
+        starter: what started them.
+    """
 
     rank: int
     size: int
     local_rank: int
+    local_size: int
     starter: str
 
 
@@ -77,7 +86,7 @@ def _torchrun_world() -> World:
     if size > 1:
         for name in ('MASTER_ADDR', 'MASTER_PORT'):
             _required_text(name, 'torchrun')
-    return World(rank, size, local, 'torchrun')
+    return World(rank, size, local, on_this or size, 'torchrun')
 
 
 def _slurm_world() -> World:
@@ -85,15 +94,19 @@ def _slurm_world() -> World:
         _whole_number('SLURM_PROCID', 'srun'),
         _whole_number('SLURM_STEP_NUM_TASKS', 'srun'),
     )
-    tasks = os.environ.get('SLURM_STEP_TASKS_PER_NODE', '')  # 4(x2), or 4,2 where they differ
-    if len({re.sub(r'\(x\d+\)$', '', part) for part in tasks.split(',')}) > 1:
+    tasks = os.environ.get('SLURM_STEP_TASKS_PER_NODE') or str(
+        size
+    )  # 4(x2), or 4,2 where they differ
+    numbers = {re.sub(r'\(x\d+\)$', '', part) for part in tasks.split(',')}
+    if len(numbers) > 1:
         raise MtpdError(
             f'SLURM started unequal numbers of tasks on the nodes ({tasks}). Ask for --nodes and --ntasks-per-node.'
         )
     os.environ.setdefault('MASTER_ADDR', _first_host(_required_text('SLURM_STEP_NODELIST', 'srun')))
     job, step = (_whole_number(f'SLURM_{name}_ID', 'srun', 0) for name in ('JOB', 'STEP'))
     os.environ.setdefault('MASTER_PORT', str(20000 + (job * 16 + step) % 20000))
-    return World(rank, size, _whole_number('SLURM_LOCALID', 'srun'), 'SLURM')
+    local_rank = _whole_number('SLURM_LOCALID', 'srun')
+    return World(rank, size, local_rank, int(numbers.pop()), 'SLURM')
 
 
 def _first_host(hosts: str) -> str:

@@ -74,6 +74,26 @@ def test_the_loss_is_the_detectors_own_mean_over_images(recipe, teacher):
     assert generalisation.detection_loss(teacher, loader) == pytest.approx(wanted, rel=1e-5)
 
 
+def test_heads_that_train_otherwise_give_their_loss_too(tmp_path):
+    """RepPoints' head gives boxes instead of what its loss takes, unless it is in training mode."""
+    name = 'configs/mini/reppoints_r50__r101_rx101dcn.py'
+    recipe = load_recipe(name, FEW | {'data.cache': str(tmp_path)})
+    model = build_detector(recipe.model('student')).train()
+    running = {k: v.clone() for k, v in model.state_dict().items() if 'running' in k}
+    (batch, *_) = generalisation.training_batches(recipe, 'train', 4)
+    inputs = {key: value.data[0] for key, value in batch.items()}
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.eval()
+    with torch.no_grad():
+        losses = model.forward_train(**inputs)
+    wanted = sum(float(sum(v) if isinstance(v, list) else v) for v in losses.values())
+    model.eval()
+    assert generalisation.detection_loss(model, [batch]) == pytest.approx(wanted, rel=1e-5)
+    assert not any(module.training for module in model.modules())
+    assert norms and all(torch.equal(running[k], model.state_dict()[k]) for k in running)
+
+
 def test_flatness_rises_with_the_perturbation_and_leaves_the_model(recipe, teacher):
     loader = generalisation.training_batches(recipe, 'train', 4)
     before = generalisation.detection_loss(teacher, loader)

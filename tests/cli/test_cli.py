@@ -19,10 +19,10 @@ def call(*arguments):
 
 def refused(*arguments) -> str:
     """The message of a user's mistake: exit code 2 and no traceback."""
-    found = call(*arguments)
-    assert found.exit_code == 2, found.output
-    assert 'Traceback' not in found.output
-    return found.output
+    result = call(*arguments)
+    assert result.exit_code == 2, result.output
+    assert 'Traceback' not in result.output
+    return result.output
 
 
 def test_help_needs_no_heavy_import():
@@ -32,17 +32,19 @@ def test_help_needs_no_heavy_import():
         'except SystemExit: pass\n'
         'print(sorted({"torch", "mmdet", "mmcv", "matplotlib", "numpy"} & set(sys.modules)))'
     )
-    found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-    assert found.stdout.splitlines()[-1] == '[]'
+    process = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=True
+    )
+    assert process.stdout.splitlines()[-1] == '[]'
     commands = ('run', 'train', 'eval', 'export', 'report', 'data', 'doctor', 'install-ops')
     for command in (*commands, 'sweep', 'status', 'collect'):
-        assert f'  {command} ' in found.stdout
+        assert f'  {command} ' in process.stdout
 
 
 def test_digits_are_made_and_checked(tmp_path):
     arguments = ('data', 'digits', '--root', tmp_path, '--train', 3, '--val', 2, '--size', 64)
-    found = call(*arguments)
-    assert found.exit_code == 0 and '3 + 2 scenes of 64 x 64' in found.output
+    result = call(*arguments)
+    assert result.exit_code == 0 and '3 + 2 scenes of 64 x 64' in result.output
     folder = next(tmp_path.iterdir())
     (folder / 'val' / '000000.png').write_bytes(b'changed')
     assert 'files of val have changed' in refused(*arguments)
@@ -125,6 +127,27 @@ def test_a_run_dir_of_other_settings_is_kept(tmp_path):
     assert (tmp_path / 'recipe.py').read_text() == "name = 'another'\n"
 
 
+def test_a_tilde_that_the_shell_leaves_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'file').touch()
+    refusal = f'{tmp_path}/file/run cannot be written to'
+    assert refusal in refused('train', MINI, '--work-dir=~/file/run')
+    assert f'{tmp_path}/none is not a run' in refused('report', '~/none')
+    options = ('--cfg-options', 'data.root=~/none')
+    assert f'data.root {tmp_path}/none: no such folder' in refused('run', MINI, *options)
+    found = call('data', 'digits', '--root=~/d', '--train=2', '--val=1', '--size=64')
+    assert found.output.startswith(f'{tmp_path}/d/v')
+
+
+def test_a_refused_training_leaves_no_folder(tmp_path):
+    out = tmp_path / 'runs' / 'mini' / '0'
+    text = refused('train', MINI, '--work-dir', out, '--detector', 'r9')
+    assert "unknown detector 'r9'" in text and list(tmp_path.iterdir()) == []
+    (tmp_path / 'runs').mkdir()  # one that was there stays
+    refused('train', MINI, '--work-dir', out, '--detector', 'r9')
+    assert list(tmp_path.rglob('*')) == [tmp_path / 'runs']
+
+
 def test_a_report_of_nothing_is_refused(tmp_path):
     assert 'is not a run' in refused('report', tmp_path)
 
@@ -146,10 +169,10 @@ def test_the_makefile_runs_the_shipped_recipe():
 
 
 def test_show_prints_a_recipe_that_loads_again_and_trains_nothing(tmp_path):
-    found = call('show', MINI, '--cfg-options', 'seed=7', '--work-dir', tmp_path / 'run')
-    assert found.exit_code == 0, found.output
+    result = call('show', MINI, '--cfg-options', 'seed=7', '--work-dir', tmp_path / 'run')
+    assert result.exit_code == 0, result.output
     values: dict = {}
-    exec(found.output, values)  # our own recipe
+    exec(result.output, values)  # our own recipe
     assert values['seed'] == 7 and values['student']['config'].endswith('pocket_retinanet.py')
     assert '_base_' not in values and not (tmp_path / 'run').exists()
     plain = call('show', 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
@@ -175,17 +198,17 @@ def test_a_training_is_not_answered_for_by_one_with_other_settings(tmp_path, tin
     assert done.exit_code == 0 and done.output.splitlines()[-1].startswith('AP '), done.output
     assert call(*command, options).exit_code == 0
     for other in ('speed.precision=fp32', 'schedule.baseline=2'):
-        found = refused(*command, f'{options} {other}')
-        assert other.split('=')[0] in found and '--work-dir' in found
+        message = refused(*command, f'{options} {other}')
+        assert other.split('=')[0] in message and '--work-dir' in message
 
 
 def test_for_machines_there_is_json(tmp_path):
     from helpers.fake_run import make_run
 
     run = make_run(tmp_path / 'recipe' / '0', done=False)
-    found = json.loads(call('status', run, '--json').output)
-    assert [s['state'] for s in found['steps']].count('failed') == 1
-    assert found['trainings'][0] == {
+    status = json.loads(call('status', run, '--json').output)
+    assert [s['state'] for s in status['steps']].count('failed') == 1
+    assert status['trainings'][0] == {
         'folder': str(run / 'stages/direct/1_rx101'), 'updates': 800, 'done': False
     }  # fmt: skip
     rows = json.loads(call('recipes', '--json').output)
@@ -202,11 +225,11 @@ def test_verbose_lets_mmdet_speak(tmp_path, tiny_coco):
     settings = tiny.SMALL | {'data.root': tiny_coco(tmp_path / 'coco')}
     options = ' '.join(f'{key}={value}' for key, value in settings.items())
     command = [sys.executable, '-m', 'mtpd.cli', 'train', MINI, '--cfg-options', options]
-    told = {}
+    outputs = {}
     for kind, flag in (('quiet', []), ('verbose', ['-v'])):
         whole = [*command[:3], *flag, *command[3:], '--json', '--work-dir', str(tmp_path / kind)]
-        found = subprocess.run(whole, capture_output=True, text=True, cwd=ROOT)
-        assert found.returncode == 0, found.stderr
-        assert 0 <= json.loads(found.stdout)['metrics']['bbox_mAP'] <= 1
-        told[kind] = found.stdout + found.stderr
-    assert 'mmdet - INFO' in told['verbose'] and 'INFO' not in told['quiet']
+        process = subprocess.run(whole, capture_output=True, text=True, cwd=ROOT)
+        assert process.returncode == 0, process.stderr
+        assert 0 <= json.loads(process.stdout)['metrics']['bbox_mAP'] <= 1
+        outputs[kind] = process.stdout + process.stderr
+    assert 'mmdet - INFO' in outputs['verbose'] and 'INFO' not in outputs['quiet']

@@ -2,6 +2,8 @@
 
 import hashlib
 import re
+import subprocess
+import sys
 from importlib import resources
 
 import pytest
@@ -65,6 +67,117 @@ def test_paths_of_overrides_are_settled_where_they_are_given(tmp_path, monkeypat
     assert recipe.cfg.student.config == 'configs/_base_/models/pocket_retinanet.py'
 
 
+# Recipes that lie elsewhere, and what their paths name
+
+
+@pytest.mark.parametrize('base', [MINI, str(ROOT / MINI)])
+def test_a_recipe_of_ones_own_builds_on_the_kits_from_anywhere(tmp_path, monkeypatch, base):
+    """The base's paths are the kit's files, whatever the working directory has under these names."""
+    folder, here = tmp_path / 'my recipes', tmp_path / 'here'
+    for decoy in (folder, here):
+        (decoy / 'teachers/r101').mkdir(parents=True)
+    (here / 'teachers/r101/model.pth').write_text('of another recipe')
+    (folder / 'my.py').write_text(f"_base_ = {base!r}\nname = 'my'\nschedule = dict(arm=8)\n")
+    monkeypatch.chdir(here)
+    recipe = load_recipe(folder / 'my.py')
+    kit = load_recipe(MINI)
+    assert (recipe.name, recipe.cfg.schedule.arm) == ('my', 8)
+    assert recipe.checkpoint('r101') == kit.checkpoint('r101')
+    assert recipe.checkpoint('r101') == ROOT / 'configs/mini/teachers/r101/model.pth'
+    assert recipe.detectors == kit.detectors and recipe.overrides == {}
+    assert recipe.model('rx101') == kit.model('rx101')
+
+
+def test_a_path_is_that_of_the_file_which_states_it(tmp_path, monkeypatch):
+    """Also where the recipe that builds on this file has another file of the name."""
+    base, mine = tmp_path / 'base', tmp_path / 'mine'
+    for folder in (base, mine):
+        (folder / 'cells').mkdir(parents=True)
+        (folder / 'w.pth').touch()
+    teachers = "teachers = dict({}=dict(checkpoint='w.pth'))\n"
+    (base / 'b.py').write_text(
+        f"_base_ = {MINI!r}\nname = 'b'\ndata = dict(root='cells')\n{teachers.format('r101')}"
+    )
+    (mine / 'r.py').write_text(f"_base_ = ['../base/b.py']\n{teachers.format('rx101')}")
+    monkeypatch.chdir(mine)
+    recipe = load_recipe('r.py')
+    assert recipe.checkpoint('r101') == base / 'w.pth'
+    assert recipe.checkpoint('rx101') == mine / 'w.pth'
+    assert recipe.ensure_data() == base / 'cells' and recipe.overrides == {}
+    other = load_recipe(
+        'r.py', {'teachers.r101.checkpoint': 'w.pth'}
+    )  # an override is relative to here
+    assert other.checkpoint('r101') == mine / 'w.pth'
+
+
+def test_a_path_to_the_working_directory_is_the_same_elsewhere(tmp_path, monkeypatch):
+    """A run's notebooks are executed in the checkout: they would find another file of this name, or none."""
+    recipe_file, here = tmp_path / 'recipes' / 'r.py', tmp_path / 'here'
+    recipe_file.parent.mkdir()
+    recipe_file.write_text(f"_base_ = {MINI!r}\ndata = dict(root='configs')\n")
+    (here / 'configs').mkdir(parents=True)
+    monkeypatch.chdir(here)
+    recipe = load_recipe(recipe_file)
+    assert recipe.overrides == {'data.root': str(here / 'configs')}
+    monkeypatch.chdir(ROOT)
+    assert load_recipe(recipe.source, recipe.overrides).text == recipe.text
+    assert load_recipe(recipe_file).ensure_data() == ROOT / 'configs'
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'cells').mkdir()
+    (tmp_path / 'w.pth').touch()
+    (tmp_path / 'base.py').write_text(f'_base_ = {str(ROOT / MINI)!r}\n')
+    (tmp_path / 'r.py').write_text(
+        "_base_ = '~/base.py'\n"
+        "data = dict(root='~/cells', cache='~/cache',\n"
+        "    splits=dict(train=dict(_delete_=True, annotations='~/t.json', images='~/t')))\n"
+        "teachers = dict(r101=dict(checkpoint='~/w.pth'), rx101=dict(init='~/gone.pth'))\n"
+    )
+    for recipe in (
+        load_recipe('~/r.py'),
+        load_recipe(
+            MINI,
+            'data.root=~/cells data.cache=~/cache data.splits.train={"_delete_":True,"annotations":"~/t.json","images":"~/t"} '
+            'teachers.r101.checkpoint=~/w.pth teachers.rx101.init=~/gone.pth',
+        ),
+    ):
+        assert recipe.ensure_data() == tmp_path / 'cells'
+        assert recipe.cfg.data.cache == str(tmp_path / 'cache')
+        assert recipe.split('train') == (tmp_path / 't.json', tmp_path / 't')
+        assert recipe.checkpoint('r101') == tmp_path / 'w.pth'
+        assert recipe.checkpoint('rx101', 'init') == tmp_path / 'gone.pth'
+    assert recipe.run_dir('~/run') == tmp_path / 'run'
+
+
+def test_what_is_missing_is_named_with_the_places_that_were_looked_at(tmp_path):
+    (tmp_path / 'r.py').write_text("_base_ = ['configs/mini/gone.py']\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path / 'r.py')
+    assert f'{tmp_path}/configs/mini/gone.py is missing' in str(caught.value)
+    assert f'relative to that file or to {ROOT}' in str(caught.value)
+    (tmp_path / 'r.py').write_text(
+        f"_base_ = {MINI!r}\ndata = dict(root='none/data')\nteachers = dict(r101=dict(checkpoint='none/w.pth'))\n"
+    )
+    recipe = load_recipe(tmp_path / 'r.py')
+    for problem in recipe.data_problems() + recipe.checkpoint_problems():
+        assert f'beside the recipe, in the working directory and in {ROOT}.' in problem
+    with pytest.raises(RecipeError, match=r'student\.config: .*gone\.py is missing\. .*beside the'):
+        load_recipe(MINI, {'student.config': 'gone.py'})
+
+
+def test_the_built_in_dataset_is_announced_before_it_is_made(tmp_path, capsys):
+    scenes = {'data.scenes.train': 3, 'data.scenes.val': 2, 'data.scenes.size': 64}
+    recipe = load_recipe(MINI, scenes | {'data.cache': str(tmp_path)})
+    folder = recipe.ensure_data()
+    captured = capsys.readouterr()
+    assert captured.out == ''
+    assert captured.err == f'making the built-in dataset: 5 images, 0 MB, in {folder}\n'
+    recipe.ensure_data()
+    assert capsys.readouterr().err == ''
+
+
 def test_every_arm_gets_the_same_number_of_updates():
     arms = load_recipe(MINI).arms
     assert {arm.stage_updates * len(arm.teachers) for arm in arms.values()} == {
@@ -123,6 +236,23 @@ def test_a_recipe_that_is_not_python_is_named(tmp_path):
     path.write_text('name = (')
     with pytest.raises(RecipeError, match=r'broken\.py has a problem'):
         load_recipe(path)
+
+
+@pytest.mark.parametrize('name', ['r.py', 'base.py'])
+def test_a_file_that_raises_is_named_with_its_line_and_without_a_traceback(tmp_path, name):
+    """mmcv executes a copy of the file, and Python would report at its end that the copy is gone."""
+    (tmp_path / 'base.py').write_text(f'_base_ = {MINI!r}\n')
+    (tmp_path / 'r.py').write_text("_base_ = ['base.py']\n")
+    with (tmp_path / name).open('a') as file:
+        file.write("name = '{{ fileBasename }}'\nvalue = 1 / 0\n")
+    command = [sys.executable, '-m', 'mtpd.cli', 'show', str(tmp_path / 'r.py')]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ''
+    assert done.stderr.splitlines() == [
+        f'mtpd: {tmp_path}/r.py has a problem:',
+        '  - it does not load: ZeroDivisionError: division by zero '
+        f'({tmp_path}/{name}, line 3). Correct that file.',
+    ]
 
 
 def test_missing_checkpoints_are_listed_with_the_way_to_train_them():

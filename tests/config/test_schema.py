@@ -70,6 +70,27 @@ def test_values_that_do_not_fit_together(overrides, message):
     assert message in refused(overrides)
 
 
+@pytest.mark.parametrize(
+    ('lengths', 'updates', 'suggested'), [((2, 3), 7, 12), ((1, 3), 1, 3), (('auto', 2), 9, 12)]
+)
+def test_the_suggested_number_of_updates_fits_all_arms(lengths, updates, suggested):
+    """The least common multiple of the stages; an arm that says auto may get one, two or three."""
+    arms = {
+        f'a{number}': {'teachers': 'auto' if length == 'auto' else [None] * length}
+        for number, length in enumerate(lengths)
+    }
+    teacher = load_recipe(MINI).cfg.teachers.r101.to_dict()
+    settings = {'arms': {'_delete_': True, **arms}, 'order.max_length': 3, 'teachers.x': teacher}
+    assert f'such as {suggested}.' in refused(settings | {'schedule.arm': updates})
+    assert load_recipe(MINI, settings | {'schedule.arm': suggested}).cfg.schedule.arm == suggested
+
+
+def test_what_is_missing_is_one_line():
+    text = refused({'order': {'_delete_': True, 'images': 4}})
+    assert 'has a problem' in text
+    assert 'order.max_length, order.method, order.min_gain are missing. Add them' in text
+
+
 def test_overrides_are_literals_and_never_evaluated():
     assert parse_overrides("a=1 b.c=None d=[1,2] e=__import__('os') f=two words g=x=y") == {
         'a': 1,

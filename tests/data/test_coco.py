@@ -1,6 +1,7 @@
 """COCO-format folders: found in their usual layouts, and every fault named."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_findings_of_a_split(tmp_path, tiny_coco):
     path = root / 'annotations' / 'val.json'
     table = json.loads(path.read_text())
     path.write_text(json.dumps(table | {'categories': table['categories'] * 2}))
-    assert 'a class name appears twice' in coco.split_problems(root, 'val')[0]
+    assert 'a category id is given twice' in coco.split_problems(root, 'val')[0]
     path.unlink()
     assert 'val.json: no such file' in coco.split_problems(root, 'val')[0]
 
@@ -89,7 +90,16 @@ def test_train_and_val_must_agree_on_the_classes(tmp_path, tiny_coco):
     table['categories'][1]['name'] = 'emu'
     path.write_text(json.dumps(table))
     problems = load_recipe(MINI, {'data.root': str(root)}).data_problems()
-    assert len(problems) == 1 and 'cat, dog' in problems[0] and 'cat, emu' in problems[0]
+    train, val = problems
+    assert re.search(r'train.json lacks 1 of the 2 classes of .*val.json: emu\.', train)
+    assert re.search(
+        r'val.json lacks .*: dog\. .*add {"id": ..., "name": "dog"}.* has cat, emu', val
+    )
+    table['categories'][1]['name'] = 'dog'
+    table['categories'].append({'id': 9, 'name': 'emu'})
+    path.write_text(json.dumps(table))
+    (problem,) = load_recipe(MINI, {'data.root': str(root)}).data_problems()
+    assert re.search(r'train.json lacks 1 of the 3 classes', problem)
 
 
 def test_a_missing_root_is_named(tmp_path):
@@ -125,18 +135,15 @@ def test_samples_have_the_objects_of_the_file(tmp_path, tiny_coco):
     np.testing.assert_array_equal(first['labels'], [0])
 
 
-def test_classes_are_numbered_as_mmdet_numbers_them(tmp_path, tiny_coco):
-    """By their places in the file, here against the order of the category ids."""
+def test_classes_are_numbered_by_the_training_annotations(tmp_path, tiny_coco):
+    """By their places there, against the order of the category ids, and whatever the order in val."""
     root = tiny_coco(tmp_path, classes=('cat', 'dog'))
-    for split in ('train', 'val'):
-        path = root / 'annotations' / f'{split}.json'
-        table = json.loads(path.read_text())
-        path.write_text(json.dumps(table | {'categories': table['categories'][::-1]}))
+    path = root / 'annotations' / 'train.json'
+    table = json.loads(path.read_text())
+    path.write_text(json.dumps(table | {'categories': table['categories'][::-1]}))
     recipe = load_recipe(MINI, {'data.root': str(root)})
     data = pipelines.quiet_dataset(pipelines.dataset_config(recipe, 'val'))
-    assert recipe.classes == data.CLASSES == ('dog', 'cat')
+    assert recipe.classes == data.CLASSES == ('dog', 'cat') and recipe.data_problems() == []
     first = dataset.sample_images(recipe, 'val', 1)[0]  # its one object is a cat
     assert [recipe.classes[label] for label in first['labels']] == ['cat']
     assert data.get_ann_info(0)['labels'].tolist() == first['labels'].tolist() == [1]
-    path.write_text(json.dumps(table))
-    assert 'in the same order' in load_recipe(MINI, {'data.root': str(root)}).data_problems()[0]

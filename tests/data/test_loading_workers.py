@@ -13,7 +13,7 @@ from helpers.tiny_training import MINI, SMALL
 from mtpd import load_recipe
 from mtpd.data import loading
 from mtpd.engine import evaluation, features, memory, pipelines
-from mtpd.engine.loop import training_config
+from mtpd.engine.loop import data_workers, process_count, training_config
 from mtpd.errors import MtpdError
 from mtpd.pipeline.detectors import prepare_detector, train_detector_run
 from mtpd.runtime import checkpoints, gpu_ops
@@ -188,6 +188,23 @@ def test_recipes_share_their_cores(monkeypatch, tmp_path, name):
     )
     loaders = made.data.train_dataloader, made.data.val_dataloader
     assert [loader.workers_per_gpu for loader in loaders] == [1, 0]
+
+
+def test_processes_of_other_machines_have_other_cores(monkeypatch):
+    """Eight processes of srun, four on each of two machines of 16 cores."""
+    monkeypatch.setattr(loading, 'cpu_cores', lambda: 16)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
+    monkeypatch.setattr(gpu_ops, 'gpu_obstacle', lambda: None)
+    variables = {'NUM_TASKS': '8', 'TASKS_PER_NODE': '4(x2)', 'NODELIST': 'n[1-2]', 'ID': '0'}
+    for name, value in variables.items():
+        monkeypatch.setenv(f'SLURM_STEP_{name}', value)
+    monkeypatch.setenv('SLURM_PROCID', '5')
+    monkeypatch.setenv('SLURM_LOCALID', '1')
+    for name in ('MASTER_ADDR', 'MASTER_PORT'):
+        monkeypatch.setenv(name, '1')  # set here, it is restored
+    recipe = load_recipe(MINI, {'runtime.device': 'cuda', 'runtime.jobs': 1})
+    assert (process_count(recipe), data_workers(recipe)) == (8, 16 // 4 - 1)
 
 
 @pytest.mark.long

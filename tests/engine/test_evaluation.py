@@ -22,20 +22,14 @@ def test_perfect_detections_score_one(library, tiny_coco, tmp_path):
     """The numbers come in pycocotools' order: ground truth as detections gives AP 1."""
     recipe = load_recipe(MINI, {'data.root': str(tiny_coco(tmp_path / 'coco'))})
     data = pipelines.quiet_dataset(pipelines.dataset_config(recipe, 'val'))
-    truth = json.loads(recipe.split('val')[0].read_text())['annotations']
     detections = [
-        {k: a[k] for k in ('image_id', 'category_id', 'bbox')} | {'score': 0.9} for a in truth
+        {k: a[k] for k in ('image_id', 'category_id', 'bbox')} | {'score': 0.9}
+        for a in data.coco.dataset['annotations']
     ]
-    (tmp_path / 'found.json').write_text(json.dumps(detections))
-    numbers = evaluation.coco_metrics(
-        data, {'bbox': str(tmp_path / 'found.json')}, ('bbox',), library
-    )
+    numbers = evaluation.coco_metrics(data, {'bbox': detections}, ('bbox',), library)
     assert numbers['bbox_mAP'] == numbers['bbox_mAP_50'] == numbers['bbox_AR_100'] == 1
     assert numbers['per_class']['bbox'] == {'cat': 1, 'dog': 1}
-    (tmp_path / 'none.json').write_text('[]')
-    numbers = evaluation.coco_metrics(
-        data, {'bbox': str(tmp_path / 'none.json')}, ('bbox',), library
-    )
+    numbers = evaluation.coco_metrics(data, {'bbox': []}, ('bbox',), library)
     assert numbers['bbox_mAP'] == 0 and numbers['bbox_mAP_l'] is None
 
 
@@ -46,7 +40,7 @@ def test_mask_numbers_are_mmdets(library, tmp_path):
     recipe = load_recipe(MINI, scenes)
     data = pipelines.quiet_dataset(pipelines.dataset_config(recipe, 'val'))
     results = []
-    for image in range(len(data)):
+    for image in data.img_ids:
         boxes, masks = [[] for _ in data.CLASSES], [[] for _ in data.CLASSES]
         for k, truth in enumerate(data.coco.load_anns(data.coco.get_ann_ids(image))):
             x, y, w, h = truth['bbox']
@@ -55,13 +49,14 @@ def test_mask_numbers_are_mmdets(library, tmp_path):
                 1  # of a large box and a small mask, scored above the object
             )
             for sure, detection in ((0.5 - k / 50, mask), (0.9 - k / 50, line)):
-                boxes[truth['category_id']].append([x, y, x + w, y + h, sure])
-                masks[truth['category_id']].append(rle.encode(np.asfortranarray(detection)))
+                label = data.cat2label[truth['category_id']]
+                boxes[label].append([x, y, x + w, y + h, sure])
+                masks[label].append(rle.encode(np.asfortranarray(detection)))
         results.append(
             ([np.array(detection, np.float32).reshape(-1, 5) for detection in boxes], masks)
         )
-    files, _ = data.format_results(results, str(tmp_path / 'found'))
-    ours = evaluation.coco_metrics(data, files, ('bbox', 'segm'), library)
+    detections = data.detections(results)
+    ours = evaluation.coco_metrics(data, detections, ('bbox', 'segm'), library)
     theirs = data.evaluate(results, metric=['bbox', 'segm'])
     names = [key for key in theirs if 'copypaste' not in key]
     assert {'segm_mAP', 'segm_mAP_s', 'segm_mAP_m', 'bbox_mAP_s'} <= set(names)
@@ -88,7 +83,6 @@ def test_both_libraries_give_the_same_numbers(seed, tmp_path):
     kinds = [dict(id=i, name=f'kind {i}') for i in range(4)]
     table = dict(images=images, annotations=truth, categories=kinds)
     (tmp_path / 'truth.json').write_text(json.dumps(table))
-    (tmp_path / 'found.json').write_text(json.dumps(detections))
     cfg = dict(
         type='CocoDataset',
         ann_file=str(tmp_path / 'truth.json'),
@@ -97,9 +91,12 @@ def test_both_libraries_give_the_same_numbers(seed, tmp_path):
         test_mode=True,
     )
     data = pipelines.quiet_dataset(cfg)
-    files = dict.fromkeys(('bbox', 'segm'), str(tmp_path / 'found.json'))
+    numbers = {i['file_id']: i['id'] for i in data.data_infos}
+    for item in detections:  # from the file's ids to the dataset's
+        item.update(image_id=numbers[item['image_id']], category_id=item['category_id'] + 1)
+    counted = dict.fromkeys(('bbox', 'segm'), detections)
     ours, theirs = (
-        evaluation.coco_metrics(data, files, ('bbox', 'segm'), library)
+        evaluation.coco_metrics(data, counted, ('bbox', 'segm'), library)
         for library in ('faster_coco_eval', 'pycocotools')
     )
     per_class = ours.pop('per_class'), theirs.pop('per_class')

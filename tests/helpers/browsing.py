@@ -44,7 +44,7 @@ class Seen:
         )
         page = context.new_page()
         page.on('dialog', lambda dialog: (self.dialogs.append(dialog.message), dialog.dismiss()))
-        page.on('console', lambda told: self.console.append((told.type, told.text)))
+        page.on('console', lambda message: self.console.append((message.type, message.text)))
         page.on('pageerror', lambda error: self.console.append(('error', str(error))))
         page.goto(path.as_uri(), wait_until='load')
         fold = page.locator('#fold')
@@ -59,9 +59,9 @@ class Seen:
         page.wait_for_load_state()
         self.url, self.at = path.as_uri(), page.url
         self.hit = page.evaluate('window.hit')
-        alts = page.eval_on_selector_all('img', 'found => found.map((image) => image.alt)')
+        alts = page.eval_on_selector_all('img', 'images => images.map((image) => image.alt)')
         self.text = '\n'.join([page.text_content('body'), *alts])
-        self.links = page.eval_on_selector_all('a', 'found => found.map((a) => a.href)')
+        self.links = page.eval_on_selector_all('a', 'anchors => anchors.map((a) => a.href)')
         self.attributes = page.evaluate(
             "[...document.querySelectorAll('*')].flatMap((e) => e.getAttributeNames())"
         )
@@ -82,6 +82,6 @@ class Seen:
         assert {link.split(':')[0] for link in self.links} <= {'file', 'https'}
         assert not [name for name in self.attributes if name.startswith('on')]
         assert self.forbidden == []
-        assert [told for told in self.console if told[0] in ('error', 'warning')] == []
+        assert [entry for entry in self.console if entry[0] in ('error', 'warning')] == []
         for text in texts:
             assert text in self.text, text

@@ -154,12 +154,12 @@ def trained(path: Path, method: str = 'mgd', seed: int = 0, options: dict | None
     open_run(recipe, path, smoke=False)
     for name, ap in aps.items():
         box, mask = ap if isinstance(ap, tuple) else (ap, None)
-        found = {
+        values = {
             'bbox_mAP': box / 100,
             'per_class': {'bbox': dict.fromkeys(recipe.classes, box / 100)},
         }
-        found |= {} if mask is None else {'segm_mAP': mask / 100}
+        values |= {} if mask is None else {'segm_mAP': mask / 100}
         arm = recipe.arms[name]
         for stage in range(1, len(arm.teachers) + 1):
-            put(path / 'stages' / name / arm.stage_name(stage) / 'metrics.json', found)
+            put(path / 'stages' / name / arm.stage_name(stage) / 'metrics.json', values)
     return load_run(path)

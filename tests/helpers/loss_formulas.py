@@ -17,15 +17,15 @@ def value_of(loss, p, student, teacher, boxes=None, sizes=None) -> float:
 
 def slopes(function, array: np.ndarray, step: float = 1e-4) -> np.ndarray:
     """d function() / d array, by central differences of fourth order; array is changed and restored."""
-    found = np.zeros_like(array)
+    derivatives = np.zeros_like(array)
     for place in np.ndindex(array.shape):
         before, values = array[place], {}
         for k in (-2, -1, 1, 2):
             array[place] = before + k * step
             values[k] = function()
         array[place] = before
-        found[place] = (8 * (values[1] - values[-1]) - (values[2] - values[-2])) / (12 * step)
-    return found
+        derivatives[place] = (8 * (values[1] - values[-1]) - (values[2] - values[-2])) / (12 * step)
+    return derivatives
 
 
 def conv1x1(x, weight, bias):

@@ -79,18 +79,18 @@ def call(arguments: list):
 
 def contents(folder: Path) -> dict[str, bytes | None]:
     """Every file and folder below; None for a folder."""
-    found = [path for path in folder.rglob('*') if not path.is_symlink()]
-    return {str(path): path.read_bytes() if path.is_file() else None for path in found}
+    paths = [path for path in folder.rglob('*') if not path.is_symlink()]
+    return {str(path): path.read_bytes() if path.is_file() else None for path in paths}
 
 
 def refuse(place: Place, make: Callable, pattern: str) -> str:
     """The command of a row ends with its message and exit code 2; nothing is written, and nothing lost."""
     arguments = make(place)
     before = contents(place.folder)
-    found = call(arguments)
-    assert found.exit_code == 2, (found.output, found.exception)
-    assert 'Traceback' not in found.output
-    assert re.search(pattern, found.output), found.output
+    result = call(arguments)
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert 'Traceback' not in result.output
+    assert re.search(pattern, result.output), result.output
     after = contents(place.folder)
     changed = {
         name for name in before.keys() | after.keys() if before.get(name, 0) != after.get(name, 0)
@@ -98,7 +98,7 @@ def refuse(place: Place, make: Callable, pattern: str) -> str:
     if str(place.run) in before:  # a run that is there keeps the status of its last command
         changed -= {str(place.run / name) for name in ('status.json', '.lock')}
     assert changed == set()
-    return found.output
+    return result.output
 
 
 def passes(place: Place) -> None:

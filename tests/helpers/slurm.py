@@ -90,14 +90,14 @@ def cluster(folder: Path, cpus: int = 2) -> Iterator[dict[str, str]]:
 def _wait_idle(env: dict[str, str], folder: Path, seconds: float = 60) -> None:
     until = time.time() + seconds
     while time.time() < until:
-        found = subprocess.run(
+        process = subprocess.run(
             ['sinfo', '--noheader', '--format=%T'], env=env, capture_output=True, text=True
         )
-        if found.stdout.strip() == 'idle':
+        if process.stdout.strip() == 'idle':
             return
         time.sleep(0.5)
     logs = ''.join(path.read_text()[-2000:] for path in sorted(folder.glob('*.log')))
-    raise RuntimeError(f'SLURM did not come up: {found.stdout}{found.stderr}\n{logs}')
+    raise RuntimeError(f'SLURM did not come up: {process.stdout}{process.stderr}\n{logs}')
 
 
 def _ports(count: int) -> list[int]:

@@ -48,6 +48,12 @@ class Spied(Distiller):
         return outputs
 
 
+def mmdet_file() -> str:
+    import mmdet
+
+    return mmdet.__file__
+
+
 def gradients(model) -> dict:
     return {
         name: None if parameter.grad is None else parameter.grad.clone()

@@ -99,22 +99,22 @@ def gradients(model: nn.Module, **data) -> tuple[dict, dict]:
     losses = model.forward_train(**(data or batch()))
     flat = {k: sum(v) if isinstance(v, list) else v for k, v in losses.items() if 'loss' in k}
     sum(flat.values()).backward()
-    found = {k: float(v.detach()) for k, v in flat.items()}
-    return found, {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+    scalars = {k: float(v.detach()) for k, v in flat.items()}
+    return scalars, {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
 
 
 def large_batch(masks: bool) -> dict:
     """`batch` at twice the size: 128 x 128 images; a mask per box is the whole box."""
-    found = batch(num_classes=10)
-    found['img'] = found['img'].repeat_interleave(2, 2).repeat_interleave(2, 3)
-    found['gt_bboxes'] = [2 * boxes for boxes in found['gt_bboxes']]
+    data = batch(num_classes=10)
+    data['img'] = data['img'].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    data['gt_bboxes'] = [2 * boxes for boxes in data['gt_bboxes']]
     shapes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape'), (128, 128, 3))
-    found['img_metas'] = [meta | shapes for meta in found['img_metas']]
+    data['img_metas'] = [meta | shapes for meta in data['img_metas']]
     if masks:
-        found['gt_masks'] = []
-        for boxes in found['gt_bboxes']:
+        data['gt_masks'] = []
+        for boxes in data['gt_bboxes']:
             drawn = np.zeros((len(boxes), 128, 128), np.uint8)
             for mask, (x1, y1, x2, y2) in zip(drawn, boxes.int().tolist(), strict=True):
                 mask[y1 : y2 + 1, x1 : x2 + 1] = 1
-            found['gt_masks'].append(BitmapMasks(drawn, 128, 128))
-    return found
+            data['gt_masks'].append(BitmapMasks(drawn, 128, 128))
+    return data

@@ -28,17 +28,17 @@ def command(data: Path, folder: Path, *more: str) -> list[str]:
 
 def run(arguments: list[str], **options) -> subprocess.CompletedProcess:
     options = {'cwd': ROOT, 'capture_output': True, 'text': True} | options
-    found = subprocess.run(arguments, **options)
-    print(found.stdout, found.stderr)
-    return found
+    process = subprocess.run(arguments, **options)
+    print(process.stdout, process.stderr)
+    return process
 
 
 def wait_for(what, seconds: float = 300):
     """The first true value of `what()`."""
     until = time.time() + seconds
     while time.time() < until:
-        if found := what():
-            return found
+        if value := what():
+            return value
         time.sleep(0.1)
     raise AssertionError(f'{what} did not come true within {seconds} s')
 

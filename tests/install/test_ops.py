@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,31 @@ from mtpd.errors import MtpdError
 from mtpd.install import build, nvcc, ops
 from mtpd.install.build import Target
 from mtpd.utils import machine
+
+# Another mmcv or mmdet that Python would take
+
+
+@pytest.mark.long
+def test_the_installed_ops_are_tried_whatever_the_working_directory_has(other_package, monkeypatch):
+    monkeypatch.chdir(other_package('mmcv', '2.1.0'))
+    monkeypatch.setattr(sys, 'path', [folder for folder in sys.path if folder != str(Path.cwd())])
+    assert 'cuda' in ops.self_test(full=False)
+
+
+def test_another_mmcv_on_pythonpath_is_named_and_nothing_is_built(other_package, monkeypatch):
+    folder = other_package('mmcv', '2.1.0')
+    monkeypatch.setenv('PYTHONPATH', f'{folder}{os.pathsep}{os.environ.get("PYTHONPATH", "")}')
+    for refused in (lambda: ops.self_test(full=False), ops.refuse_plain_mmcv):
+        with pytest.raises(MtpdError, match=rf'mmcv is 2\.1\.0.* Take {folder} out') as caught:
+            refused()
+        assert '--rebuild' not in str(caught.value)
+
+
+def test_the_ops_need_no_mmdet(other_package, monkeypatch):
+    folder = other_package('mmdet', '3.3.0')
+    monkeypatch.setenv('PYTHONPATH', f'{folder}{os.pathsep}{os.environ.get("PYTHONPATH", "")}')
+    assert 'cuda' in ops.self_test(full=False)
+
 
 # What to build
 

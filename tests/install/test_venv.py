@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from venv import create
 
@@ -95,3 +97,27 @@ def test_it_needs_only_the_standard_library():
         check=True,
     )
     assert done.stdout.strip() == '[]'
+
+
+def test_the_package_is_imported_beside_a_checkout_of_its_name(tmp_path):
+    """In the folder above a checkout called mtpd, `import mtpd` is the package in it and no empty one."""
+    checkout, site = tmp_path / 'mtpd', tmp_path / 'site'
+    package = checkout / 'mtpd'
+    package.mkdir(parents=True)
+    (package / '__init__.py').write_text('')
+    for name in ('pyproject.toml', 'README.md', 'LICENSE'):
+        shutil.copy(ROOT / name, checkout)
+    shutil.copytree(ROOT / 'requirements', checkout / 'requirements')
+    install = f'from setuptools import build_meta; build_meta.build_editable({str(tmp_path)!r})'
+    subprocess.run([sys.executable, '-c', install], cwd=checkout, capture_output=True, check=True)
+    with zipfile.ZipFile(next(tmp_path.glob('*.whl'))) as wheel:
+        wheel.extractall(site)
+    code = f'import site; site.addsitedir({str(site)!r}); import mtpd; print(mtpd.__file__)'
+    done = subprocess.run(
+        [sys.executable, '-I', '-S', '-c', f"import sys; sys.path.insert(0, ''); {code}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == str(package / '__init__.py')

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from venv import create
 
 import pytest
 
@@ -78,17 +80,17 @@ def test_missing_torch(monkeypatch):
 
 
 def test_other_versions_than_the_pinned_are_named(monkeypatch):
-    monkeypatch.setattr(doctor, 'pinned_versions', lambda: {'numpy': '1.0'})
+    monkeypatch.setattr(machine, 'pinned_versions', lambda: {'numpy': '1.0'})
     monkeypatch.setattr(doctor, 'COMPARED_PACKAGES', ('numpy', 'no-such-package', 'mmdet'))
     numpy, missing, mmdet = doctor.check_versions()
     assert numpy.state == 'warn'
-    assert '1.0 is pinned' in numpy.fix
+    assert '1.0 is pinned' in numpy.fix and 'pip install' in numpy.fix and 'numpy==1.0' in numpy.fix
     assert missing.state == 'fail'
     assert mmdet.state == 'ok'
 
 
 def test_pins_are_read():
-    assert doctor.pinned_versions()['mmdet'] == '2.28.2'
+    assert machine.pinned_versions()['mmdet'] == '2.28.2'
 
 
 @pytest.mark.parametrize(('size', 'state'), [(0.1, 'fail'), (1, 'warn'), (5, 'ok')])
@@ -128,6 +130,110 @@ def test_a_check_that_breaks_is_a_failed_check():
     assert (first.name, broken.name, broken.state) == ('first', 'second', 'fail')
     assert 'OSError: gone' in broken.found
     assert doctor._checks_or_failure('third', user_mistake())[0].found == 'do this'
+
+
+# Another environment that would be used in place of this one
+
+
+@pytest.mark.parametrize('version', ['2.28.2', '2.25.0'])
+def test_another_mmdet_on_pythonpath_is_named(tmp_path, monkeypatch, other_package, version):
+    monkeypatch.setenv('PYTHONPATH', str(other_package('mmdet', version)))
+    checks = {check.name: check for check in doctor.check_versions()}
+    assert checks['mmdet'].state == 'warn'
+    assert checks['mmdet'].found == f'{version} ({tmp_path}/other/mmdet, by PYTHONPATH)'
+    assert checks['mmdet'].fix == f'Take {tmp_path}/other out of PYTHONPATH.'
+    assert checks['numpy'].state == 'ok' and not {'mmcv', 'torch'} & set(checks)
+
+
+def test_an_mmdet_that_is_the_working_directory_is_named(tmp_path, monkeypatch, other_package):
+    monkeypatch.delenv('PYTHONPATH', raising=False)
+    monkeypatch.chdir(other_package('mmdet', '2.28.2'))
+    (mmdet,) = [check for check in doctor.check_versions() if check.name == 'mmdet']
+    assert mmdet.state == 'warn' and f'{tmp_path}/other/mmdet, by the working' in mmdet.found
+    assert 'another folder' in mmdet.fix
+
+
+def test_an_editable_mmdet_is_named_with_the_command_that_replaces_it(other_package):
+    other_package('mmdet', '2.28.2')  # on the path, as its .pth file puts it there
+    (mmdet,) = [check for check in doctor.check_versions() if check.name == 'mmdet']
+    assert mmdet.state == 'warn' and 'editable' in mmdet.found
+    assert f'{sys.executable} -m pip install --force-reinstall --no-deps mmdet==2.28.2' in mmdet.fix
+
+
+def test_another_checkout_than_the_installed_one_is_named(tmp_path, monkeypatch):
+    """PYTHONPATH puts this checkout before the one that is installed."""
+    info = tmp_path / 'mtpd-0.1.0.dist-info'
+    info.mkdir()
+    (info / 'METADATA').write_text('Metadata-Version: 2.1\nName: mtpd\nVersion: 0.1.0\n')
+    address = {'url': (tmp_path / 'my kit').as_uri(), 'dir_info': {'editable': True}}
+    (info / 'direct_url.json').write_text(json.dumps(address))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv('PYTHONPATH', str(ROOT))
+    (check,) = doctor.check_checkout()
+    assert check.state == 'warn' and check.fix == f'Take {ROOT} out of PYTHONPATH.'
+    assert (
+        check.found == f'the kit of {ROOT}, by PYTHONPATH; installed is that of {tmp_path}/my kit'
+    )
+    (info / 'direct_url.json').write_text(json.dumps(address | {'url': ROOT.as_uri()}))
+    assert list(doctor.check_checkout()) == []
+
+
+@pytest.fixture
+def other_python(tmp_path, monkeypatch) -> Path:
+    """Another environment's Python, which has nothing."""
+    monkeypatch.delenv('PYTHONPATH', raising=False)
+    create(tmp_path / 'env', with_pip=False, symlinks=True)
+    return tmp_path / 'env' / 'bin' / 'python'
+
+
+def write_kernel(folder: Path, python: str | Path, **more) -> Path:
+    argv = [str(python), '-m', 'ipykernel_launcher', '-f', '{connection_file}']
+    folder = folder / 'kernels' / 'python3'
+    folder.mkdir(parents=True)
+    values = {'argv': argv, 'display_name': 'other', 'language': 'python', **more}
+    (folder / 'kernel.json').write_text(json.dumps(values))
+    return folder
+
+
+def test_a_kernel_of_another_python_is_named(tmp_path, monkeypatch, other_python):
+    folder = write_kernel(tmp_path / 'share', other_python)
+    monkeypatch.setenv('JUPYTER_PATH', str(tmp_path / 'share'))
+    (kernel,) = doctor.check_kernel()
+    assert kernel.state == 'warn'
+    assert f'`mtpd run` takes {sys.executable};' in kernel.found
+    assert f'there is {other_python}, without mtpd ({folder})' in kernel.found
+    assert 'unset JUPYTER_PATH' in kernel.fix
+    monkeypatch.delenv('JUPYTER_PATH')
+    assert [check.state for check in doctor.check_kernel()] == ['ok']
+
+
+def test_a_users_kernel_is_named_where_jupyter_prefers_it(tmp_path, monkeypatch, other_python):
+    write_kernel(tmp_path / 'user', other_python)
+    monkeypatch.setenv('JUPYTER_DATA_DIR', str(tmp_path / 'user'))
+    monkeypatch.setenv('JUPYTER_PREFER_ENV_PATH', '0')
+    (kernel,) = doctor.check_kernel()
+    assert kernel.state == 'warn' and 'export JUPYTER_PREFER_ENV_PATH=1' in kernel.fix
+    monkeypatch.setenv('JUPYTER_PREFER_ENV_PATH', '1')
+    assert [check.state for check in doctor.check_kernel()] == ['ok']
+
+
+@pytest.mark.parametrize(
+    ('values', 'words'),
+    [
+        ({'argv': ['/no/such/python', '-m', 'x']}, '/no/such/python, which does not start'),
+        ({'argv': 3}, 'one that cannot be read (TraitError'),
+        ({'argv': ['python'], 'env': {'PYTHONPATH': '/x'}}, 'one with PYTHONPATH=/x'),
+        ({'argv': [sys.executable], 'env': {'PYTHONPATH': '/x'}}, 'one with PYTHONPATH=/x'),
+        ({'argv': ['python3']}, None),
+        ({'argv': [sys.executable]}, None),
+    ],
+)
+def test_kernels_that_are_broken_or_this_pythons(tmp_path, monkeypatch, values, words):
+    write_kernel(tmp_path, 'python', **values)
+    monkeypatch.setenv('JUPYTER_PATH', str(tmp_path))
+    (kernel,) = doctor.check_kernel()
+    assert kernel.state == ('warn' if words else 'ok')
+    assert (words or sys.executable) in kernel.found
 
 
 # A recipe's data and checkpoints

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -156,7 +157,7 @@ def test_a_killed_kernel_is_an_error_whatever_papermill_wrote(tmp_path):
     assert [c.metadata.papermill.status for c in cells] == ['completed', 'failed', 'pending']
 
 
-def test_a_cell_that_takes_too_long_and_an_unknown_kernel(tmp_path):
+def test_a_cell_that_takes_too_long(tmp_path):
     source, out = (
         notebook(tmp_path / 'a.ipynb', 'import time\ntime.sleep(60)'),
         tmp_path / 'o.ipynb',
@@ -164,13 +165,31 @@ def test_a_cell_that_takes_too_long_and_an_unknown_kernel(tmp_path):
     with pytest.raises(NotebookError, match='took longer than 1 s'):
         execute_notebook(source, out, timeout=1)
     assert nbformat.read(out, 4).cells[1].outputs[-1].ename == 'Timeout'
-    with pytest.raises(MtpdError, match="no Jupyter kernel 'cobol'"):
-        execute_notebook(source, out, kernel='cobol')
 
 
-def test_an_interrupt_leaves_no_process_behind(tmp_path):
-    code = (
-        'import os, subprocess\n'
+def test_the_kernel_is_this_python_whatever_jupyter_has(tmp_path, monkeypatch):
+    folder = tmp_path / 'kernels' / 'python3'
+    folder.mkdir(parents=True)
+    other = {'argv': ['/bin/false', '{connection_file}'], 'display_name': '', 'language': 'python'}
+    (folder / 'kernel.json').write_text(json.dumps(other))
+    monkeypatch.setenv('JUPYTER_PATH', str(tmp_path))
+    source, out = (
+        notebook(tmp_path / 'a.ipynb', 'import sys; print(sys.executable)'),
+        tmp_path / 'o.ipynb',
+    )
+    execute_notebook(source, out)
+    assert printed(out) == [f'{sys.executable}\n']
+    monkeypatch.setitem(sys.modules, 'ipykernel.kernelspec', None)  # as where it is not installed
+    out.unlink()
+    with pytest.raises(MtpdError, match=r'ipykernel is not installed.* pip install .*ipykernel=='):
+        execute_notebook(source, out)
+    assert not out.exists()
+
+
+def test_an_interrupt_leaves_no_process_and_no_traceback(tmp_path):
+    code = (  # it takes longer to end than nbclient waits before it looks after it, as a training does
+        'import os, signal, subprocess, time\n'
+        'signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1.2), os._exit(1)))\n'
         "child = subprocess.Popen(['sleep', '600'])\n"
         "open('pids', 'w').write(f'{os.getpid()} {child.pid}')\nchild.wait()"
     )
@@ -186,14 +205,17 @@ def test_an_interrupt_leaves_no_process_behind(tmp_path):
             print('interrupted')
     """
     process = subprocess.Popen(
-        [sys.executable, '-c', textwrap.dedent(script)], stdout=subprocess.PIPE, text=True
+        [sys.executable, '-c', textwrap.dedent(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     pids = tmp_path / 'pids'
     deadline = time.monotonic() + 60
     while not (pids.exists() and pids.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[0] == 'interrupted\n'
+    assert process.communicate(timeout=60) == ('interrupted\n', '')
     assert not [pid for pid in pids.read_text().split() if alive(int(pid))]
     assert nbformat.read(out, 4).cells[1].outputs[-1].ename == 'Interrupted'
 

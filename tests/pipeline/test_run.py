@@ -13,12 +13,13 @@ from mtpd.errors import MtpdError
 from mtpd.pipeline import run as pipeline
 from mtpd.pipeline.notebooks import NotebookError, execute_notebook
 from mtpd.pipeline.run import ChainRunner, PrefixedStream
+from mtpd.pipeline.run_dir import run_info
 from mtpd.utils.machine import cpu_cores
 from mtpd.utils.paths import ROOT
 from mtpd.utils.processes import Interrupted
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
-OWN = {'teachers.r101.checkpoint': None, 'teachers.rx101.checkpoint': None}
+NO_CHECKPOINTS = {'teachers.r101.checkpoint': None, 'teachers.rx101.checkpoint': None}
 
 
 def notebook(path, body):
@@ -65,7 +66,9 @@ def test_a_failed_step_is_recorded_and_the_next_call_goes_on_from_it(tmp_path, s
     notebook(sources / '01_data.ipynb', "raise ValueError('broken <b>')")
     run_dir, lines = tmp_path / 'run', []
     with pytest.raises(NotebookError, match='broken'):
-        pipeline.run_recipe(load_recipe(MINI, OWN), run_dir, smoke=True, echo=lines.append)
+        pipeline.run_recipe(
+            load_recipe(MINI, NO_CHECKPOINTS), run_dir, smoke=True, echo=lines.append
+        )
     steps = status(run_dir)['steps']
     assert [step['state'] for step in steps[:3]] == ['done', 'failed', 'pending']
     assert 'broken <b>' in steps[1]['reason'] and status(run_dir)['state'] == 'failed'
@@ -73,13 +76,36 @@ def test_a_failed_step_is_recorded_and_the_next_call_goes_on_from_it(tmp_path, s
     (sources / '01_data.ipynb').write_text(whole)
     notebook(sources / '02_detectors.ipynb', 'pass')  # ends well and writes nothing
     with pytest.raises(MtpdError, match=r'ended without writing detectors/student/metrics\.json'):
-        pipeline.run_recipe(load_recipe(MINI, OWN), run_dir, smoke=True, echo=lines.append)
+        pipeline.run_recipe(
+            load_recipe(MINI, NO_CHECKPOINTS), run_dir, smoke=True, echo=lines.append
+        )
     assert lines[2:] == [
         '[1/12] 00_environment: done before',
         '[2/12] 01_data',
         '[3/12] 02_detectors',
     ]
     assert [step['state'] for step in status(run_dir)['steps'][:3]] == ['done', 'done', 'failed']
+
+
+@pytest.mark.long
+def test_steps_are_done_again_where_validation_annotations_changed(tmp_path, sources, tiny_coco):
+    root = tiny_coco(tmp_path / 'coco')
+    recipe = load_recipe(MINI, NO_CHECKPOINTS | {'data.root': str(root)})
+    notebook(sources / '03_teacher_order.ipynb', "raise ValueError('stop')")
+    path, lines = root / 'annotations' / 'val.json', []
+
+    def run():
+        with pytest.raises(NotebookError, match='stop'):
+            pipeline.run_recipe(recipe, tmp_path / 'run', smoke=True, echo=lines.append)
+
+    run()
+    table = json.loads(path.read_text())
+    table['annotations'][0]['category_id'] = 6
+    path.write_text(json.dumps(table))
+    lines.clear()
+    run()
+    assert lines[0] == 'the validation annotations have changed: detectors are measured again'
+    assert '[2/12] 01_data' in lines and '[3/12] 02_detectors' in lines
 
 
 @pytest.mark.long
@@ -92,13 +118,13 @@ def test_a_run_is_done_when_its_report_is(tmp_path, sources, monkeypatch):
     def report(folder):
         reports.append((folder, status(folder)['state'], load_run(folder).state))
         with pytest.raises(MtpdError, match='is in use'):
-            pipeline.run_recipe(load_recipe(MINI, OWN), folder)
+            pipeline.run_recipe(load_recipe(MINI, NO_CHECKPOINTS), folder)
         if len(reports) == 1:
             raise Interrupted(15)
         return folder / 'index.html'
 
     with pytest.raises(Interrupted):
-        pipeline.run_recipe(load_recipe(MINI, OWN), run_dir, report=report)
+        pipeline.run_recipe(load_recipe(MINI, NO_CHECKPOINTS), run_dir, report=report)
     recorded = status(run_dir)
     assert (recorded['state'], recorded['signal'], recorded['exit_code']) == (
         'interrupted',
@@ -107,7 +133,9 @@ def test_a_run_is_done_when_its_report_is(tmp_path, sources, monkeypatch):
     )
     assert [step['state'] for step in recorded['steps']] == ['done']
     lines = []
-    pipeline.run_recipe(load_recipe(MINI, OWN), run_dir, echo=lines.append, report=report)
+    pipeline.run_recipe(
+        load_recipe(MINI, NO_CHECKPOINTS), run_dir, echo=lines.append, report=report
+    )
     assert lines[-1] == f'report: {run_dir}/index.html' and status(run_dir)['state'] == 'done'
     assert reports == 2 * [(run_dir, 'running', 'complete')]
 
@@ -122,7 +150,7 @@ def test_a_failed_run_has_a_report(tmp_path, sources):
         return folder
 
     with pytest.raises(NotebookError, match='broken'):
-        pipeline.run_recipe(load_recipe(MINI, OWN), tmp_path / 'run', report=report)
+        pipeline.run_recipe(load_recipe(MINI, NO_CHECKPOINTS), tmp_path / 'run', report=report)
     assert states == ['failed'] and status(tmp_path / 'run')['state'] == 'failed'
 
 
@@ -151,9 +179,19 @@ def test_one_of_the_kits_notebooks_runs_by_itself(tmp_path):
     )
 
 
+def test_a_smoke_run_shortens_what_it_trains_only():
+    """A shipped teacher keeps the updates of its training, which the report states."""
+    recipe = load_recipe(MINI, {'teachers.r101.checkpoint': None})
+    smoke = load_recipe(recipe, pipeline._smoke_overrides(recipe))
+    assert (smoke.cfg.teachers.r101.updates, smoke.cfg.teachers.r101.scenes) == (4, 64)
+    assert smoke.cfg.teachers.rx101 == recipe.cfg.teachers.rx101
+    assert run_info(smoke)['detectors'][2]['updates'] == recipe.cfg.teachers.rx101.updates == 7000
+    assert (smoke.cfg.schedule.arm, smoke.cfg.data.scenes.train) == (4, 64)
+
+
 @pytest.mark.slow
 def test_every_notebook_runs_in_a_smoke_run(tmp_path):
-    options = {**OWN, 'runtime.threads': 1, 'teachers.rx101.init': None}
+    options = {**NO_CHECKPOINTS, 'runtime.threads': 1, 'teachers.rx101.init': None}
     run_dir = pipeline.run_recipe(load_recipe(MINI, options), tmp_path / 'run', smoke=True)
     assert {step['state'] for step in status(run_dir)['steps']} == {'done'}
     for path in (run_dir / 'notebooks').glob('*.ipynb'):

@@ -12,7 +12,7 @@ from mtpd.pipeline.run_dir import claim_run_dir, open_run, refuse_other_settings
 from mtpd.utils.files import write_json
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
-OWN = {'teachers.r101.checkpoint': None, 'teachers.rx101.checkpoint': None}
+NO_CHECKPOINTS = {'teachers.r101.checkpoint': None, 'teachers.rx101.checkpoint': None}
 
 
 def refused(*arguments, **options) -> str:
@@ -24,7 +24,7 @@ def refused(*arguments, **options) -> str:
 
 
 def test_what_a_run_says_of_itself(tmp_path):
-    recipe = load_recipe(MINI, {**OWN, 'schedule.arm': 8}, seed=3)
+    recipe = load_recipe(MINI, {**NO_CHECKPOINTS, 'schedule.arm': 8}, seed=3)
     open_run(recipe, tmp_path, smoke=False)
     info = json.loads((tmp_path / 'run.json').read_text())
     assert info['command'].startswith(f'mtpd run {MINI} --seed 3 --cfg-options')

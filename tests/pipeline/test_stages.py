@@ -54,6 +54,19 @@ def test_a_stage_makes_what_comes_before_it_and_leaves_its_files(recipe, run_dir
     assert (first['start'], first['updates'], first['teacher']) == ('baseline', 2, 'r101')
 
 
+def test_the_lines_of_a_training_have_a_heading(recipe, run_dir, progressive, capsys):
+    arms = {'arms.more.teachers': ['r101'], 'arms.blank.teachers': [None]}
+    for arm, company in (
+        ('more', f'with {recipe.cfg.teachers.r101.label}'),
+        ('blank', 'without a'),
+    ):
+        capsys.readouterr()
+        train_stage(load_recipe(recipe, arms), 1, arm, run_dir)
+        heading, *lines = capsys.readouterr().out.splitlines()
+        assert heading.startswith(f'training {arm}, stage 1 of 1, {company}')
+        assert lines[0].startswith('update 2/')
+
+
 def test_the_log_has_every_loss_term(recipe, run_dir, progressive):
     log = rows(run_dir / 'stages/progressive/1_r101')
     assert [row['update'] for row in log] == [2]

@@ -29,7 +29,7 @@ IMAGE = np.zeros((48, 64, 3), np.uint8)
 MASK = np.zeros((1, 48, 64), bool)
 MASK[0, 10:20, 10:30] = True
 OBJECTS = {'boxes': np.array([[10.0, 10, 30, 20]]), 'labels': np.array([1]), 'masks': MASK}
-FOUND = {
+DETECTIONS = {
     'boxes': np.array([[10.0, 10, 30, 20], [1, 1, 5, 5]]),
     'labels': np.array([1, 0]),
     'scores': np.array([0.9, 0.1]),
@@ -82,7 +82,7 @@ def figures(run):
         'class_counts': plots.class_counts({'train': [3, 1, 4]}, CLASSES),
         'per_class': plots.per_class(*shares, ('baseline', 'distilled')),
         'scenes': plots.scenes([IMAGE] * 2, *[[OBJECTS[k]] * 2 for k in OBJECTS], CLASSES),
-        'detections': plots.detections(IMAGE, OBJECTS, {'ours': FOUND}, CLASSES),
+        'detections': plots.detections(IMAGE, OBJECTS, {'ours': DETECTIONS}, CLASSES),
         'feature_maps': plots.feature_maps(maps, IMAGE),
     }
 

@@ -5,7 +5,8 @@ import re
 
 from mtpd.utils.paths import ROOT
 
-MODULES = sorted((ROOT / 'mtpd').rglob('*.py'))
+FOLDERS = ('mtpd', 'tests', 'benchmarks', 'notebooks')
+SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob('*.py'))
 # Names that say nothing by themselves. Functions must not have the second set either: "problems" of what?
 EMPTY_NAMES = {'found', 'told', 'said', 'own', 'there', 'kept'}
 EMPTY_FUNCTIONS = EMPTY_NAMES | {
@@ -18,7 +19,7 @@ EMPTY_FUNCTIONS = EMPTY_NAMES | {
     'numbers',
 }
 # A key of `mtpd doctor --json`.
-PUBLIC = {('doctor.py', 'found')}
+PUBLIC = {('mtpd/pipeline/doctor.py', 'found')}
 
 
 def test_every_module_has_its_place_in_the_table_of_rooms():
@@ -38,7 +39,7 @@ def test_every_module_has_its_place_in_the_table_of_rooms():
 
 def test_no_name_is_empty():
     empty = set()
-    for path in MODULES:
+    for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
                 name, forbidden = node.name, EMPTY_FUNCTIONS
@@ -46,8 +47,11 @@ def test_no_name_is_empty():
                 name, forbidden = node.arg, EMPTY_NAMES
             elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 name, forbidden = node.id, EMPTY_NAMES
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                name, forbidden = node.attr, EMPTY_NAMES
             else:
                 continue
-            if name.strip('_') in forbidden:
-                empty.add((path.name, name))
+            bare = name.strip('_')
+            if bare in forbidden or bare.lower() in EMPTY_NAMES:
+                empty.add((path.relative_to(ROOT).as_posix(), name))
     assert empty - PUBLIC == set()

@@ -18,9 +18,9 @@ sys.path.insert(0, str(ROOT / 'benchmarks'))
 
 def run(name: str, *arguments: str) -> str:
     command = [sys.executable, str(ROOT / 'benchmarks' / f'{name}.py'), *arguments]
-    found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert found.returncode == 0, found.stderr[-2000:]
-    return found.stdout
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert process.returncode == 0, process.stderr[-2000:]
+    return process.stdout
 
 
 def test_the_tables_are_those_of_the_json_files():
@@ -73,21 +73,25 @@ def test_the_step_is_measured_beside_the_originals(tmp_path):
         '--processes',
         '1',
     ]
-    told = run('distill_step', '--ours', 'off', 'default+bf16', *options, '--out', str(out))
-    assert 'original' in told and 'default+bf16' in told
-    found = json.loads(out.read_text())
-    assert list(found['rows']) == ['original', 'off', 'default+bf16']
-    flops = found[
+    output = run('distill_step', '--ours', 'off', 'default+bf16', *options, '--out', str(out))
+    assert 'original' in output and 'default+bf16' in output
+    measurements = json.loads(out.read_text())
+    assert list(measurements['rows']) == ['original', 'off', 'default+bf16']
+    flops = measurements[
         'flops_an_update'
     ]  # the same work: forward and backward passes of the same layers
     assert flops['original'] == pytest.approx(flops['off'], rel=1e-3)
-    for row in found['rows'].values():
+    for row in measurements['rows'].values():
         assert row['images_a_second'] == pytest.approx(2e3 / row['milliseconds'])
         assert all(part > 0 for part in row['parts_milliseconds'].values())
         assert row['peak_mib'] > 100 and row['ratio_apart'] > 0
-    assert found['rows']['original']['ratio'] == found['rows']['original']['ratio_apart'] == 1
-    assert found['ceilings']['tflops_fp32'] > 0
-    assert found['environment']['torch']
+    assert (
+        measurements['rows']['original']['ratio']
+        == measurements['rows']['original']['ratio_apart']
+        == 1
+    )
+    assert measurements['ceilings']['tflops_fp32'] > 0
+    assert measurements['environment']['torch']
 
 
 @pytest.mark.long

@@ -38,7 +38,7 @@ BACKBONES = {
 }
 # Swin as a backbone has a norm at each output instead of one at the end (768 channels, weight and bias).
 NORMS = {RETINANET_SWIN: 2 * (192 + 384 + 768) - 2 * 768, MASK_SWIN: 2 * 96 + 2 * (192 + 384)}
-OWN = {
+DETECTOR_LOSSES = {
     'retinanet': {'loss_cls', 'loss_bbox'},
     'mask': {'loss_rpn_cls', 'loss_rpn_bbox', 'loss_cls', 'loss_bbox', 'loss_mask'},
     'reppoints': {'loss_cls', 'loss_pts_init', 'loss_pts_refine'},
@@ -54,8 +54,8 @@ def test_student_and_teachers_build_at_full_width(name, shared_data):
     recipe = load_recipe(f'configs/paper/{name}.py', root)
     for detector, size in zip(recipe.detectors, BACKBONES[name], strict=True):
         model = build_detector(ConfigDict(recipe.model(detector)))
-        found = sum(p.numel() for p in model.backbone.parameters())
-        assert found == size + (NORMS.get(name, 0) if detector != 'student' else 0), detector
+        count = sum(p.numel() for p in model.backbone.parameters())
+        assert count == size + (NORMS.get(name, 0) if detector != 'student' else 0), detector
         assert model.neck.fpn_convs[0].conv.weight.shape == (256, 256, 3, 3)
         heads = [m.num_classes for m in model.modules() if hasattr(m, 'num_classes')]
         assert set(heads) - {1} == {80}, detector  # 1: a proposal head's
@@ -70,8 +70,8 @@ def both(request, shared_data, tmp_path_factory):
     command += ['--work-dir', str(out), '--out', str(out / 'rows.json')]
     env = {**os.environ, 'PYTHONPATH': str(ROOT)}
     subprocess.run(command, env=env, check=True, timeout=1200)
-    found = json.loads((out / 'rows.json').read_text())
-    return request.param, found['rows'], out / request.param
+    report = json.loads((out / 'rows.json').read_text())
+    return request.param, report['rows'], out / request.param
 
 
 def test_a_stage_makes_an_update(both):
@@ -83,16 +83,16 @@ def test_a_stage_makes_an_update(both):
     ):
         losses = dict(row['losses'])
         total = losses.pop('loss')
-        own = OWN[name.split('_')[0]]
-        assert set(losses) == own | {f'loss_mgd_fpn_{level}' for level in levels}
+        detector_losses = DETECTOR_LOSSES[name.split('_')[0]]
+        assert set(losses) == detector_losses | {f'loss_mgd_fpn_{level}' for level in levels}
         assert all(math.isfinite(value) and value > 0 for value in losses.values())
         assert total == pytest.approx(sum(losses.values()), rel=1e-4)
         assert row['updates'] == 1 and row['memory_mib'] < 10 * 1024
 
         for part in ('backbone', 'neck', 'head', 'distill_losses'):
-            found = row['gradients'][part]
-            assert found['reached'] == found['trained'] > 0, part
-            assert 0 < found['norm'] < math.inf, part
+            gradients = row['gradients'][part]
+            assert gradients['reached'] == gradients['trained'] > 0, part
+            assert 0 < gradients['norm'] < math.inf, part
         assert row['gradients']['teacher'] == {'trained': 0, 'reached': 0, 'norm': 0}
 
         stage = folder / 'stages' / 'progressive' / f'{row["stage"]}_{teacher}'

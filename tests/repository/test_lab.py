@@ -59,7 +59,7 @@ def test_links_lead_to_pages_and_places_that_are_there(pages, browser):
     for path in pages:
         page = browser.new_page()
         page.goto(path.as_uri())
-        links = page.eval_on_selector_all('a[href]', 'found => found.map((a) => a.href)')
+        links = page.eval_on_selector_all('a[href]', 'anchors => anchors.map((a) => a.href)')
         assert links, path.name
         for link in links:
             target, _, place = link.partition('#')
@@ -77,9 +77,9 @@ def test_accessible(pages, browser, scheme):
         page = browser.new_page(color_scheme=scheme)
         page.goto(path.as_uri())
         page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-        found = axe.run(page).response
-        assert found['passes'], path.name
-        bad = [v for v in found['violations'] if v['impact'] in ('serious', 'critical')]
+        response = axe.run(page).response
+        assert response['passes'], path.name
+        bad = [v for v in response['violations'] if v['impact'] in ('serious', 'critical')]
         assert not bad, [(path.name, v['id'], v['nodes'][0]['html'][:200]) for v in bad]
         page.close()
 
@@ -132,16 +132,16 @@ def test_formulas_are_drawn_by_the_browser(pages, browser):
     box = page.locator('math').first.bounding_box()
     assert box['width'] > 10 and box['height'] > 5
     prose = page.eval_on_selector_all(
-        '.jp-MarkdownOutput', 'found => found.map((e) => e.innerText)'
+        '.jp-MarkdownOutput', 'outputs => outputs.map((e) => e.innerText)'
     )
     assert prose and not any('$' in text or '\\rho' in text for text in prose)
     page.close()
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(('127.0.0.1', 0))
-        return found.getsockname()[1]
+    with socket.socket() as sock:
+        sock.bind(('127.0.0.1', 0))
+        return sock.getsockname()[1]
 
 
 @pytest.fixture(scope='module')
@@ -228,7 +228,7 @@ def run_all(page, address: str) -> None:
 
 def images(page) -> list[str]:
     return page.eval_on_selector_all(
-        '.jp-OutputArea-output img', 'found => found.map((i) => i.src)'
+        '.jp-OutputArea-output img', 'elements => elements.map((i) => i.src)'
     )
 
 

@@ -99,10 +99,10 @@ def test_schedule_and_pipeline_are_mmdets(row, tmp_path):
     assert ours.lr_config == {**theirs.lr_config, 'step': steps}
     image, val = recipe.cfg.image, theirs.data.val.pipeline
     assert pipeline_of_val(image)[0] == val[0]
-    found, wanted = pipeline_of_val(image)[1], val[1]
-    assert found['img_scale'] == wanted.img_scale and found['flip'] == wanted.flip
+    augmentation, wanted = pipeline_of_val(image)[1], val[1]
+    assert augmentation['img_scale'] == wanted.img_scale and augmentation['flip'] == wanted.flip
     # mmdet writes ImageToTensor where ours has the bundle: both make a tensor of the image.
-    assert found['transforms'][:4] == wanted.transforms[:4]
+    assert augmentation['transforms'][:4] == wanted.transforms[:4]
     ours_train = train_pipeline(image, masks)
     assert ours_train[1].pop('with_mask') == theirs.data.train.pipeline[1].pop('with_mask', False)
     assert ours_train == theirs.data.train.pipeline
@@ -207,10 +207,10 @@ def test_size_of_a_two_stage_detector(tiny_coco, tmp_path):
     """mmdet's dummy pass draws proposals that RoIAlign refuses on the CPU."""
     options = {'data.root': str(tiny_coco(tmp_path / 'coco')), 'image.scale': 64}
     recipe = load_recipe('configs/paper/mask_rcnn_r50__swint_swins.py', options)
-    found = model_cost(recipe, 'student', images=1)
+    cost = model_cost(recipe, 'student', images=1)
     # A thousand proposals, each 256 x 7 x 7 features to 1024 and these to 1024; a hundred masks from four convolutions
     # and a 2 x 2 one that doubles their size. Backbone, neck and proposals are small at 64 pixels.
     boxes = 1000 * (256 * 7 * 7 * 1024 + 1024 * 1024)
     masks = 100 * 256 * 256 * (4 * 9 + 4) * 14 * 14
-    assert found['gflops'] == pytest.approx((boxes + masks) / 1e9, rel=0.03)
-    assert found['input'] == [64, 64] and found['ms_per_image'] > 0
+    assert cost['gflops'] == pytest.approx((boxes + masks) / 1e9, rel=0.03)
+    assert cost['input'] == [64, 64] and cost['ms_per_image'] > 0

@@ -25,9 +25,9 @@ def pins(name: str) -> dict[str, str]:
 
 @pytest.mark.parametrize('name', ['torch', 'base', 'dev', 'onnx', 'sweep', 'mmcv'])
 def test_every_requirement_is_pinned_exactly(name):
-    found = pins(name)
-    assert found
-    assert all(re.fullmatch(r'[\d.]+', version) for version in found.values())
+    versions = pins(name)
+    assert versions
+    assert all(re.fullmatch(r'[\d.]+', version) for version in versions.values())
 
 
 def test_conda_environment_repeats_the_pins():

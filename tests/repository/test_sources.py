@@ -40,8 +40,8 @@ def test_no_logic_and_short_cells(source):
 def test_the_notebook_is_its_source_without_outputs(source):
     pair = json.loads(source.with_suffix('.ipynb').read_text())
     wanted = [(c.cell_type, c.source) for c in jupytext.read(source).cells]
-    found = [(c['cell_type'], ''.join(c['source'])) for c in pair['cells']]
-    assert found == wanted
+    cells = [(c['cell_type'], ''.join(c['source'])) for c in pair['cells']]
+    assert cells == wanted
     for cell in pair['cells']:
         assert cell.get('id')
         assert not cell.get('outputs') and not cell.get('execution_count')

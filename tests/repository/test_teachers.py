@@ -20,10 +20,10 @@ def test_the_weights_give_the_stated_ap(name, tmp_path):
     folder = ROOT / 'configs/mini/teachers' / name
     stated = json.loads((folder / 'metrics.json').read_text())
     assert stated['sha256'] == file_sha256(folder / 'model.pth')
-    found = evaluate(recipe, folder / 'model.pth', detector=name)
-    assert stated['num_images'] == found['num_images'] == 300
+    metrics = evaluate(recipe, folder / 'model.pth', detector=name)
+    assert stated['num_images'] == metrics['num_images'] == 300
     # Not bit-equal: other processors add in another order.
-    assert found['bbox_mAP'] == pytest.approx(stated['bbox_mAP'], abs=0.002)
+    assert metrics['bbox_mAP'] == pytest.approx(stated['bbox_mAP'], abs=0.002)
 
 
 def test_all_of_them_are_small():

@@ -135,8 +135,8 @@ def test_its_report_is_made(stopped):
     assert 'mtpd run tests/fixtures/v0_1/tiny.py' in text
     page = index.with_name('04_distill_stage__none_1.html').read_text('utf-8')
     assert 'update 120/120' in page and 'data:image/png' in page
-    kept = json.loads((stopped / 'results.json').read_text())['results']
-    assert {row['name']: row['AP'] for row in kept} == {k: row[0] for k, row in RESULTS.items()}
+    results = json.loads((stopped / 'results.json').read_text())['results']
+    assert {row['name']: row['AP'] for row in results} == {k: row[0] for k, row in RESULTS.items()}
 
 
 def test_the_stopped_stage_goes_on_at_its_update(resumed):

@@ -214,14 +214,24 @@ def test_applying_again_changes_nothing():
     assert IterBasedRunner.resume is before
 
 
-def test_mmcv_without_ops_is_refused(monkeypatch, tmp_path):
-    (tmp_path / 'mmcv').mkdir()
-    (tmp_path / 'mmcv' / '__init__.py').touch()
-    for name in [name for name in sys.modules if name.partition('.')[0] == 'mmcv']:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.syspath_prepend(tmp_path)
+def test_mmcv_without_ops_is_refused(monkeypatch, tmp_path, other_package):
+    folder = other_package('mmcv', '2.1.0')
+    monkeypatch.setenv('PYTHONPATH', str(folder))
+    with pytest.raises(MtpdError, match=rf'2\.1\.0 \({folder}/mmcv, by .*Take {folder} out of'):
+        compat.require_ops()
+    monkeypatch.setattr(machine.site, 'getsitepackages', lambda: [str(folder)])
     with pytest.raises(MtpdError, match='mtpd install-ops'):
         compat.require_ops()
+
+
+def test_another_release_of_mmdet_is_refused_before_it_is_imported(other_package, monkeypatch):
+    folder = other_package('mmdet', '3.3.0')
+    env = {**os.environ, 'PYTHONPATH': f'{folder}{os.pathsep}{ROOT}'}
+    command = [sys.executable, '-m', 'mtpd.cli', 'show', 'configs/own_data/retinanet.py']
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    message = f'mmdet is 3.3.0 ({folder}/mmdet, by PYTHONPATH), and the kit needs 2.28. Take'
+    assert done.stderr.strip() == f'mtpd: {message} {folder} out of PYTHONPATH.'
 
 
 def test_old_torch_is_refused(monkeypatch):

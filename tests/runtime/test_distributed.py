@@ -29,7 +29,7 @@ from mtpd.pipeline import mmdet_config
 from mtpd.pipeline.notebooks import execute_notebook
 from mtpd.pipeline.stages import _stage_builder
 from mtpd.runtime import checkpoints
-from mtpd.runtime.distributed import ProcessKilled, run_on_all_ranks
+from mtpd.runtime.distributed import ProcessKilled, launch, run_on_all_ranks
 from mtpd.utils import world
 from mtpd.utils.machine import cpu_cores
 from mtpd.utils.paths import ROOT
@@ -134,15 +134,16 @@ def test_an_updates_gradient_is_the_mean_of_the_ranks_own(stage):
     _, build, _, seen = stage
     worst = 0.0
     for update in range(UPDATES - 1):
-        own = [alone_gradients(build, seen[rank][update]) for rank in range(2)]
+        gradients = [alone_gradients(build, seen[rank][update]) for rank in range(2)]
         for rank in range(2):
             for name, got in seen[rank][update + 1]['gradients'].items():
-                wanted = (own[0][name] + own[1][name]) / 2
+                wanted = (gradients[0][name] + gradients[1][name]) / 2
                 scale = max(1.0, float(wanted.abs().max()))
                 worst = max(worst, float((got - wanted).abs().max()) / scale)
         # The two shards differ, or their mean would show nothing.
         assert not torch.allclose(
-            own[0]['student.backbone.conv1.weight'], own[1]['student.backbone.conv1.weight']
+            gradients[0]['student.backbone.conv1.weight'],
+            gradients[1]['student.backbone.conv1.weight'],
         )
     print(f'\nlargest difference from the mean of the ranks: {worst:.1e}')
     assert worst < 1e-5
@@ -217,13 +218,15 @@ def test_one_log_and_one_checkpoint_from_which_one_process_goes_on(stage, recipe
 def test_three_processes_evaluate_as_one(stage, recipe, tmp_path):
     """Four images for three processes: mmdet gives the third an image twice, which must not count."""
     out, *_ = stage
-    found = []
+    evaluations = []
     for gpus in (None, 3):
         plan = load_recipe(recipe, {'runtime.gpus': gpus} if gpus else {})
-        found.append(evaluate(plan, out / 'latest.pth', out=tmp_path / str(gpus)))
-        found[-1]['boxes'] = json.loads((tmp_path / str(gpus) / 'detections.json').read_text())
-    assert len(found[0]['boxes']) > 4
-    assert found[0] == found[1]
+        evaluations.append(evaluate(plan, out / 'latest.pth', out=tmp_path / str(gpus)))
+        evaluations[-1]['boxes'] = json.loads(
+            (tmp_path / str(gpus) / 'detections.json').read_text()
+        )
+    assert len(evaluations[0]['boxes']) > 4
+    assert evaluations[0] == evaluations[1]
 
 
 @pytest.mark.long
@@ -291,6 +294,16 @@ def test_a_mistake_that_one_process_finds_is_the_callers():
 
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+@pytest.mark.long
+def test_a_started_process_takes_the_mmdet_that_this_one_takes(other_package, monkeypatch):
+    """The working directory is a checkout of another mmdet."""
+    installed = spied.mmdet_file()
+    folder = other_package('mmdet', '2.28.2')
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, 'path', [entry for entry in sys.path if entry != str(folder)])
+    assert launch(1, 'cpu', spied.mmdet_file, ()) == installed
 
 
 @pytest.mark.slow
@@ -373,8 +386,10 @@ except MtpdError as error:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('texts, said', [('aa', "['at 0', 'at 1']"), ('ab', 'different commands')])
-def test_two_tasks_of_slurm(texts, said):
+@pytest.mark.parametrize(
+    'texts, output', [('aa', "['at 0', 'at 1']"), ('ab', 'different commands')]
+)
+def test_two_tasks_of_slurm(texts, output):
     names = ('JOB_ID', 'STEP_ID', 'STEP_NUM_TASKS', 'STEP_TASKS_PER_NODE', 'STEP_NODELIST')
     values = (str(os.getpid()), '0', '2', '2', 'localhost')
     shared = {f'SLURM_{name}': value for name, value in zip(names, values, strict=True)}
@@ -387,7 +402,7 @@ def test_two_tasks_of_slurm(texts, said):
         )
         for k, text in enumerate(texts)
     ]
-    assert said in tasks[0].communicate(timeout=120)[0]
+    assert output in tasks[0].communicate(timeout=120)[0]
     assert tasks[1].communicate(timeout=120)[0] == ''
     assert [task.returncode for task in tasks] == [0, 0]
 
@@ -413,10 +428,10 @@ def test_no_process_outlives_the_one_that_started_it(name, ended, tmp_path):
 
 
 def refused(*arguments) -> str:
-    found = CliRunner().invoke(main, [str(item) for item in arguments])
-    assert found.exit_code == 2, found.output
-    assert 'Traceback' not in found.output
-    return found.output
+    result = CliRunner().invoke(main, [str(item) for item in arguments])
+    assert result.exit_code == 2, result.output
+    assert 'Traceback' not in result.output
+    return result.output
 
 
 def test_more_gpus_than_there_are_is_refused(tmp_path, recipe):
@@ -503,7 +518,7 @@ def test_slurm_tells_each_process_its_place(monkeypatch):
     monkeypatch.delenv('MASTER_PORT')
     monkeypatch.setenv('MASTER_ADDR', '')
     monkeypatch.delenv('MASTER_ADDR')
-    assert world.current_world() == world.World(6, 8, 2, 'SLURM')
+    assert world.current_world() == world.World(6, 8, 2, 4, 'SLURM')
     assert os.environ['MASTER_ADDR'] == 'gpu07'
     assert 20000 <= int(os.environ['MASTER_PORT']) < 40000
     monkeypatch.setenv('SLURM_STEP_NUM_TASKS', '1')  # sbatch's script, or a task by itself

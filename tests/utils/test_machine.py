@@ -67,3 +67,31 @@ def test_the_environment_is_recorded_once_also_without_git(monkeypatch, tmp_path
     assert (first['git_commit'], first['git_changed_files']) == (None, 0)
     assert first['torch'] == machine.find_torch().version
     assert machine.write_environment(path, threads=4) == first
+
+
+def test_a_package_of_another_installation_is_recorded_with_its_folder(monkeypatch, other_package):
+    import mmdet
+
+    installed = machine.find_package('mmdet')
+    assert installed == (mmdet.__version__, Path(mmdet.__file__).parent, None, '')
+    assert machine.describe_environment()['mmdet'] == mmdet.__version__
+    folder = other_package('mmdet', mmdet.__version__)
+    monkeypatch.setenv('PYTHONPATH', str(folder))
+    recorded = machine.describe_environment()['mmdet']
+    assert recorded == f'{mmdet.__version__} ({folder}/mmdet, by PYTHONPATH)'
+
+
+def test_an_editable_package_without_a_pin_is_uninstalled(other_package):
+    other_package('mmcv', '1.7.2')
+    package = machine.find_package('mmcv')
+    assert package.origin == 'an editable installation'
+    assert f'{sys.executable} -m pip uninstall mmcv mmcv-full`, then `make env`' in package.remedy
+
+
+@pytest.mark.parametrize('version', ['2.27.0', '3.3.0', 'none'])
+def test_other_releases_of_mmdet_are_refused(version, other_package):
+    other_package('mmdet', version)
+    with pytest.raises(MtpdError, match=r'the kit needs 2\.28\. Run `.* mmdet==2\.28\.2`'):
+        machine.check_mmdet(machine.find_package('mmdet'))
+    with pytest.raises(MtpdError, match=r'mmdet is not installed .* mmdet==2\.28\.2`'):
+        machine.check_mmdet(None)

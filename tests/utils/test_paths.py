@@ -37,6 +37,15 @@ def test_a_path_is_the_first_that_exists(monkeypatch, tmp_path):
     assert paths.resolve_path('README.md', recipe) == paths.ROOT / 'README.md'
 
 
+def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'r.py').touch()
+    assert paths.find_config_file('~/r.py') == tmp_path / 'r.py'
+    assert paths.resolve_path('~/none', tmp_path / 'r.py') == tmp_path / 'none'
+    assert str(paths.user_path('~no_such_user/x')) == '~no_such_user/x'
+    assert str(paths.user_path('a~/x')) == 'a~/x'
+
+
 def test_a_config_that_does_not_exist_is_named_with_the_nearest():
     with pytest.raises(
         RecipeError, match=r"Did you mean 'configs/mini/retinanet_r50__r101_rx101\.py'"

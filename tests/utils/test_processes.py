@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 
+import click
 import psutil
 import pytest
 
+import mtpd
 from mtpd.utils import processes
 from mtpd.utils.paths import ROOT
 
@@ -124,3 +127,23 @@ def is_alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def test_a_started_process_imports_what_this_one_does(tmp_path, monkeypatch):
+    """A folder of the package's name in the working directory is not what is imported, unless this process does so."""
+    (tmp_path / 'click').mkdir()
+    (tmp_path / 'click' / '__init__.py').write_text('')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'path', [folder for folder in sys.path if folder])
+
+    def origins(*arguments: str) -> list[str]:
+        command = [sys.executable, *arguments]
+        env = os.environ | processes.same_imports()
+        return subprocess.run(command, env=env, capture_output=True, text=True).stdout.split()
+
+    code = 'import click, mtpd; print(click.__file__, mtpd.__file__)'
+    (tmp_path / 'module.py').write_text(code)
+    expected = [click.__file__, mtpd.__file__]
+    assert origins('-c', code) == expected
+    sys.path.insert(0, '')
+    assert origins('-c', code) == [str(tmp_path / 'click/__init__.py'), mtpd.__file__]

@@ -1,13 +1,16 @@
 """Annotation files that are refused, and what COCO itself contains, which passes."""
 
+import copy
 import json
+import re
 
 import numpy as np
 import pytest
 from pycocotools import mask as masks
 
 from helpers.place import MINI, edited, passes, refuse
-from mtpd.data import validation
+from mtpd.data import coco
+from mtpd.data.annotations import decode_rle, parse_annotations
 
 PAPER = 'configs/paper/mask_rcnn_r50__cascade_r50dcn_rx101dcn.py'
 
@@ -20,7 +23,7 @@ def text(content: str | bytes):
     return make
 
 
-def of(kind: str, place: int = 0, **values):
+def changed(kind: str, place: int = 0, **values):
     """Other values in one image, annotation or category; `...` takes a key away."""
 
     def change(table):
@@ -33,11 +36,7 @@ def of(kind: str, place: int = 0, **values):
 
 
 def box(*values):
-    return of('annotations', bbox=list(values))
-
-
-def mask(value):
-    return of('annotations', segmentation=value)
+    return changed('annotations', bbox=list(values))
 
 
 def gone(place):
@@ -59,6 +58,12 @@ def in_validation(place):
 
 def many_classes(table):
     table['categories'] = [{'id': k, 'name': f'c{k}'} for k in range(10**6)]
+
+
+def corners(table):
+    for item in table['annotations']:
+        x, y, w, h = item['bbox']
+        item['bbox'] = [x, y, x + w, y + h]
 
 
 def two_faults(table):
@@ -102,7 +107,6 @@ ROWS = {
     'empty file': (text(''), r'train\.json is not JSON'),
     'truncated': (cut, r'train\.json is not JSON .*Fetch or export it again'),
     'not JSON': (text('a,b\n1,2\n'), 'is not JSON'),
-    'a byte order mark': (text('\ufeff{}'), 'is not JSON .*BOM'),
     'not UTF-8': (text('{"n": "é"}'.encode('latin-1')), 'is not UTF-8 .*at byte 7'),
     'nested too deeply': (text('[' * 100_000), 'is not JSON'),
     'a list at the top': (text('[]'), 'not in COCO format: no list images'),
@@ -112,58 +116,44 @@ ROWS = {
     'no objects': (edited(lambda t: t.update(annotations=[])), 'it lists no annotations'),
     'no classes': (edited(lambda t: t.update(categories=[])), 'it lists no categories'),
     'a million classes': (edited(many_classes), '1,000,000 categories, and 50,000 are the most'),
-    'image id twice': (of('images', 1, id=0), 'an image id is given twice: 0'),
-    'annotation id twice': (of('annotations', 1, id=1), 'an annotation id is given twice: 1'),
-    'category id twice': (of('categories', 1, id=5), 'a category id is given twice: 5'),
-    'class name twice': (of('categories', 1, name='cat'), "a class name appears twice: 'cat'"),
-    'class without a name': (of('categories', name=...), 'a category lacks its name'),
-    'class name a number': (of('categories', name=7), 'a category lacks its name: category 5: 7'),
+    'image id twice': (changed('images', 1, id=0), 'an image id is given twice.*: 0'),
+    'annotation id twice': (changed('annotations', 1, id=1), 'an annotation id is given twice.*: 1'),
+    'category id twice': (changed('categories', 1, id=5), 'a category id is given twice.*: 5'),
+    'class name twice': (changed('categories', 1, name='cat'), "a class name appears twice.*: 'cat'"),
+    'class without a name': (changed('categories', name=...), 'a category lacks its name'),
+    'class name a number': (changed('categories', name=7), 'a category lacks its name, a text: category 5: 7'),
     'category a text': (edited(lambda t: t.update(categories=['cat'])), 'categor.*lacks its'),
     'image a text': (edited(lambda t: t['images'].append('a.jpg')), r'images\[4\] is .a\.jpg'),
-    'image id a text': (of('images', id='0'), r'an image is no dict with a whole number'),
-    'image without a name': (of('images', file_name=...), 'an image has no file_name: image 0'),
-    'image name with a null': (of('images', file_name='a\0'), 'an image has no file_name'),
-    'image name half a character': (of('images', file_name='\ud800'), 'has no file_name'),
-    'image name too long': (of('images', file_name='x' * 5000), '1 of 4 images .* are not in'),
-    'image without a size': (of('images', width=...), 'no width and height in pixels: image 0'),
-    'image of no size': (of('images', width=0), 'no width and height in pixels'),
+    'image id null': (changed('images', id=None), r'an image has no id, .*images\[0\] is'),
+    'image id a fraction': (changed('images', id=0.5), r'an image has no id, .*images\[0\] is'),
+    'image id a text and a number': (changed('images', 1, id='0'), "an image id is given twice.*: '0'"),
+    'image without a name': (changed('images', file_name=...), 'an image has no file_name.*: image 0'),
+    'image name with a null': (changed('images', file_name='a\0'), 'an image has no file_name'),
+    'image name half a character': (changed('images', file_name='\ud800'), 'has no file_name'),
+    'image name too long': (changed('images', file_name='x' * 5000), '1 of 4 images .* are not in'),
+    'image without a size': (changed('images', width=...), 'no width and height in pixels.*: image 0'),
+    'image of no size': (changed('images', width=0), 'no width and height in pixels'),
     'annotation a number': (edited(lambda t: t['annotations'].append(3)), r'\[5\] is 3'),
-    'dangling image': (of('annotations', image_id=99), 'image_id is not among the images.*: 99'),
-    'dangling category': (of('annotations', category_id=1), 'category_id is not among the .*: 1'),
-    'image id a list': (of('annotations', image_id=[0]), r'image_id is not among .*\[0\]'),
-    'no box': (of('annotations', bbox=...), r'bbox is not four numbers.*annotation 1: None'),
+    'dangling image': (changed('annotations', image_id=99), 'image_id is not among the images.*: 99'),
+    'dangling category': (changed('annotations', category_id=1), 'category_id is not among the .*: 1'),
+    'image id a list': (changed('annotations', image_id=[0]), r'image_id is not among .*\[0\]'),
+    'no box': (changed('annotations', bbox=...), r'bbox is not four numbers.*annotation 1: None'),
     'three numbers': (box(1, 2, 3), r'bbox is not four numbers .*\[1, 2, 3\]'),
     'box of texts': (box('1', '2', '3', '4'), 'bbox is not four numbers'),
     'box NaN': (box(1, 2, float('nan'), 4), r'bbox is not four numbers .*nan'),
     'box infinite': (box(1, 2, float('inf'), 4), 'bbox is not four numbers .*inf'),
     'box huge': (box(1, 2, 10**400, 4), "bbox is not four numbers .*'a huge number'"),
-    'box negative': (box(4, 6, -20, 30), 'negative width, height or area: annotation 1'),
-    'box without width': (box(4, 6, 0, 30), 'no width, height or area: annotation 1: bbox'),
-    'box outside': (box(100, 6, 20, 30), r'outside its image: .*\[100, 6, 20, 30\], image 64 x 64'),
+    'box negative': (box(4, 6, -20, 30), 'negative width, height or area.*: annotation 1'),
+    'box without width': (box(4, 6, 0, 30), 'no width or no height. Leave it out: annotation 1: bbox'),
+    'box outside': (box(100, 6, 20, 30), r'outside its image.*: .*\[100, 6, 20, 30\], image 64 x 64'),
     'boxes fractions': (
         edited(lambda t: [o.update(bbox=[0.1, 0.1, 0.5, 0.5]) for o in t['annotations']]),
         'no box is larger than 1 x 1.*fractions',
     ),
-    'no area': (of('annotations', area=...), 'area is no number .*annotation 1: None'),
-    'area negative': (of('annotations', area=-1), 'negative width, height or area'),
-    'iscrowd 2': (of('annotations', iscrowd=2), 'iscrowd is neither 0 nor 1: annotation 1: 2'),
-    'mask of two points': (mask([[1, 2, 3, 4]]), 'no list of polygons .*annotation 1'),
-    'mask of odd numbers': (mask([[1, 2, 3, 4, 5, 6, 7]]), 'no list of polygons'),
-    'mask NaN': (mask([[1, 2, 3, 4, 5, float('nan')]]), 'no list of polygons'),
-    'mask a text': (mask('all of it'), 'in run lengths does not fit'),
-    'mask of another size': (
-        mask({'size': [9, 9], 'counts': [81]}), r'in run lengths does not fit .*\[9, 9\]'
-    ),
-    'mask counts negative': (
-        mask({'size': [64, 64], 'counts': [-4, 4100]}), 'in run lengths does not fit'
-    ),
-    'mask counts too few': (mask({'size': [64, 64], 'counts': [3, 4]}), 'run lengths does not'),
-    'mask counts garbage': (mask({'size': [64, 64], 'counts': '~~~'}), 'run lengths does not'),
-    'mask text too short': (
-        mask({'size': [64, 64], 'counts': masks.encode(np.ones((32, 64), np.uint8, 'F'))['counts'].decode()}),
-        'run lengths does not',
-    ),
-    'mask text cut': (mask({'size': [64, 64], 'counts': '0PP'}), 'run lengths does not'),
+    'area a text': (changed('annotations', area='600'), "area is no number .*annotation 1: '600'"),
+    'boxes as corners': (edited(corners), r'look like corners .*: \[4, 6, 24, 36\] in an image of 64 x 64'),
+    'area negative': (changed('annotations', area=-1), 'negative width, height or area'),
+    'iscrowd 2': (changed('annotations', iscrowd=2), 'iscrowd is neither 0 .*: annotation 1: 2'),
     'in the validation split': (in_validation, r'val\.json: a box has a negative width'),
     'two faults': (edited(two_faults), r'(?s)image_id is not among.*category_id is not among'),
     'all images tiny': (
@@ -181,6 +171,49 @@ ROWS = {
 @pytest.mark.parametrize('name', ROWS)
 def test_it_is_refused(name, place):
     refuse(place, *ROWS[name])
+
+
+# Masks matter to detectors with masks alone
+
+MASKS = {
+    'two points': ([[1, 2, 3, 4]], 'a polygon of two points. Give three or more, four for a rectangle: annotation 1'),
+    'odd numbers': ([[1, 2, 3, 4, 5, 6, 7]], 'no list of polygons'),
+    'NaN': ([[1, 2, 3, 4, 5, float('nan')]], 'no list of polygons'),
+    'a text': ('all of it', 'neither a list of polygons nor run lengths'),
+    'of another size': ({'size': [9, 9], 'counts': [81]}, r'does not fit its image .*\[9, 9\]'),
+    'counts negative': ({'size': [64, 64], 'counts': [-4, 4100]}, 'does not fit its image'),
+    'counts too few': ({'size': [64, 64], 'counts': [3, 4]}, 'does not fit its image'),
+    'counts garbage': ({'size': [64, 64], 'counts': '~~~'}, 'does not fit its image'),
+    'text too short': (
+        {'size': [64, 64], 'counts': masks.encode(np.ones((32, 64), np.uint8, 'F'))['counts'].decode()},
+        'does not fit its image',
+    ),
+    'text cut': ({'size': [64, 64], 'counts': '0PP'}, 'does not fit its image'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', MASKS)
+def test_a_bad_mask_stops_detectors_with_masks_alone(name, place):
+    mask, message = MASKS[name]
+    place.edit(lambda table: table['annotations'][0].update(segmentation=mask))
+    (problem,) = coco.mask_problems(place.json)
+    assert re.search(message, problem)
+    assert coco.split_problems(place.coco, 'train') == []
+    assert coco.read_annotations(place.json)['annotations'][0]['segmentation'] is None
+
+
+@pytest.mark.parametrize('nothing', ['', [], {}, None, [[]], [[], []]])
+def test_an_empty_mask_is_none(nothing, place):
+    place.edit(lambda table: table['annotations'][0].update(segmentation=nothing))
+    assert coco.mask_problems(place.json) == [
+        f'5 of 5 annotations of {place.json} have no mask (segmentation).'
+    ]
+
+
+def test_bad_masks_are_refused_where_they_are_used_and_pass_where_not(place):
+    place.edit(lambda table: table['annotations'][0].update(segmentation=[[1, 2, 3, 4]]))
+    refuse(place, for_masks('train', PAPER), 'student has a mask head, and .*polygon of two points')
+    passes(place)
 
 
 # What passes
@@ -213,19 +246,19 @@ def test_two_boxes_without_height_in_a_million_pass():
     objects = [one | {'id': k} for k in range(30_000)]
     objects[918] |= {'bbox': [29, 38, 1.03, 0.0], 'area': 0.0}
     table = {'images': images, 'annotations': objects, 'categories': [{'id': 1, 'name': 'a'}]}
-    assert validation.annotation_problems(table, 'x') == []
+    assert parse_annotations(copy.deepcopy(table), 'x').problems == ()
     for k in range(3):
         objects[k] = objects[918] | {'id': k}
-    assert validation.annotation_problems(table, 'x') == [
-        'x: a box has no width, height or area, 4 times, first annotation 0: bbox [29, 38, 1.03, 0.0], area 0.0.'
-    ]
+    assert parse_annotations(table, 'x').problems == (
+        'x: a box has no width or no height. Leave it out, 4 times, first annotation 0: bbox [29, 38, 1.03, 0.0], area 0.0.',
+    )
 
 
 @pytest.mark.parametrize('seed', range(5))
 def test_compressed_run_lengths_are_read_as_pycocotools_reads_them(seed):
     pixels = np.random.default_rng(seed).random((37, 23)) < 0.1 + 0.2 * seed
     packed = masks.encode(np.asfortranarray(pixels.astype(np.uint8)))
-    counts = validation.decode_rle(packed['counts'].decode())
+    counts = decode_rle(packed['counts'].decode())
     flat = pixels.T.ravel()
     expected = [[]]
     for value in flat:

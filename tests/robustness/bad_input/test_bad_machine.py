@@ -103,7 +103,6 @@ def notebook(path: Path, code: str) -> Path:
 NOTEBOOKS = {
     'unknown parameter': (dict(parameters={'stge': 1}), "unknown parameter 'stge'. Did you mean", 2),
     'wrong type': (dict(parameters={'stage': 'one'}), r"stage is int, got 'one' \(str\)", 2),
-    'missing kernel': (dict(kernel='cobol'), "no Jupyter kernel 'cobol'", 2),
     # What ends it is no mistake of the user's: exit code 1.
     'kernel killed': (dict(), r'SIGKILL \(often: out of memory\)', 1),
 }  # fmt: skip

@@ -21,7 +21,17 @@ def recipe(content: str, **more: str):
 ROWS = {
     'unknown key': (setting('schedul.arm=3'), "unknown key 'schedul'. Did you mean 'schedule'"),
     'wrong type': (setting('seed=one'), "seed is 'one' .*int is needed"),
-    'a number for a dict': (setting('schedule=3'), 'schedule is 3: a dict|does not load'),
+    'a number for a dict': (setting('schedule=3'), 'schedule is 3: a dict with batch_size'),
+    'a number for the teachers': (
+        setting('teachers=3'), r'teachers is 3: a dict of dicts by name \(label, config'
+    ),
+    'a key below a number': (
+        setting('schedule.arm.x=3'), 'schedule.arm is [0-9]+, which has no keys: set schedule.arm itself'
+    ),
+    'no teachers to choose from': (
+        recipe("BASE\nteachers = dict(_delete_=True)\narms = dict(direct=dict(teachers='auto'))\n"),
+        'no teachers to choose from. Name at least one(.|\\n)*unknown teacher .* There are none',
+    ),
     'a split that is a number': (setting('data.splits.train=3'), r'data\.splits\.train is 3'),
     'an image of no size': (setting('image.scale=0'), r'image\.scale is 0: pixels'),
     'two colours': (setting('image.std=[1,1]'), r'image\.std is \[1, 1\]'),
@@ -40,7 +50,7 @@ ROWS = {
         recipe('BASE\nteachers = dict(r101=dict(), r101=dict())\n'), 'keyword argument repeated'
     ),
     'teacher named student': (recipe("BASE\nteachers = dict(student=dict(config='x'))\n"), 'taken'),
-    'stage out of range': (stage('--arm', 'direct', '--stage', '2'), r'1 stage\(s\), and stage 2'),
+    'stage out of range': (stage('--arm', 'direct', '--stage', '2'), r'1 stage\(s\), and stage 2 was asked for: give 1 to 1'),
     'stage 0': (stage('--arm', 'direct', '--stage', '0'), r'1 stage\(s\), and stage 0'),
     'unknown arm': (stage('--arm', 'drect'), "unknown arm 'drect'. Did you mean 'direct'"),
     'unknown detector': (stage('--detector', 'r11'), "unknown detector 'r11'. Did you mean 'r101'"),
@@ -49,7 +59,7 @@ ROWS = {
         setting('schedule.lr.policy=Nope'), "unknown schedule.lr.policy 'Nope'. .*OneCycle"
     ),
     'setting of another policy': (
-        setting('schedule.lr.policy=step'), r"schedule\.lr is .* which is refused: .*missing .* 'step'"
+        setting('schedule.lr.policy=step'), r"schedule\.lr is .* which is refused: .*missing .* 'step'.*_delete_=True"
     ),
     'unknown optimizer': (
         setting('schedule.optimizer.type=AdamV'), "unknown schedule.optimizer.type 'AdamV'. Did you mean 'Adam"
@@ -63,7 +73,7 @@ ROWS = {
     'negative workers': (setting('runtime.workers=-1'), r'runtime\.workers is -1: it must not be negative'),
     'no scenes': (setting('data.scenes.val=0'), r'data\.scenes\.val is 0: it must be at least 1'),
     'a syntax error': (
-        recipe('BASE\nx = (\n'), r"does not load: SyntaxError: .*r\.py, line 2: '\(' was never closed"
+        recipe('BASE\nx = (\n'), r"does not load: SyntaxError: .*r\.py, line 2: '\(' was never closed. Correct that line"
     ),
     'wrong values of all kinds': (
         setting(
@@ -74,7 +84,7 @@ ROWS = {
     ),
     'negative schedule': (setting('schedule.arm=-4'), r'schedule\.arm is -4: it must be at least 1'),
     'no updates': (setting('schedule.baseline=0'), r'schedule\.baseline is 0'),
-    'updates that do not divide': (setting('schedule.arm=7'), 'do not divide schedule.arm = 7'),
+    'updates that do not divide': (setting('schedule.arm=7'), 'do not divide schedule.arm = 7 evenly.* multiple of 2, such as 8'),
     'negative seed': (setting('seed=-1'), 'seed is -1'),
     'levels that the FPN lacks': (
         setting('distill.levels=[0,7]'), r"the student has no module 'neck\.fpn_convs\.7\.conv'"
@@ -91,16 +101,17 @@ ROWS = {
         setting('distill.student_module=neck.{level}'), "the student has no module 'neck.0'"
     ),
     'module that is no pattern': (
-        setting('distill.student_module=neck.{x}'), 'distill does not fit them.*KeyError'
+        setting('distill.student_module=neck.{x}'), 'distill does not fit them.*KeyError.*may have {level}'
     ),
     'circle of _base_': (
         recipe("_base_ = ['a.py']\n", a="_base_ = ['r.py']\n"), r'go in a circle: .*r\.py → .*a\.py'
     ),
-    'missing _base_': (recipe("_base_ = ['gone.py']\n"), r'_base_ of .*r\.py: .*gone\.py is missing'),
+    'missing _base_': (recipe("_base_ = ['gone.py']\n"), r'_base_ of .*r\.py: .*gone\.py is missing.* relative to that file or'),
     '_base_ that is itself': (recipe("_base_ = ['r.py']\n"), r'go in a circle: .*r\.py → .*r\.py'),
+    'a tuple in _base_': (recipe("_base_ = ('a.py',)\n"), r'r\.py, line 1: _base_ is .* Write it in \['),
     'not Python': (recipe('name = ('), r'r\.py has a problem'),
-    'raises': (recipe('BASE\n1 / 0\n'), 'does not load: ZeroDivisionError'),
-    'empty': (recipe(''), 'is missing'),
+    'raises': (recipe('BASE\n1 / 0\n'), r'does not load: ZeroDivisionError.*r\.py, line 2\)\. Correct'),
+    'empty': (recipe(''), 'arms, .* are missing. Add them'),
     'no such recipe': (lambda p: ['train', 'configs/mini/x.py'], 'no such file. .*configs/'),
     'a folder': (lambda p: ['train', p.folder], 'no such file'),
     'a text file': (lambda p: ['train', 'README.md'], 'does not load: OSError: Only py'),
@@ -109,7 +120,7 @@ ROWS = {
         setting('student.config=configs/_base_/schedules/pocket.py'), 'pocket.py gives no detector'
     ),
     'a model setting that mmdet refuses': (
-        setting('student.model.backbone.depht=18'), 'student: mmdet cannot build .*depht'
+        setting('student.model.backbone.depht=18'), 'student: mmdet cannot build .*depht.* Correct student.model'
     ),
     'an override without a value': (setting('seed'), 'KEY=VALUE'),
     'checkpoint without https': (
