@@ -1,32 +1,58 @@
-"""Detections in images of one's own, drawn and as JSON, by mmdet's `inference_detector`."""
+"""Detections in images of one's own, by mmdet's `inference_detector`: drawn, and as JSON."""
 
 from __future__ import annotations
 
 from .runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
-from collections.abc import Iterable, Iterator
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, count
 from pathlib import Path
 
-import mmcv
+import cv2
 import numpy as np
 from mmcv import Config
 from mmdet.apis import inference_detector
 from mmdet.core import get_classes
 from mmdet.models import build_detector
+from PIL import Image
 from torch import nn
 
+from . import plots
 from .config.files import set_class_count
 from .config.recipe import Recipe
 from .config.settings import parse_settings
+from .data.loading import CorruptImage, read_image
 from .engine.loop import choose_device
 from .errors import MtpdError
 from .pipeline.mmdet_config import load_config, recipe_as_mmdet
 from .runtime import checkpoints
-from .utils.files import write_json
+from .utils.files import atomic, make_writable_folder, read_json, write_json
+from .utils.paths import is_url, user_path
 
-LEAST_SIDE = 400  # pixels, of what is drawn
-IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
+IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff')
+PREDICTIONS = 'predictions.json'
+# EXIF's tag for the program that made an image, and what a drawing has there.
+SOFTWARE, MARK = 0x0131, 'mtpd predict'
+
+
+class ImagesLeftOut(MtpdError):
+    """Images without predictions. Those of the others are written.
+
+    Attributes:
+        problems: what is wrong with each, by path.
+    """
+
+    exit_code = 1
+
+    def __init__(self, problems: dict[str, str], total: int, out: Path):
+        self.problems = problems
+        lines = [f'  - {path} {problem}' for path, problem in problems.items()]
+        counted = f'{len(problems)} of {total} images have no predictions'
+        super().__init__('\n'.join([f'{counted}; {out / PREDICTIONS} has the others:', *lines]))
 
 
 def detector(
@@ -64,79 +90,213 @@ def detector(
 def predict(
     model: nn.Module, sources: Iterable[str | Path], out: str | Path, threshold: float = 0.3
 ) -> Iterator[dict]:
-    """Detects objects image by image, and draws those scored at least `threshold` into ``out/<image>``.
+    """Detects objects image by image, and draws those scored at least `threshold` into the folder `out`.
+
+    Small images are drawn larger. ``out/predictions.json`` has all that was yielded, also after an interruption. Only
+    what this function wrote before is overwritten.
 
     Args:
-        sources: images, and folders of images.
+        sources: images, and folders of images, also of nested ones.
 
-    Yields:
-        ``{'image', 'drawn', 'objects'}``: paths, and for each object its ``class``, ``score`` and ``box`` (x1, y1, x2,
-        y2, pixels of the image), by falling score. Small images are drawn larger. ``out/predictions.json`` has them all in the end.
+    Returns:
+        An iterator of ``{'image', 'drawn', 'objects'}``: paths, and for each object its ``class``, ``score`` and ``box``
+        (x1, y1, x2, y2, pixels of the image as training reads it), by falling score.
 
     Raises:
-        MtpdError: no such file or folder, a folder without images, or a file that is no image.
+        MtpdError: sources that are no images or folders of any, all of them in one message; or `out` holds other files
+            of the names to be written, or the images themselves.
+        ImagesLeftOut: at the end of the iteration, where images cannot be read.
     """
-    out, rows = Path(out), []
-    paths = image_files(sources)
-    names = [path.name for path in paths]
-    for path in paths:
-        pixels = mmcv.imread(str(path)) if path.is_file() else None
-        if pixels is None:
-            raise MtpdError(f'{path} is no image that OpenCV can read.')
-        result = inference_detector(model, str(path))
-        same_name = names.count(path.name) > 1
-        drawn = out / (f'{path.parent.name}_{path.name}' if same_name else path.name)
-        enlarged = _enlarged(pixels, result)
-        model.show_result(*enlarged, score_thr=threshold, out_file=str(drawn), font_size=10)
-        boxes_by_class = result[0] if isinstance(result, tuple) else result
-        if len(boxes_by_class) != len(model.CLASSES):
-            raise MtpdError(
-                f'the detector has {len(boxes_by_class)} classes, and {len(model.CLASSES)} names are known: name its '
-                'recipe or mmdet config with --config.'
-            )
-        objects = [
-            {'class': name, 'score': float(box[4]), 'box': box[:4].tolist()}
-            for name, boxes in zip(model.CLASSES, boxes_by_class, strict=True)
-            for box in np.asarray(boxes)
-            if box[4] >= threshold
-        ]
-        objects.sort(key=lambda item: -item['score'])
-        rows.append({'image': str(path), 'drawn': str(drawn), 'objects': objects})
-        yield rows[-1]
-    write_json(out / 'predictions.json', rows)
+    out = user_path(out)
+    paths = image_files(sources, out)
+    drawings = [out / name for name in drawing_names(paths)]
+    _refuse_other_files(out, paths, drawings)
+    make_writable_folder(out, '--out')
+    return _predict_each(model, paths, drawings, out, threshold)
 
 
-def _enlarged(pixels: np.ndarray, result: list | tuple) -> tuple[np.ndarray, list | tuple]:
-    """A small image and mmdet's result in it, enlarged, so that the labels don't cover it all."""
-    factor = max(1, LEAST_SIDE // min(pixels.shape[:2]))
+def _predict_each(
+    model: nn.Module, paths: list[Path], drawings: list[Path], out: Path, threshold: float
+) -> Iterator[dict]:
+    rows: list[dict] = []
+    problems: dict[str, str] = {}
+    # mmdet's other ways to read an image leave it as it is stored.
+    turned = model.cfg.data.test.pipeline[0].get('color_type', 'color') in ('color', 'grayscale')
+    try:
+        for path, drawn in zip(paths, drawings, strict=True):
+            try:
+                os.fspath(path).encode()
+                pixels = read_image(path, turned)
+                result = inference_detector(model, str(path))
+            except UnicodeEncodeError:
+                name = os.fsencode(path).decode(errors='replace')
+                problems[name] = 'has a name that is not UTF-8: rename it'
+            except CorruptImage as error:
+                problems |= error.problems
+            except cv2.error:
+                height, width = pixels.shape[:2]
+                problems[str(path)] = f'is too thin to be resized ({width} x {height} pixels)'
+            else:
+                objects = _scored_objects(model, result, threshold)
+                _save_drawing(plots.annotated(pixels, objects, model.CLASSES), drawn)
+                row = {'image': str(path), 'drawn': str(drawn)}
+                rows.append(row | {'objects': _named_objects(objects, model.CLASSES)})
+                yield rows[-1]
+    finally:
+        if rows or problems:
+            write_json(out / PREDICTIONS, rows)
+    if problems:
+        raise ImagesLeftOut(problems, len(paths), out)
 
-    def enlarge(array):
-        return np.repeat(np.repeat(array, factor, 0), factor, 1)
 
-    def scale(boxes_by_class):
-        return [boxes * np.array([factor] * 4 + [1], boxes.dtype) for boxes in boxes_by_class]
+def _scored_objects(model: nn.Module, result: list | tuple, threshold: float) -> dict:
+    """mmdet's result for an image, scored at least `threshold`, as `plots.annotated` takes it, by falling score."""
+    boxes_by_class, masks_by_class = result if isinstance(result, tuple) else (result, None)
+    if len(boxes_by_class) != len(model.CLASSES):
+        raise MtpdError(
+            f'the detector has {len(boxes_by_class)} classes, and {len(model.CLASSES)} names are known: name its '
+            'recipe or mmdet config with --config.'
+        )
+    labels = np.repeat(np.arange(len(boxes_by_class)), [*map(len, boxes_by_class)])
+    boxes = np.concatenate(boxes_by_class)
+    order = np.argsort(-boxes[:, 4], kind='stable')
+    order = order[boxes[order, 4] >= threshold]
+    objects = {'boxes': boxes[order, :4], 'labels': labels[order], 'scores': boxes[order, 4]}
+    if masks_by_class is not None:
+        if isinstance(masks_by_class, tuple):  # of Mask Scoring R-CNN, with scores
+            masks_by_class = masks_by_class[0]
+        masks = [mask for masks in masks_by_class for mask in masks]
+        objects['masks'] = [np.asarray(masks[k], bool) for k in order]
+    return objects
 
-    if isinstance(result, tuple):
-        boxes_by_class, masks_by_class = result
-        masks = [[enlarge(np.asarray(mask)) for mask in masks] for masks in masks_by_class]
-        return enlarge(pixels), (scale(boxes_by_class), masks)
-    return enlarge(pixels), scale(result)
+
+def _named_objects(objects: dict, classes: Sequence[str]) -> list[dict]:
+    columns = (objects[key].tolist() for key in ('labels', 'scores', 'boxes'))
+    return [
+        {'class': classes[label], 'score': score, 'box': box}
+        for label, score, box in zip(*columns, strict=True)
+    ]
 
 
-def image_files(sources: Iterable[str | Path]) -> list[Path]:
-    """The images that files and folders name. Raises MtpdError where one is missing, or a folder has none."""
-    paths = []
-    for source in map(Path, sources):
-        if source.is_dir():
-            inside = sorted(path for path in source.iterdir() if path.suffix.lower() in IMAGES)
+def _save_drawing(fig: plots.Figure, path: Path) -> None:
+    exif = Image.Exif()
+    exif[SOFTWARE] = MARK
+    kind, options = 'jpeg', {'exif': exif, 'quality': 92}
+    if path.suffix.lower() == '.png':
+        kind, options = 'png', {'exif': exif}
+    with atomic(path) as temporary:
+        fig.savefig(temporary, format=kind, dpi=fig.dpi, pil_kwargs=options)
+
+
+# Which images, and where their drawings go.
+
+
+def image_files(sources: Iterable[str | Path], out: Path | None = None) -> list[Path]:
+    """The images that files and folders name, without those in hidden folders and in `out`; each once.
+
+    Raises:
+        MtpdError: sources that are missing, or folders without images: all of them in one message.
+    """
+    paths: list[Path] = []
+    problems = []
+    for source in sources:
+        folder = user_path(source)
+        if folder.is_dir():
+            inside = _images_inside(folder, out)
             if not inside:
-                raise MtpdError(f'{source}: no images in this folder.')
+                kinds = ' '.join(IMAGES)
+                problems.append(f'{source}: no images in this folder or below it ({kinds}).')
             paths += inside
-        elif source.exists():
-            paths.append(source)
+        elif folder.exists():
+            paths.append(folder)
+        elif is_url(str(source)):
+            problems.append(f'{source} is a URL: fetch the image, and name its file.')
+        elif re.search(r'[*?\[]', str(source)):
+            problems.append(
+                f'{source}: no such file. The shell puts the files that match in the place of a pattern without quotes; '
+                'a folder stands for all images in it.'
+            )
         else:
-            raise MtpdError(f'{source}: no such file.')
-    return paths
+            problems.append(f'{source}: no such file or folder.')
+    if problems:
+        raise MtpdError('\n'.join(problems))
+    return list({path.absolute(): path for path in paths}.values())
+
+
+def _images_inside(folder: Path, out: Path | None) -> list[Path]:
+    drawn = None if out is None or out.resolve() == folder.resolve() else out.resolve()
+    return sorted(
+        path
+        for path in folder.rglob('*')
+        if path.suffix.lower() in IMAGES
+        and not any(part.startswith('.') for part in path.relative_to(folder).parts)
+        and not (drawn and folder.resolve() in drawn.parents and drawn in path.resolve().parents)
+        and not path.is_dir()
+    )
+
+
+def drawing_names(paths: Sequence[Path]) -> list[str]:
+    """A file name for each image's drawing, no two alike on any file system.
+
+    It is the image's name: ``a.jpg``, or ``a.gif.png``, as all but JPEG is drawn as PNG. Where several images have that
+    name, their folders come before it, and then a number.
+    """
+
+    def drawn_as(name: str) -> str:
+        is_drawable = name.lower().endswith(('.jpg', '.jpeg', '.png'))
+        return name if is_drawable else f'{name}.png'
+
+    counts = Counter(drawn_as(path.name).casefold() for path in paths)
+    taken: set[str] = set()
+    names = []
+    for path in paths:
+        parts = path.absolute().parts[1:]
+        first = 1 if counts[drawn_as(path.name).casefold()] == 1 else 2
+        candidates = chain(
+            ('_'.join(parts[-depth:]) for depth in range(first, len(parts) + 1)),
+            (f'{number}_{path.name}' for number in count(2)),
+        )
+        name = next(n for n in map(drawn_as, candidates) if n.casefold() not in taken)
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def _refuse_other_files(out: Path, paths: Sequence[Path], drawings: Sequence[Path]) -> None:
+    """Raises MtpdError where a drawing would lie among the images, or take the place of another file."""
+    if any(path.absolute().parent.resolve() == out.resolve() for path in paths):
+        raise MtpdError(
+            f'{out} is a folder of the images: the drawings would lie among them. Name another with --out.'
+        )
+    others = [path for path in drawings if os.path.lexists(path) and not _is_drawing(path)]
+    if not _is_predictions(out / PREDICTIONS):
+        others.append(out / PREDICTIONS)
+    if others:
+        counted = 'a file' if len(others) == 1 else f'{len(others)} files'
+        raise MtpdError(
+            f'{counted} that mtpd predict did not write would be overwritten, such as {others[0]}: name another folder '
+            'with --out.'
+        )
+
+
+def _is_drawing(path: Path) -> bool:
+    """Whether a file is an image that this module has drawn."""
+    try:
+        with Image.open(path) as image:
+            return image.getexif().get(SOFTWARE) == MARK
+    except Exception:  # each kind of broken image has its own
+        return False
+
+
+def _is_predictions(path: Path) -> bool:
+    """Whether a file is as this module writes it, or is not there yet."""
+    try:
+        rows = read_json(path, [])
+    except (MtpdError, OSError):
+        return False
+    return isinstance(rows, list) and all(
+        isinstance(row, dict) and row.keys() == {'image', 'drawn', 'objects'} for row in rows
+    )
 
 
 def _config_in_checkpoint(meta: dict, checkpoint: Path) -> Config:

@@ -7,11 +7,11 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from pycocotools.coco import COCO
 
 from ..config.recipe import Recipe
 from ..data import coco
+from ..data.loading import CorruptImage, read_image
 
 
 def _index_annotations(
@@ -36,6 +36,9 @@ def sample_images(recipe: Recipe, split: str = 'val', count: int = 8, skip: int 
     Returns:
         Dicts of ``id`` (the annotation file's), ``name``, ``image`` (H, W, 3) RGB uint8, ``boxes`` (n, 4) xyxy in pixels,
         ``labels`` (n,) class indices, ``masks`` (n, H, W) bool or None.
+
+    Raises:
+        CorruptImage: an image is corrupt, and the recipe leaves none out.
     """
     folder = recipe.split(split)[1]
     images, by_image, index = _index_annotations(recipe, split)
@@ -44,8 +47,8 @@ def sample_images(recipe: Recipe, split: str = 'val', count: int = 8, skip: int 
         if len(samples) == count:
             break
         try:
-            pixels = np.asarray(Image.open(folder / item['file_name']).convert('RGB'))
-        except (OSError, SyntaxError):  # PIL's for a broken PNG
+            pixels = read_image(folder / item['file_name'])
+        except CorruptImage:
             if not recipe.corrupt_limit:
                 raise
             continue

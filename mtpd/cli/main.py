@@ -177,24 +177,35 @@ def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out, ignore_class
 
 
 @main.command()
-@click.argument('sources', metavar='IMAGE_OR_FOLDER...', nargs=-1, required=True, type=PATH)
+@click.argument('sources', metavar='IMAGE_OR_FOLDER...', nargs=-1, required=True)
 @click.option('--checkpoint', required=True, type=PATH)
 @click.option('--config', help='Its recipe or mmdet config. Default: what the checkpoint says.')
 @click.option('--detector', default='student', help='Whose it is in a recipe.')
 @click.option('--out', default='predictions', show_default=True, type=PATH)
-@click.option('--threshold', default=0.3, show_default=True, help='The least score drawn.')
+@click.option(
+    '--threshold',
+    type=click.FloatRange(0, 1),
+    default=0.3,
+    show_default=True,
+    help='The least score drawn.',
+)
 @click.option('--device', default='auto', show_default=True)
 def predict(sources, checkpoint, config, detector, out, threshold, device) -> None:
-    """Draw what a checkpoint's detector finds in images: boxes and, if it has them, masks; and predictions.json."""
+    """Draw what a checkpoint's detector finds in images: boxes and, if it has them, masks; and predictions.json.
+
+    A folder stands for all images in it, also in nested folders. Images that cannot be read are listed at the end, with
+    exit code 1; the others have their predictions.
+    """
     from collections import Counter
 
     from .. import predict as prediction
 
     model = prediction.detector(checkpoint, config, detector, device)
-    for row in prediction.predict(model, sources, out, threshold):
-        counts = Counter(item['class'] for item in row['objects'])
-        objects = ', '.join(f'{name} ({count})' for name, count in counts.items()) or 'nothing'
-        click.echo(f'{row["drawn"]}: {objects}')
+    with contextlib.closing(prediction.predict(model, sources, out, threshold)) as rows:
+        for row in rows:
+            counts = Counter(item['class'] for item in row['objects'])
+            objects = ', '.join(f'{name} ({count})' for name, count in counts.items()) or 'nothing'
+            click.echo(f'{row["image"]} -> {row["drawn"]}: {objects}')
 
 
 @main.command()

@@ -1,4 +1,5 @@
-"""How training and evaluation load images: corrupt files, left out up to a limit; data workers, and how one ended."""
+"""How training and evaluation load images, and a picture to be shown; corrupt files, left out up to a limit; data
+workers, and how one ended."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import cv2
+import numpy as np
 from mmcv.runner import get_dist_info
 from mmdet.datasets import PIPELINES
 from mmdet.datasets.pipelines import LoadImageFromFile
@@ -71,6 +73,22 @@ class LoadWholeImage(LoadImageFromFile):
             problem = 'is empty, cut short, damaged or no image'
         path = name if folder is None else os.path.join(folder, name)  # noqa: PTH118
         raise corrupt_images_error({path: problem}, 0)
+
+
+def read_image(path: str | os.PathLike, turned: bool = True) -> np.ndarray:
+    """The picture that training, evaluation and boxes are of: (H, W, 3), RGB, uint8.
+
+    Channels of 16 bits are scaled to 8, transparency is dropped, and an animation is its first picture.
+
+    Args:
+        turned: as its EXIF data says.
+
+    Raises:
+        CorruptImage: the file is no whole image.
+    """
+    load = LoadWholeImage(color_type='color' if turned else 'color_ignore_orientation')
+    pixels = load({'img_prefix': None, 'img_info': {'filename': str(path)}})['img']
+    return np.ascontiguousarray(pixels[..., ::-1])
 
 
 class SkipCorrupt(Dataset):

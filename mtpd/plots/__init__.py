@@ -10,13 +10,14 @@ from .curves import ap_over_stages, level_shares, loss_curves, overlaid_curves, 
 from .features import feature_colours, feature_differences, feature_maps
 from .figure import Figure, display, empty
 from .generalisation import flatness, generalisation
-from .images import class_counts, detections, scenes, size_histogram
+from .images import annotated, class_counts, detections, scenes, size_histogram
 from .paper import direct_against_progressive, paper_next_to_ours
 from .results import ap_by_arm, ap_versus_cost, error_types, per_class
 from .teacher_order import ap_versus_order, cost_matrix, predicted_and_measured, sequence_graph
 
 __all__ = [
     'Figure',
+    'annotated',
     'ap_by_arm',
     'ap_over_stages',
     'ap_versus_cost',

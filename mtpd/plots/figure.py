@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
-from collections.abc import Iterable
+import logging
+import warnings
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
 
 import matplotlib.figure
+from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 
 # Okabe & Ito's colours, told apart by colour-blind readers; grey first, for the control. Markers,
@@ -30,7 +37,12 @@ class Figure(matplotlib.figure.Figure):
     photo: bool = False
 
     def draw(self, renderer) -> None:
-        """Dollars in names are dollars: matplotlib would take what is between two for a formula."""
+        """Names are shown as they are.
+
+        matplotlib would take what is between two dollars for a formula. It would draw squares, with a warning each, for
+        characters that its font lacks: other fonts of the system have them (`fallback_families`). Where none has, the
+        squares stay, without warnings.
+        """
         ticks = set()
         for axis in (a for ax in self.axes for a in (ax.xaxis, ax.yaxis)):
             labels = axis.get_ticklabels(which='both')  # brings them up to date
@@ -39,7 +51,8 @@ class Figure(matplotlib.figure.Figure):
         for text in self.findobj(Text):
             if id(text) not in ticks and '$' in text.get_text():
                 text.set_parse_math(False)
-        super().draw(renderer)
+        with _fonts_for(self.findobj(Text)):
+            super().draw(renderer)
 
     def encoded(self) -> tuple[str, bytes]:
         """MIME type and bytes of the image."""
@@ -55,6 +68,68 @@ class Figure(matplotlib.figure.Figure):
         # Without a width a notebook would show all pixels, twice as large as meant.
         metadata = {'alt': self.alt, 'width': round(96 * self.get_figwidth())}
         return {mime: base64.b64encode(data).decode(), 'text/plain': self.alt}, {mime: metadata}
+
+
+@contextlib.contextmanager
+def _fonts_for(texts: Iterable[Text]) -> Iterator[None]:
+    """Gives texts the fonts that their characters need; in the block no missing glyph is warned of."""
+    lacking = {text: characters for text in texts if (characters := _lacking_characters(text))}
+    if not lacking:
+        yield
+        return
+    families = fallback_families(frozenset().union(*lacking.values()))
+    for text in lacking:
+        names = text.get_fontfamily()
+        text.set_fontfamily([*names, *(name for name in families if name not in names)])
+    log = logging.getLogger('matplotlib.font_manager')
+    log.addFilter(_names_no_weight)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', r'Glyph .* missing from font')
+            yield
+    finally:
+        log.removeFilter(_names_no_weight)
+
+
+def _names_no_weight(record: logging.LogRecord) -> bool:
+    """Leaves out that a family has no bold font: its only one takes the place."""
+    return 'Failed to find font weight' not in record.msg
+
+
+def _lacking_characters(text: Text) -> set[str]:
+    """The characters of a text that its first font lacks."""
+    characters = {c for c in text.get_text() if not c.isascii()}
+    if not characters:
+        return characters
+    font = font_manager.get_font(font_manager.findfont(text.get_fontproperties()))
+    return {c for c in characters if not font.get_char_index(ord(c))}
+
+
+@lru_cache(maxsize=256)
+def fallback_families(characters: frozenset[str]) -> tuple[str, ...]:
+    """Families of the system's fonts that together have the characters, but for those that no font has."""
+
+    def rank(path: str) -> tuple[bool, str]:
+        return 'regular' not in Path(
+            path
+        ).stem.lower(), path  # the weights of a family lie side by side
+
+    missing, families = set(characters), []
+    # matplotlib's list of fonts is of the day when it was first used: a font may have been installed since.
+    for path in sorted(font_manager.findSystemFonts(), key=rank):
+        if not missing:
+            break
+        try:
+            font = FT2Font(path)
+            present = {c for c in missing if font.get_char_index(ord(c))}
+            if present and font.family_name not in font_manager.get_font_names():
+                font_manager.fontManager.addfont(path)
+        except Exception:  # each kind of file that matplotlib cannot use has its own
+            continue
+        if present:
+            families.append(font.family_name)
+        missing -= present
+    return tuple(families)
 
 
 def display(fig: Figure) -> None:

@@ -114,16 +114,44 @@ def detections(
     return fig
 
 
+# Of what is drawn on an image itself: small ones are enlarged, so that labels don't cover them.
+LEAST_SIDE, MOST_SIDE = 400, 2000
+
+
+def annotated(image: np.ndarray, objects: Mapping, classes: Sequence[str] = ()) -> Figure:
+    """An image with its objects drawn on it, of the image's size, or a small one's times a whole number.
+
+    Args:
+        image: RGB uint8 (H, W, 3).
+        objects: boxes (n, 4) xyxy in pixels, labels (n,) and, if any, scores (n,) and masks (n, H, W) bool.
+        classes: class names.
+    """
+    height, width = image.shape[:2]
+    short, long = sorted((height, width))
+    factor = max(1, min(LEAST_SIDE // short, MOST_SIDE // long))
+    dpi = max(100, factor * long / 10)  # text grows with the image
+    # matplotlib rounds the number of pixels down.
+    fig = new_figure((factor * width + 0.01) / dpi, (factor * height + 0.01) / dpi, photo=True)
+    fig.set_layout_engine('none')
+    fig.set_dpi(dpi)
+    ax = fig.add_axes((0, 0, 1, 1))
+    ax.axis('off')
+    _draw_objects(ax, image, objects, classes)
+    names = ', '.join(_class_name(c, classes) for c in objects['labels'])
+    fig.alt = f'{len(objects["labels"])} objects: {names or "none"}.'
+    return fig
+
+
 def _class_name(index: int, classes: Sequence[str]) -> str:
     return str(classes[int(index)]) if int(index) < len(classes) else str(int(index))
 
 
 def _draw_objects(ax: Axes, image: np.ndarray, objects: Mapping, classes: Sequence[str]) -> None:
-    picture = image.astype(float) / 255
+    picture = image.copy()
     for label, mask in zip(objects['labels'], objects.get('masks', ()), strict=False):
         colour = np.array(to_rgb(CLASS_COLOURS[int(label) % len(CLASS_COLOURS)]))
         mask = np.asarray(mask, bool)
-        picture[mask] = 0.5 * picture[mask] + 0.5 * colour
+        picture[mask] = 0.5 * picture[mask] + 127.5 * colour
     height, width = image.shape[:2]
     ax.imshow(picture, interpolation='nearest' if width < 200 else 'antialiased')
     scores, right, taken = objects.get('scores'), objects.get('right'), []
@@ -134,20 +162,23 @@ def _draw_objects(ax: Axes, image: np.ndarray, objects: Mapping, classes: Sequen
         _draw_box(ax, box, colour, (0, (2, 2)) if wrong[k] else '-')
         text = _class_name(label, classes)
         text += '' if scores is None else f' {scores[k]:.2f}'.replace(' 0.', ' .')
-        x, top, bottom = np.clip(box[0], 0, 0.9 * width), box[1], box[3]
+        (x, top, end, bottom), side = box, 'left'
+        if x > 0.6 * width:  # a long name would leave the image
+            x, side = min(end, width), 'right'
+        x = max(x, 0)
         if wrong[k]:
             while any(
                 abs(x - a) < 0.1 * width and abs(bottom - b) < 0.05 * height for a, b in taken
             ):
                 bottom -= 0.055 * height  # above the other label
             taken.append((x, bottom))
-            _draw_text(ax, x, bottom - 1, text, 'bottom')
+            _draw_text(ax, x, bottom - 1, text, 'bottom', side)
         elif top > 0.08 * height:
-            _draw_text(ax, x, top - 1.5, text, 'bottom')
+            _draw_text(ax, x, top - 1.5, text, 'bottom', side)
         else:
-            _draw_text(ax, x, top + 1, text, 'top')
+            _draw_text(ax, x, top + 1, text, 'top', side)
     for box in objects.get('new', ()):
-        _draw_text(ax, min(box[2], 0.96 * width), box[3], '+', 'bottom', TEXT + 1)
+        _draw_text(ax, min(box[2], 0.96 * width), box[3], '+', 'bottom', 'left', TEXT + 1)
     for box in objects.get('lost', ()):
         _draw_box(ax, box, 'white', (0, (1, 2)))
     ax.set_xlim(-0.5, width - 0.5)
@@ -163,12 +194,15 @@ def _draw_box(ax: Axes, box: Sequence[float], colour: str, style: Any) -> None:
         ax.add_patch(Rectangle(corner, x2 - x1, y2 - y1, fill=False, **look))
 
 
-def _draw_text(ax: Axes, x: float, y: float, text: str, va: str, size: float = TEXT - 2) -> None:
+def _draw_text(
+    ax: Axes, x: float, y: float, text: str, va: str, ha: str, size: float = TEXT - 2
+) -> None:
     ax.text(
         x,
         y,
         text,
         va=va,
+        ha=ha,
         fontsize=size,
         color='white',
         path_effects=[patheffects.withStroke(linewidth=2, foreground='black')],

@@ -182,8 +182,9 @@ def show_sentences(*sentences: str) -> Markdown:
 
 def escape_markdown(value: Any, keep: str = '') -> str:
     """A value as one line of Markdown, in which nothing is markup; the marks in `keep` stay markup."""
-    escaped = html.escape(str(value), quote=False)
-    marks = ''.join(mark for mark in '\\`*_[]|~$!' if mark not in keep)
+    # A backslash as an entity: with a bracket after it, an escaped one begins a formula.
+    escaped = html.escape(str(value), quote=False).replace('\\', '&#92;')
+    marks = ''.join(mark for mark in '`*_[]|~$!' if mark not in keep)
     return re.sub('([' + re.escape(marks) + '])', r'\\\1', escaped).replace('\n', ' ')
 
 

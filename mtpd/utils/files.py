@@ -165,12 +165,12 @@ def accepts_files(folder: Path) -> bool:
     return os.access(folder, os.W_OK | os.X_OK) and os.statvfs(folder).f_blocks > 0
 
 
-def make_writable_folder(folder: Path) -> None:
-    """Makes the folder. Raises MtpdError where that fails, or where no file can be made in it."""
+def make_writable_folder(folder: Path, option: str = '--work-dir') -> None:
+    """Makes the folder. Raises MtpdError where that fails, or where no file can be made in it; it names the option."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise MtpdError(
-            f'{folder} cannot be written to ({error.strerror}). Choose another folder with --work-dir.'
+            f'{folder} cannot be written to ({error.strerror}). Choose another folder with {option}.'
         ) from None

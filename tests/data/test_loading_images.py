@@ -12,7 +12,7 @@ from mmdet.datasets.pipelines import LoadImageFromFile
 from PIL import Image
 
 from helpers.corrupted import corrupted
-from mtpd.data.loading import CorruptImage, LoadWholeImage
+from mtpd.data.loading import CorruptImage, LoadWholeImage, read_image
 from mtpd.errors import MtpdError
 
 
@@ -91,6 +91,114 @@ def test_a_whole_image_is_loaded_as_by_mmdet(tmp_path, settings):
     bare = dict(img_prefix=None, img_info=dict(filename=str(tmp_path / 'a.jpg')))
     assert LoadWholeImage()(bare)['filename'] == str(tmp_path / 'a.jpg')
 
+
+# Pictures to be shown
+
+# Where the upper left, upper right, lower left and lower right quarter of a file's pixels are seen (EXIF's orientation).
+QUARTERS = {
+    1: 'abcd',
+    2: 'badc',
+    3: 'dcba',
+    4: 'cdab',
+    5: 'acbd',
+    6: 'cadb',
+    7: 'dbca',
+    8: 'bdac',
+}
+COLOURS = {'a': (220, 20, 20), 'b': (20, 220, 20), 'c': (20, 20, 220), 'd': (220, 220, 20)}
+
+
+@pytest.mark.parametrize('orientation', QUARTERS)
+def test_a_picture_is_turned_as_it_is_seen(orientation, tmp_path):
+    a, b, c, d = (np.full((16, 32, 3), colour, np.uint8) for colour in COLOURS.values())
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / 'a.jpg'
+    pixels = np.vstack([np.hstack([a, b]), np.hstack([c, d])])
+    Image.fromarray(pixels).save(path, exif=exif, quality=95)
+    picture = read_image(path)
+    height, width = (32, 64) if orientation < 5 else (64, 32)
+    assert picture.shape == (height, width, 3) and picture.dtype == np.uint8
+    centres = picture[height // 4 :: height // 2, width // 4 :: width // 2].reshape(4, 3)
+    seen = [COLOURS[quarter] for quarter in QUARTERS[orientation]]
+    assert np.abs(centres.astype(int) - seen).max() < 12  # JPEG's rounding
+    assert np.array_equal(picture[..., ::-1], loaded_by_mmdet(path))
+
+
+def sixteen_bits(path: Path) -> None:
+    cv2.imwrite(str(path), (np.arange(64 * 48, dtype=np.uint16) * 21).reshape(48, 64))
+
+
+def of_mode(mode: str):
+    def write(path: Path) -> None:
+        pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 4), np.uint8)
+        Image.fromarray(pixels).convert('RGB' if mode == 'CMYK' else 'RGBA').convert(mode).save(
+            path
+        )
+
+    return write
+
+
+def animation(path: Path) -> None:
+    pictures = [Image.new('RGB', (64, 48), colour) for colour in ('red', 'blue')]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=100)
+
+
+KINDS = {
+    '16-bit.png': sixteen_bits,
+    'colour.png': of_mode('RGB'),
+    'transparent.png': of_mode('RGBA'),
+    'palette.png': of_mode('P'),
+    'grey.png': of_mode('L'),
+    'grey and alpha.png': of_mode('LA'),
+    'one bit.png': of_mode('1'),
+    'CMYK.jpg': of_mode('CMYK'),
+    'still.gif': of_mode('P'),
+    'animation.gif': animation,
+    'a.webp': of_mode('RGB'),
+    'a.tiff': of_mode('RGB'),
+}
+
+
+def loaded_by_mmdet(path: Path) -> np.ndarray:
+    """The pixels (H, W, 3), BGR, that mmdet's own class gives to a training."""
+    return LoadImageFromFile()(dict(img_prefix=None, img_info=dict(filename=str(path))))['img']
+
+
+@pytest.mark.parametrize('name', KINDS)
+def test_a_picture_is_the_one_that_mmdet_trains_on(name, tmp_path):
+    KINDS[name](tmp_path / name)
+    picture = read_image(tmp_path / name)
+    assert picture.shape == (48, 64, 3) and picture.dtype == np.uint8
+    assert np.array_equal(picture[..., ::-1], loaded_by_mmdet(tmp_path / name))
+
+
+def test_sixteen_bits_are_scaled_to_eight_and_an_animation_is_its_first_picture(tmp_path):
+    sixteen_bits(tmp_path / 'a.png')
+    values = np.arange(64 * 48).reshape(48, 64) * 21
+    scaled = read_image(tmp_path / 'a.png').astype(float)
+    assert np.abs(scaled - (values / 257)[..., None]).max() <= 1
+    animation(tmp_path / 'a.gif')
+    assert (read_image(tmp_path / 'a.gif') == (255, 0, 0)).all()
+
+
+def test_a_config_may_leave_pictures_unturned(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new('RGB', (64, 48), 'red').save(tmp_path / 'a.jpg', exif=exif)
+    assert read_image(tmp_path / 'a.jpg').shape == (64, 48, 3)
+    unturned = read_image(tmp_path / 'a.jpg', turned=False)
+    assert unturned.shape == (48, 64, 3) and unturned.dtype == np.uint8
+    assert np.abs(unturned[0, 0].astype(int) - (255, 0, 0)).max() < 5
+
+
+def test_a_damaged_picture_is_refused(tmp_path):
+    (tmp_path / 'a.jpg').write_bytes(WHOLE['JPEG'][:-200])
+    with pytest.raises(CorruptImage, match=r'a\.jpg is empty, cut short, damaged or no image'):
+        read_image(tmp_path / 'a.jpg')
+
+
+# What is said
 
 PROBLEMS = {
     'missing': r'cannot be read \(No such file or directory\)',

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import font_manager
 from PIL import Image
 
 from helpers.fake_run import CLASSES, make_run
@@ -260,3 +266,127 @@ def test_dollars_in_names_are_dollars_and_powers_of_ten_are_powers():
     assert texts == {name: False, 'b': True}
     powers = [t for t in ax.get_xticklabels() if 'mathdefault' in t.get_text()]
     assert powers and all(t.get_parse_math() for t in powers)
+
+
+def font_of_blocks(path: Path, characters: str) -> Path:
+    """A font in which each of the characters is a black square, as large as the line, and no other exists."""
+    pen = TTGlyphPen(None)
+    for move, corner in zip('mlll', ((0, 0), (0, 900), (1000, 900), (1000, 0)), strict=True):
+        (pen.moveTo if move == 'm' else pen.lineTo)(corner)
+    pen.closePath()
+    block, names = pen.glyph(), {ord(c): f'u{ord(c):x}' for c in characters}
+    order = ['.notdef', *names.values()]
+    font = FontBuilder(1000, isTTF=True)
+    font.setupGlyphOrder(order)
+    font.setupCharacterMap(names)
+    font.setupGlyf(dict.fromkeys(order, block))
+    font.setupHorizontalMetrics(dict.fromkeys(order, (1000, 0)))
+    font.setupHorizontalHeader(ascent=900, descent=-100)
+    font.setupNameTable({'familyName': f'Blocks {path.stem}', 'styleName': 'Regular'})
+    font.setupOS2()
+    font.setupPost()
+    font.save(path)
+    return path
+
+
+@pytest.fixture
+def fonts(monkeypatch):
+    """A list of font files in place of those that the system has."""
+    files: list[Path] = []
+    known = list(font_manager.fontManager.ttflist)
+    monkeypatch.setattr(font_manager, 'findSystemFonts', lambda: [*map(str, files)])
+    monkeypatch.setattr(font_manager.fontManager, 'ttflist', known)
+    figure.fallback_families.cache_clear()
+    yield files
+    figure.fallback_families.cache_clear()
+
+
+def ink_of(text: str, **style) -> np.ndarray:
+    """The share of dark pixels in each sixth of a text from left to right, drawn alone."""
+    fig = figure.new_figure(4, 1)
+    fig.text(0, 0.2, text, fontsize=40, **style)
+    picture = np.asarray(Image.open(io.BytesIO(fig.encoded()[1])).convert('L')) < 128
+    rows, columns = np.nonzero(picture)
+    cut = picture[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    return np.array([part.mean() for part in np.array_split(cut, 6, axis=1)])
+
+
+@pytest.mark.parametrize('style', [{}, {'fontweight': 'bold'}], ids=['plain', 'bold'])
+def test_characters_come_from_the_fonts_that_have_them(fonts, style, tmp_path, caplog):
+    """No system font is needed for this test, and none is used."""
+    broken = tmp_path / 'broken.ttf'
+    broken.write_bytes(b'no font')
+    fonts += [
+        broken,
+        font_of_blocks(tmp_path / 'one.ttf', '猫a'),
+        font_of_blocks(tmp_path / 'two.ttf', '\ud55c猫'),
+    ]
+    with warnings.catch_warnings(), caplog.at_level(logging.WARNING):
+        warnings.simplefilter('error')
+        ink = ink_of('猫\ud55c', **style)
+        mixed = ink_of('猫 o', **style)
+    assert (ink > 0.98).all()
+    assert mixed[0] > 0.98 and mixed[-1] < 0.5  # the first font's own o, which has a hole
+    assert caplog.messages == []
+    assert figure.fallback_families(frozenset('猫\ud55c')) == ('Blocks one', 'Blocks two')
+
+
+def test_without_a_font_squares_are_drawn_and_nothing_is_warned_of(fonts, caplog):
+    name = '猫 dog'
+    fig = figure.empty(name)
+    fig.subplots().barh([name, 'b'], [1, 2])
+    with warnings.catch_warnings(), caplog.at_level(logging.WARNING):
+        warnings.simplefilter('error')
+        assert fig.encoded()[1][:4] == b'\x89PNG'
+        fig.axes[0].set_title('ünï − ▁ ≥')  # in matplotlib's own font
+        fig.encoded()
+    assert caplog.messages == [] and fig.alt == name
+    families = [fig.texts[0].get_fontfamily(), fig.axes[0].title.get_fontfamily()]
+    assert families == [['sans-serif'], ['sans-serif']]
+    with pytest.warns(UserWarning, match='missing from font'):  # other figures warn as before
+        plain = mpl.figure.Figure()
+        plain.text(0, 0, name)
+        plain.savefig(io.BytesIO())
+
+
+@pytest.mark.parametrize(
+    ('size', 'factor'), [((480, 640), 1), ((1001, 703), 1), ((64, 96), 6), ((1, 1500), 1)]
+)
+def test_an_annotated_image_keeps_its_pixels(size, factor, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    nothing = {'boxes': np.zeros((0, 4)), 'labels': np.zeros(0, int), 'scores': np.zeros(0)}
+    fig = plots.annotated(pixels, nothing)
+    fig.savefig(tmp_path / 'a.png', dpi=fig.dpi)
+    drawn = np.asarray(Image.open(tmp_path / 'a.png').convert('RGB'))
+    assert np.array_equal(drawn, pixels.repeat(factor, 0).repeat(factor, 1))
+    assert fig.alt == '0 objects: none.'
+
+
+def test_labels_of_an_annotated_image_are_inside_it_and_masks_are_tinted(tmp_path):
+    pixels = np.full((480, 640, 3), 200, np.uint8)
+    mask = np.zeros((3, 480, 640), bool)
+    mask[0, 20:40, 30:60] = True
+    objects = {
+        'boxes': np.array([[10.0, 10, 200, 200], [560, 100, 660, 300], [-5, 300, 639, 470]]),
+        'labels': np.array([0, 1, 2]),
+        'scores': np.array([0.9, 0.85, 1.0]),
+        'masks': mask,
+    }
+    classes = ['$x$ $y', 'a name as long as this', 'c']
+    fig = plots.annotated(pixels, objects, classes)
+    fig.savefig(tmp_path / 'a.png', dpi=fig.dpi)
+    (ax,) = fig.axes
+    assert [t.get_text() for t in ax.texts] == [
+        '$x$ $y .90',
+        'a name as long as this .85',
+        'c 1.00',
+    ]
+    renderer = fig.canvas.get_renderer()
+    for text in ax.texts:
+        place = text.get_window_extent(renderer)
+        assert place.x0 > -1 and place.x1 < 641 and place.y0 > -1 and place.y1 < 481
+    tint = [255 * part for part in mpl.colors.to_rgb(plots.images.CLASS_COLOURS[0])]
+    drawn = np.asarray(Image.open(tmp_path / 'a.png').convert('RGB')).astype(float)
+    assert np.abs(drawn[30, 45] - (100 + np.array(tint) / 2)).max() <= 1
+    assert (drawn[250, 300] == 200).all()
+    assert (pixels == 200).all()  # the caller's picture
