@@ -101,20 +101,20 @@ def test_what_cannot_be_split_is_said(tmp_path, tiny_coco):
     root, out = tiny_coco(tmp_path / 'coco'), tmp_path / 'out'
     with pytest.raises(MtpdError, match=r'has two already: .*train\.json.*val\.json'):
         split_dataset(root, out)
-    with pytest.raises(MtpdError, match='no annotation file is recognised.*--images FOLDER'):
+    with pytest.raises(MtpdError, match=r'no annotation file is recognised.*--images FOLDER'):
         split_dataset(root / 'train', out)
     file = root / 'annotations/train.json'
     table = json.loads(file.read_text())
     file.write_text(json.dumps(table | {'images': table['images'][:1], 'annotations': []}))
-    with pytest.raises(MtpdError, match='one image|no annotations'):
+    with pytest.raises(MtpdError, match=r'one image|no annotations'):
         split_dataset(file, out, images=root / 'train')
     table['annotations'][0]['image_id'] = 99
     table['annotations'][1]['bbox'] = [1, 2, -3, 4]
     file.write_text(json.dumps(table))
-    with pytest.raises(MtpdError, match='(?s)2 problems.*not among the images') as error:
+    with pytest.raises(MtpdError, match=r'(?s)2 problems.*not among the images') as error:
         split_dataset(file, out, images=root / 'train')
     assert 'negative width' in str(error.value)
     arranged(root, tmp_path / 'far/away', val=Files('x/labels.json', 'y/images'))
-    with pytest.raises(MtpdError, match='not near it.*--images FOLDER'):
+    with pytest.raises(MtpdError, match=r'not near it.*--images FOLDER'):
         split_dataset(tmp_path / 'far/away/x/labels.json', out)
     assert not out.exists()
