@@ -325,3 +325,22 @@ def test_heads_follow_from_the_annotation_file(tmp_path, tiny_coco):
     assert recipe.classes == ('cat', 'dog', 'emu')
     assert recipe.model('student').bbox_head.num_classes == 3
     assert recipe.model('rx101').bbox_head.num_classes == 3
+
+
+@pytest.mark.parametrize('words', ['', '_delete_=True, '])
+def test_a_recipe_file_states_its_splits(tmp_path, tiny_coco, words):
+    """Without mmcv's `_delete_`, and with it, as recipes of version 0.1 needed it."""
+    root = tiny_coco(tmp_path / 'coco')
+    (root / 'annotations/val.json').rename(root / 'held_out.json')
+    place = {'annotations': 'held_out.json', 'images': 'val'}
+    model = ROOT / 'configs/_base_/models/pocket_retinanet.py'
+    (tmp_path / 'r.py').write_text(
+        f"_base_ = ['{ROOT / MINI}']\n"
+        f"data = dict(root='{root}', splits=dict(val=dict({words}**{place})))\n"
+        f"student = dict(config='{model}')\n"
+        f"teachers = dict(r101=dict(config='{model}'), rx101=dict(config='{model}'))\n"
+    )
+    recipe = load_recipe(tmp_path / 'r.py')
+    assert recipe.cfg.data.splits == {'train': 'train', 'val': place}
+    assert recipe.split('val') == (root / 'held_out.json', root / 'val')
+    assert recipe.data_problems() == []
