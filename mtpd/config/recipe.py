@@ -160,12 +160,11 @@ class Recipe:
         count = data.scenes
         train, val, size, seed = scenes or count.train, count.val, count.size, count.seed
         folder = ROOT / data.cache / digit_scenes.folder_name(train, val, size, seed)
-        if not digit_scenes.is_complete(folder, train, val):
-            megabytes = (train + val) * size * size * BYTES_PER_PIXEL / 1e6
+        megabytes = (train + val) * size * size * BYTES_PER_PIXEL / 1e6
+        if megabytes > 10 and not digit_scenes.is_complete(folder, train, val):  # it takes a while
             text = f'making the built-in dataset: {train + val} images, {megabytes:.0f} MB, in {folder}'
-            print(
-                text, file=sys.stderr, flush=True
-            )  # standard output is for the numbers of `mtpd eval`
+            # Standard output is for the numbers of `mtpd eval`.
+            print(text, file=sys.stderr, flush=True)
         return digit_scenes.make_digit_scenes(ROOT / data.cache, train, val, size, seed)
 
     def split(self, name: str, scenes: int | None = None) -> tuple[Path, Path]:
