@@ -197,7 +197,8 @@ def drop_split_names(data: Any, overrides: dict) -> None:
 def split_problems(data: dict) -> list[str]:
     """What is wrong with the splits of a config's `data`, which has `root` and `splits`."""
     rules = {'data': {'root': TEXT_OR_NONE, 'splits': RECIPE['data']['splits']}}
-    return _table_problems({'data': data}, rules) or _splits({'data': data})
+    problems = _table_problems({'data': data}, rules)
+    return problems + (_splits({'data': data}) if isinstance(data['splits'], dict) else [])
 
 
 def drop_unknown_keys(node: dict, rules: dict = RECIPE) -> dict:

@@ -1,4 +1,4 @@
-"""COCO-format folders: where their files lie, what they contain, what is wrong with them."""
+"""COCO-format folders: what they contain, what is wrong with them."""
 
 from __future__ import annotations
 

@@ -129,7 +129,14 @@ def _spellings(split: str) -> list[str]:
 
 
 def _image_folder(root: Path, layout: Layout, names: list[str], annotations: Path) -> Path:
-    """The first of a layout's folders that has the file's first image, else the first that is there."""
+    """The first of a layout's folders that has the file's first image, else the first that is there.
+
+    Where only one bears the split's name, and images have no folder in theirs, no image is looked for.
+    """
+    by_split = [p.format(split=names[0]) for p in layout.images if '{split}' in p]
+    existing = [folder for name in by_split if (folder := root / name).is_dir()]
+    if len(existing) == 1 and '/' not in first_image_name(annotations):
+        return existing[0]
     folders = [root / pattern.format(split=name) for pattern in layout.images for name in names]
     if folder := _folder_of_images(folders, annotations):
         return folder

@@ -45,7 +45,15 @@ def split_dataset(
         raise MtpdError(f'{file} has one image: two or more are needed.')
     random.Random(seed).shuffle(names)
     val_names = set(names[: min(max(1, round(val * len(names))), len(names) - 1)])
-    in_val = {read_id(i['id']): i['file_name'] in val_names for i in table['images']}
+    parts = {'train': table | {}, 'val': table | {}}
+    for split, part in parts.items():
+        part['images'] = [
+            i for i in table['images'] if (i['file_name'] in val_names) == (split == 'val')
+        ]
+        ids = {read_id(i['id']) for i in part['images']}
+        part['annotations'] = [a for a in table['annotations'] if read_id(a['image_id']) in ids]
+        if not part['annotations']:
+            raise MtpdError(f'{split} would have no objects: another --val or --seed is needed.')
     make_writable_folder(out / 'annotations')
     try:
         (out / 'images').symlink_to(folder.resolve(), target_is_directory=True)
@@ -53,16 +61,10 @@ def split_dataset(
         raise MtpdError(
             f'{out / "images"}: no link can be made there ({error.strerror}). Name a folder on another disk.'
         ) from None
-    texts = []
-    for split in ('train', 'val'):
-        images = [i for i in table['images'] if in_val[read_id(i['id'])] == (split == 'val')]
-        objects = [
-            a for a in table['annotations'] if in_val[read_id(a['image_id'])] == (split == 'val')
-        ]
-        target = out / 'annotations' / f'{split}.json'
-        write_json(target, table | {'images': images, 'annotations': objects}, indent=None)
-        texts.append(_summary(split, target))
-    return f'{out}: {"; ".join(texts)}'
+    files = {split: out / 'annotations' / f'{split}.json' for split in parts}
+    for split, part in parts.items():
+        write_json(files[split], part, indent=None)
+    return f'{out}: ' + '; '.join(_summary(split, file) for split, file in files.items())
 
 
 def _locate_source(source: Path, images: Path | None) -> tuple[Path, Path]:

@@ -19,7 +19,7 @@ def call(*words):
     return CliRunner().invoke(main, [str(word) for word in words])
 
 
-def numbers(root, out, *options):
+def evaluated(root, out, *options):
     words = ('--detector', 'rx101', '--checkpoint', CHECKPOINT, '--out', out)
     done = call('eval', MINI, *words, '--cfg-options', f'data.root={root}', *options)
     assert done.exit_code == 0, done.output
@@ -32,9 +32,9 @@ def numbers(root, out, *options):
 def test_a_layout_gives_the_numbers_of_its_coco_twin(tmp_path, tiny_coco, files):
     """Of a folder with val alone: the classes are val's."""
     twin = tiny_coco(tmp_path / 'twin', classes=DIGITS)
-    wanted, detections, _ = numbers(twin, tmp_path / 'a')
+    wanted, detections, _ = evaluated(twin, tmp_path / 'a')
     root = arranged(tiny_coco(tmp_path / 'coco', classes=DIGITS), tmp_path / 'data', val=files)
-    actual, same, notes = numbers(root, tmp_path / 'b')
+    actual, same, notes = evaluated(root, tmp_path / 'b')
     assert len(detections) > 10 and same == detections
     for key in ('bbox_mAP', 'per_class', 'num_images'):
         assert actual[key] == wanted[key]

@@ -43,7 +43,7 @@ def test_one_file_for_all_is_val_and_no_training(tmp_path, tiny_coco, tool):
     root = arranged(tiny_coco(tmp_path / 'coco'), tmp_path / 'data', val=files)
     recipe = recipe_of(root)
     assert recipe.split('val') == (root / files.annotations, root / files.images)
-    assert recipe.data_problems(['val']) == [] and recipe.classes == ('cat', 'dog')
+    assert recipe.data_problems(training=False) == [] and recipe.classes == ('cat', 'dog')
     (problem,) = recipe.data_problems()
     assert f'`mtpd data split {root} {root}-split`' in problem
     assert options_of(problem) == {'data.root': f'{root}-split'}

@@ -62,11 +62,29 @@ def test_the_seed_decides_and_not_the_order_in_the_file(tmp_path, tiny_coco):
     assert names(tables(tmp_path / 'turned')[1]) == splits[3]
 
 
-@pytest.mark.parametrize(('share', 'count'), [(0.01, 1), (0.5, 2), (0.99, 3)])
+@pytest.mark.parametrize(('share', 'count'), [(0.01, 1), (0.5, 2), (0.7, 3), (0.99, 3)])
 def test_neither_split_is_empty(tmp_path, tiny_coco, share, count):
     root = tiny_coco(tmp_path / 'coco')
-    split_dataset(root / 'annotations/train.json', tmp_path / 'out', share, images=root / 'train')
+    file, seed = root / 'annotations/train.json', 1 if count == 3 else 0
+    split_dataset(file, tmp_path / 'out', share, seed, images=root / 'train')
     assert len(names(tables(tmp_path / 'out')[1])) == count
+
+
+def test_a_split_without_objects_is_refused(tmp_path, tiny_coco):
+    """The fourth image has none; some seed puts it alone into val."""
+    root = tiny_coco(tmp_path / 'coco')
+    refused = []
+    for seed in range(20):
+        try:
+            split_dataset(root / 'annotations/train.json', tmp_path / f'{seed}', 0.25, seed)
+        except MtpdError as error:
+            refused.append(str(error))
+            assert not (tmp_path / f'{seed}').exists()
+        else:
+            assert all(part['annotations'] for part in tables(tmp_path / f'{seed}'))
+    assert 0 < len(refused) < 20 and set(refused) == {
+        'val would have no objects: another --val or --seed is needed.'
+    }
 
 
 def test_an_image_that_is_listed_twice_stays_together(tmp_path, tiny_coco):
