@@ -33,11 +33,11 @@ PRETRAINED = (
 
 def overrides(options: argparse.Namespace, out: Path) -> dict:
     """Those of the recipe: the data, no pretrained weights, few updates."""
-    from mtpd.data import coco
+    from mtpd.data import coco, layouts
 
-    root, splits = options.data.resolve(), {'_delete_': True}
+    root, splits = options.data.resolve(), {}
     for split, count in (('train', options.batch * options.updates), ('val', 4)):
-        annotations, images = coco.locate_split(root, split)
+        annotations, images = layouts.locate_split(root, split)
         table = coco.read_annotations(annotations)
         annotated_ids = {item['image_id'] for item in table['annotations'] if not item['iscrowd']}
         few = [image for image in table['images'] if image['id'] in annotated_ids][:count]

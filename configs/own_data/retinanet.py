@@ -1,7 +1,7 @@
 # Your own COCO-format dataset, at pocket size on a CPU: baseline, teacher 1, teacher 2, both orders.
 #
-# Prerequisites: a folder with annotations/train.json, annotations/val.json and the images in train/ and val/
-#   (also instances_train2017.json and train2017/; anything else: data.splits). Classes and heads follow from it.
+# Prerequisites: a dataset's folder in COCO format, as docs/own-data.md says: annotations/train.json, annotations/val.json
+#   and the images in train/ and val/, or the layout of another tool. Classes and heads follow from it.
 # Launch: mtpd run configs/own_data/retinanet.py --cfg-options data.root=/path/to/dataset
 # The teachers are trained here, from the digit detectors' weights where they fit.
 _base_ = ['../mini/retinanet_r50__r101_rx101.py']

@@ -1,4 +1,4 @@
-"""`mtpd data ...`: make or fetch datasets."""
+"""`mtpd data ...`: make, fetch or split datasets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SPLIT = click.Choice(['train', 'val'])
 
 @click.group()
 def data() -> None:
-    """Make or fetch datasets."""
+    """Make, fetch or split datasets."""
 
 
 @data.command()
@@ -58,3 +58,29 @@ def coco(root: Path, splits, more, server: str | None, remove_zips: bool) -> Non
     download_coco(
         root, (*splits, *more) or ('train', 'val'), server or SERVER, remove_zips, click.echo
     )
+
+
+@data.command()
+@click.argument('source', type=click.Path(exists=True, path_type=Path))
+@click.argument('out', type=click.Path(path_type=Path))
+@click.option(
+    '--val',
+    default=0.2,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help='Share of the images that go into val.',
+)
+@click.option('--seed', default=0, show_default=True)
+@click.option(
+    '--images',
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of the images. Default: the layout's, or one near the file.",
+)
+def split(source: Path, out: Path, val: float, seed: int, images: Path | None) -> None:
+    """Split a dataset with one annotation file into train and val.
+
+    SOURCE is its folder, or the file. OUT gets the two files and a link to the images; SOURCE is not changed.
+    """
+    from ..data.splitting import split_dataset
+
+    click.echo(split_dataset(source, out, val, seed, images))

@@ -16,7 +16,7 @@ from typing import Any
 
 from mmcv import Config, ConfigDict
 
-from ..data import coco, digit_scenes
+from ..data import coco, digit_scenes, layouts
 from ..errors import RecipeError, unknown_name
 from ..utils import download
 from ..utils.files import sha256_in_name
@@ -160,29 +160,35 @@ class Recipe:
         count = data.scenes
         train, val, size, seed = scenes or count.train, count.val, count.size, count.seed
         folder = ROOT / data.cache / digit_scenes.folder_name(train, val, size, seed)
-        if not digit_scenes.is_complete(folder, train, val):
-            megabytes = (train + val) * size * size * BYTES_PER_PIXEL / 1e6
+        megabytes = (train + val) * size * size * BYTES_PER_PIXEL / 1e6
+        if megabytes > 10 and not digit_scenes.is_complete(folder, train, val):  # it takes a while
             text = f'making the built-in dataset: {train + val} images, {megabytes:.0f} MB, in {folder}'
-            print(
-                text, file=sys.stderr, flush=True
-            )  # standard output is for the numbers of `mtpd eval`
+            # Standard output is for the numbers of `mtpd eval`.
+            print(text, file=sys.stderr, flush=True)
         return digit_scenes.make_digit_scenes(ROOT / data.cache, train, val, size, seed)
 
     def split(self, name: str, scenes: int | None = None) -> tuple[Path, Path]:
         """Annotation file and image folder of 'train' or 'val'; DigitScenes are written where they are missing."""
-        return coco.locate_split(self.ensure_data(scenes), self.cfg.data.splits[name])
+        return layouts.locate_split(self.ensure_data(scenes), self.cfg.data.splits[name])
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The dataset's class names, in the order of the training annotations: label k is the k-th, in val as well."""
+        """The dataset's class names, in the order of the training annotations: label k is the k-th, in val as well.
+
+        Raises:
+            MtpdError: the annotation file can't be read.
+        """
         if self.cfg.data.root is None:
             return digit_scenes.CLASSES
-        return coco.class_names(self.split('train')[0])
+        return coco.class_names(layouts.class_file(self.ensure_data(), self.cfg.data.splits))
 
-    def data_problems(self) -> list[str]:
+    def data_problems(self, training: bool = True) -> list[str]:
         """What stops this recipe's dataset from being used; empty when all is well.
 
         A process checks a dataset once, see `coco.split_problems`.
+
+        Args:
+            training: both splits are used, and not val alone.
         """
         if self.cfg.data.root is None:
             return []
@@ -192,31 +198,31 @@ class Recipe:
             return [
                 f'data.root {root}: no such folder. Give the folder of a COCO-format dataset.{fetch} {RELATIVE_PATHS}'
             ]
-        train, val = (self.cfg.data.splits[name] for name in ('train', 'val'))
-        problems = [
-            *coco.split_problems(root, train, self.corrupt_limit),
-            *coco.split_problems(root, val, self.corrupt_limit),
-        ]
+        all_splits = self.cfg.data.splits
+        splits = {name: all_splits[name] for name in (('train', 'val') if training else ('val',))}
+        missing = layouts.missing_splits(root, splits)
+        problems = list(missing.values())
+        for name, split in splits.items():
+            if name not in missing:
+                problems += coco.split_problems(root, split, self.corrupt_limit)
         if problems:
             return problems
         scale = self.cfg.image.scale
         longest = scale if isinstance(scale, int) else max(scale)
-        problems = [
-            *coco.thin_images(root, train, longest, training=True),
-            *coco.thin_images(root, val, longest, training=False),
-        ]
+        for name, split in splits.items():
+            problems += coco.thin_images(root, split, longest, training=name == 'train')
         if problems:
             return problems
-        return coco.class_problems(
-            *(coco.locate_split(root, split)[0] for split in (train, val)),
-        )
+        return coco.class_problems(layouts.class_file(root, all_splits), self.split('val')[0])
 
     def data_notes(self, training: bool = True) -> list[str]:
         """What is taken for granted in this recipe's dataset, which has no problems; without `training`, in val."""
         if self.cfg.data.root is None:
             return []
         root, splits = resolve_path(self.cfg.data.root, self.source), self.cfg.data.splits
-        notes = coco.split_notes(root, splits['train'], training=True) if training else []
+        notes = [text] if (text := layouts.describe_layout(root, splits)) else []
+        if training:
+            notes += coco.split_notes(root, splits['train'], training=True)
         return notes + coco.split_notes(root, splits['val'], training=False)
 
     # Detectors
@@ -329,7 +335,9 @@ def load_recipe(
                 'config of a detector.'
             ],
         )
+    schema.drop_split_names(cfg.get('data'), overrides)
     override_values(cfg, overrides, source)
+    schema.fill_splits(cfg.get('data'))
     values = cfg._cfg_dict.to_dict()
     problems = schema.value_problems(values)
     if not problems:

@@ -60,6 +60,7 @@ def _one_of(*choices: str | bool) -> Rule:
 
 TEXT, TEXT_OR_NONE = _of_type(str), _of_type(str, NONE)
 DICT, LIST = _of_type(dict), _of_type(list, tuple)
+PLACE, PLACE_KEYS = _of_type(str, dict), {'annotations': TEXT, 'images': TEXT}  # of a split
 POSITIVE, NOT_NEGATIVE = Rule((int,), least=1), Rule((int,), least=0)
 # Switches of a training's speed, see `mtpd.engine.speed`.
 SWITCHES = (
@@ -93,7 +94,7 @@ RECIPE = {
     'data': {
         'root': TEXT_OR_NONE,
         'cache': TEXT,
-        'splits': DICT,
+        'splits': {'train': PLACE, 'val': PLACE},
         'corrupt_limit': NOT_NEGATIVE,
         'scenes': {'train': POSITIVE, 'val': POSITIVE, 'size': POSITIVE, 'seed': NOT_NEGATIVE},
     },
@@ -170,6 +171,36 @@ def value_problems(cfg: dict) -> list[str]:
     return problems
 
 
+def fill_splits(data: Any) -> None:
+    """Gives a config's `data` the splits 'train' and 'val' under their own names where it states no other place."""
+    splits = data.get('splits', {}) if isinstance(data, dict) else None
+    if isinstance(splits, dict):
+        data['splits'] = type(data)(train='train', val='val') | splits
+        for node in (data['splits'], *data['splits'].values()):
+            if isinstance(node, dict):  # mmcv's word, of recipes whose base stated splits
+                node.pop('_delete_', None)
+
+
+def drop_split_names(data: Any, overrides: dict) -> None:
+    """Takes out of a config's `data` the splits under a name that overrides give by their files.
+
+    mmcv lays no dict over a text.
+    """
+    splits = data.get('splits') if isinstance(data, dict) else None
+    given = overrides.get('data.splits')
+    names = {key.split('.')[2] for key in overrides if key.startswith('data.splits.')}
+    for name in names.union(given if isinstance(given, dict) else ()):
+        if isinstance(splits, dict) and isinstance(splits.get(name), str):
+            del splits[name]
+
+
+def split_problems(data: dict) -> list[str]:
+    """What is wrong with the splits of a config's `data`, which has `root` and `splits`."""
+    rules = {'data': {'root': TEXT_OR_NONE, 'splits': RECIPE['data']['splits']}}
+    problems = _table_problems({'data': data}, rules)
+    return problems + (_splits({'data': data}) if isinstance(data['splits'], dict) else [])
+
+
 def drop_unknown_keys(node: dict, rules: dict = RECIPE) -> dict:
     """The values whose keys are known."""
     known = {}
@@ -225,24 +256,16 @@ def _method(cfg: dict) -> list[str]:
 
 
 def _splits(cfg: dict) -> list[str]:
-    problems = []
-    for split in ('train', 'val'):
-        place = cfg['data']['splits'].get(split)
-        if place is None:
-            problems.append(
-                f"data.splits.{split} is missing: a name, or dict(annotations='...', images='...') is needed."
-            )
-        elif not _is_place(place):
-            problems.append(
-                f"data.splits.{split} is {place!r}: a name, or dict(annotations='...', images='...') is needed."
-            )
+    """Splits that name their files."""
+    problems, splits = [], cfg['data']['splits']
+    for split, place in splits.items():
+        if isinstance(place, dict):
+            problems += _table_problems(place, PLACE_KEYS, f'data.splits.{split}.')
+    if cfg['data']['root'] is None and any(isinstance(p, dict) for p in splits.values()):
+        problems.append(
+            'data.splits names files, and data.root is None: data.root=FOLDER is needed.'
+        )
     return problems
-
-
-def _is_place(place: Any) -> bool:
-    if isinstance(place, dict):
-        return all(isinstance(place.get(key), str) for key in ('annotations', 'images'))
-    return isinstance(place, str)
 
 
 def _metrics(cfg: dict) -> list[str]:
@@ -373,16 +396,43 @@ def _image(cfg: dict) -> list[str]:
 def parse_overrides(text: str) -> dict[str, Any]:
     """``KEY=VALUE KEY=VALUE ...`` as a dict; values are Python literals, never evaluated, or text.
 
+    A dict may be written ``dict(a=1, b=2)``, too.
+
     Raises:
         ValueError: a part without ``=``.
     """
-    overrides = {}
-    for item in re.split(r'\s+(?=[\w.]+=)', text.strip()) if text.strip() else ():
-        key, equals, value = item.partition('=')
-        if not equals or not key:
-            raise ValueError(f'{item!r} is not KEY=VALUE. Write it such as seed=1.')
-        try:
-            overrides[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # deep nesting
-            overrides[key] = value
+    overrides, rest = {}, text.strip()
+    while rest:
+        ends = [match.start() for match in re.finditer(r'\s+(?=[\w.]+=)', rest)] + [len(rest)]
+        # What looks like the next key may be part of a value with brackets or quotes.
+        last = len(ends) if re.match(r'[\w.]+=(dict\(|[(\[{\'"])', rest) else 1
+        for end in ends[:last]:
+            key, equals, value = rest[:end].partition('=')
+            if not equals or not key:
+                raise ValueError(f'{rest[:end]!r} is not KEY=VALUE. Write it such as seed=1.')
+            try:
+                overrides[key] = _literal(value)
+                break
+            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                continue  # text, or nested too deeply
+        else:
+            end = ends[0]
+            key, _, overrides[key] = rest[:end].partition('=')
+        rest = rest[end:].lstrip()
     return overrides
+
+
+class _DictCalls(ast.NodeTransformer):
+    """``dict(a=1)`` as ``{'a': 1}``."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        names = [item.arg for item in node.keywords]
+        if getattr(node.func, 'id', '') != 'dict' or node.args or None in names:
+            return node
+        keys = [ast.Constant(name) for name in names]
+        return ast.Dict(keys, [item.value for item in node.keywords])
+
+
+def _literal(text: str) -> Any:
+    return ast.literal_eval(_DictCalls().visit(ast.parse(text.lstrip(' \t'), mode='eval')))

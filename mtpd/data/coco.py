@@ -1,4 +1,4 @@
-"""COCO-format folders: where their files lie, what they contain, what is wrong with them."""
+"""COCO-format folders: what they contain, what is wrong with them."""
 
 from __future__ import annotations
 
@@ -11,30 +11,7 @@ from ..utils.files import file_sha256, file_version
 from .annotations import MIN_TRAINING_SIDE, Annotations, parse_annotations
 from .classes import list_names
 from .image_files import image_problems, paths_on_disk
-
-
-def locate_split(root: Path, split: str | dict) -> tuple[Path, Path]:
-    """Annotation file and image folder of a split.
-
-    Args:
-        root: the dataset's folder.
-        split: a name such as ``'train'``, found as ``annotations/[instances_]train[2017].json`` with the images
-            in ``train[2017]/``, ``images/train[2017]/`` or ``images/``; or ``{'annotations': ..., 'images': ...}``.
-
-    Returns:
-        The two paths: the first of the usual ones that exists, else the first, which is then reported missing.
-    """
-    root = Path(root)
-    if isinstance(split, dict):
-        return root / split['annotations'], root / split['images']
-    stems = (split, f'{split}2017', f'instances_{split}', f'instances_{split}2017')
-    files = [root / 'annotations' / f'{stem}.json' for stem in stems]
-    names = (split, f'{split}2017', f'images/{split}', f'images/{split}2017', 'images')
-    folders = [root / name for name in names]
-    return (
-        next((path for path in files if path.is_file()), files[0]),
-        next((path for path in folders if path.is_dir()), folders[0]),
-    )
+from .layouts import locate_split
 
 
 @lru_cache(maxsize=8)

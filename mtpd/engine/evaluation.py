@@ -89,7 +89,7 @@ def evaluate(
         RecipeError: a metric the detector or the dataset cannot give, or a broken dataset.
         MtpdError: the checkpoint does not load into the detector, or lacks classes of the dataset.
     """
-    pipelines.check_data(recipe)
+    pipelines.check_data(recipe, training=False)
     model = load_detector(recipe, checkpoint, detector, ignore_classes)
     split = pipelines.dataset_config(recipe, 'val') | {'classes': model.CLASSES}
     check_metrics(metrics, model, Path(split['ann_file']), recipe.source)

@@ -59,12 +59,12 @@ def _normalise_and_pad(image: dict) -> list[dict]:
     return [dict(type='Normalize', **norm), dict(type='Pad', size_divisor=image.divisor)]
 
 
-def check_data(recipe: Recipe) -> None:
-    """Raises RecipeError with everything that is wrong with the recipe's dataset, and prints what is taken for granted.
+def check_data(recipe: Recipe, training: bool = True) -> None:
+    """Raises RecipeError with all that is wrong with the recipe's dataset, and prints what is taken for granted.
 
-    For entries that no preflight check comes before: it looks for every image.
+    For entries that no preflight check comes before: it looks for every image; without `training`, of val alone.
     """
-    if problems := recipe.data_problems():
+    if problems := recipe.data_problems(training):
         raise RecipeError(recipe.source, problems)
     print_notes(recipe.data_notes(training=False))
 

@@ -7,7 +7,7 @@ from ..runtime import compat  # noqa: F401  (before mmcv)
 # isort: split
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +28,8 @@ from ..config.files import (
     set_class_count,
 )
 from ..config.recipe import Recipe, load_recipe
-from ..data import coco
+from ..config.schema import fill_splits, split_problems
+from ..data import coco, layouts
 from ..data.classes import known_classes, match_classes
 from ..distill.initialization import initialise_weights
 from ..engine import loop, memory, pipelines
@@ -63,7 +64,8 @@ class PlainConfig:
     """A plain mmdet config: its values with the paths settled, its file, and its text as it was asked for.
 
     `gpus`: how many processes share its work; an update takes `samples_per_gpu` images of each, whose key in the file
-    is `batch`. `corrupt_limit`: how many images of a split may be corrupt, and are left out.
+    is `batch`. `corrupt_limit`: how many images of a split may be corrupt, and are left out. `missing_splits`: a message
+    for each of 'train' and 'val' that the folder `data.root` lacks.
     """
 
     cfg: Config
@@ -72,6 +74,7 @@ class PlainConfig:
     gpus: int | None = None
     batch: str = 'data.train_dataloader.samples_per_gpu'
     corrupt_limit: int = 0
+    missing_splits: dict[str, str] = field(default_factory=dict)
 
     @property
     def device(self) -> str:
@@ -95,7 +98,8 @@ def load_config(
 
     Args:
         overrides: the config's own keys, `runtime.gpus` and `data.corrupt_limit` as a recipe's, and ``data.root``, the
-            folder of any COCO-format dataset: its classes take the place of the config's, in data and heads.
+            folder of any COCO-format dataset, with ``data.splits`` as a recipe's: its classes take the place of the
+            config's, in data and heads.
 
     Raises:
         RecipeError: no such config, it does not load, unknown keys, or what mmdet needs is missing in it.
@@ -106,7 +110,11 @@ def load_config(
     overrides = dict(as_overrides(overrides))
     root, gpus = overrides.pop('data.root', None), overrides.pop('runtime.gpus', None)
     limit = overrides.pop('data.corrupt_limit', 0)
-    problems = _unknown_key_problems(cfg, overrides)
+    of_splits = [key for key in overrides if key.split('.')[:2] == ['data', 'splits']]
+    folder = Config(dict(data=dict(root=root and str(root))))
+    override_values(folder, {key: overrides.pop(key) for key in of_splits}, source)
+    fill_splits(folder.data)
+    problems = _unknown_key_problems(cfg, overrides) + split_problems(folder.data)
     if type(limit) is not int or limit < 0:
         problems.append(
             f'data.corrupt_limit is {limit!r}: a number of images, from 0 on, is needed.'
@@ -123,11 +131,15 @@ def load_config(
         cfg.setdefault('runner', None)  # testing needs none
     batch = 'data' if 'samples_per_gpu' in cfg.data else 'data.train_dataloader'
     cfg = compat_cfg(cfg)
+    missing = {}
     if root is not None:
-        use_coco_folder(cfg, resolve_path(str(root), source), source)
+        root = resolve_path(str(root), source)
+        use_coco_folder(cfg, root, folder.data.splits, source)
+        missing = layouts.missing_splits(root, folder.data.splits)
     text = format_config(cfg._cfg_dict.to_dict())
     settle_dataset_paths(cfg, source)
-    return PlainConfig(cfg, source.resolve(), text, gpus, f'{batch}.samples_per_gpu', limit)
+    batch = f'{batch}.samples_per_gpu'
+    return PlainConfig(cfg, source.resolve(), text, gpus, batch, limit, missing)
 
 
 def train_config(config: PlainConfig, work_dir: str | Path | None = None) -> dict:
@@ -143,6 +155,7 @@ def train_config(config: PlainConfig, work_dir: str | Path | None = None) -> dic
     cfg, source = config.cfg, config.source
     needed = ('runner', 'optimizer', 'optimizer_config', 'lr_config')
     problems = [f'{key} is missing: it can be tested only.' for key in needed if not cfg.get(key)]
+    problems += config.missing_splits.values()
     problems = problems or dataset_problems(cfg, SPLITS, config.corrupt_limit)
     if problems:
         raise RecipeError(source, problems)
@@ -188,7 +201,8 @@ def evaluate_config(
         MtpdError: the checkpoint does not load into the detector.
     """
     cfg, source = config.cfg, config.source
-    if problems := dataset_problems(cfg, ('test',), config.corrupt_limit):
+    problems = [text for name, text in config.missing_splits.items() if name == 'val']
+    if problems := problems or dataset_problems(cfg, ('test',), config.corrupt_limit):
         raise RecipeError(source, problems)
     model, split = _build_detector(config), {**dataset_leaves(cfg.data.test)[0], 'test_mode': True}
     check_metrics(metrics, model, Path(split['ann_file']), source)
@@ -330,8 +344,11 @@ def dataset_leaves(node: dict | list) -> list[dict]:
     return dataset_leaves(inner) if inner else [node]
 
 
-def use_coco_folder(cfg: Config, root: Path, source: Path) -> None:
+def use_coco_folder(cfg: Config, root: Path, splits: dict, source: Path) -> None:
     """Puts a COCO-format folder in place of all datasets of a config, its classes into data and heads.
+
+    Args:
+        splits: 'train' and 'val' as `layouts.locate_split` takes them.
 
     Raises:
         RecipeError: no such folder, or a split of the config joins several datasets.
@@ -339,10 +356,9 @@ def use_coco_folder(cfg: Config, root: Path, source: Path) -> None:
     """
     if not root.is_dir():
         raise RecipeError(source, [f'data.root {root}: no such folder.'])
-    files = {split: coco.locate_split(root, split) for split in ('train', 'val')}
+    files = {name: layouts.locate_split(root, split) for name, split in splits.items()}
     files['test'] = files['val']
-    train, val = files['train'][0], files['val'][0]
-    names = coco.class_names(val if val.is_file() and not train.is_file() else train)
+    names = coco.class_names(layouts.class_file(root, splits))
     for split in SPLITS:
         leaves = dataset_leaves(cfg.data[split])
         if len(leaves) != 1:

@@ -55,8 +55,9 @@ def forecast(
         fix = 'Less memory is taken with a lower schedule.batch_size or image.scale.'
         return None, [f'a few updates were tried, and failed: {error} {fix}']
     except RuntimeError as error:
+        text = _failure_text(str(error)).rstrip('.')
         fix = '`mtpd train` with the same settings shows where.'
-        return None, [f'a few updates were tried, and failed: {_failure_text(str(error))}. {fix}']
+        return None, [f'a few updates were tried, and failed: {text}. {fix}']
     except MtpdError as error:
         return None, [str(error)]
     return {'recipe': recipe.text, **measured}, memory_problems(recipe, measured['trainings'])

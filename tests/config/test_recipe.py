@@ -168,14 +168,15 @@ def test_what_is_missing_is_named_with_the_places_that_were_looked_at(tmp_path):
 
 
 def test_the_built_in_dataset_is_announced_before_it_is_made(tmp_path, capsys):
-    scenes = {'data.scenes.train': 3, 'data.scenes.val': 2, 'data.scenes.size': 64}
-    recipe = load_recipe(MINI, scenes | {'data.cache': str(tmp_path)})
-    folder = recipe.ensure_data()
+    """Not a few small scenes: those that are drawn to try some updates."""
+    scenes = {'data.scenes.train': 3, 'data.scenes.val': 2, 'data.cache': str(tmp_path)}
+    folder = load_recipe(MINI, scenes | {'data.scenes.size': 1024}).ensure_data()
     captured = capsys.readouterr()
     assert captured.out == ''
-    assert captured.err == f'making the built-in dataset: 5 images, 0 MB, in {folder}\n'
-    recipe.ensure_data()
-    assert capsys.readouterr().err == ''
+    assert captured.err == f'making the built-in dataset: 5 images, 12 MB, in {folder}\n'
+    for size in (1024, 64):
+        load_recipe(MINI, scenes | {'data.scenes.size': size}).ensure_data()
+        assert capsys.readouterr().err == ''
 
 
 def test_every_arm_gets_the_same_number_of_updates():
@@ -325,3 +326,22 @@ def test_heads_follow_from_the_annotation_file(tmp_path, tiny_coco):
     assert recipe.classes == ('cat', 'dog', 'emu')
     assert recipe.model('student').bbox_head.num_classes == 3
     assert recipe.model('rx101').bbox_head.num_classes == 3
+
+
+@pytest.mark.parametrize('words', ['', '_delete_=True, '])
+def test_a_recipe_file_states_its_splits(tmp_path, tiny_coco, words):
+    """Without mmcv's `_delete_`, and with it, as recipes of version 0.1 needed it."""
+    root = tiny_coco(tmp_path / 'coco')
+    (root / 'annotations/val.json').rename(root / 'held_out.json')
+    place = {'annotations': 'held_out.json', 'images': 'val'}
+    model = ROOT / 'configs/_base_/models/pocket_retinanet.py'
+    (tmp_path / 'r.py').write_text(
+        f"_base_ = ['{ROOT / MINI}']\n"
+        f"data = dict(root='{root}', splits=dict(val=dict({words}**{place})))\n"
+        f"student = dict(config='{model}')\n"
+        f"teachers = dict(r101=dict(config='{model}'), rx101=dict(config='{model}'))\n"
+    )
+    recipe = load_recipe(tmp_path / 'r.py')
+    assert recipe.cfg.data.splits == {'train': 'train', 'val': place}
+    assert recipe.split('val') == (root / 'held_out.json', root / 'val')
+    assert recipe.data_problems() == []

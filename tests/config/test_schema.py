@@ -7,6 +7,7 @@ from mtpd.config.schema import parse_overrides
 from mtpd.errors import RecipeError
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
+PLACE = {'annotations': 'valid/a b.json', 'images': 'valid'}
 
 
 def refused(overrides) -> str:
@@ -63,7 +64,8 @@ def test_all_problems_come_in_one_message_with_the_nearest_names():
         ),
         ({'student.config': 'nowhere.py'}, 'student.config'),
         ({'student.config': 'mmdet::retinanet/nothing.py'}, 'mmdet has no such config'),
-        ({'data.splits': {'_delete_': True, 'train': 'train'}}, 'data.splits.val is missing'),
+        ({'data.splits': {'test': 'test'}}, "unknown key 'data.splits.test'"),
+        ({'data.splits.val': PLACE}, 'data.splits names files, and data.root is None'),
     ],
 )
 def test_values_that_do_not_fit_together(overrides, message):
@@ -103,6 +105,65 @@ def test_overrides_are_literals_and_never_evaluated():
     assert parse_overrides('') == {}
     with pytest.raises(ValueError, match='KEY=VALUE'):
         parse_overrides('seed')
+
+
+@pytest.mark.parametrize(
+    ('text', 'values'),
+    [
+        ("a=dict(b=1, c='x y') d=2", {'a': {'b': 1, 'c': 'x y'}, 'd': 2}),
+        ("a={'b': 'x c=1'} d=[1, dict(e=(2, 3))]", {'a': {'b': 'x c=1'}, 'd': [1, {'e': (2, 3)}]}),
+        ("a='x b=1' c=2", {'a': 'x b=1', 'c': 2}),
+        ('a=[1, b=2', {'a': '[1,', 'b': 2}),
+        ('a=dict(open()) b=1', {'a': 'dict(open())', 'b': 1}),
+        ('a=dict(**{}) b=dict(1)', {'a': 'dict(**{})', 'b': 'dict(1)'}),
+    ],
+)
+def test_a_value_in_brackets_or_quotes_is_one(text, values):
+    assert parse_overrides(text) == values
+
+
+@pytest.mark.parametrize(
+    'overrides',
+    [
+        {'data.splits': {'val': PLACE}},
+        {'data.splits.val': PLACE},
+        {'data.splits': {'_delete_': True, 'val': {'_delete_': True, **PLACE}}},
+        "data.splits={'val': {'annotations': 'valid/a b.json', 'images': 'valid'}}",
+        "data.splits.val=dict(annotations='valid/a b.json', images='valid')",
+        'data.splits.val.annotations=valid/a b.json data.splits.val.images=valid',
+    ],
+)
+def test_splits_name_their_files_in_any_of_the_forms(overrides):
+    if isinstance(overrides, str):
+        overrides = parse_overrides(overrides)
+    recipe = load_recipe(MINI, {'data.root': 'x', **overrides})
+    assert recipe.cfg.data.splits == {'train': 'train', 'val': PLACE}
+    # A run is repeated from its resolved recipe, which states the splits: another dict takes the place of a name.
+    again = load_recipe(recipe, {'data.splits.train': PLACE})
+    assert again.cfg.data.splits == {'train': PLACE, 'val': PLACE}
+
+
+def test_every_fault_of_the_splits_is_named_at_once():
+    text = refused(
+        {
+            'data.root': 'x',
+            'data.splits.train': {'annotation': 'a.json', 'images': 3},
+            'data.splits.val.annotations': 'b.json',
+            'data.splits.valid': 'valid',
+        }
+    )
+    for part in (
+        'has 5 problems',
+        "unknown key 'data.splits.train.annotation'. Did you mean 'data.splits.train.annotations'?",
+        'data.splits.train.annotations is missing.',
+        'data.splits.train.images is 3 (int): str is needed.',
+        'data.splits.val.images is missing.',
+        "unknown key 'data.splits.valid'. Did you mean 'data.splits.val'?",
+    ):
+        assert part in text
+    assert 'data.splits.val is [1] (list): str or dict is needed.' in refused(
+        {'data.splits.val': [1]}
+    )
 
 
 def test_no_detector_trains_for_less_than_one_update():

@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 from mmcv import Config
 
+from helpers.arranged import SINGLE, arranged
 from helpers.plain_config import META, TEXT
 from helpers.tiny import retinanet
 from mtpd.cli.main import main
@@ -262,6 +263,56 @@ def test_data_that_is_not_there_is_named_before_anything_is_written(tmp_path, mo
     voc = 'mmdet::pascal_voc/retinanet_r50_fpn_1x_voc0712.py'
     assert 'no COCO-format dataset (VOCDataset)' in refused('train', voc, '--work-dir', out)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        "data.splits={'val': {'annotations': 'x/held out.json', 'images': 'val'}}",
+        "data.splits.val=dict(annotations='x/held out.json', images='val')",
+        'data.splits.val.annotations=x/held out.json data.splits.val.images=val',
+    ],
+)
+def test_splits_of_a_folder_name_their_files(tmp_path, tiny_coco, options):
+    root = tiny_coco(tmp_path / 'pets')
+    (root / 'x').mkdir()
+    (root / 'annotations/val.json').rename(root / 'x/held out.json')
+    cfg = mmdet_config.load_config(R50, f'data.root={root} {options}').cfg
+    assert cfg.data.train.ann_file == str(root / 'annotations/train.json')
+    for split in ('val', 'test'):
+        assert cfg.data[split].ann_file == str(root / 'x/held out.json')
+        assert cfg.data[split].img_prefix == str(root / 'val')
+    assert mmdet_config.dataset_problems(cfg, mmdet_config.SPLITS) == []
+
+
+def test_faults_of_a_folders_splits_are_named_at_once(root):
+    text = message(
+        mmdet_config.load_config,
+        R50,
+        f'data.root={root} data.splits.val.annotations=a.json data.splits.test=x model.backbne.a=1',
+    )
+    assert 'has 3 problems' in text and 'data.splits.val.images is missing.' in text
+    assert "unknown key 'data.splits.test'" in text and "Did you mean 'model.backbone'?" in text
+    text = message(
+        mmdet_config.load_config, R50, "data.splits.val=dict(annotations='a', images='')"
+    )
+    assert 'data.root is None' in text
+
+
+def test_a_folder_with_one_file_for_all_images_is_tested_on_and_not_trained_on(tmp_path, tiny_coco):
+    root = arranged(tiny_coco(tmp_path / 'coco'), tmp_path / 'pets', val=SINGLE['CVAT'])
+    config = mmdet_config.load_config(R50, {'data.root': str(root)})
+    assert mmdet_config.dataset_leaves(config.cfg.data.test)[0].classes == ('cat', 'dog')
+    assert mmdet_config.dataset_problems(config.cfg, ['test']) == []
+    text = refused(
+        'train', R50, '--work-dir', tmp_path / 'run', '--cfg-options', f'data.root={root}'
+    )
+    assert text.count('no such file') == 1 and f'mtpd data split {root} {root}-split' in text
+    assert not (tmp_path / 'run').exists()
+    (root / SINGLE['CVAT'].annotations).rename(root / 'other.json')
+    options = ('--checkpoint', 'x.pth', '--cfg-options', f'data.root={root}')
+    text = refused('eval', R50, *options)
+    assert 'data.splits.val.annotations=other.json data.splits.val.images=images/default' in text
 
 
 def test_masks_that_are_not_there_are_named(root, tmp_path):

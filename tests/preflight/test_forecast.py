@@ -45,7 +45,7 @@ def test_a_forecast_is_kept_for_the_same_recipe(tmp_path, tiny_coco):
             'KeyError: 1\n\nDuring handling of the above exception, another exception occurred:\n\n'
             'Traceback (most recent call last):\n  File "a.py", line 2, in f\n    1 / 0\n    ~~^~~\n'
             'ZeroDivisionError: division by zero\nexitcode: 1',
-            'a process failed: ZeroDivisionError: division by zero',
+            'a process failed: ZeroDivisionError: division by zero.',
         ),
     ],
 )
@@ -56,7 +56,9 @@ def test_a_failed_trial_is_one_line(text, expected, tmp_path, monkeypatch):
     monkeypatch.setattr(forecast, 'launch', fail)
     recipe = load_recipe(MINI, SETTINGS)
     measured, problems = forecast.forecast(recipe, planned_trainings(recipe, tmp_path), tmp_path)
-    assert measured is None and problems == [f'a few updates were tried, and failed: {expected}']
+    fix = '`mtpd train` with the same settings shows where.'
+    assert measured is None
+    assert problems == [f'a few updates were tried, and failed: {expected} {fix}']
 
 
 @pytest.mark.slow

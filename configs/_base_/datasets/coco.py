@@ -2,7 +2,6 @@
 data = dict(
     root='data/coco',
     cache='data',
-    splits=dict(train='train', val='val'),
     corrupt_limit=0,  # images of a split that may be corrupt, and are left out
     scenes=dict(train=3000, val=300, size=128, seed=0),
 )
