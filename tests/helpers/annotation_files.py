@@ -329,7 +329,7 @@ def _annotation(item: Object, odd: Oddities, rng: np.random.Generator) -> dict:
     }
     if item.crowd or 'iscrowd' not in without:
         entry['iscrowd'] = int(item.crowd)
-    if item.area != item.box[2] * item.box[3] or 'area' not in without:
+    if 'area' not in without:  # else that of its mask or box, which it is
         entry['area'] = item.area
     if item.mask is not None:
         entry['segmentation'] = _segmentation(item, odd.runs, rng)
