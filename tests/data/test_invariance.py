@@ -34,7 +34,7 @@ NAMES = dict(
         strict=True,
     )
 )
-BLOCKS = 10  # tests that share the random files
+BLOCKS = 5  # tests that share the random files
 
 
 @pytest.fixture(scope='module')

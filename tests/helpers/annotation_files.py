@@ -43,9 +43,10 @@ class Content(NamedTuple):
 class Oddities:
     """How a file is written. The first value of each is a normal file's.
 
-    `seed`: of what is drawn at random. `left_out`: fields; some objects lack them, or all. `runs`: how masks are
-    written. `names`: how file names differ from those on disk. `val_classes`: whether val lists the classes
-    otherwise than train. `config_classes`: whether a plain config does.
+    `seed`: of what is drawn at random. `left_out`: what all objects lack, or some; 'info' is the file's. `no_mask`: of
+    objects without one. `runs`: how masks are written. `numbers`: sizes, and boxes in whole pixels. `names`: how file
+    names differ from those on disk. `group`: a category without objects. `val_classes`: how val's categories differ
+    from train's. `config_classes`: how a plain config's do.
     """
 
     seed: int = 0
@@ -57,8 +58,10 @@ class Oddities:
     left_out: frozenset[str] = frozenset()
     no_mask: str = 'absent'
     runs: str = 'polygons'
-    sizes: str = 'int'
+    numbers: str = 'int'
+    crowds: str = 'int'
     names: str = 'as on disk'
+    encoding: str = 'utf-8'
     extra: bool = False
     group: bool = False
     val_classes: str = 'as train'
@@ -77,18 +80,18 @@ CHOICES = {
     'image_ids': IDS,
     'annotation_ids': IDS,
     'category_ids': IDS,
-    'id_type': ('int', 'float', 'text'),
+    'id_type': ('int', 'float', 'text', 'word'),
     'shuffled': ('images', 'annotations', 'categories'),
-    'left_out': ('iscrowd', 'area', 'info', 'some iscrowd', 'some area'),
+    'left_out': ('iscrowd', 'some iscrowd', 'area', 'some area', 'bbox', 'annotation ids', 'info'),
     'no_mask': ('absent', 'empty list', 'null'),
-    'runs': ('polygons', 'lists', 'text', 'mixed'),
-    'sizes': ('int', 'float'),
-    'names': (
-        *('as on disk', 'subfolders', 'spaces', 'NFC', 'NFD', 'backslashes', 'upper case', 'lower case'),
-    ),
+    'runs': ('polygons', 'closed polygons', 'lists', 'text', 'mixed'),
+    'numbers': ('int', 'float'),
+    'crowds': ('int', 'bool'),
+    'names': ('as on disk', 'subfolders', 'spaces', 'NFC', 'NFD', 'backslashes', 'other folder', 'upper case', 'lower case'),
+    'encoding': ('utf-8', 'utf-8-sig'),
     'extra': (False, True),
     'group': (False, True),
-    'val_classes': ('as train', 'other order', 'other ids'),
+    'val_classes': ('as train', 'other order', 'other ids', 'other spelling'),
     'config_classes': ('as train', 'other order'),
 }  # fmt: skip
 SETS = ('shuffled', 'left_out')
@@ -240,7 +243,8 @@ def write_folder(root: Path, content: Content, odd: Oddities = NORMAL) -> dict[s
     (root / 'annotations').mkdir()
     for split in ('train', 'val'):
         table = annotation_table(content, odd, split)
-        (root / 'annotations' / f'{split}.json').write_text(json.dumps(table), encoding='utf-8')
+        path = root / 'annotations' / f'{split}.json'
+        path.write_text(json.dumps(table, ensure_ascii=False), encoding=odd.encoding)
     return {_listed_name(name, odd.names): name for name in content.images}
 
 
@@ -260,6 +264,8 @@ def _listed_name(name: str, names: str) -> str:
         return stem + dot + ending.upper()
     if names == 'lower case':
         return stem + dot + ending.lower()
+    if names == 'other folder':
+        return f'/home/me/images/{name}'
     return name.replace('/', '\\') if names == 'backslashes' else name
 
 
@@ -282,7 +288,7 @@ def annotation_table(content: Content, odd: Oddities, split: str) -> dict:
     category_id = {
         entry['name']: number for entry, number in zip(entries, category_ids, strict=True)
     }
-    number = float if odd.sizes == 'float' else int
+    number = float if odd.numbers == 'float' else int
     table = {
         'images': [
             {
@@ -304,6 +310,12 @@ def annotation_table(content: Content, odd: Oddities, split: str) -> dict:
         table = {'info': {'description': ''}, 'licenses': [], **table}
     if odd.extra:
         _add_unknown_fields(table)
+    if 'annotation ids' in odd.left_out:
+        for entry in table['annotations']:
+            del entry['id']
+    if split == 'val' and odd.val_classes == 'other spelling':
+        for entry in table['categories']:
+            entry['name'] = unicodedata.normalize('NFD', f' {entry["name"]} ')
     for name in sorted(odd.shuffled):
         table[name] = [table[name][k] for k in rng.permutation(len(table[name]))]
     return table
@@ -316,21 +328,27 @@ def _ids(scheme: str, kind: str, count: int, rng: np.random.Generator) -> list:
         ids.reverse()
     if scheme == 'scattered':
         ids = rng.permutation(10 * count + 5)[:count].tolist()
-    return [{'int': int, 'float': float, 'text': str}[kind](value) for value in ids]
+    return [
+        {'int': int, 'float': float, 'text': str, 'word': 'id{}'.format}[kind](value)
+        for value in ids
+    ]
 
 
 def _annotation(item: Object, odd: Oddities, rng: np.random.Generator) -> dict:
     """Without ids."""
-    entry: dict = {'bbox': [int(v) if v == int(v) else v for v in item.box]}
+    entry: dict = {}
     without = {
         name
-        for name in ('iscrowd', 'area')
+        for name in ('iscrowd', 'area', 'bbox')
         if name in odd.left_out or (f'some {name}' in odd.left_out and rng.random() < 0.5)
     }
     if item.crowd or 'iscrowd' not in without:
-        entry['iscrowd'] = int(item.crowd)
+        entry['iscrowd'] = item.crowd if odd.crowds == 'bool' else int(item.crowd)
     if 'area' not in without:  # else that of its mask or box, which it is
         entry['area'] = item.area
+    if item.mask is None or 'bbox' not in without:
+        whole = float if odd.numbers == 'float' else int
+        entry['bbox'] = [whole(value) if value == int(value) else value for value in item.box]
     if item.mask is not None:
         entry['segmentation'] = _segmentation(item, odd.runs, rng)
     elif odd.no_mask != 'absent':
@@ -354,7 +372,8 @@ def _segmentation(item: Object, runs: str, rng: np.random.Generator) -> list | d
         return {'size': code['size'], 'counts': code['counts'].decode('ascii')}
     if runs == 'lists' or item.crowd:  # COCO's crowds are run lengths
         return {'size': list(item.mask.shape), 'counts': _run_lengths(item.mask)}
-    return _rectangles(item.mask)
+    polygons = _rectangles(item.mask)
+    return [[*xy, *xy[:2]] for xy in polygons] if runs == 'closed polygons' else polygons
 
 
 def _run_lengths(mask: np.ndarray) -> list[int]:
