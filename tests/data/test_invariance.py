@@ -22,6 +22,7 @@ from helpers.plain_config import META, TEXT
 from helpers.tiny import retinanet
 from mtpd import load_recipe
 from mtpd.config.recipe import Recipe
+from mtpd.data import coco
 from mtpd.engine import evaluation, pipelines
 from mtpd.pipeline import mmdet_config
 
@@ -114,7 +115,8 @@ class Case:
 def targets_of(data, names: dict[str, str]) -> dict[str, dict]:
     """By image on disk what mmdet trains on: class name, corners and mask of the objects, corners of what is ignored."""
     result = {}
-    for info, sample in zip(data.data_infos, [data[k] for k in range(len(data))], strict=True):
+    for k, info in enumerate(data.data_infos):
+        sample = data[k]
         labels, boxes = sample['gt_labels'].tolist(), sample['gt_bboxes'].tolist()
         masks = sample['gt_masks'].masks if 'gt_masks' in sample else [None] * len(labels)
         image = names.get(info['filename'], info['filename'])
@@ -149,6 +151,7 @@ def splits_of(
         cfg.data.root = str(root)
         mine = Recipe(cfg, recipe.source)
         assert mine.data_problems() == []
+        assert not masks or coco.mask_problems(mine.split('train')[0]) == []
         train = pipelines.dataset_config(mine, 'train', masks=masks)
         val = pipelines.dataset_config(mine, 'val')
     else:
