@@ -144,7 +144,8 @@ def _load_error(source: Path, error: Exception) -> RecipeError:
     place = f'{file}, line {line}' if line else f'{file}'
     # mmcv drops the text of the error where it can't import what `custom_imports` names.
     cause = str(error) or str(error.__context__)
-    text = f'it does not load: {type(error).__name__}: {cause} ({place}). Correct that file.'
+    fix = 'Install what it imports, or correct' if isinstance(error, ImportError) else 'Correct'
+    text = f'it does not load: {type(error).__name__}: {cause} ({place}). {fix} that file.'
     return RecipeError(source, [text])
 
 
