@@ -36,6 +36,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption('--kill-seed', type=int, default=0, help='of its moments')
     parser.addoption(
+        '--invariance-files',
+        type=int,
+        default=50,
+        help='how many random annotation files tests/data/test_invariance.py tries',
+    )
+    parser.addoption(
         '--screenshot', help='where tests/repository/test_browser.py puts one of a report'
     )
 

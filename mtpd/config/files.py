@@ -19,7 +19,7 @@ from typing import Any
 from mmcv import Config, ConfigDict
 
 from ..errors import RecipeError
-from ..utils.paths import ROOT, find_config_file, user_path
+from ..utils.paths import ROOT, find_config_file, nearest_packaged_config, user_path
 from .schema import parse_overrides
 
 _plain_file2dict = Config._file2dict
@@ -142,7 +142,10 @@ def _load_error(source: Path, error: Exception) -> RecipeError:
         elif frame.f_code.co_name == '<module>' and line is None:
             line = number  # mmcv executes a copy with the same lines
     place = f'{file}, line {line}' if line else f'{file}'
-    text = f'it does not load: {type(error).__name__}: {error} ({place}). Correct that file.'
+    # mmcv drops the text of the error where it can't import what `custom_imports` names.
+    cause = str(error) or str(error.__context__)
+    fix = 'Install what it imports, or correct' if isinstance(error, ImportError) else 'Correct'
+    text = f'it does not load: {type(error).__name__}: {cause} ({place}). {fix} that file.'
     return RecipeError(source, [text])
 
 
@@ -173,14 +176,38 @@ def pretrained_as_init_cfg(model: ConfigDict) -> None:
         model.backbone.init_cfg = ConfigDict(type='Pretrained', checkpoint=pretrained)
 
 
+def use_plain_batch_norm(node: Any) -> None:
+    """Puts batch norm of one process in place of the synchronised one in a model config."""
+    if isinstance(node, dict):
+        if node.get('type') in ('SyncBN', 'MMSyncBN'):
+            node['type'] = 'BN'
+        node = list(node.values())
+    for item in node if isinstance(node, (list, tuple)) else ():
+        use_plain_batch_norm(item)
+
+
+# Parts of a model config whose classes are not the objects': proposals have none, and semantic maps have their own.
+CLASS_AGNOSTIC_PARTS = ('backbone', 'rpn_head', 'semantic_head')
+
+
 def set_class_count(node: Any, count: int) -> None:
     """Sizes all heads of a model config for `count` classes."""
     if isinstance(node, dict):
-        if 'num_classes' in node:
+        if 'num_things_classes' in node:
+            node['num_things_classes'] = count
+            _resize_class_weight(node.get('loss_cls'), count + node.get('num_stuff_classes', 0))
+        elif 'num_classes' in node:
             node['num_classes'] = count
-        node = list(node.values())
+        node = [part for key, part in node.items() if key not in CLASS_AGNOSTIC_PARTS]
     for item in node if isinstance(node, (list, tuple)) else ():
         set_class_count(item, count)
+
+
+def _resize_class_weight(loss: dict | None, count: int) -> None:
+    """A weight for each class, all alike, and one for no object."""
+    weight = (loss or {}).get('class_weight')
+    if isinstance(weight, (list, tuple)) and len(set(weight[:-1])) == 1:
+        loss['class_weight'] = [weight[0]] * count + [weight[-1]]
 
 
 # Files before mmcv runs them
@@ -203,9 +230,11 @@ def _file_problems(path: Path, parents: tuple[Path, ...]) -> Iterator[str]:
     try:
         tree = ast.parse(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
+        packaged = nearest_packaged_config(path)
+        copied = f' mmdet has one: {packaged} is a path that works.' if packaged else ''
         yield (
             f'_base_ of {parents[-1]}: {path} is missing. Correct the path, which is absolute, or relative to that file or '
-            f'to {ROOT}.'
+            f'to {ROOT}.{copied}'
         )
         return
     except SyntaxError as error:

@@ -145,6 +145,8 @@ def split_problems(root: Path, split: str | dict, corrupt_limit: int = 0) -> lis
     missing = [image['file_name'] for image in images if image['file_name'] not in paths]
     if len(missing) > corrupt_limit:
         return [_missing_images_problem(path, folder, missing, len(images))]
+    if problem := _shared_file_problem(path, folder, paths):
+        return [problem]
     present = [image for image in images if image['file_name'] in paths]
     problems = image_problems(present, paths, corrupt_limit - len(missing))
     if not problems:
@@ -157,6 +159,19 @@ def _missing_images_problem(path: Path, folder: Path, missing: list[str], count:
         f'{len(missing)} of {count} images of {path} are not in {folder}, for example {missing[0][:200]}. '
         'Copy them there, or name their folder: --cfg-options data.splits.<split>.images=FOLDER, and .annotations=FILE.'
     )
+
+
+def _shared_file_problem(path: Path, folder: Path, paths: dict[str, Path]) -> str:
+    """Of names that come to one file, as where several folders were copied into one; empty where none do."""
+    names: dict[Path, str] = {}
+    for name, file in paths.items():
+        other = names.setdefault(file, name)
+        if other != name:
+            return (
+                f'{path} names {other[:200]} and {name[:200]}, and both are the one file {file.name} in {folder}: one has the '
+                "other's picture. Copy the images with their folders."
+            )
+    return ''
 
 
 def split_notes(root: Path, split: str | dict, training: bool) -> list[str]:

@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from http.client import HTTPException
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from mmcv.runner import CheckpointLoader
 from torch import nn
 
 from ..errors import MtpdError
 from ..runtime.checkpoints import check_finite, load_checkpoint, student_state
+
+COUNTER = 'num_batches_tracked'  # of batch norm, which is no weight
 
 
 def initialise_weights(model: nn.Module, backbone: dict, key: str) -> None:
@@ -28,7 +32,12 @@ def initialise_weights(model: nn.Module, backbone: dict, key: str) -> None:
     """
     try:
         model.init_weights()
-    except (OSError, HTTPException, MtpdError) as error:
+    except (
+        OSError,
+        HTTPException,
+        MtpdError,
+        AssertionError,
+    ) as error:  # mmcv's: of a wrong prefix
         origin = (backbone.get('init_cfg') or {}).get('checkpoint')
         raise MtpdError(
             f'the pretrained weights cannot be had from {origin} ({error}). Train from random ones with '
@@ -36,26 +45,77 @@ def initialise_weights(model: nn.Module, backbone: dict, key: str) -> None:
         ) from error
 
 
-def warm_start(model: nn.Module, path: str | Path) -> int:
-    """Copies every weight of the same name and shape from a checkpoint; returns how many.
+class WarmStart(NamedTuple):
+    """What a detector took from a checkpoint that need not fit: weights of the same name and shape.
+
+    Attributes:
+        copied: how many weights were taken.
+        total: how many the detector has.
+        other_shape: weights that both have, in different shapes: their names and both shapes.
+        not_in_file: weights that the file lacks.
+        not_in_detector: weights of the file that the detector lacks.
+    """
+
+    copied: int
+    total: int
+    other_shape: list[str]
+    not_in_file: list[str]
+    not_in_detector: list[str]
+
+    def __str__(self) -> str:
+        kinds = {
+            'left as they were, of another shape (detector, file)': self.other_shape,
+            'left as they were, not in the file': self.not_in_file,
+            'not in the detector': self.not_in_detector,
+        }
+        lines = [f'{self.copied} of {self.total} weights taken']
+        for kind, names in kinds.items():
+            if names:
+                more = ', ...' if len(names) > 3 else ''
+                lines.append(f'{len(names)} {kind}: {", ".join(names[:3])}{more}')
+        return '; '.join(lines)
+
+
+def warm_start(model: nn.Module, path: str | Path) -> WarmStart:
+    """Copies every weight of the same name and shape from a checkpoint of any layout into a detector.
 
     For training on from another dataset or architecture. A stage's student takes over its teacher's neck and head by
     `inherit_from_teacher`.
 
+    Args:
+        path: a file, or an address that mmcv knows (``https://...``, ``torchvision://resnet50``).
+
     Raises:
         MtpdError: the checkpoint is missing, broken or not finite, or has no such weight.
     """
-    state = student_state(load_checkpoint(path), path)
+    if '://' in str(path):
+        checkpoint = CheckpointLoader.load_checkpoint(str(path), 'cpu')
+    else:
+        checkpoint = load_checkpoint(path)
+    state = student_state(checkpoint, path)
     check_finite(state, path)
     weights = model.state_dict()
-    shared = [key for key in weights if key in state and state[key].shape == weights[key].shape]
-    if not shared:
+    shared = {
+        key: None for key in weights if key in state and state[key].shape == weights[key].shape
+    }
+    if all(key.endswith(COUNTER) for key in shared):
         raise MtpdError(
-            f'{path} has no weight in common with the detector that should start from it'
+            f'{path} has no weight in common with the detector that should start from it: its keys are '
+            f'{", ".join(list(state)[:3])}, ..., and the detector has {", ".join(list(weights)[:3])}, ... Give the '
+            'checkpoint of a detector that is built alike'
         )
     for key in shared:
         weights[key].copy_(state[key])
-    return len(shared)
+    other_shape = [
+        f'{key} {tuple(weights[key].shape)} {tuple(state[key].shape)}'
+        for key in weights
+        if key in state and key not in shared
+    ]
+    # Files of early versions lack the counters of batch norm.
+    absent = [key for key in weights if key not in state and not key.endswith(COUNTER)]
+    foreign = [key for key in state if key not in weights]
+    total = len(shared) + len(other_shape) + len(absent)
+    return WarmStart(len(shared), total, other_shape, absent, foreign)
 
 
 @dataclass
@@ -98,7 +158,7 @@ def inherit_from_teacher(
     for key in {**student_weights, **teacher_weights}:
         if key not in student_weights:
             report.skipped[key] = 'the student has no such weight'
-        elif key not in teacher_weights and not key.endswith('num_batches_tracked'):
+        elif key not in teacher_weights and not key.endswith(COUNTER):
             report.skipped[key] = 'the teacher has no such weight'
         elif key in teacher_weights and student_weights[key].shape != teacher_weights[key].shape:
             report.copied.remove(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -11,8 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmcv.runner import HOOKS, Hook, LoggerHook, get_dist_info, master_only, weights_to_cpu
+from mmcv.runner import (
+    HOOKS,
+    EMAHook,
+    EpochBasedRunner,
+    Hook,
+    LoggerHook,
+    get_dist_info,
+    master_only,
+    weights_to_cpu,
+)
 from mmcv.runner.checkpoint import get_state_dict
+from mmdet.core.hook.ema import BaseEMAHook
 
 from ..data import loading
 from ..data.loading import batch_metas
@@ -22,6 +33,9 @@ from ..runtime import distributed
 from ..runtime.checkpoints import resume_hint, save_atomic
 from ..utils import processes
 from ..utils.files import json_value, read_json_if_valid, read_log, write_json, write_text
+
+# They keep an average of the weights, mmcv's and mmdet's.
+EMA_HOOKS = (EMAHook, BaseEMAHook)
 
 
 @HOOKS.register_module()
@@ -118,7 +132,8 @@ class SaveLatest(Hook):
             finite_loss_hook(runner).check_weights(
                 runner, runner.iter + 1, due and not self.by_epoch
             )
-            self._save(runner, runner.iter + 1, runner.epoch, self.is_last_iter(runner))
+            with averaged_weights(runner):
+                self._save(runner, runner.iter + 1, runner.epoch, self.is_last_iter(runner))
         if stop:
             processes.stop_now()
 
@@ -149,6 +164,25 @@ class SaveLatest(Hook):
     def _record_progress(self, updates: int) -> None:
         seconds = round(time.time() - self.began, 1)
         write_json(self.path.with_name('training.json'), {'update': updates, 'seconds': seconds})
+
+
+@contextlib.contextmanager
+def averaged_weights(runner) -> Iterator[None]:
+    """In the block the model has the weights' average, where an EMA hook keeps one, as between two epochs.
+
+    So a checkpoint from within an epoch has it in the same place as one from the end: its resuming swaps both. A runner that
+    counts updates never swaps.
+    """
+    hooks = [
+        hook
+        for hook in runner.hooks
+        if isinstance(hook, EMA_HOOKS) and isinstance(runner, EpochBasedRunner)
+    ]
+    for hook in hooks:
+        hook._swap_ema_parameters()
+    yield
+    for hook in hooks:
+        hook._swap_ema_parameters()
 
 
 # Losses and weights that are not finite end a training.

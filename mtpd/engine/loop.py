@@ -12,21 +12,21 @@ from typing import Any
 import torch
 from mmcv import Config
 from mmcv.parallel import MMDataParallel
-from mmcv.runner import RUNNERS, EpochBasedRunner, get_dist_info
+from mmcv.runner import HOOKS, RUNNERS, EpochBasedRunner, get_dist_info
 from mmdet.apis import set_random_seed, train_detector
 from mmdet.utils import get_root_logger
 from torch import nn
 
 from ..config.recipe import Recipe
 from ..data import loading, seeded_loader
-from ..distill.initialization import InheritReport
+from ..distill.initialization import InheritReport, warm_start
 from ..errors import MtpdError, RecipeError
 from ..runtime import checkpoints, detectors, distributed, gpu_ops
 from ..utils import processes, world
 from ..utils.files import make_writable_folder
 from ..utils.machine import cpu_cores
 from ..utils.progress import log_level
-from . import hooks, pipelines, speed  # noqa: F401  (hooks: registered with mmcv)
+from . import hooks, pipelines, speed
 from .memory import SettingNames, explain_out_of_memory, recipe_setting_names
 
 
@@ -95,8 +95,9 @@ def train_by_config(
 
     Args:
         cfg: as mmdet's `train_detector` reads it, with `work_dir`, `seed`, `device` and `gpu_ids`, one id per process.
-            Two entries are not mmdet's: `corrupt_limit`, how many images of a split may be corrupt, and `speed`, the
-            fields of `Speed`. The training may change `cfg`: it can't be used twice.
+            `load_from` may have any layout, see `warm_start`. Two entries are not mmdet's: `corrupt_limit`, how many
+            images of a split may be corrupt, and `speed`, the fields of `Speed`. The training may change `cfg`: it
+            can't be used twice.
         build: as `train_model`.
         source: the config's file, for messages.
         setting_names: the config's keys, for messages.
@@ -109,8 +110,8 @@ def train_by_config(
 
     Raises:
         RecipeError: there is no image to train on.
-        MtpdError: latest.pth is there and is not the checkpoint of a training; images are corrupt, a loss is not
-            finite, or memory runs out.
+        MtpdError: the weights of `load_from` can't be had; latest.pth is there and is not the checkpoint of a training;
+            images are corrupt, a loss is not finite, or memory runs out.
     """
     train = partial(
         _train_in_process,
@@ -152,11 +153,16 @@ def _train_in_process(
         annotations = getattr(dataset, 'ann_file', 'the training split')
         raise RecipeError(source, [f'{annotations} has no image with an object to train on.'])
     model.CLASSES = dataset.CLASSES
+    if cfg.load_from and not resume_point:
+        taken = warm_start(model, cfg.load_from)
+        if rank == 0:
+            print(f'load_from {cfg.load_from}: {taken}')
+    cfg.load_from = None
     cfg.optimizer = speed.optimizer_config(cfg.optimizer, switches)
     model = speed.apply_speed(model.to(cfg.device), switches, cfg.device)
 
-    _set_hooks(cfg, corrupt_limit, setting_names)
     cfg.resume_from = str(resume_point.path) if resume_point else None
+    _set_hooks(cfg, corrupt_limit, setting_names)
     first_update = resume_point.update if resume_point else 0
     if cfg.runner.type == 'EpochBasedRunner':
         cfg.runner.type = 'ResumableEpochRunner'
@@ -185,6 +191,9 @@ def _set_hooks(cfg: Config, corrupt_limit: int, setting_names: SettingNames) -> 
     """Puts this kit's hooks into `cfg` itself, in place of mmdet's text log and checkpoints."""
     folder = Path(cfg.work_dir)
     loggers = [hook for hook in cfg.log_config.get('hooks', ()) if hook['type'] != 'TextLoggerHook']
+    for hook in cfg.get('custom_hooks') or ():
+        if cfg.resume_from and issubclass(HOOKS.get(hook['type']), hooks.EMA_HOOKS):
+            hook['resume_from'] = cfg.resume_from  # or the average begins anew
     cfg.log_config.hooks = [dict(type='JsonLog', path=str(folder / 'log.json')), *loggers]
     cfg.custom_hooks = [
         dict(type='SeedUpdate', seed=cfg.seed, priority='HIGHEST'),

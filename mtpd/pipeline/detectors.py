@@ -151,5 +151,5 @@ def _initial_detector(cfg: dict, name: str, weights: Path | None) -> nn.Module:
     key = name if name == 'student' else f'teachers.{name}'
     initialise_weights(model, cfg['backbone'], f'{key}.model')
     if weights:
-        print(f'{name}: {warm_start(model, weights)} tensors from {weights}')
+        print(f'{name}, from {weights}: {warm_start(model, weights)}')
     return model

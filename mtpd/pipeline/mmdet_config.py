@@ -6,13 +6,16 @@ from ..runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
+import mmdet
 from mmcv import Config
-from mmcv.runner import wrap_fp16_model
+from mmcv.runner import get_dist_info, wrap_fp16_model
 from mmdet.datasets import DATASETS, CocoDataset, replace_ImageToTensor
 from mmdet.models import build_detector
 from mmdet.utils import compat_cfg, replace_cfg_vals, update_data_root
@@ -26,23 +29,26 @@ from ..config.files import (
     pretrained_as_init_cfg,
     read_config,
     set_class_count,
+    use_plain_batch_norm,
 )
 from ..config.recipe import Recipe, load_recipe
 from ..config.schema import fill_splits, split_problems
 from ..data import coco, layouts
-from ..data.classes import known_classes, match_classes
+from ..data.classes import known_classes, list_names, match_classes
 from ..distill.initialization import initialise_weights
 from ..engine import loop, memory, pipelines
 from ..engine.evaluation import DetectionTask, check_metrics, evaluate_model, metrics_of_checkpoint
 from ..errors import RecipeError, unknown_name
 from ..runtime import checkpoints, distributed
-from ..utils.paths import ROOT, display_path, resolve_path
+from ..utils.paths import ROOT, display_path, resolve_path, user_path
+from . import config_checks
 from .run_dir import claim_data, claim_run_dir
 
 SPLITS = ('train', 'val', 'test')
 # Settings that mmdet reads and a config may leave out.
 OPTIONAL_KEYS = (
     'auto_scale_lr',
+    'checkpoint_config',
     'custom_hooks',
     'device',
     'evaluation',
@@ -50,13 +56,18 @@ OPTIONAL_KEYS = (
     'fp16',
     'init_cfg',
     'load_from',
+    'log_config',
     'momentum_config',
     'paramwise_cfg',
+    'resume_from',
     'seed',
     'train_dataloader',
     'val_dataloader',
     'test_dataloader',
+    'workflow',
 )
+# What configs of mmdet 3 have, and those of mmdet 2 don't.
+NEWER_KEYS = ('default_hooks', 'optim_wrapper', 'train_dataloader')
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,9 @@ def load_config(
     """
     source, cfg = read_config(path)
     if not is_plain_config(cfg):
+        if 'student' not in cfg and 'train' in (cfg.get('data') or ()):
+            text = 'it has no model: other configs build on such a file. Give one of those, or add a model.'
+            raise RecipeError(source, [text])
         return load_recipe(path, overrides, seed)
     overrides = dict(as_overrides(overrides))
     root, gpus = overrides.pop('data.root', None), overrides.pop('runtime.gpus', None)
@@ -119,8 +133,7 @@ def load_config(
         problems.append(
             f'data.corrupt_limit is {limit!r}: a number of images, from 0 on, is needed.'
         )
-    data = cfg.get('data') or {}
-    problems += [f'data.{split} is missing.' for split in SPLITS if split not in data]
+    problems += _structure_problems(cfg)
     if problems:
         raise RecipeError(source, problems)
     cfg = replace_cfg_vals(cfg)
@@ -130,7 +143,8 @@ def load_config(
     if 'total_epochs' not in cfg:
         cfg.setdefault('runner', None)  # testing needs none
     batch = 'data' if 'samples_per_gpu' in cfg.data else 'data.train_dataloader'
-    cfg = compat_cfg(cfg)
+    cfg = _compatible(cfg, source)
+    config_checks.settle_loaders(cfg)
     missing = {}
     if root is not None:
         root = resolve_path(str(root), source)
@@ -153,18 +167,13 @@ def train_config(config: PlainConfig, work_dir: str | Path | None = None) -> dic
         MtpdError: the folder can't be written to, or holds a training with other settings.
     """
     cfg, source = config.cfg, config.source
-    needed = ('runner', 'optimizer', 'optimizer_config', 'lr_config')
-    problems = [f'{key} is missing: it can be tested only.' for key in needed if not cfg.get(key)]
-    problems += config.missing_splits.values()
-    problems = problems or dataset_problems(cfg, SPLITS, config.corrupt_limit)
-    if problems:
-        raise RecipeError(source, problems)
     out = config_run_dir(config, work_dir)
+    if problems := training_problems(config, out):
+        raise RecipeError(source, problems)
     final = out / 'model.pth'
     claim_run_dir(out / 'config.py', config.text)
-    annotations = Path(dataset_leaves(cfg.data.test)[0].ann_file)
-    train = [Path(leaf.ann_file) for leaf in dataset_leaves(cfg.data.train)]
-    claim_data(out, train, annotations)
+    annotations = split_files(cfg, 'test')[0]
+    claim_data(out, split_files(cfg, 'train'), annotations)
     if not checkpoints.is_finished(final):
         settings = _training_config(config, out)
         meta = {'student_config': config.text, 'seed': cfg.seed}
@@ -205,15 +214,20 @@ def evaluate_config(
     if problems := problems or dataset_problems(cfg, ('test',), config.corrupt_limit):
         raise RecipeError(source, problems)
     model, split = _build_detector(config), {**dataset_leaves(cfg.data.test)[0], 'test_mode': True}
+    split['ann_file'], split['img_prefix'] = map(str, leaf_files(split)[0])
     check_metrics(metrics, model, Path(split['ann_file']), source)
     meta = checkpoints.load_checkpoint(checkpoint).get('meta')
     trained = known_classes(meta.get('CLASSES')) if isinstance(meta, dict) else None
-    classes = CocoDataset.get_classes(split.get('classes'))
+    # A checkpoint that does not say has the classes of the config's training.
+    trained = trained or leaf_classes(dataset_leaves(cfg.data.train)[0]) or None
+    classes = leaf_classes(split)
     split['classes'] = match_classes(classes, None if ignore_classes else trained, checkpoint)
     if len(split['classes']) != len(classes):
         cfg = copy.deepcopy(cfg)
         set_class_count(cfg.model, len(split['classes']))
         model = _build_detector(replace(config, cfg=cfg))
+    if problems := config_checks.detector_problems(cfg, model, split['classes'], 'test'):
+        raise RecipeError(source, problems)
     checkpoints.load_student(model, checkpoint)
     device = loop.choose_device(config.device, source)
     if cfg.get('fp16') and device == 'cuda':
@@ -244,6 +258,27 @@ def recipe_as_mmdet(recipe: Recipe, detector: str) -> str:
     return format_config(dict(model=model, data=data, evaluation=evaluation, runner=runner))
 
 
+def training_problems(config: PlainConfig, out: Path) -> list[str]:
+    """All that is wrong with a training into `out`: data, settings, the detector, and the weights that it begins with."""
+    cfg = config.cfg
+    data = [*config.missing_splits.values()]
+    data = data or dataset_problems(cfg, SPLITS, config.corrupt_limit)
+    problems = data + config_checks.settings_problems(cfg)
+    try:
+        model = _build_detector(config)
+        if not data:
+            for path in split_files(cfg, 'val'):
+                check_metrics(config.metrics, model, path, config.source)
+    except RecipeError as error:
+        return problems + error.problems
+    if classes := leaf_classes(dataset_leaves(cfg.data.train)[0]):
+        problems += config_checks.detector_problems(cfg, model, classes, 'train')
+    problems += config_checks.optimizer_problems(cfg, model)
+    if not any((out / name).is_file() for name in ('model.pth', 'latest.pth', 'previous.pth')):
+        problems += config_checks.load_from_problems(cfg, model)
+    return problems
+
+
 def _training_config(config: PlainConfig, out: Path) -> Config:
     """The config that `loop.train_by_config` reads."""
     cfg = copy.deepcopy(config.cfg)
@@ -256,8 +291,11 @@ def _training_config(config: PlainConfig, out: Path) -> Config:
     interval = saving.get('interval') if saving.get('by_epoch', by_epoch) == by_epoch else None
     default_interval = 1 if by_epoch else 1000
     cfg.checkpoint_config = dict(interval=interval or default_interval, by_epoch=by_epoch)
-    cfg.log_config = cfg.get('log_config') or dict(interval=50)
-    cfg.work_dir, cfg.workflow = str(out), [('train', 1)]
+    cfg.log_config = dict(interval=50) | (cfg.get('log_config') or {})
+    cfg.custom_hooks = config_checks.custom_hooks(cfg)
+    if cfg.get('evaluation') and isinstance(cfg.evaluation.get('metric'), tuple):
+        cfg.evaluation.metric = list(cfg.evaluation.metric)  # mmdet takes lists alone
+    cfg.work_dir, cfg.workflow, cfg.auto_resume = str(out), [('train', 1)], False
     cfg.gpu_ids, cfg.corrupt_limit = list(range(config.processes)), config.corrupt_limit
     cfg.resume_from, cfg.load_from = None, cfg.get('load_from')
     _scale_learning_rate(cfg, config.processes)
@@ -283,30 +321,56 @@ def _scale_learning_rate(cfg: Config, processes: int) -> None:
 
 
 def _build_detector(config: PlainConfig) -> nn.Module:
-    """The config's detector. Raises RecipeError where mmdet refuses its settings."""
-    cfg = config.cfg
+    """The config's detector. Raises RecipeError where mmdet refuses its settings.
+
+    A process alone has nothing to synchronise: its batch norm is the plain one, which is equal then.
+    """
+    cfg, (_, processes) = config.cfg, get_dist_info()
     try:
         pretrained_as_init_cfg(cfg.model)
-        return build_detector(
-            cfg.model, train_cfg=cfg.get('train_cfg'), test_cfg=cfg.get('test_cfg')
-        )
+        model = copy.deepcopy(cfg.model)
+        if processes == 1:
+            use_plain_batch_norm(model)
+        return build_detector(model, train_cfg=cfg.get('train_cfg'), test_cfg=cfg.get('test_cfg'))
     except Exception as error:  # any type, by where in mmdet a setting is refused
         text = f'the model does not build: {type(error).__name__}: {error}'
         raise RecipeError(config.source, [text]) from error
 
 
 def _initialised_detector(config: PlainConfig) -> nn.Module:
-    """The config's detector as its training starts.
-
-    Raises:
-        RecipeError: detector and data can't be measured by the metrics.
-        MtpdError: the pretrained weights can't be had.
-    """
+    """The config's detector as its training starts. Raises MtpdError where the pretrained weights can't be had."""
     model = _build_detector(config)
-    validation = dataset_leaves(config.cfg.data.val)[0]
-    check_metrics(config.metrics, model, Path(validation.ann_file), config.source)
     initialise_weights(model, config.cfg.model.backbone, 'model')
     return model
+
+
+def _structure_problems(cfg: Config) -> list[str]:
+    """Parts that mmdet's configs have and this one lacks."""
+    newer = [key for key in NEWER_KEYS if key in cfg]
+    if 'data' not in cfg and newer:
+        return [
+            f'it is written for MMDetection 3 ({", ".join(newer)}), and this is version {mmdet.__version__}: take the config '
+            'of that name of version 2, such as mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+        ]
+    data = cfg.get('data')
+    data = data if isinstance(data, dict) else {}
+    missing = [split for split in SPLITS if not isinstance(data.get(split), (dict, list, tuple))]
+    return [f'data.{split} is missing.' for split in missing]
+
+
+def _compatible(cfg: Config, source: Path) -> Config:
+    """The config in mmdet's newer layout. Raises RecipeError for settings that are stated twice, and not alike."""
+    if 'total_epochs' in cfg and 'runner' in cfg:
+        epochs = (cfg.runner or {}).get('max_epochs')
+        if epochs != cfg.total_epochs:
+            text = f'total_epochs is {cfg.total_epochs} and runner.max_epochs {epochs}: make both alike.'
+            raise RecipeError(source, [text])
+    try:
+        cfg = compat_cfg(cfg)
+    except AssertionError as error:
+        raise RecipeError(source, [' '.join(str(error).split())]) from None
+    cfg.data.pop('imgs_per_gpu', None)  # read by now; mmdet's training loop would refuse it
+    return cfg
 
 
 def _unknown_key_problems(cfg: Config, keys: Iterable[str]) -> list[str]:
@@ -338,10 +402,46 @@ def _unknown_key_problems(cfg: Config, keys: Iterable[str]) -> list[str]:
 
 def dataset_leaves(node: dict | list) -> list[dict]:
     """The dataset configs that name files, inside mmdet's wrappers (RepeatDataset, ConcatDataset, ...)."""
+    return [leaf for _, leaf in keyed_leaves(node, '')]
+
+
+def keyed_leaves(node: dict | list, key: str) -> Iterator[tuple[str, dict]]:
+    """As `dataset_leaves`, each with its key; `key` is that of `node`."""
     if isinstance(node, (list, tuple)):
-        return [leaf for item in node for leaf in dataset_leaves(item)]
-    inner = node.get('dataset', node.get('datasets'))
-    return dataset_leaves(inner) if inner else [node]
+        for number, item in enumerate(node):
+            yield from keyed_leaves(item, f'{key}.{number}')
+        return
+    for name in ('dataset', 'datasets'):
+        if node.get(name):
+            yield from keyed_leaves(node[name], f'{key}.{name}')
+            return
+    yield key, node
+
+
+def leaf_files(leaf: dict) -> list[tuple[Path, Path]]:
+    """Annotation file and image folder of a dataset config; of one that joins files, each with its folder.
+
+    Raises:
+        ValueError: not as many folders as files.
+    """
+    annotations, images = leaf['ann_file'], leaf.get('img_prefix') or ''
+    if isinstance(annotations, str):
+        annotations = [annotations]
+    if isinstance(images, str):
+        images = [images] * len(annotations)
+    return [(Path(file), Path(folder)) for file, folder in zip(annotations, images, strict=True)]
+
+
+def split_files(cfg: Config, split: str) -> list[Path]:
+    """The annotation files of 'train', 'val' or 'test'."""
+    return [path for leaf in dataset_leaves(cfg.data[split]) for path, _ in leaf_files(leaf)]
+
+
+def leaf_classes(leaf: dict) -> tuple[str, ...]:
+    """The class names of a dataset config, by its labels; empty where it has none."""
+    kind = DATASETS.get(leaf.get('type', ''))
+    classes = leaf.get('classes') or getattr(kind, 'CLASSES', None)
+    return tuple(classes) if isinstance(classes, (list, tuple)) else ()
 
 
 def use_coco_folder(cfg: Config, root: Path, splits: dict, source: Path) -> None:
@@ -365,58 +465,122 @@ def use_coco_folder(cfg: Config, root: Path, splits: dict, source: Path) -> None
             text = f'data.{split} joins {len(leaves)} datasets, which data.root cannot replace.'
             raise RecipeError(source, [text])
         (leaf,) = leaves
-        for key in ('seg_prefix', 'proposal_file', 'data_root', 'separate_eval'):
+        known = signature(CocoDataset).parameters.keys()
+        for key in leaf.keys() - known | {'seg_prefix', 'proposal_file', 'data_root'}:
             leaf.pop(key, None)
         annotations, images = map(str, files[split])
         leaf.update(ann_file=annotations, img_prefix=images, type='CocoDataset', classes=names)
     set_class_count(cfg.model, len(names))
+    config_checks.use_coco_metrics(cfg)
 
 
 def settle_dataset_paths(cfg: Config, source: Path) -> None:
-    """Makes the paths of a config's datasets absolute, found as a recipe's."""
+    """Makes the paths of a config absolute, found as a recipe's, and reads the files of class names."""
+
+    def settle(path: Any, folder: Path = Path()) -> Any:
+        if isinstance(path, (list, tuple)):
+            return [settle(item, folder) for item in path]
+        return str(resolve_path(str(folder / user_path(path)), source))
+
     for leaf in (leaf for split in SPLITS for leaf in dataset_leaves(cfg.data[split])):
-        folder = leaf.pop('data_root', None) or ''
-        for key in ('ann_file', 'img_prefix'):
-            if isinstance(leaf.get(key), str):
-                leaf[key] = str(resolve_path(str(Path(folder, leaf[key])), source))
+        folder = user_path(leaf.pop('data_root', None) or '')
+        leaf.setdefault('img_prefix', '')
+        for key in ('ann_file', 'img_prefix', 'seg_prefix'):
+            if leaf.get(key) is not None:
+                leaf[key] = settle(leaf[key], folder)
+        _settle_classes(leaf, source)
+    if cfg.get('load_from') and '://' not in str(cfg.load_from):
+        cfg.load_from = settle(cfg.load_from)
+
+
+def _settle_classes(leaf: dict, source: Path) -> None:
+    """Class names from their file, and mmdet's CocoDataset in place of a class that has other names alone."""
+    classes, kind = leaf.get('classes'), DATASETS.get(leaf.get('type', ''))
+    if isinstance(classes, str) and (file := resolve_path(classes, source)).is_file():
+        leaf['classes'] = file.read_text(encoding='utf-8').splitlines()
+    derived = kind and CocoDataset in kind.__mro__[1:]
+    if derived and not any(map(callable, vars(kind).values())):
+        leaf.update(type='CocoDataset', classes=leaf.get('classes') or kind.CLASSES)
 
 
 def dataset_problems(cfg: Config, splits: Iterable[str], corrupt_limit: int = 0) -> list[str]:
-    """What is wrong with the files of some splits of a config, as `coco.split_problems`."""
+    """What is wrong with the datasets of some splits of a config: their settings, classes, pipelines and files.
+
+    The files as `coco.split_problems`.
+    """
     problems = []
     for split in splits:
-        leaves = dataset_leaves(cfg.data[split])
-        if split == 'test' and len(leaves) > 1:
-            problems.append(f'data.test joins {len(leaves)} datasets: give one.')
-        for leaf in leaves:
-            kind = DATASETS.get(leaf.get('type', ''))
-            if not (kind and issubclass(kind, CocoDataset) and isinstance(leaf.ann_file, str)):
+        count = 0
+        for key, leaf in keyed_leaves(cfg.data[split], f'data.{split}'):
+            if leaf.get('type') != 'CocoDataset' or not leaf.get('ann_file'):
                 problems.append(
-                    f'data.{split} is no COCO-format dataset ({leaf.get("type")}). Give one: '
+                    f'{key} is no COCO-format dataset ({leaf.get("type")}). Give one: '
                     '--cfg-options data.root=FOLDER'
                 )
                 continue
-            if leaf.get('proposal_file'):
-                problems.append(
-                    f'data.{split}.proposal_file {leaf.proposal_file} would be unpickled, which could run code: leave it out.'
-                )
-            problems += _file_problems(leaf, leaf.get('classes') or kind.CLASSES, corrupt_limit)
+            problems += _leaf_problems(key, leaf)
+            if 'train' in splits:
+                problems += _label_problems(cfg, key, leaf)
+            try:
+                files = leaf_files(leaf)
+            except ValueError:
+                problems.append(f'{key}: ann_file and img_prefix are lists of different lengths.')
+                continue
+            count += len(files)
+            for path, images in files:
+                problems += _file_problems(leaf, path, images, corrupt_limit)
+        if split == 'test' and count > 1:
+            problems.append(f'data.test joins {count} annotation files: give one.')
+        problems += config_checks.pipeline_problems(cfg.data[split], f'data.{split}')
     return list(dict.fromkeys(problems))
 
 
-def _file_problems(leaf: dict, classes: tuple[str, ...] | str, corrupt_limit: int) -> list[str]:
-    path = Path(leaf.ann_file)
-    files = {'annotations': path, 'images': leaf.get('img_prefix') or ''}
+def _leaf_problems(key: str, leaf: dict) -> list[str]:
+    """What is wrong with the settings of the dataset config under `key`, besides its files."""
+    problems = []
+    try:
+        settings = {name: leaf[name] for name in leaf.keys() - {'type', 'separate_eval'}}
+        signature(CocoDataset).bind(**settings)
+    except TypeError as error:
+        problems.append(f'{key} is no dataset of mmdet: {error}.')
+    if leaf.get('proposal_file'):
+        problems.append(
+            f'{key}.proposal_file {leaf.proposal_file} would be unpickled, which could run code: leave it out.'
+        )
+    if isinstance(leaf.get('classes'), str):
+        problems.append(
+            f'{key}.classes is {leaf.classes!r}, a text, which mmdet takes for the name of a file with a class in each line, '
+            f'and there is no such file. A list is needed: --cfg-options "{key}.classes=[\'{leaf.classes}\']"'
+        )
+    return problems
+
+
+def _label_problems(cfg: Config, key: str, leaf: dict) -> list[str]:
+    """Whether labels of the dataset config under `key` mean other classes than in training."""
+    trained_key, first = next(keyed_leaves(cfg.data.train, 'data.train'))
+    classes, trained = leaf_classes(leaf), leaf_classes(first)
+    if not (classes and trained) or classes == trained:
+        return []
+    names = repr(list(trained)).replace(', ', ',')
+    return [
+        f'{key} has {len(classes)} classes ({list_names(classes)}) and {trained_key} {len(trained)} '
+        f'({list_names(trained)}): a label is a place in that list, so it has to be the same. '
+        f'Give --cfg-options "{key}.classes={names}"'
+    ]
+
+
+def _file_problems(leaf: dict, path: Path, images: Path, corrupt_limit: int) -> list[str]:
+    """What is wrong with an annotation file of a dataset config and the folder of its images."""
+    files = {'annotations': path, 'images': images}
     if problems := coco.split_problems(Path(), files, corrupt_limit):
         return problems
-    problems = []
-    if not isinstance(classes, str):  # mmdet takes the name of a file with them, too
-        missing = sorted(set(classes) - set(coco.class_names(path)))
-        if missing:
-            problems.append(
-                f'{path} lacks {len(missing)} of the classes of the config: {", ".join(missing[:5])}. '
-                'Classes follow from the data with --cfg-options data.root=FOLDER.'
-            )
+    problems, names = [], coco.class_names(path)
+    if missing := [name for name in leaf_classes(leaf) if name not in names]:
+        problems.append(
+            f'{path} lacks {len(missing)} of the classes of the config: {", ".join(missing[:5])}; it has '
+            f'{list_names(names)}. Classes follow from the data with --cfg-options data.root=FOLDER. Where the file '
+            f'has no such objects, add {{"id": ..., "name": "{missing[0]}"}} to its "categories".'
+        )
     if "'with_mask': True" in str(leaf.get('pipeline')):
         problems += [
             f'the detector trains on masks, and {problem}' for problem in coco.mask_problems(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -26,10 +27,14 @@ from . import detectors
 from .forecast import disk_problems, forecast
 
 LOGGER_PACKAGES = {
+    'ClearMLLoggerHook': 'clearml',
+    'DvcliveLoggerHook': 'dvclive',
+    'MlflowLoggerHook': 'mlflow',
+    'MMDetWandbHook': 'wandb',
+    'NeptuneLoggerHook': 'neptune',
+    'SegmindLoggerHook': 'segmind',
     'TensorboardLoggerHook': 'tensorboard',
     'WandbLoggerHook': 'wandb',
-    'MlflowLoggerHook': 'mlflow',
-    'NeptuneLoggerHook': 'neptune',
 }
 POLICY_SUFFIX = 'LrUpdaterHook'  # of mmcv's hooks for learning rate policies
 
@@ -212,66 +217,71 @@ def _checkpoint_problems(recipe: Recipe, name: str, key: str) -> list[str]:
     return detectors.checkpoint_problems(recipe, name, path)
 
 
-# Settings of the schedule
+# Settings of the schedule, of a recipe and of a plain config. `key` is the setting's name in messages.
 
 
 def schedule_problems(recipe: Recipe) -> list[str]:
     """What mmcv and torch refuse of the optimizer, the learning rate policy, the gradient clipping and the loggers."""
     schedule = recipe.cfg.schedule
     policy = policy_in_updates(schedule.lr, schedule.baseline)
-    problems = _optimizer_problems(dict(schedule.optimizer)) + _policy_problems(dict(policy))
+    problems = optimizer_problems('schedule.optimizer', schedule.optimizer, nn.Linear(1, 1))
+    problems += policy_problems('schedule.lr', policy)
     for logger in schedule.get('loggers', ()):
-        problems += _logger_problems(logger)
-    return problems + _clip_problems(schedule.grad_clip)
+        problems += logger_problems('schedule.loggers', logger)
+    return problems + clip_problems('schedule.grad_clip', schedule.grad_clip)
 
 
-def _optimizer_problems(cfg: dict) -> list[str]:
+def optimizer_problems(key: str, cfg: dict, model: nn.Module) -> list[str]:
+    """What is refused of the config of an optimizer of `model`."""
     kind = cfg.get('type')
     if not isinstance(kind, str) or kind not in OPTIMIZERS.module_dict:
-        return [unknown_name('schedule.optimizer.type', str(kind), OPTIMIZERS.module_dict)]
-    return _refusal('optimizer', cfg, lambda: build_optimizer(nn.Linear(1, 1), dict(cfg)))
+        return [unknown_name(f'{key}.type', str(kind), OPTIMIZERS.module_dict)]
+    return refusal(key, cfg, lambda: build_optimizer(model, copy.deepcopy(cfg)))
 
 
-def _policy_problems(cfg: dict) -> list[str]:
+def policy_problems(key: str, cfg: dict) -> list[str]:
     """As mmcv's runner registers the hook of a policy: 'step' is StepLrUpdaterHook, 'OneCycle' OneCycleLrUpdaterHook."""
-    policy = str(cfg.pop('policy', None))
+    settings = dict(cfg)
+    policy = str(settings.pop('policy', None))
     name = (policy.title() if policy == policy.lower() else policy) + POLICY_SUFFIX
     if name not in HOOKS.module_dict:
         hooks = [key for key in HOOKS.module_dict if key.endswith(POLICY_SUFFIX)]
         known = filter(None, (key.removesuffix(POLICY_SUFFIX) for key in hooks))
-        return [unknown_name('schedule.lr.policy', policy, known)]
-    return _refusal('lr', cfg, lambda: build_from_cfg({**cfg, 'type': name}, HOOKS))
+        return [unknown_name(f'{key}.policy', policy, known)]
+    return refusal(key, settings, lambda: build_from_cfg({**settings, 'type': name}, HOOKS))
 
 
-def _logger_problems(cfg: Any) -> list[str]:
+def logger_problems(key: str, cfg: Any) -> list[str]:
+    """What is refused of the config of one of mmcv's loggers: the type, or a package that is not installed."""
     kind = cfg.get('type') if isinstance(cfg, dict) else None
     if kind not in HOOKS.module_dict or not issubclass(HOOKS.module_dict[kind], LoggerHook):
         known = [name for name, hook in HOOKS.module_dict.items() if issubclass(hook, LoggerHook)]
-        return ['schedule.loggers: ' + unknown_name('type', str(kind), known)]
+        return [f'{key}: {unknown_name("type", str(kind), known)}']
     package = LOGGER_PACKAGES.get(kind)
     if package and importlib.util.find_spec(package) is None:
-        return [f'schedule.loggers: {kind} needs the package {package}: pip install {package}.']
+        return [f'{key}: {kind} needs the package {package}: pip install {package}.']
     return []
 
 
-def _clip_problems(cfg: dict | None) -> list[str]:
+def clip_problems(key: str, cfg: dict | None) -> list[str]:
     if not cfg:
         return []
     weight = nn.Parameter(torch.ones(1))
     weight.grad = torch.ones(1)
-    problems = _refusal('grad_clip', cfg, lambda: nn.utils.clip_grad_norm_([weight], **cfg))
+    problems = refusal(key, cfg, lambda: nn.utils.clip_grad_norm_([weight], **cfg))
     if not problems and cfg.get('max_norm', 1) <= 0:
-        problems.append('schedule.grad_clip.max_norm must be above 0, or grad_clip None.')
+        problems.append(f'{key}.max_norm must be above 0, or {key} None.')
     return problems
 
 
-def _refusal(key: str, value: Any, make: Callable[[], Any]) -> list[str]:
+def refusal(key: str, value: dict, make: Callable[[], Any]) -> list[str]:
+    """A message where `make` raises, which makes something of the setting's value; else none."""
     try:
         make()
     except Exception as error:  # each setting is refused by a type of its own
         reason = str(error) or type(error).__name__
         return [
-            f'schedule.{key} is {dict(value)!r}, which is refused: {reason}. Correct it; _delete_=True in it drops the '
+            f'{key} is {dict(value)!r}, which is refused: {reason}. Correct it; _delete_=True in it drops the '
             'settings that it inherits.'
         ]
     return []

@@ -1,8 +1,9 @@
-"""Checkpoints: read safely, in both layouts, exported, written atomically, and where a training goes on.
+"""Checkpoints: read safely, in any layout, exported, written atomically, and where a training goes on.
 
-Layouts (keys of `state_dict`): *plain* is mmdet's own (`backbone.*`, `neck.*`, `bbox_head.*`);
+Layouts (keys of `state_dict`, or of what takes its place): *plain* is mmdet's own (`backbone.*`, `neck.*`, `bbox_head.*`);
 *distiller* is that of the MTPD and MGD repositories and of `mtpd.distill.distiller.Distiller`
-(`student.<plain>`, `distill_losses.<name>.*`; the originals' also hold `teacher.<plain>`).
+(`student.<plain>`, `distill_losses.<name>.*`; the originals' also hold `teacher.<plain>`). Other tools put their own
+prefixes before the plain keys, also several: mmrazor, torch's DDP, FSDP and `torch.compile`, Lightning.
 """
 
 from __future__ import annotations
@@ -13,20 +14,33 @@ import os
 import re
 import sys
 from collections import OrderedDict
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import MtpdError
 from ..utils.files import file_sha256, read_json_if_valid
-from .safe_load import DamagedCheckpoint, load_safely
+from .safe_load import DamagedCheckpoint, load_safely, python_command
+
+# With it begin keys of a detector of mmdet.
+DETECTOR_PART = 'backbone.'
+# What other modules put before a detector's keys: DDP, distillers, mmrazor (two of versions), Lightning.
+WRAPPERS = ('module.', 'student.', 'algorithm.', 'architecture.', 'model.')
+# What torch puts into keys where a module is compiled, sharded or recomputed.
+WRAPPED_PART = re.compile(
+    r'(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.'
+)
+# What lies beside a student.
+BESIDE_STUDENT = ('teacher.', 'teacher_', 'distiller.', 'distill_losses.')
+TEACHER_PART = re.compile(r'(?:^|[._])teacher[._]')
 
 
 def load_checkpoint(path: str | Path, map_location: str = 'cpu', trust: bool = False) -> dict:
-    """The dict in `path`. Code in it runs only where `trust` is set.
+    """The dict in `path`, with the class names in its `meta` as `CLASSES`. Code in it runs only where `trust` is set.
 
     Raises:
         MtpdError: as `load_safely`, or the file holds no dict.
@@ -34,7 +48,17 @@ def load_checkpoint(path: str | Path, map_location: str = 'cpu', trust: bool = F
     checkpoint = load_safely(path, map_location, trust)
     if not isinstance(checkpoint, dict):
         raise MtpdError(f"checkpoint {path} holds no dict: save it as {{'state_dict': ...}}")
+    _name_classes(checkpoint.get('meta'))
     return checkpoint
+
+
+def _name_classes(meta: Any) -> None:
+    """Puts the class names that mmdet 3 has in a checkpoint's `meta` where mmdet 2 has them."""
+    dataset = meta.get('dataset_meta') if isinstance(meta, dict) else None
+    if isinstance(dataset, dict) and 'CLASSES' not in meta:
+        names = dataset.get('classes') or dataset.get('CLASSES')
+        if isinstance(names, (list, tuple)):
+            meta['CLASSES'] = tuple(names)
 
 
 def load_resumable(path: Path) -> dict:
@@ -56,32 +80,77 @@ def student_state(checkpoint: dict, source: str | Path = 'the checkpoint') -> di
     """The detector's weights with plain keys, whatever the layout (see the module's docstring).
 
     Raises:
-        MtpdError: there are no weights in it; `source` is named.
+        MtpdError: there are no weights in it, several sets of weights, or a teacher and no student; `source` is named.
     """
-    state = checkpoint.get('state_dict', checkpoint)
-    if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
+    weights, place = _weight_set(checkpoint, source)
+    state = _renamed(weights, lambda key: WRAPPED_PART.sub('', key))  # makes a copy
+    while not any(key.startswith(DETECTOR_PART) for key in state):
+        wrapper = next((w for w in WRAPPERS if any(key.startswith(w) for key in state)), None)
+        if wrapper is None:
+            break
+        state = _renamed(state, lambda key, w=wrapper: key[len(w) :] if key.startswith(w) else None)
+    # mmcv's EMA hook saves the average in the plain keys, and the raw weights as `ema_*`.
+    for key in [key for key in state if key.startswith((*BESIDE_STUDENT, 'ema_'))]:
+        del state[key]
+    if not state or any(TEACHER_PART.search(key) for key in state):
+        prefixes = sorted({key.rpartition(DETECTOR_PART)[0] for key in weights})
+        prefixes = [item for item in prefixes if item and not TEACHER_PART.search(item)]
+        prefix = prefixes[0] if len(prefixes) == 1 else 'PREFIX.'
+        names = list(dict.fromkeys(key.partition('.')[0] for key in weights))
+        raise MtpdError(
+            f'{source} holds a teacher, and no student that is known as one: its weights are {", ".join(names[:5])}. '
+            "Write the student's to a file of their own: "
+            + python_command(
+                f"c = torch.load('{source}', map_location='cpu'){place}; n = len('{prefix}')",
+                f"torch.save({{k[n:]: v for k, v in c.items() if k[:n] == '{prefix}'}}, 'NEW.pth')",
+            )
+        )
+    return state
+
+
+def _weight_set(checkpoint: dict, source: str | Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a checkpoint, and the text of the subscript at which it has them. Raises MtpdError."""
+    sets = {
+        key: value
+        for key, value in checkpoint.items()
+        if isinstance(value, dict) and any(isinstance(v, Tensor) for v in value.values())
+    }
+    # mmengine's `ema_state_dict` has the raw weights, and its `state_dict` their average.
+    others = sets.keys() - {'state_dict', 'ema_state_dict'}
+    key = 'state_dict' if 'state_dict' in checkpoint else next(iter(sets), None)
+    averaged = any('ema' in str(name) for name in others)
+    if len(sets) > 1 and (key != 'state_dict' or averaged):
+        names = [str(name) for name in sets]
+        raise MtpdError(
+            f'{source} holds several sets of weights: {", ".join(names)}. Write the one that is meant to a file of its own: '
+            + python_command(
+                f"c = torch.load('{source}', map_location='cpu')",
+                f"torch.save(c['{names[0]}'], 'NEW.pth')",
+            )
+        )
+    state, place = (checkpoint, '') if key is None else (checkpoint[key], f"['{key}']")
+    tensors = OrderedDict()
+    if isinstance(state, dict):
+        items = state.items()
+        tensors.update((k, v) for k, v in items if isinstance(k, str) and isinstance(v, Tensor))
+    if not tensors:
         keys = ', '.join(map(str, list(checkpoint)[:5])) or 'nothing'
         raise MtpdError(
             f"{source} holds no weights: expected tensors under its 'state_dict', and there is {keys}"
         )
-    for prefix in ('module.', 'student.', ''):  # '' makes a copy
-        if any(key.startswith(prefix) for key in state):
-            state = _without_prefix(prefix, state)
-    # mmcv's EMA hook saves the average in the plain keys, and the raw weights as `ema_*`.
-    for key in [k for k, v in state.items() if k.startswith('ema_') or not isinstance(v, Tensor)]:
-        del state[key]
-    return state
+    tensors._metadata = getattr(state, '_metadata', {})
+    return tensors, place
 
 
-def _without_prefix(prefix: str, state: dict) -> dict:
-    """The entries whose keys begin with `prefix`, and the modules' versions, under keys without it."""
-
-    def cut(items):
-        return {k[len(prefix) :]: v for k, v in items.items() if k.startswith(prefix)}
-
-    entries = OrderedDict(cut(state))
-    versions = cut({f'{k}.': v for k, v in getattr(state, '_metadata', {}).items()})
-    entries._metadata = {key.rstrip('.'): value for key, value in versions.items()}
+def _renamed(state: dict, rename: Callable[[str], str | None]) -> OrderedDict:
+    """The entries and the modules' versions of `state` under other keys, without those whose new key is None."""
+    entries = OrderedDict(
+        (new, value) for key, value in state.items() if (new := rename(key)) is not None
+    )
+    versions = getattr(state, '_metadata', {}).items()
+    entries._metadata = {
+        new.rstrip('.'): value for key, value in versions if (new := rename(f'{key}.')) is not None
+    }
     return entries
 
 

@@ -34,6 +34,7 @@ def patch_libraries() -> None:
     restore_numpy_int()
     allow_numpy_scalars()
     refuse_code_in_checkpoints()
+    refuse_foreign_weights()
     fix_scatter_stream()
     pin_data_containers()
     fix_ddp_forward()
@@ -151,6 +152,41 @@ def refuse_code_in_checkpoints() -> None:
 
     load_checkpoint.__wrapped__ = original
     BaseRunner.load_checkpoint = load_checkpoint
+
+
+def refuse_foreign_weights() -> None:
+    """Makes mmcv raise MtpdError where a checkpoint has no weight of a model (`init_cfg`, resuming).
+
+    mmcv logs what does not match, and trains from random weights even where nothing does: a detector's checkpoint that a
+    backbone takes without ``prefix='backbone.'``. A model that renames keys itself, as `Distiller`, is left alone.
+    """
+    import mmcv.runner
+    from mmcv.parallel import is_module_wrapper
+    from torch import nn
+
+    original = mmcv.runner.checkpoint.load_state_dict
+    if hasattr(original, '__wrapped__'):
+        return
+
+    @functools.wraps(original)
+    def load_state_dict(module: nn.Module, state_dict: dict, *args: Any, **options: Any) -> None:
+        model = module.module if is_module_wrapper(module) else module
+        weights = model.state_dict()
+        renames = type(model)._load_from_state_dict is not nn.Module._load_from_state_dict
+        shared = (
+            key
+            for key in weights
+            if getattr(state_dict.get(key), 'shape', None) == weights[key].shape
+        )
+        if weights and not renames and next(shared, None) is None:
+            keys = ', '.join(list(state_dict)[:2])
+            raise MtpdError(
+                f'none of its weights is one of {type(model).__name__}, which has {", ".join(list(weights)[:2])}, ...: its '
+                f'keys are {keys}, ... Where these have more in front: init_cfg.prefix, such as backbone., leaves it out'
+            )
+        original(module, state_dict, *args, **options)
+
+    mmcv.runner.checkpoint.load_state_dict = mmcv.runner.load_state_dict = load_state_dict
 
 
 def fix_scatter_stream() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +43,50 @@ def load_safely(path: str | Path, map_location: Any = 'cpu', trust: bool = False
         raise MtpdError(f'checkpoint {path} is {kind}: fetch or make the file itself again')
     try:
         return torch.load(path, map_location=map_location, weights_only=not trust)
+    except ModuleNotFoundError as error:  # of a trusted file
+        raise MtpdError(
+            f'checkpoint {path} is not loaded: {_foreign_object_advice(path, str(error.name))}'
+        ) from error
     except Exception as error:  # torch raises a dozen types, by where the file is damaged
         if not trust and (name := _refused_object(head, str(error))):
+            package = name.partition('.')[0]
+            missing = package if '.' in name and not _is_installed(package) else None
             raise MtpdError(
                 f'checkpoint {path} holds a Python object ({name}), which could run code and is not loaded. Where you '
-                'trust whoever made the file: `mtpd export FILE NEW --trust-checkpoint` makes a plain one of it'
+                f'trust whoever made the file: {_foreign_object_advice(path, missing)}'
             ) from error
-        cause = f' ({type(error).__name__}: {error})' if trust else ''  # a package that it needs
+        cause = f' ({type(error).__name__}: {error})' if trust else ''
         raise DamagedCheckpoint(
             f'checkpoint {path} is damaged, cut short or no PyTorch file: fetch or make it again{cause}'
         ) from error
+
+
+def _foreign_object_advice(path: Path, missing: str | None) -> str:
+    """How a checkpoint with Python objects becomes a plain one; `missing`: their package, if it is not installed."""
+    export = f'`mtpd export {path} NEW.pth --trust-checkpoint` makes a plain one of it'
+    if missing is None:
+        return export
+    install = ' MMDetection 3 writes such files: `pip install mmengine`.'
+    command = python_command(
+        f"c = torch.load('{path}', map_location='cpu', weights_only=False)",
+        "torch.save({'state_dict': c['state_dict']}, 'NEW.pth')",
+    )
+    return (
+        f'it takes the package {missing}, which is not installed here.{install if missing == "mmengine" else ""} Then '
+        f'{export}. Or make one where the file is from: {command}'
+    )
+
+
+def python_command(*statements: str) -> str:
+    """A command that runs statements of Python after `import torch`, which have no double quotes in them."""
+    return f'python -c "{"; ".join(["import torch", *statements])}"'
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):  # a module without a spec, such as __main__
+        return True
 
 
 def _refused_object(head: bytes, message: str) -> str | None:

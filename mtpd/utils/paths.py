@@ -72,8 +72,7 @@ def resolve_path(path: str, source: Path, working_directory: Path | None = None)
         RecipeError: mmdet has no such config.
     """
     if str(path).startswith('mmdet::'):
-        package = Path(find_spec('mmdet').origin).parent  # importing mmdet takes seconds
-        configs, name = package / '.mim' / 'configs', path.removeprefix('mmdet::')
+        configs, name = packaged_configs(), path.removeprefix('mmdet::')
         if not (configs / name).is_file():
             known = [str(file.relative_to(configs)) for file in configs.glob('[!_]*/*.py')]
             close = difflib.get_close_matches(name, known, n=1)
@@ -87,6 +86,22 @@ def resolve_path(path: str, source: Path, working_directory: Path | None = None)
         if (folder / path).exists():
             return folder / path
     return here / path
+
+
+def packaged_configs() -> Path:
+    """The folder of the configs that mmdet brings."""
+    package = Path(find_spec('mmdet').origin).parent  # importing mmdet takes seconds
+    return package / '.mim' / 'configs'
+
+
+def nearest_packaged_config(path: Path) -> Path | None:
+    """The config of mmdet with the name of `path` and, of several, with most of its folders' names; None where there is none."""
+
+    def shared_parts(file: Path) -> int:
+        pairs = zip(reversed(file.parts), reversed(path.parts), strict=False)
+        return next((count for count, (a, b) in enumerate(pairs) if a != b), 0)
+
+    return max(sorted(packaged_configs().rglob(path.name)), key=shared_parts, default=None)
 
 
 def display_path(path: Path) -> str:

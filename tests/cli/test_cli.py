@@ -135,8 +135,8 @@ def test_a_tilde_that_the_shell_leaves_is_the_home_folder(tmp_path, monkeypatch)
     assert f'{tmp_path}/none is not a run' in refused('report', '~/none')
     options = ('--cfg-options', 'data.root=~/none')
     assert f'data.root {tmp_path}/none: no such folder' in refused('run', MINI, *options)
-    found = call('data', 'digits', '--root=~/d', '--train=2', '--val=1', '--size=64')
-    assert found.output.startswith(f'{tmp_path}/d/v')
+    made = call('data', 'digits', '--root=~/d', '--train=2', '--val=1', '--size=64')
+    assert made.output.startswith(f'{tmp_path}/d/v')
 
 
 def test_a_refused_training_leaves_no_folder(tmp_path):

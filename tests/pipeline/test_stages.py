@@ -242,7 +242,7 @@ def test_distillation_settings_in_the_originals_form(recipe):
     assert method['student_channels'] == method['teacher_channels'] == 64
 
 
-@pytest.mark.parametrize('method', ['mgd', 'cwd', 'fgd', 'pkd', 'mse'])
+@pytest.mark.parametrize('method', [*load_recipe(MINI).cfg.distill.settings])
 def test_a_method_is_one_override_and_its_losses_count_as_distillation(recipe, method):
     plan = load_recipe(recipe, {'distill.method': method, 'distill.levels': [0, 2, 4]})
     cfg = distill_cfg(plan, plan.model('student'), plan.model('r101'))

@@ -27,7 +27,7 @@ from mtpd.runtime.checkpoints import load_checkpoint, save_atomic
 from mtpd.utils.paths import ROOT
 
 TWINS = sorted(path.stem for path in (ROOT / 'configs' / 'paper').glob('*.py'))
-METHODS = ('mgd', 'cwd', 'fgd', 'pkd', 'mse')
+METHODS = tuple(load_recipe('configs/mini/retinanet_r50__r101_rx101.py').cfg.distill.settings)
 # Deformable convolutions need at least 3 x 3 cells, at stride 32.
 SMALL = {'data.scenes.train': 2, 'data.scenes.val': 2, 'data.scenes.size': 96, 'image.scale': 96}
 # What a teacher takes from the shipped detector that its training begins with.
@@ -103,7 +103,7 @@ def test_there_is_a_twin_for_each_of_the_papers_sequences():
             key: arm.teachers for key, arm in paper.arms.items()
         }
         assert mini.cfg.evaluation.metrics == paper.cfg.evaluation.metrics
-        assert set(mini.cfg.distill.settings) == set(METHODS)
+        assert {'mgd', 'cwd', 'fgd', 'pkd', 'mse'} <= set(mini.cfg.distill.settings) == set(METHODS)
         assert not mini.checkpoint_problems()
 
 
@@ -198,7 +198,7 @@ def test_teachers_begin_with_the_shipped_weights_that_fit(name):
     for teacher, parts in TAKEN[name].items():
         origin = recipe.checkpoint(teacher, 'init')
         model, shipped = built(recipe, teacher), load_checkpoint(origin)['state_dict']
-        count = warm_start(model, origin)
+        count = warm_start(model, origin).copied
         mine = model.state_dict()
         for part in parts:
             keys = [key for key in shipped if key.startswith(part)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,150 @@ def test_every_layout_gives_the_students_plain_keys(tmp_path, student, prefix):
     meta = checkpoints.load_student(other, path)
     assert same(other.state_dict(), student.state_dict())
     assert meta['CLASSES'] == ('a', 'b', 'c')
+
+
+# What the tools of a prefix save beside the detector.
+BESIDE = {
+    'architecture.': ('teacher.backbone.conv1.weight', 'distiller.connectors.c.weight'),
+    'architecture.model.': ('distiller.teacher.model.backbone.conv1.weight',),
+    'algorithm.architecture.': ('algorithm.teacher.backbone.conv1.weight',),
+    'model.': ('criterion.weight', 'ema_model.backbone.conv1.weight'),
+    'model.student.': ('model.teacher.backbone.conv1.weight',),
+    '': ('teacher.backbone.conv1.weight', 'distill_losses.x.align.weight', 'ema_neck_bias'),
+}
+
+
+@pytest.mark.parametrize(
+    'prefix',
+    [
+        *BESIDE,
+        '_orig_mod.',
+        'module._orig_mod.',
+        '_orig_mod.module.',
+        'student._orig_mod.',
+        '_orig_mod.student.module.',
+        'module.architecture._orig_mod.',
+        '_fsdp_wrapped_module.',
+    ],
+)
+def test_the_student_in_other_tools_checkpoints_is_found(tmp_path, student, prefix):
+    more = {key: torch.ones(3) for key in BESIDE.get(prefix, ())}
+    path = saved(tmp_path / 'a.pth', student, prefix, **more)
+    written = checkpoints.publish_student(path, tmp_path / 'out')
+    assert same(checkpoints.load_checkpoint(written)['state_dict'], student.state_dict())
+    other = detector(retinanet(), seed=2)
+    checkpoints.load_student(other, path)
+    assert same(other.state_dict(), student.state_dict())
+
+
+def test_parts_that_torch_compiled_or_recomputes_are_found(student):
+    def wrapped(key):
+        for part in ('backbone.layer1.', 'neck.'):
+            key = key.replace(part, f'{part}_orig_mod.')
+        return key.replace('bbox_head.', 'bbox_head._checkpoint_wrapped_module.')
+
+    state = {wrapped(key): value for key, value in student.state_dict().items()}
+    assert not same(state, student.state_dict())
+    assert same(checkpoints.student_state({'state_dict': state}), student.state_dict())
+
+
+@pytest.mark.parametrize(
+    'key', ['model', 'model_state_dict', 'ema_state_dict', 'state_dict_ema', None]
+)
+def test_weights_under_any_one_key_and_at_the_top_are_found(student, key):
+    state = student.state_dict()
+    content = state if key is None else {key: state, 'optimizer': {'state': {}}, 'epoch': 3}
+    assert same(checkpoints.student_state(content), state)
+
+
+def test_mmengines_average_is_taken_and_not_the_raw_weights_beside_it(student):
+    """Its EMAHook puts the average under state_dict, and the raw weights under ema_state_dict."""
+    raw = {f'module.{key}': value + 1 for key, value in student.state_dict().items()}
+    content = {'state_dict': student.state_dict(), 'ema_state_dict': raw}
+    assert same(checkpoints.student_state(content), student.state_dict())
+
+
+def run_command(text: str, folder: Path, monkeypatch) -> Path:
+    """Runs the statements of the Python command in a message; returns what it wrote."""
+    monkeypatch.chdir(folder)
+    exec(text.partition('python -c "')[2].partition('"')[0], {})
+    return folder / 'NEW.pth'
+
+
+@pytest.mark.parametrize('other', ['state_dict_ema', 'ema'])
+def test_several_sets_of_weights_are_refused_with_a_command_that_takes_one(
+    tmp_path, student, other, monkeypatch
+):
+    key = 'state_dict' if other == 'state_dict_ema' else 'model'
+    content = {key: student.state_dict(), other: detector(retinanet(), 2).state_dict()}
+    torch.save(content, tmp_path / 'a.pth')
+    text = message(checkpoints.load_student, student, tmp_path / 'a.pth')
+    assert f'a.pth holds several sets of weights: {key}, {other}' in text
+    state = checkpoints.load_checkpoint(run_command(text, tmp_path, monkeypatch))
+    assert same(checkpoints.student_state(state), student.state_dict())
+
+
+def test_a_teacher_without_a_known_student_is_refused_with_a_command_that_takes_it(
+    tmp_path, student, monkeypatch
+):
+    teacher = {f'pair.teacher.{k}': v for k, v in detector(retinanet(), 2).state_dict().items()}
+    path = saved(tmp_path / 'a.pth', student, 'pair.small.', **teacher)
+    text = message(checkpoints.publish_student, path, tmp_path / 'out.pth')
+    assert 'a.pth holds a teacher, and no student that is known as one' in text
+    state = checkpoints.load_checkpoint(run_command(text, tmp_path, monkeypatch))
+    assert same(checkpoints.student_state(state), student.state_dict())
+    torch.save({'state_dict': {'teacher.backbone.w': torch.ones(1)}}, path)
+    assert 'a teacher, and no student' in message(checkpoints.load_student, student, path)
+
+
+def test_class_names_of_mmdet_3_are_those_of_mmdet_2(tmp_path, student):
+    meta = {'dataset_meta': {'classes': ('a', 'b', 'c'), 'palette': [(0, 0, 0)]}, 'iter': 9}
+    torch.save({'state_dict': student.state_dict(), 'meta': meta}, tmp_path / 'a.pth')
+    written = checkpoints.publish_student(tmp_path / 'a.pth', tmp_path / 'out')
+    assert checkpoints.load_checkpoint(written)['meta']['CLASSES'] == ('a', 'b', 'c')
+
+
+@pytest.fixture
+def of_mmengine(tmp_path, student, monkeypatch):
+    """A checkpoint as MMDetection 3 writes them, and the folder of a package with its class, which is not on the path."""
+    (tmp_path / 'packages/mmengine/logging').mkdir(parents=True)
+    (tmp_path / 'packages/mmengine/__init__.py').write_text('')
+    (tmp_path / 'packages/mmengine/logging/__init__.py').write_text('')
+    file = tmp_path / 'packages/mmengine/logging/history_buffer.py'
+    file.write_text('class HistoryBuffer:\n    pass\n')
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path / 'packages'))
+        from mmengine.logging.history_buffer import HistoryBuffer
+
+        content = {'meta': {}, 'message_hub': {'log_scalars': {'loss': HistoryBuffer()}}}
+        torch.save(content | {'state_dict': student.state_dict()}, tmp_path / 'epoch_12.pth')
+    for name in [name for name in sys.modules if name.partition('.')[0] == 'mmengine']:
+        del sys.modules[name]
+    return tmp_path / 'epoch_12.pth', tmp_path / 'packages'
+
+
+def test_a_checkpoint_of_mmdet_3_names_the_package_and_commands_that_work(
+    of_mmengine, tmp_path, student, monkeypatch
+):
+    path, packages = of_mmengine
+    text = message(checkpoints.load_student, student, path)
+    assert 'mmengine.logging.history_buffer.HistoryBuffer' in text and 'could run code' in text
+    assert 'pip install mmengine' in text and f'mtpd export {path} NEW.pth' in text
+    export = (path, tmp_path / 'out')
+    with_trust = message(checkpoints.publish_student, *export, trust=True)
+    assert 'it takes the package mmengine, which is not installed here' in with_trust
+    monkeypatch.syspath_prepend(str(packages))  # installed, or where the file is from
+    written = checkpoints.publish_student(*export, trust=True)
+    assert same(checkpoints.load_checkpoint(written)['state_dict'], student.state_dict())
+    plain = run_command(text, tmp_path, monkeypatch)
+    assert same(checkpoints.load_checkpoint(plain)['state_dict'], student.state_dict())
+
+
+def test_an_unknown_package_is_not_advised_to_be_installed(tmp_path):
+    """A stranger could have registered its name."""
+    (tmp_path / 'x.pth').write_bytes(b'\x80\x02cno_such_package.part\nThing\n.')
+    text = message(checkpoints.load_checkpoint, tmp_path / 'x.pth')
+    assert 'no_such_package' in text and 'pip install' not in text
 
 
 def test_student_state_leaves_the_checkpoint_as_it_is():

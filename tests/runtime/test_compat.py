@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmcv import ConfigDict
+from mmdet.models import build_detector
 from torch import nn
 
+from helpers.tiny import detector, retinanet
 from mtpd.errors import MtpdError
 from mtpd.runtime import compat
 from mtpd.utils import machine
@@ -54,6 +57,35 @@ def test_checkpoint_with_numpy_numbers_loads(tmp_path, old_numpy):
     weight = model.weight.detach().clone()
     assert load_checkpoint(model, str(path))['meta'] == {'best': 0.25, 'iter': 7}
     assert torch.equal(model.weight, 2 * weight)
+
+
+def initialised_from(path, **init_cfg):
+    from mtpd.distill.initialization import initialise_weights
+
+    init_cfg = dict(type='Pretrained', checkpoint=str(path), **init_cfg)
+    cfg = retinanet()
+    cfg['backbone']['init_cfg'] = init_cfg
+    model = build_detector(ConfigDict(cfg))
+    initialise_weights(model, cfg['backbone'], 'student.model')
+    return model
+
+
+def test_a_backbone_takes_weights_that_are_its_own_or_none_at_all(tmp_path):
+    """mmcv logs it, and goes on with random ones, where a detector's checkpoint is named without the prefix."""
+    state = detector(retinanet(), seed=1).state_dict()
+    torch.save({'state_dict': state}, tmp_path / 'a.pth')
+    key = 'backbone.conv1.weight'
+    model = initialised_from(tmp_path / 'a.pth', prefix='backbone.')
+    assert torch.equal(model.state_dict()[key], state[key])
+    for wrong in ({}, {'prefix': 'neck.'}, {'prefix': 'student.backbone.'}):
+        with pytest.raises(MtpdError) as error:
+            initialised_from(tmp_path / 'a.pth', **wrong)
+        text = str(error.value)
+        assert f'cannot be had from {tmp_path}/a.pth' in text and 'backbone.init_cfg=None' in text
+        assert ('keys are backbone.conv1.weight' in text) == (wrong == {}), text
+    bare = {k.removeprefix('backbone.'): v for k, v in state.items() if k.startswith('backbone.')}
+    torch.save(bare, tmp_path / 'b.pth')
+    assert torch.equal(initialised_from(tmp_path / 'b.pth').state_dict()[key], state[key])
 
 
 class Code:

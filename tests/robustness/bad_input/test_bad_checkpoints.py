@@ -70,6 +70,15 @@ def of_ten_classes(content):
     content.update(meta={}, state_dict=weights('r101', SMALL))
 
 
+def with_average(content):
+    return {'model': content['state_dict'], 'model_ema': content['state_dict']}
+
+
+def of_a_teacher(content):
+    state = content['state_dict'].items()
+    content['state_dict'] = {f'pair.teacher.{k}': v for k, v in state}
+
+
 LFS = b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n'
 # Given as a teacher's, to the training of a stage and to a run.
 TEACHERS = {
@@ -91,6 +100,11 @@ TEACHERS = {
         dict(change=lambda c: {'optimizer': {'state': {}}}), 'holds no weights.*optimizer'
     ),
     'nothing in it': (dict(change=lambda c: {'state_dict': {}}), 'holds no weights'),
+    'two sets of weights': (
+        dict(change=with_average),
+        r"(?s)t\.pth holds several sets of weights: model, model_ema\..*python -c .*\['model'\]",
+    ),
+    'a teacher alone': (dict(change=of_a_teacher), 'a teacher, and no student that is known as one'),
     'other names': (dict(change=renamed), 'does not fit r101'),
     'without a backbone': (dict(change=without_backbone), r'(?s)does not fit r101.*backbone\.'),
     'another architecture': (
@@ -223,6 +237,16 @@ def test_a_checkpoint_that_says_nothing_of_images_or_the_same_passes(place, conf
 def test_the_original_layout_without_losses_passes_as_a_teachers(place):
     content = fitting(place)
     content['state_dict'] = {f'student.{k}': v for k, v in content['state_dict'].items()}
+    torch.save(content, place.folder / 't.pth')
+    recipe = load_recipe(MINI, place.settings)
+    assert detectors.checkpoint_problems(recipe, 'r101', place.folder / 't.pth') == []
+
+
+@pytest.mark.parametrize('prefix', ['architecture.model.', 'module._orig_mod.', 'model.student.'])
+def test_layouts_of_other_tools_pass_as_a_teachers(place, prefix):
+    content = fitting(place)
+    content['state_dict'] = {f'{prefix}{k}': v for k, v in content['state_dict'].items()}
+    content['state_dict']['distiller.teacher.backbone.conv1.weight'] = torch.ones(1)
     torch.save(content, place.folder / 't.pth')
     recipe = load_recipe(MINI, place.settings)
     assert detectors.checkpoint_problems(recipe, 'r101', place.folder / 't.pth') == []

@@ -50,7 +50,7 @@ MUST = {
             'level and loss name given twice',
         ),
     ],
-    'notebooks': ['unknown parameter', 'wrong type', 'missing kernel', 'kernel killed'],
+    'notebooks': ['unknown parameter', 'wrong type', 'kernel killed'],
     # A full disk has a test of its own.
     'machine': ['read-only folder', 'no GPU', 'more GPUs than there are', 'port taken'],
 }
