@@ -22,6 +22,7 @@ from mtpd import load_recipe, load_run, plots
 from mtpd.analysis import (
     distance_to_teachers,
     feature_differences,
+    feature_images,
     feature_rows,
     feature_strengths,
     gap_difference_rows,
@@ -30,7 +31,6 @@ from mtpd.analysis import (
     load_study,
     measure_seeds,
     pca_colours,
-    sample_images,
     stage_checkpoints,
     study_summary,
     study_verdict,
@@ -56,7 +56,7 @@ chosen = run.arm(arm)
 
 # %%
 states = stage_checkpoints(plan, chosen['name'], work_dir)
-pictures = [example['image'] for example in sample_images(plan, 'val', images)]
+pictures = feature_images(plan, images)
 rows = feature_rows(plan, states, images, level)
 show_sentences(f'Stages of the arm **{chosen["label"]}**, FPN level {level} (0 is the finest).')
 

@@ -16,7 +16,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         '.dataset': ('sample_images', 'dataset_statistics'),
         '.error_types': ('count_objects', 'errors_by_detector', 'objects_found_and_lost'),
         '.feature_maps': (
-            *('stage_checkpoints', 'feature_rows', 'distance_to_teachers'),
+            *('stage_checkpoints', 'feature_rows', 'feature_images', 'distance_to_teachers'),
             *('feature_strengths', 'feature_differences', 'pca_colours'),
         ),
         '.generalisation': ('measure_seeds',),

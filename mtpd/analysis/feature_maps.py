@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..config.plan import stage_dir
 from ..config.recipe import Recipe
+from ..data.loading import read_image
 from ..distill.adaptation_cost import costs_from_features
 from ..engine.features import image_batches, load_detectors, neck_features
 from ..errors import RecipeError
@@ -142,6 +143,12 @@ def feature_rows(
             for i in range(len(images))
         ]
     return rows
+
+
+def feature_images(recipe: Recipe, count: int) -> list[np.ndarray]:
+    """The images of `feature_rows` as they are shown, in its order: each (H, W, 3), RGB, uint8."""
+    metas = [meta for _, metas in image_batches(recipe, count) for meta in metas]
+    return [read_image(meta['filename']) for meta in metas]
 
 
 def distance_to_teachers(

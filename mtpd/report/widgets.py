@@ -121,9 +121,7 @@ class FeaturesView:
     def __init__(self, recipe: Recipe, arms: Mapping[str, Checkpoints], images: int):
         """`arms`: by label, what `feature_maps.stage_checkpoints` gives; `images`: how many, the first in file order."""
         self.recipe, self.arms = recipe, arms
-        self.pictures = [
-            example['image'] for example in dataset.sample_images(recipe, 'val', images)
-        ]
+        self.pictures = feature_maps.feature_images(recipe, images)
         self._levels: dict[Path, list[list[Tensor]]] = {}  # by checkpoint and image
 
     def __len__(self) -> int:

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
+
+# isort: split
+import cv2
+import mmcv
 import numpy as np
 import pytest
 import torch
@@ -12,15 +20,42 @@ from mtpd import load_recipe, plots
 from mtpd.analysis import feature_maps
 from mtpd.analysis.feature_maps import (
     feature_differences,
+    feature_images,
     feature_strengths,
     pca_colours,
     stage_checkpoints,
 )
-from mtpd.engine.features import load_detectors
+from mtpd.engine import pipelines
+from mtpd.engine.features import image_batches, load_detectors
 from mtpd.pipeline.teacher_order import image_features
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 IMAGE = np.zeros((8, 8, 3), np.uint8)
+
+
+def test_images_are_those_that_the_features_are_of(tiny_coco, tmp_path):
+    """In a file with another order than the names', and where a whole image takes the place of a corrupt one."""
+    root = tiny_coco(tmp_path)
+    path = root / 'annotations/val.json'
+    table = json.loads(path.read_text())
+    path.write_text(json.dumps(table | {'images': table['images'][::-1]}))
+    (root / 'val/000002.png').write_bytes(b'')
+    recipe = load_recipe(MINI, {'data.root': str(root), 'data.corrupt_limit': 1})
+    shown = feature_images(recipe, 4)
+    (batches, metas), *rest = image_batches(recipe, 4)
+    assert not rest and len(shown) == len(metas) == 4
+    image = recipe.cfg.image
+    assert image.to_rgb
+    for picture, pixels in zip(shown, batches, strict=True):
+        resized = mmcv.imrescale(picture, tuple(pipelines.image_scale(image)))
+        normalised = mmcv.imnormalize(resized, np.array(image.mean), np.array(image.std), False)
+        height, width = resized.shape[:2]
+        ours = pixels.numpy().transpose(1, 2, 0)[:height, :width]
+        np.testing.assert_allclose(ours, normalised, atol=1e-4)
+    order = ['000003.png', '000001.png', '000001.png', '000000.png']
+    assert [Path(meta['filename']).name for meta in metas] == order
+    for picture, name in zip(shown, order, strict=True):
+        assert np.array_equal(picture, cv2.imread(str(root / 'val' / name))[..., ::-1])
 
 
 def features(seed: int, channels: int = 6) -> torch.Tensor:
