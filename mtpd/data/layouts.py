@@ -213,7 +213,7 @@ def describe_layout(root: Path, splits: Mapping[str, str | dict]) -> str:
     files = {locate_split(root, split)[0].resolve() for split in splits.values()}
     if len(files) < len(splits) and next(iter(files)).is_file():
         texts.append('train and val are one file: AP is of the images that were trained on')
-    return '; '.join(texts)
+    return f'{root}: {"; ".join(texts)}' if texts else ''
 
 
 def _has_name(annotations: Path, split: str) -> bool:

@@ -76,7 +76,7 @@ class PlainConfig:
 
     `gpus`: how many processes share its work; an update takes `samples_per_gpu` images of each, whose key in the file
     is `batch`. `corrupt_limit`: how many images of a split may be corrupt, and are left out. `missing_splits`: a message
-    for each of 'train' and 'val' that the folder `data.root` lacks.
+    for each of 'train' and 'val' that the folder `data.root` lacks. `layout`: how its layout was recognised, in a line.
     """
 
     cfg: Config
@@ -86,6 +86,7 @@ class PlainConfig:
     batch: str = 'data.train_dataloader.samples_per_gpu'
     corrupt_limit: int = 0
     missing_splits: dict[str, str] = field(default_factory=dict)
+    layout: str = ''
 
     @property
     def device(self) -> str:
@@ -145,15 +146,16 @@ def load_config(
     batch = 'data' if 'samples_per_gpu' in cfg.data else 'data.train_dataloader'
     cfg = _compatible(cfg, source)
     config_checks.settle_loaders(cfg)
-    missing = {}
+    missing, layout = {}, ''
     if root is not None:
         root = resolve_path(str(root), source)
         use_coco_folder(cfg, root, folder.data.splits, source)
         missing = layouts.missing_splits(root, folder.data.splits)
+        layout = layouts.describe_layout(root, folder.data.splits)
     text = format_config(cfg._cfg_dict.to_dict())
     settle_dataset_paths(cfg, source)
     batch = f'{batch}.samples_per_gpu'
-    return PlainConfig(cfg, source.resolve(), text, gpus, batch, limit, missing)
+    return PlainConfig(cfg, source.resolve(), text, gpus, batch, limit, missing, layout)
 
 
 def train_config(config: PlainConfig, work_dir: str | Path | None = None) -> dict:
@@ -170,6 +172,7 @@ def train_config(config: PlainConfig, work_dir: str | Path | None = None) -> dic
     out = config_run_dir(config, work_dir)
     if problems := training_problems(config, out):
         raise RecipeError(source, problems)
+    pipelines.print_notes(data_notes(config, ('train', 'val', 'test')))
     final = out / 'model.pth'
     claim_run_dir(out / 'config.py', config.text)
     annotations = split_files(cfg, 'test')[0]
@@ -213,6 +216,7 @@ def evaluate_config(
     problems = [text for name, text in config.missing_splits.items() if name == 'val']
     if problems := problems or dataset_problems(cfg, ('test',), config.corrupt_limit):
         raise RecipeError(source, problems)
+    pipelines.print_notes(data_notes(config, ('test',)))
     model, split = _build_detector(config), {**dataset_leaves(cfg.data.test)[0], 'test_mode': True}
     split['ann_file'], split['img_prefix'] = map(str, leaf_files(split)[0])
     check_metrics(metrics, model, Path(split['ann_file']), source)
@@ -256,6 +260,17 @@ def recipe_as_mmdet(recipe: Recipe, detector: str) -> str:
     evaluation = dict(metric=list(recipe.cfg.evaluation.metrics))
     model = recipe.model(detector).to_dict()
     return format_config(dict(model=model, data=data, evaluation=evaluation, runner=runner))
+
+
+def data_notes(config: PlainConfig, splits: Iterable[str]) -> list[str]:
+    """What is taken for granted in the datasets of some splits, which have no problems."""
+    notes = [config.layout] if config.layout else []
+    for split in splits:
+        for leaf in dataset_leaves(config.cfg.data[split]):
+            for file, folder in leaf_files(leaf):
+                place = {'annotations': str(file), 'images': str(folder)}
+                notes += coco.split_notes(Path(), place, training=split == 'train')
+    return notes
 
 
 def training_problems(config: PlainConfig, out: Path) -> list[str]:

@@ -136,7 +136,7 @@ def test_a_named_file_that_is_missing_is_named(tmp_path, tiny_coco):
 def test_what_was_recognised_is_a_line(tmp_path, tiny_coco, tool, line):
     train, val = SPLIT[tool]
     root = arranged(tiny_coco(tmp_path / 'coco'), tmp_path / 'data', train=train, val=val)
-    assert layouts.describe_layout(root, NAMES) == line
+    assert layouts.describe_layout(root, NAMES) == (line and f'{root}: {line}')
 
 
 def test_one_file_for_train_and_val_is_never_silent(tmp_path, tiny_coco):
@@ -144,7 +144,7 @@ def test_one_file_for_train_and_val_is_never_silent(tmp_path, tiny_coco):
     assert 'one file' in layouts.describe_layout(source, {'train': 'train', 'val': 'train'})
     root = arranged(source, tmp_path / 'data', val=SINGLE['CVAT'])
     line = "CVAT's layout: annotations/instances_default.json, all of it as val"
-    assert layouts.describe_layout(root, NAMES) == line
+    assert layouts.describe_layout(root, NAMES) == f'{root}: {line}'
     place = {'annotations': 'annotations/instances_default.json', 'images': 'images/default'}
     assert 'AP is of the images' in layouts.describe_layout(root, {'train': place, 'val': place})
 

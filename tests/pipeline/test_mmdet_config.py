@@ -13,6 +13,7 @@ from mmcv import Config
 
 from helpers.arranged import SINGLE, arranged
 from helpers.plain_config import META, TEXT
+from helpers.tiny import detector as tiny_detector
 from helpers.tiny import retinanet
 from mtpd.cli.main import main
 from mtpd.config.recipe import Recipe, load_recipe
@@ -313,6 +314,24 @@ def test_a_folder_with_one_file_for_all_images_is_tested_on_and_not_trained_on(t
     options = ('--checkpoint', 'x.pth', '--cfg-options', f'data.root={root}')
     text = refused('eval', R50, *options)
     assert 'data.splits.val.annotations=other.json data.splits.val.images=images/default' in text
+
+
+def test_what_is_taken_for_granted_in_a_folder_is_said(path, tmp_path, tiny_coco):
+    root = arranged(tiny_coco(tmp_path / 'coco'), tmp_path / 'pets', val=SINGLE['CVAT'])
+    file = root / SINGLE['CVAT'].annotations
+    table = json.loads(file.read_text())
+    for item in table['annotations']:
+        del item['area']
+    file.write_text(json.dumps(table))
+    student = tmp_path / 'student.pth'
+    state = tiny_detector(retinanet(num_classes=2), 0).state_dict()
+    torch.save({'state_dict': state, 'meta': {'CLASSES': ('cat', 'dog')}}, student)
+    done = call('eval', path, '--checkpoint', student, '--cfg-options', f'data.root={root}')
+    assert done.exit_code == 0 and json.loads(done.stdout)['num_images'] == 4
+    first, second = done.stderr.splitlines()
+    layout = "CVAT's layout: annotations/instances_default.json, all of it as val"
+    assert first == f'note: {root}: {layout}'
+    assert 'has no area' in second
 
 
 def test_masks_that_are_not_there_are_named(root, tmp_path):
