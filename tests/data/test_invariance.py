@@ -9,6 +9,7 @@ import contextlib
 import copy
 import io
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ NAMES = dict(
     )
 )
 BLOCKS = 5  # tests that share the random files
+pytestmark = pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')
 
 
 @pytest.fixture(scope='module')
@@ -203,7 +205,7 @@ def check(content: files.Content, odd: files.Oddities, folder, recipe, config) -
 
 def check_training_evaluation(data, case: Case, names: dict[str, str], label: str) -> None:
     """mmdet's own numbers, as its hook gives them during a training."""
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(record=True):
         numbers = data.evaluate(case.results(data, names), metric=list(case.metrics))
     for key, value in numbers.items():
         if 'copypaste' not in key:
