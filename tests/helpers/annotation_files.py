@@ -116,9 +116,10 @@ def single_oddities() -> list[Oddities]:
 
 
 def _is_legal(odd: Oddities) -> bool:
-    """Numbers of 17 digits are no floats."""
+    """Numbers of 17 digits are no floats; a normal file is left out."""
     schemes = (odd.image_ids, odd.annotation_ids, odd.category_ids)
-    return not (odd.id_type == 'float' and any('digits' in scheme for scheme in schemes))
+    has_long_floats = odd.id_type == 'float' and any('digits' in scheme for scheme in schemes)
+    return odd != NORMAL and not has_long_floats
 
 
 # Content
