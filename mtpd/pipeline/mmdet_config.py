@@ -375,11 +375,15 @@ def _structure_problems(cfg: Config) -> list[str]:
 
 def _compatible(cfg: Config, source: Path) -> Config:
     """The config in mmdet's newer layout. Raises RecipeError for settings that are stated twice, and not alike."""
-    if 'total_epochs' in cfg and 'runner' in cfg:
-        epochs = (cfg.runner or {}).get('max_epochs')
-        if epochs != cfg.total_epochs:
-            text = f'total_epochs is {cfg.total_epochs} and runner.max_epochs {epochs}: make both alike.'
-            raise RecipeError(source, [text])
+    runner = cfg.get('runner') or {}
+    if 'total_epochs' in cfg and runner.get('max_epochs') is None and runner:
+        cfg.pop('total_epochs')  # of a runner that counts updates
+    elif 'total_epochs' in cfg and runner and runner.max_epochs != cfg.total_epochs:
+        text = (
+            f'total_epochs is {cfg.total_epochs} and runner.max_epochs {runner.max_epochs}: give both alike, '
+            f'--cfg-options total_epochs={runner.max_epochs} or --cfg-options runner.max_epochs={cfg.total_epochs}'
+        )
+        raise RecipeError(source, [text])
     try:
         cfg = compat_cfg(cfg)
     except AssertionError as error:

@@ -481,7 +481,13 @@ def test_a_base_without_a_model_is_named_as_one():
 
 def test_what_is_stated_twice_and_not_alike_is_named(path, tmp_path):
     file = written(tmp_path / 'a.py', 'x', lambda text: f'{text}\ntotal_epochs = 12\n')
-    assert 'total_epochs is 12 and runner.max_epochs 2' in message(file)
+    text = message(file)
+    assert 'total_epochs is 12 and runner.max_epochs 2' in text
+    assert advised_options(text) == ['total_epochs=2', 'runner.max_epochs=12']
+    for option in advised_options(text):
+        assert mmdet_config.load_config(file, option).cfg.seed == 0
+    updates = {'runner': {'_delete_': True, 'type': 'IterBasedRunner', 'max_iters': 1}}
+    assert 'total_epochs' not in mmdet_config.load_config(file, updates).cfg
     file = written(
         tmp_path / 'b.py',
         'x',
