@@ -237,8 +237,10 @@ def claim_data(folder: Path, train: Sequence[Path], val: Path) -> bool:
 
 def refuse_other_data(recipe: Recipe, run_dir: Path) -> None:
     """Raises MtpdError where a run directory holds trainings on other annotations than the recipe's are now."""
+    if not (run_dir / DATA).is_file():  # before `split`, which makes the built-in dataset
+        return
     train, val = ([recipe.split(name)[0]] for name in ('train', 'val'))
-    if (run_dir / DATA).is_file() and all(path.is_file() for path in (*train, *val)):
+    if all(path.is_file() for path in (*train, *val)):
         data = _data_fingerprints(train, *val)
         if problem := _other_data_problem(run_dir, train, data):
             raise MtpdError(problem)
