@@ -167,15 +167,16 @@ def test_what_is_missing_is_named_with_the_places_that_were_looked_at(tmp_path):
         load_recipe(MINI, {'student.config': 'gone.py'})
 
 
+@pytest.mark.long
 def test_the_built_in_dataset_is_announced_before_it_is_made(tmp_path, capsys):
     """Not a few small scenes: those that are drawn to try some updates."""
-    scenes = {'data.scenes.train': 3, 'data.scenes.val': 2, 'data.cache': str(tmp_path)}
-    folder = load_recipe(MINI, scenes | {'data.scenes.size': 1024}).ensure_data()
+    scenes = {'data.scenes.train': 16, 'data.scenes.val': 2, 'data.cache': str(tmp_path)}
+    folder = load_recipe(MINI, scenes | {'data.scenes.size': 512}).ensure_data()
     captured = capsys.readouterr()
     assert captured.out == ''
     first_line = captured.err.splitlines()[0]  # a slow machine has a progress bar after it
-    assert first_line == f'making the built-in dataset: 5 images, 12 MB, in {folder}'
-    for size in (1024, 64):
+    assert first_line == f'making the built-in dataset: 18 images, 11 MB, in {folder}'
+    for size in (512, 64):
         load_recipe(MINI, scenes | {'data.scenes.size': size}).ensure_data()
         assert 'making' not in capsys.readouterr().err
 
