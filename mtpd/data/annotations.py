@@ -143,6 +143,10 @@ class _Reader:
             image['file_id'] = image['id']
             image['width'], image['height'] = size
             self.images[key] = image
+        names = Counter(image['file_name'] for image in self.images.values() if image['file_name'])
+        for name in (name for name, count in names.items() if count > 1):
+            kind = 'a file_name is given twice, and each entry has a part of its objects. Give them one image'
+            self.faults.add(kind, abbreviate(name))
         sizes = [(image['width'], image['height']) for image in self.images.values()]
         if sizes and all(min(size) < MIN_TRAINING_SIDE for size in sizes):
             self.faults.add(
