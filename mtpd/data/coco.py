@@ -144,7 +144,7 @@ def split_problems(root: Path, split: str | dict, corrupt_limit: int = 0) -> lis
     paths = paths_on_disk(folder, [image['file_name'] for image in images])
     missing = [image['file_name'] for image in images if image['file_name'] not in paths]
     if len(missing) > corrupt_limit:
-        return [_missing_images_problem(path, folder, missing, len(images))]
+        return [_missing_images_problem(path, folder, split, missing, len(images))]
     if problem := _shared_file_problem(path, folder, paths):
         return [problem]
     present = [image for image in images if image['file_name'] in paths]
@@ -154,10 +154,14 @@ def split_problems(root: Path, split: str | dict, corrupt_limit: int = 0) -> lis
     return problems
 
 
-def _missing_images_problem(path: Path, folder: Path, missing: list[str], count: int) -> str:
+def _missing_images_problem(
+    path: Path, folder: Path, split: str | dict, missing: list[str], count: int
+) -> str:
+    key = f'data.splits.{split if isinstance(split, str) else "<split>"}'
     return (
-        f'{len(missing)} of {count} images of {path} are not in {folder}, for example {missing[0][:200]}. '
-        'Copy them there, or name their folder: --cfg-options data.splits.<split>.images=FOLDER, and .annotations=FILE.'
+        f'{len(missing)} of {count} images of {path} are not in {folder}, for example {missing[0][:200]}. Copy them there. '
+        f'Or name their folder: --cfg-options {key}.annotations={path} {key}.images=FOLDER. Or leave them out: '
+        f'data.corrupt_limit={len(missing)}.'
     )
 
 

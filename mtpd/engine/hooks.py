@@ -247,7 +247,7 @@ class FiniteLoss(Hook):
         """File name and COCO image id of this process's images in the last update, and its own loss."""
         names = [meta.get('ori_filename', meta.get('filename')) for meta in self.metas]
         infos = _image_infos(runner.data_loader)
-        ids = {info['filename']: info.get('file_id') for info in infos}
+        ids = {info['filename']: info.get('file_id', info.get('id')) for info in infos}
         rank, loss = get_dist_info()[0], _json_number(float(runner.outputs['loss'].detach()))
         return [{'file': name, 'id': ids.get(name), 'rank': rank, 'loss': loss} for name in names]
 

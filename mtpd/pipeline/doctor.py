@@ -297,6 +297,7 @@ def check_recipe(
     path: str, overrides: dict | None = None, work_dir: Path | None = None
 ) -> Iterator[Check]:
     """The recipe itself, its data, its checkpoints, and what its run would take."""
+    from ..data import coco
     from ..engine import loop
     from ..preflight import checks as preflight
     from ..preflight import forecast
@@ -314,7 +315,9 @@ def check_recipe(
     yield from check_weights(recipe)
     if not problems:
         root = recipe.cfg.data.root or 'DigitScenes: made where they are missing'
-        yield Check('dataset', 'ok', root)
+        sizes = {split: coco.split_size(recipe.split(split)[0])[0] for split in ('train', 'val')}
+        counts = f'{sizes["train"]} + {sizes["val"]} images, {len(recipe.classes)} classes'
+        yield Check('dataset', 'ok', f'{root}: {counts}')
         yield from (Check('dataset', 'ok', f'note: {note}') for note in recipe.data_notes())
     if other_settings := settings_problem(run_dir / 'recipe.py', recipe.text):
         yield Check('work-dir', 'fail', other_settings)
