@@ -294,6 +294,7 @@ def test_names_of_classes_are_drawn_as_they_are(model, name, tmp_path, monkeypat
 # What cannot be read
 
 
+@pytest.mark.long
 def test_bad_images_are_named_at_the_end_and_the_others_are_kept(model, tmp_path):
     folder = tmp_path / 'photos'
     for name in ('a.png', 'c.jpg', 'e.png'):

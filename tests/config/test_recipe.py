@@ -240,6 +240,7 @@ def test_a_recipe_that_is_not_python_is_named(tmp_path):
         load_recipe(path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('name', ['r.py', 'base.py'])
 def test_a_file_that_raises_is_named_with_its_line_and_without_a_traceback(tmp_path, name):
     """mmcv executes a copy of the file, and Python would report at its end that the copy is gone."""

@@ -87,17 +87,6 @@ def test_a_split_without_objects_is_refused(tmp_path, tiny_coco):
     }
 
 
-def test_an_image_that_is_listed_twice_stays_together(tmp_path, tiny_coco):
-    root = tiny_coco(tmp_path / 'coco')
-    file = root / 'annotations/train.json'
-    table = json.loads(file.read_text())
-    table['images'] += [{**image, 'id': 100 + image['id']} for image in table['images']]
-    file.write_text(json.dumps(table))
-    split_dataset(file, tmp_path / 'out', 0.5, images=root / 'train')
-    train, val = tables(tmp_path / 'out')
-    assert not names(train) & names(val) and len(train['images']) == len(val['images']) == 4
-
-
 def test_classes_without_objects_are_named(tmp_path, tiny_coco):
     root = tiny_coco(tmp_path / 'coco', classes=('cat', 'dog', 'emu'))
     text = split_dataset(root / 'annotations/train.json', tmp_path / 'out', images=root / 'train')

@@ -33,6 +33,7 @@ def test_another_mmcv_on_pythonpath_is_named_and_nothing_is_built(other_package,
         assert '--rebuild' not in str(caught.value)
 
 
+@pytest.mark.long
 def test_the_ops_need_no_mmdet(other_package, monkeypatch):
     folder = other_package('mmdet', '3.3.0')
     monkeypatch.setenv('PYTHONPATH', f'{folder}{os.pathsep}{os.environ.get("PYTHONPATH", "")}')

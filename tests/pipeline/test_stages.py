@@ -54,6 +54,7 @@ def test_a_stage_makes_what_comes_before_it_and_leaves_its_files(recipe, run_dir
     assert (first['start'], first['updates'], first['teacher']) == ('baseline', 2, 'r101')
 
 
+@pytest.mark.long
 def test_the_lines_of_a_training_have_a_heading(recipe, run_dir, progressive, capsys):
     arms = {'arms.more.teachers': ['r101'], 'arms.blank.teachers': [None]}
     for arm, company in (
@@ -343,6 +344,7 @@ POOL = dict.fromkeys(('teachers.rx101.checkpoint', 'teachers.rx101.init'))
 POOL |= {'teachers.rx101.updates': 1, 'order.images': 4}
 
 
+@pytest.mark.long
 def test_an_arm_is_trained_without_the_choice_that_another_arm_waits_for(recipe, tmp_path):
     """A pool of two teachers, of which `direct` needs one; nothing is chosen, so nothing else is trained."""
     auto = {'arms.auto.label': 'chosen', 'arms.auto.teachers': 'auto'}
