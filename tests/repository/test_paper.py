@@ -166,6 +166,7 @@ def test_the_teachers_on_swin_are_trained_as_mmdets_mask_rcnn_on_swin(size):
     assert ours.auto_scale_lr == {'enable': True, 'base_batch_size': 16}
 
 
+@pytest.mark.long
 def test_mmdets_own_tools_read_the_teachers_configs(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     path = ROOT / 'configs/teachers/retinanet_swin-s-p4-w7_fpn_fp16_ms-crop-3x_coco.py'

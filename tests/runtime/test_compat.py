@@ -228,6 +228,7 @@ get_logger('mmcv').warning('a warning is seen')
 """
 
 
+@pytest.mark.long
 def test_chatter_is_silenced_and_warnings_are_not():
     env = {**os.environ, 'MTPD_VERBOSE': '0', 'PYTHONPATH': str(ROOT)}
     env.pop('PYTHONWARNINGS', None)
