@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from ..distill.distiller import Distiller
 from ..runtime import target_assignment
-from . import folded_norms, fused_convs
+from . import folded_norms, fused_convs, window_attention
 
 FUSED_OPTIMIZERS = ('Adam', 'AdamW', 'SGD')  # torch has a fused kernel for them on CPU and GPU
-CUDA_ONLY = ('teacher_stream', 'fused_convs', 'target_stream', 'pin_memory')
+CUDA_ONLY = ('teacher_stream', 'fused_convs', 'fused_attention', 'target_stream', 'pin_memory')
 
 
 class Speed(NamedTuple):
@@ -36,6 +36,7 @@ class Speed(NamedTuple):
             each update, see `mtpd.engine.folded_norms`.
         fused_convs: convolutions, their biases and the ReLUs behind them as one kernel, see `mtpd.engine.fused_convs`;
             the student's only with `fold_student`.
+        fused_attention: a Swin Transformer teacher's attention as one call, see `mtpd.engine.window_attention`.
         target_stream: target assignment beside the forward pass, on a CUDA stream of its own.
         pin_memory: batches are put into memory that is copied to a CUDA device without waiting.
         fused_optimizer: the optimizer updates all weights by one kernel.
@@ -48,6 +49,7 @@ class Speed(NamedTuple):
     teacher_stream: bool = False
     fold_student: bool = False
     fused_convs: bool = False
+    fused_attention: bool = False
     target_stream: bool = False
     pin_memory: bool = False
     fused_optimizer: bool = False
@@ -64,6 +66,7 @@ def resolve_speed(settings: dict | None, device: str) -> Speed:
         teacher_stream=cuda,
         fold_student=cuda,
         fused_convs=cuda,
+        fused_attention=cuda,
         target_stream=cuda,
         pin_memory=cuda,
         fused_optimizer=True,
@@ -95,6 +98,8 @@ def apply_speed(model: nn.Module, speed: Speed, device: str) -> nn.Module:
                 model.teacher.fold()
             if speed.fused_convs:
                 fused_convs.fuse_convs(model.teacher, model.hooked_modules)
+            if speed.fused_attention:
+                window_attention.fuse_window_attention(model.teacher, model.hooked_modules)
             if speed.channels_last:
                 model.teacher.to(memory_format=torch.channels_last)
         model.teacher.own_stream = speed.teacher_stream

@@ -18,10 +18,11 @@ from mmcv.ops import roi_align
 from mmdet.core import BitmapMasks, anchor_inside_flags, images_to_levels
 from mmdet.core.bbox.assigners import AssignResult, MaxIoUAssigner, PointAssigner
 from mmdet.core.bbox.samplers import PseudoSampler, RandomSampler, SamplingResult
-from mmdet.models.dense_heads import AnchorHead, RepPointsHead
+from mmdet.models.dense_heads import AnchorHead, RepPointsHead, RPNHead
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
+from .proposals import get_proposals
 from .streams import cuda_stream
 
 _originals: dict[tuple[Any, str], Callable] = {}
@@ -39,6 +40,7 @@ def patch_target_assignment() -> None:
         (AnchorHead, 'get_anchors', _image_anchors),
         (AnchorHead, 'get_targets', _anchor_targets),
         (RepPointsHead, 'get_targets', _point_targets),
+        (RPNHead, 'get_bboxes', get_proposals),
         # mmdet.core.mask.mask_target as an attribute is a function.
         (sys.modules['mmdet.core.mask.mask_target'], 'mask_target_single', _mask_targets),
     ):

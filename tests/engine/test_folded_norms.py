@@ -146,7 +146,8 @@ def test_one_kernel_is_the_sum_of_its_parts(dtype, groups, residual, full_float3
     weights = torch.randn(2, 64, 12, 16, device='cuda')
 
     def separate() -> torch.Tensor:
-        return (conv(x) + (more if residual else 0)).relu()
+        out = conv(x)
+        return (out + (more.to(out.dtype) if residual else 0)).relu()
 
     def with_gradients(out: torch.Tensor) -> list[torch.Tensor]:
         return [out, *torch.autograd.grad((out * weights).sum(), inputs)]
