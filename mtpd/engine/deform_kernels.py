@@ -41,7 +41,8 @@ def sample_position(
     x = tl.load(offset + place + offset_c, mask=alive, other=0.0).to(tl.float32)
     y += (row * STRIDE_Y - PAD_Y + (tap // KERNEL_W) * DILATION_Y).to(tl.float32)
     x += (column * STRIDE_X - PAD_X + (tap % KERNEL_W) * DILATION_X).to(tl.float32)
-    inside = alive & (y > -1.0) & (x > -1.0) & (y < height) & (x < width)
+    margin = tl.minimum(tl.minimum(y, x) + 1.0, tl.minimum(height - y, width - x))
+    inside = tl.where(alive & (margin > 0.0), 0, -1)
     # Bounds, not a choice by `inside`, on which Triton 3.6 fails to compile. NaN becomes -1.
     y = tl.minimum(tl.maximum(y, -1.0), height.to(tl.float32))
     x = tl.minimum(tl.maximum(x, -1.0), width.to(tl.float32))
@@ -53,7 +54,10 @@ def sample_position(
 @triton.jit
 def corner(image, row, column, inside, height, width, CHANNELS: tl.constexpr):
     """Whether a corner lies in the image, and where its first channel is, if so."""
-    valid = inside & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    # By numbers, not by `&` of conditions, which Triton 3.6 fails to compile where they are used in several layouts.
+    low = tl.minimum(row, column)
+    high = tl.maximum(row - height, column - width)
+    valid = tl.minimum(tl.minimum(low, -1 - high), inside) >= 0
     cell = (image * height + row) * width + column
     return valid, cell.to(tl.int64) * CHANNELS
 
@@ -209,7 +213,7 @@ def spread_gradients(
         shift = (first // PER_BLOCK * (TAPS - 1) + tap) * PER_BLOCK
         gradient = tl.load(
             by_columns + cell.to(tl.int64)[:, None] * (CHANNELS * TAPS) + (channel + shift)[None, :],
-            mask=inside[:, None],
+            mask=alive[:, None],
             other=0.0,
         ).to(tl.float32)
         if NEEDS_OFFSET:
