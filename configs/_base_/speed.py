@@ -6,6 +6,7 @@ speed = dict(
     teacher_stream='auto',
     fold_student='auto',
     fused_convs='auto',
+    deform_kernels='auto',
     target_stream='auto',
     pin_memory='auto',
     fused_optimizer='auto',

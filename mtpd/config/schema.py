@@ -69,6 +69,7 @@ SWITCHES = (
     'teacher_stream',
     'fold_student',
     'fused_convs',
+    'deform_kernels',
     'target_stream',
     'pin_memory',
     'fused_optimizer',

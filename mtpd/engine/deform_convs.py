@@ -52,6 +52,9 @@ class Launch(NamedTuple):
     num_stages: int
 
 
+GATHER, SPREAD = Launch(64, 0, 4, 1), Launch(32, 0, 4, 1)
+
+
 @functools.cache
 def find_triton() -> types.ModuleType | None:
     """`mtpd.engine.deform_kernels`, or None where Triton can't be imported."""
@@ -197,7 +200,7 @@ def _arguments(
 ) -> tuple[list[int], list[int]]:
     """The sizes and the constants that all kernels take, in their order."""
     images, height, width, channels = cells.shape
-    blocks, taps, per_block, _ = shape
+    _, taps, per_block, _ = shape
     sizes = [images * math.prod(size), height, width, *size, *offset.stride()]
     pairs = window.stride, window.padding, window.dilation
     constants = [channels, channels // window.deform_groups, per_block, taps, window.kernel[1]]
@@ -220,13 +223,14 @@ def gather(
     shape: tuple[int, ...],
     size: tuple[int, int],
     window: Window,
-    launch: Launch = Launch(64, 0, 4, 1),
+    launch: Launch | None = None,
 ) -> Tensor:
     """The samples of images `(N, H, W, C)`, as `(N * H_out * W_out, blocks, taps * C / blocks)`.
 
     Args:
         shape: of the weights, as `merge_groups` gives them.
     """
+    launch = launch or GATHER
     columns = _empty_columns(cells, shape, size)
     sizes, constants = _arguments(cells, offset, shape, size, window)
     piece = _piece(shape, window)
@@ -266,8 +270,8 @@ def best_launch(outputs: int, dtype: torch.dtype) -> Launch:
     if dtype == torch.float32:
         return Launch(32, min(64, max(16, 1 << (outputs - 1).bit_length())), 4, 1)
     if outputs > 128:
-        return Launch(128, 256, 8, 2)
-    return Launch(128, max(16, 1 << (outputs - 1).bit_length()), 4, 2)
+        return Launch(64, 256, 8, 2)
+    return Launch(64, max(16, 1 << (outputs - 1).bit_length()), 4, 2)
 
 
 def spread(
@@ -278,10 +282,10 @@ def spread(
     by_offset: Tensor | None,
     shape: tuple[int, ...],
     window: Window,
-    launch: Launch = Launch(32, 0, 4, 1),
+    launch: Launch | None = None,
 ) -> None:
     """Adds the gradient by the samples to `by_x`, `(N, H, W, C)`, and writes that by offsets; both float32."""
-    size = offset.shape[2:]
+    launch, size = launch or SPREAD, offset.shape[2:]
     sizes, constants = _arguments(cells, offset, shape, size, window)
     programs = math.ceil(sizes[0] / launch.cells) * constants[3] * window.deform_groups
     nothing = by_columns  # a pointer that is not used
@@ -371,7 +375,9 @@ def _works(x: Tensor, offset: Tensor, weight: Tensor, window: Window, groups: in
     except Exception as error:  # no C compiler, a GPU that Triton does not know, ...
         _broken.append(f'{type(error).__name__}: {error}')
         lines = _broken[0].strip().splitlines()
-        _log.warning("deformable convolutions by mmcv's slower kernels, not by Triton: %s", lines[0])
+        _log.warning(
+            "deformable convolutions by mmcv's slower kernels, not by Triton: %s", lines[0]
+        )
         return False
     _tried.add(kind)
     return True

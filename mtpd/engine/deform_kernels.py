@@ -112,9 +112,7 @@ def gather_columns(
             offset_n, offset_c, offset_y, offset_x,
             TAPS, KERNEL_W, STRIDE_Y, STRIDE_X, PAD_Y, PAD_X, DILATION_Y, DILATION_X,
         )  # fmt: skip
-        values = sample(
-            x, channel, image, inside, top, left, below, right, height, width, CHANNELS
-        )
+        values = sample(x, channel, image, inside, top, left, below, right, height, width, CHANNELS)
         tl.store(
             columns + target + tap * PER_BLOCK,
             values.to(columns.dtype.element_ty),
@@ -212,7 +210,9 @@ def spread_gradients(
         channel = first + tl.arange(0, PIECE)
         shift = (first // PER_BLOCK * (TAPS - 1) + tap) * PER_BLOCK
         gradient = tl.load(
-            by_columns + cell.to(tl.int64)[:, None] * (CHANNELS * TAPS) + (channel + shift)[None, :],
+            by_columns
+            + cell.to(tl.int64)[:, None] * (CHANNELS * TAPS)
+            + (channel + shift)[None, :],
             mask=alive[:, None],
             other=0.0,
         ).to(tl.float32)

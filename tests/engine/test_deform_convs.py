@@ -25,7 +25,7 @@ from torch import Tensor, nn
 # channels, outputs, groups, deformable groups, kernel, stride, padding, dilation, size of the image, how far offsets go
 CASES = {
     'plain': (32, 24, 1, 1, 3, 1, 1, 1, (7, 9), 1),
-    'groups': (128, 64, 16, 1, 3, 1, 1, 1, (6, 5), 1),
+    'groups': (128, 64, 16, 1, 3, 1, 1, 1, (4, 5), 1),
     'groups that stay': (96, 48, 6, 1, 3, 1, 1, 1, (5, 7), 1),
     'stride': (64, 32, 4, 1, 3, 2, 1, 1, (9, 12), 1),
     'dilation': (32, 16, 2, 1, 3, 1, 2, 2, (8, 7), 1),
@@ -42,8 +42,8 @@ def case(name: str, device: str = 'cpu') -> tuple:
     sides = [side if isinstance(side, tuple) else (side, side) for side in sides]
     window = deform_convs.Window(*sides, deform_groups)
     torch.manual_seed(0)
-    x = torch.randn(3, channels, *size)
-    offset = torch.randn(3, deform_groups * 2 * sides[0][0] * sides[0][1], *window.output_size(x))
+    x = torch.randn(2, channels, *size)
+    offset = torch.randn(2, deform_groups * 2 * sides[0][0] * sides[0][1], *window.output_size(x))
     weight = torch.randn(outputs, channels // groups, *sides[0])
     offset[0] = offset[0].round()  # on cells, and on the image's border
     x = x.to(memory_format=torch.channels_last)
@@ -86,25 +86,29 @@ def error(ours: Tensor, exact: Tensor) -> float:
 
 
 def interpret() -> dict[str, list[float]]:
-    """By case, how far off output and gradients are, the output without stored samples, and all image by image."""
+    """By case, how far off are output and gradients, and the output without stored samples.
+
+    The first case also image by image, and each gradient by itself.
+    """
     errors = {}
     for name in CASES:
         exact, inputs = by_mmcv(*case(name)), case(name)
-        ours = [*by_triton(*inputs), without_columns(*inputs)]
-        deform_convs.MOST_BYTES = 1
-        ours += by_triton(*inputs)
-        deform_convs.MOST_BYTES = 1 << 30
-        some = [
-            torch.autograd.grad(
-                deform_convs.deform_conv(*(p.requires_grad_(i == j) for j, p in enumerate(inputs[:3])), *inputs[3:]).sum(),
-                inputs[i],
-            )[0].isfinite().all()
-            for i in range(3)
-        ]  # fmt: skip
-        assert all(some)
-        wanted = [*exact, exact[0], *exact]
+        ours, wanted = [*by_triton(*inputs), without_columns(*inputs)], [*exact, exact[0]]
+        if not errors:
+            deform_convs.MOST_BYTES = 1
+            ours += by_triton(*inputs)
+            deform_convs.MOST_BYTES = 1 << 30
+            ours += [one_gradient(i, *inputs) for i in range(3)]
+            wanted += [*exact, *exact[1:]]
         errors[name] = [error(a, b) for a, b in zip(ours, wanted, strict=True)]
     return errors
+
+
+def one_gradient(index: int, *inputs) -> Tensor:
+    parts = [part.detach().requires_grad_(i == index) for i, part in enumerate(inputs[:3])]
+    out = deform_convs.deform_conv(*parts, *inputs[3:])
+    torch.manual_seed(1)
+    return torch.autograd.grad(out, parts[index], torch.randn(out.shape))[0]
 
 
 @pytest.fixture(scope='module')
@@ -142,7 +146,9 @@ def test_what_the_kernels_do_not_take_stays_mmcvs():
 
     assert supported(DeformConv2d, 256, 256) and supported(DeformConv2dPack, 512, 512, groups=64)
     assert supported(DeformConv2dPack, 64, 64, groups=4, deform_groups=4)
-    assert not supported(DeformConv2d, 24, 24) and not supported(DeformConv2d, 64, 64, deform_groups=8)
+    assert not supported(DeformConv2d, 24, 24) and not supported(
+        DeformConv2d, 64, 64, deform_groups=8
+    )
     assert not supported(ModulatedDeformConv2dPack, 64, 64)
 
 
@@ -202,21 +208,21 @@ def test_replaced_modules_stay_under_autocast_and_a_teachers_in_bfloat16(with_tr
     assert plain.pack._forward_pre_hooks and not replaced.pack._forward_pre_hooks
 
 
-@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
-def test_kernels_that_do_not_compile_leave_the_work_to_mmcv_for_good(monkeypatch, caplog, precision):
-    calls = []
-
+def test_kernels_that_do_not_compile_leave_the_work_to_mmcv_for_good(monkeypatch, caplog):
     def fail(*args: object) -> None:
-        calls.append(args)
         raise RuntimeError('Failed to find C compiler.\nSet CC.')
 
     monkeypatch.setattr(deform_convs, '_broken', [])
+    monkeypatch.setattr(deform_convs, '_tried', set())
+    monkeypatch.setattr(deform_convs, '_can_run', lambda *args: not deform_convs._broken)
     monkeypatch.setattr(deform_convs, 'deform_conv', fail)
-    x, offset, weight, window, groups = case('plain')
+    monkeypatch.setattr(deform_convs, 'find_triton', lambda: sys)
+    conv = DeformConv2d(64, 32, 3, padding=1)
+    replaced = copy.deepcopy(conv)
+    deform_convs.replace_deform_convs(replaced)
+    x, offset = torch.randn(2, 64, 6, 7), torch.randn(2, 18, 6, 7)
     for _ in range(2):
-        assert not deform_convs._broken or len(calls) == 1
-        if not deform_convs._broken:
-            assert not deform_convs._works(x, offset, weight, window, groups)
+        assert torch.equal(replaced(x, offset), conv(x, offset))
     (record,) = caplog.records
     assert record.getMessage().endswith('RuntimeError: Failed to find C compiler.')
 
@@ -242,7 +248,12 @@ def test_on_a_gpu_in_bfloat16_they_are_near_mmcvs(name, full_float32):
     x, offset, weight, *rest = case(name, 'cuda')
     x, weight = x.bfloat16(), weight.bfloat16()
     ours, exact = by_triton(x, offset, weight, *rest), by_mmcv(x, offset, weight, *rest)
-    assert [part.dtype for part in ours] == [torch.bfloat16, torch.bfloat16, torch.float32, torch.bfloat16]
+    assert [part.dtype for part in ours] == [
+        torch.bfloat16,
+        torch.bfloat16,
+        torch.float32,
+        torch.bfloat16,
+    ]
     for a, b in zip(ours, exact, strict=True):
         assert error(a, b) < 1e-2
 
