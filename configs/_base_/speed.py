@@ -7,6 +7,7 @@ speed = dict(
     fold_student='auto',
     fused_convs='auto',
     fused_attention='auto',
+    deform_kernels='auto',
     target_stream='auto',
     pin_memory='auto',
     fused_optimizer='auto',

@@ -70,6 +70,7 @@ SWITCHES = (
     'fold_student',
     'fused_convs',
     'fused_attention',
+    'deform_kernels',
     'target_stream',
     'pin_memory',
     'fused_optimizer',

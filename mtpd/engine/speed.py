@@ -17,10 +17,17 @@ from torch import Tensor, nn
 
 from ..distill.distiller import Distiller
 from ..runtime import target_assignment
-from . import folded_norms, fused_convs, window_attention
+from . import deform_convs, folded_norms, fused_convs, window_attention
 
 FUSED_OPTIMIZERS = ('Adam', 'AdamW', 'SGD')  # torch has a fused kernel for them on CPU and GPU
-CUDA_ONLY = ('teacher_stream', 'fused_convs', 'fused_attention', 'target_stream', 'pin_memory')
+CUDA_ONLY = (
+    'teacher_stream',
+    'fused_convs',
+    'fused_attention',
+    'deform_kernels',
+    'target_stream',
+    'pin_memory',
+)
 
 
 class Speed(NamedTuple):
@@ -37,6 +44,7 @@ class Speed(NamedTuple):
         fused_convs: convolutions, their biases and the ReLUs behind them as one kernel, see `mtpd.engine.fused_convs`;
             the student's only with `fold_student`.
         fused_attention: a Swin Transformer teacher's attention as one call, see `mtpd.engine.window_attention`.
+        deform_kernels: deformable convolutions by Triton, in autocast's type, see `mtpd.engine.deform_convs`.
         target_stream: target assignment beside the forward pass, on a CUDA stream of its own.
         pin_memory: batches are put into memory that is copied to a CUDA device without waiting.
         fused_optimizer: the optimizer updates all weights by one kernel.
@@ -50,6 +58,7 @@ class Speed(NamedTuple):
     fold_student: bool = False
     fused_convs: bool = False
     fused_attention: bool = False
+    deform_kernels: bool = False
     target_stream: bool = False
     pin_memory: bool = False
     fused_optimizer: bool = False
@@ -67,6 +76,7 @@ def resolve_speed(settings: dict | None, device: str) -> Speed:
         fold_student=cuda,
         fused_convs=cuda,
         fused_attention=cuda,
+        deform_kernels=cuda,
         target_stream=cuda,
         pin_memory=cuda,
         fused_optimizer=True,
@@ -100,6 +110,8 @@ def apply_speed(model: nn.Module, speed: Speed, device: str) -> nn.Module:
                 fused_convs.fuse_convs(model.teacher, model.hooked_modules)
             if speed.fused_attention:
                 window_attention.fuse_window_attention(model.teacher, model.hooked_modules)
+            if speed.deform_kernels:
+                deform_convs.replace_deform_convs(model.teacher)
             if speed.channels_last:
                 model.teacher.to(memory_format=torch.channels_last)
         model.teacher.own_stream = speed.teacher_stream
@@ -108,6 +120,8 @@ def apply_speed(model: nn.Module, speed: Speed, device: str) -> nn.Module:
         folded_norms.fold_norms(student.backbone, hooked)
         if speed.fused_convs:
             fused_convs.fuse_convs(student, hooked)
+    if speed.deform_kernels:
+        deform_convs.replace_deform_convs(student)
     if speed.target_stream:
         target_assignment.assign_on_own_stream(student)
     if speed.keep_memory:
@@ -159,7 +173,7 @@ def use_bfloat16(model: nn.Module, student: nn.Module, device: str, backbone: bo
     Weights, gradients and the optimizer are float32, and so is a detector in eval mode. Convolutions and matrix products
     of backbone, neck and heads, and of distillation losses, run under autocast. What the losses are computed from is
     float32 again: a head's outputs, regions of interest, the points of RepPoints, the features that are compared.
-    mmcv's own operators take float32 only, in the usual layout (N, C, H, W).
+    mmcv's own operators take float32 only, in the usual layout (N, C, H, W); `deform_convs` replaces some.
 
     Args:
         backbone: the student's too; on the CPU few channels gain nothing.
@@ -186,14 +200,17 @@ def keep_in_bfloat16(teacher: nn.Module) -> None:
     Convolutions and matrix products give the same numbers as before. Layer norms compute in float32 still, but read and
     write bfloat16, so that the sums of a Swin Transformer's blocks are bfloat16, too.
     """
-    plain = {
-        part for op in teacher.modules() if isinstance(op, MMCV_OPERATORS) for part in op.modules()
-    }
+    plain = {part for op in teacher.modules() if _is_plain_operator(op) for part in op.modules()}
     for module in teacher.modules():
-        if type(module) in (nn.Conv2d, nn.Linear) and module not in plain:
+        casts = type(module) in (nn.Conv2d, nn.Linear) and module not in plain
+        if casts or deform_convs.is_replaced(module):
             module.bfloat16()
         elif type(module) is nn.LayerNorm:
             module.bfloat16().forward = functools.partial(_layer_norm, module)
+
+
+def _is_plain_operator(module: nn.Module) -> bool:
+    return isinstance(module, MMCV_OPERATORS) and not deform_convs.is_replaced(module)
 
 
 def _layer_norm(module: nn.LayerNorm, x: Tensor) -> Tensor:
@@ -206,7 +223,7 @@ def keep_operators_plain(*models: nn.Module, device: str) -> None:
     """Gives mmcv's operators in detectors the inputs and weights that they take, whatever is around them."""
     for model in models:
         for module in model.modules():
-            if isinstance(module, MMCV_OPERATORS):
+            if _is_plain_operator(module):
                 module.to(memory_format=torch.contiguous_format)
                 AutocastScope(device, False).on(module)
 

@@ -39,7 +39,14 @@ def test_a_run_that_an_earlier_version_began_goes_on(tmp_path):
     """It knew fewer speed switches, and said how many processes load images."""
     recipe = load_recipe(MINI)
     values = recipe.cfg._cfg_dict.to_dict()
-    new = ('fold_student', 'fused_convs', 'fused_attention', 'target_stream', 'pin_memory')
+    new = (
+        'fold_student',
+        'fused_convs',
+        'fused_attention',
+        'deform_kernels',
+        'target_stream',
+        'pin_memory',
+    )
     assert all(values['speed'].pop(switch) == 'auto' for switch in new)
     values['runtime']['workers'] = 1
     settings_file = tmp_path / 'recipe.py'
