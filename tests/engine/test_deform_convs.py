@@ -227,12 +227,6 @@ def test_kernels_that_do_not_compile_leave_the_work_to_mmcv_for_good(monkeypatch
     assert record.getMessage().endswith('RuntimeError: Failed to find C compiler.')
 
 
-@pytest.fixture
-def full_float32(monkeypatch):
-    monkeypatch.setattr(torch.backends.cuda.matmul, 'allow_tf32', False)
-    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize('name', CASES)
 def test_on_a_gpu_outputs_and_gradients_are_mmcvs(name, full_float32):

@@ -108,14 +108,6 @@ def test_fused_convolutions_change_nothing_on_the_cpu(name):
     assert_equal(plain, copy.deepcopy(fused))
 
 
-@pytest.fixture
-def full_float32():
-    usual = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = usual
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize('name', BACKBONES)
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
