@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument('--updates', type=int, default=300)
     parser.add_argument('--repeats', type=int, default=3)
     parser.add_argument('--cfg-options', default='')
+    parser.add_argument('--kinds', nargs='+', default=list(KINDS), choices=list(KINDS))
     parser.add_argument('--one', choices=list(KINDS), help=argparse.SUPPRESS)
     parser.add_argument('--out', type=Path, help='where the JSON goes')
     options = parser.parse_args()
@@ -90,19 +91,23 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(one(options, options.one, Path(folder))))
         return
-    rows: dict = {kind: [] for kind in KINDS}
+    rows: dict = {kind: [] for kind in options.kinds}
     for _ in progress_bar('pairs of stages', range(options.repeats)):
         for kind, repeats in rows.items():
             command = [sys.executable, *sys.argv, '--one', kind]
             process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             repeats.append(json.loads(process.stdout.splitlines()[-1]))
-    pairs = [list(zip(*([row[key] for row in rows[kind]] for kind in ('off', 'default')), strict=True))
-             for key in ('seconds', 'milliseconds_an_update')]  # fmt: skip
-    ratios = [statistics.median(a / b for a, b in some) for some in pairs]
+    ratios = {}
+    if rows.keys() == KINDS.keys():
+        for name, key in (('ratio_stage', 'seconds'), ('ratio_update', 'milliseconds_an_update')):
+            pairs = zip(rows['off'], rows['default'], strict=True)
+            ratios[name] = statistics.median(a[key] / b[key] for a, b in pairs)
+        print(
+            f'off / default: whole stage {ratios["ratio_stage"]:.2f}, an update {ratios["ratio_update"]:.2f}'
+        )
     for kind, repeats in rows.items():
         row = {key: statistics.median(item[key] for item in repeats) for key in repeats[0]}
         print(kind, {key: round(value, 3) for key, value in row.items()})
-    print(f'off / default: whole stage {ratios[0]:.2f}, an update {ratios[1]:.2f}')
     if options.out:
         write_json(
             options.out,
@@ -111,8 +116,7 @@ def main() -> None:
                 'recipe': str(options.recipe),
                 'updates': options.updates,
                 'rows': rows,
-                'ratio_stage': ratios[0],
-                'ratio_update': ratios[1],
+                **ratios,
                 'environment': describe_environment(),
             },
         )

@@ -103,10 +103,12 @@ def end_to_end(report: dict) -> str:
         waiting = f'{100 * middle["waiting_for_data"]:.1f} %'
         rows.append([kind, *(f'{middle[key]:.1f}' for key in keys), waiting])
     head = ['', 's, whole stage', 'ms an update', 'img/s', 's beside updates', 'waiting for data']
-    ratio = (
-        f'\n\noff / default, medians of pairs: the whole stage of {report["updates"]} updates '
-        f'{report["ratio_stage"]:.2f}, an update {report["ratio_update"]:.2f}.'
-    )
+    ratio = ''
+    if 'ratio_stage' in report:
+        ratio = (
+            f'\n\noff / default, medians of pairs: the whole stage of {report["updates"]} updates '
+            f'{report["ratio_stage"]:.2f}, an update {report["ratio_update"]:.2f}.'
+        )
     return under(report, table(head, rows) + ratio)
 
 

@@ -1,4 +1,4 @@
-"""Parts of RetinaNet's distillation step on a GPU, each in several ways: milliseconds, the median of four.
+"""Parts of the distillation steps on a GPU, each in several ways: milliseconds, the median of four.
 
 python benchmarks/gpu/tried.py --out results/bench/gpu_tried.json
 
@@ -22,14 +22,17 @@ import distill_step  # compat before mmcv
 
 # isort: split
 import torch
+from mmcv.ops import DeformConv2d
+from mmdet.models import build_loss
 from run import DIGITS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtpd.config.recipe import Recipe, load_recipe
 from mtpd.distill.distiller import Teacher
-from mtpd.engine import speed
+from mtpd.engine import deform_convs, speed, window_attention
 from mtpd.preflight import trial
+from mtpd.runtime import target_assignment
 from mtpd.utils.files import write_json
 from mtpd.utils.machine import describe_environment
 
@@ -79,6 +82,55 @@ def teacher(timer: Timer, recipe: Recipe, name: str, images: Tensor) -> dict:
     row['... cudnn.benchmark'] = forward(True)
     torch.backends.cudnn.benchmark = False
     return row
+
+
+def swin_teacher(timer: Timer, images: Tensor) -> dict:
+    recipe = load_recipe('configs/paper/mask_rcnn_r50__swint_swins.py', DIGITS)
+    model = teacher_of(recipe, 'swins', timer.device).to(memory_format=torch.channels_last)
+    speed.keep_in_bfloat16(model)
+
+    def forward() -> None:
+        with torch.no_grad(), torch.autocast(timer.device, torch.bfloat16):
+            model(images)
+
+    row = {"mmdet's attention": timer(forward)}
+    window_attention.fuse_window_attention(model)
+    return row | {'fused attention': timer(forward)}
+
+
+def deformable(timer: Timer, channels: int, groups: int, size: tuple, backward: bool) -> dict:
+    """A 3 x 3 convolution of 16 images: mmcv's in float32, Triton's in bfloat16."""
+    torch.manual_seed(0)
+    conv = DeformConv2d(channels, channels, 3, padding=1, groups=groups).to(timer.device)
+    offset = torch.randn(16, 18, *size, device=timer.device, requires_grad=backward)
+    x = torch.randn(16, channels, *size, device=timer.device, requires_grad=backward)
+
+    def work() -> None:
+        with torch.set_grad_enabled(backward), torch.autocast(timer.device, torch.bfloat16):
+            out = conv(x, offset)
+            if backward:
+                torch.autograd.grad(out, [x, offset, conv.weight], out.detach())
+
+    row = {'mmcv': timer(work, 2)}
+    deform_convs.replace_deform_convs(conv)
+    x = x.detach().bfloat16().to(memory_format=torch.channels_last).requires_grad_(backward)
+    return row | {'Triton': timer(work)}
+
+
+def focal(timer: Timer, images: Tensor) -> dict:
+    """The loss of RetinaNet's largest level, and its gradient."""
+    count = len(images) * 9 * (images.shape[2] // 8) * (images.shape[3] // 8)
+    pred = torch.randn(count, 80, device=timer.device, requires_grad=True)
+    target = torch.full((count,), 80, device=timer.device)
+    weight, loss = torch.ones(count, device=timer.device), build_loss(dict(type='FocalLoss'))
+
+    def work() -> None:
+        torch.autograd.grad(loss(pred, target, weight, avg_factor=100), pred)
+
+    target_assignment.patch_target_assignment()
+    with target_assignment.original_assignment():
+        row = {'mmcv': timer(work)}
+    return row | {'Triton': timer(work)}
 
 
 def one_kernel(timer: Timer, images: Tensor) -> dict:
@@ -143,6 +195,7 @@ def main() -> None:
     )
     parser.add_argument('--out', type=Path, required=True)
     parser.add_argument('--device', default='cuda')
+    parser.add_argument('--only', nargs='+', metavar='PART', help='parts whose names begin so')
     parser.add_argument('--shape', type=int, nargs=3, default=[16, 800, 1344], metavar='N')
     options = parser.parse_args()
     device = options.device
@@ -165,6 +218,20 @@ def main() -> None:
         return model
 
     works = {
+        'Swin-S teacher': lambda: swin_teacher(timer, images),
+        'focal loss, largest level, with its gradient': lambda: focal(timer, images),
+        **{
+            f'deformable convolution, {channels} channels, {groups} groups, {how}': lambda case=(channels, groups, size, how != 'forward'): (
+                deformable(timer, *case)
+            )
+            for channels, groups, size, how in (
+                (512, 64, (100, 168), 'forward'),
+                (1024, 64, (50, 84), 'forward'),
+                (2048, 64, (25, 42), 'forward'),
+                (256, 1, (100, 168), 'forward'),
+                (256, 1, (100, 168), 'with gradients'),
+            )
+        },
         'teacher rx101': lambda: teacher(timer, recipe, 'rx101', images),
         'teacher r101': lambda: teacher(timer, recipe, 'r101', images),
         'fused relu': lambda: one_kernel(timer, images),
@@ -182,6 +249,8 @@ def main() -> None:
         'environment': describe_environment(torch.get_num_threads()),
     }
     for name, work in works.items():
+        if options.only and not name.startswith(tuple(options.only)):
+            continue
         results['parts'][name] = work()
         print(name, results['parts'][name], flush=True)
         write_json(options.out, results)

@@ -115,16 +115,18 @@ class DeformConv(torch.autograd.Function):
         cells, offset = _channels_last(x.detach()), offset.detach()
         size = window.output_size(x)
         blocks, _, _, outputs = weight.shape
-        out = x.new_empty(len(x), *size, blocks * outputs)
+        shape = len(x), blocks * outputs, *size
+        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        rows = out.permute(0, 2, 3, 1)  # `out` itself is no view: a ReLU may work in place on it
         if x.dtype == torch.bfloat16:
-            convolve(cells, offset, weight, out, window)
+            convolve(cells, offset, weight, rows, window)
         else:  # exact products are torch's business
             factors = weight.flatten(1, 2)
             for part in _parts(len(x), size, weight, x.element_size()):
                 columns = gather(cells[part], offset[part], weight.shape, size, window)
-                rows = out[part].view(-1, blocks, outputs).transpose(0, 1)
-                _multiply(columns.transpose(0, 1), factors, rows)
-        return out.permute(0, 3, 1, 2)
+                target = rows[part].view(-1, blocks, outputs).transpose(0, 1)
+                _multiply(columns.transpose(0, 1), factors, target)
+        return out
 
     @staticmethod
     @once_differentiable

@@ -22,6 +22,7 @@ from mmdet.models.dense_heads import AnchorHead, RepPointsHead, RPNHead
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
+from .focal_loss import sigmoid_focal_loss
 from .proposals import get_proposals
 from .streams import cuda_stream
 
@@ -41,8 +42,9 @@ def patch_target_assignment() -> None:
         (AnchorHead, 'get_targets', _anchor_targets),
         (RepPointsHead, 'get_targets', _point_targets),
         (RPNHead, 'get_bboxes', get_proposals),
-        # mmdet.core.mask.mask_target as an attribute is a function.
+        # As attributes of their packages these are functions.
         (sys.modules['mmdet.core.mask.mask_target'], 'mask_target_single', _mask_targets),
+        (sys.modules['mmdet.models.losses.focal_loss'], 'sigmoid_focal_loss', sigmoid_focal_loss),
     ):
         original = _originals[owner, name] = getattr(owner, name)
         setattr(owner, name, _replacement(work, original))

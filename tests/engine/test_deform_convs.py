@@ -268,6 +268,8 @@ def test_on_a_gpu_the_papers_layers_are_mmcvs(channels, groups, size, stride, fu
     x = x.to(memory_format=torch.channels_last)
     for a, b in zip(with_gradients(lambda x: replaced(x), x), exact, strict=True):
         assert error(a, b) < 1e-4
+    replaced(x).relu_().sum().backward()  # in place, as RepPoints' head does it
+    assert replaced.weight.grad.any()
     replaced.bfloat16()
     with torch.autocast('cuda', torch.bfloat16):
         out = replaced(x.bfloat16())
