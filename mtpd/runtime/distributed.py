@@ -245,6 +245,7 @@ def _check_same_task(text: str) -> None:
     """Raises MtpdError where the processes have different commands or `text`: all would do what rank 0's says."""
     tasks = gather((sys.argv[1:], text))
     if any(task != tasks[0] for task in tasks):
+        _disconnect()  # a process that ends while its connections live may be aborted
         raise MtpdError(
             'the processes were started together, with different commands or recipes: start them one by one '
             '(with SLURM: unset SLURM_STEP_NUM_TASKS).'

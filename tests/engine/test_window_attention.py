@@ -61,7 +61,8 @@ def test_it_is_used_in_a_frozen_detector_alone(monkeypatch):
         lambda *args: calls.append(1) or plain(*args),
     )
     cfg = dict(type='SwinTransformer', embed_dims=32, depths=(2, 2, 1, 1), num_heads=(2, 2, 4, 4))
-    swin = build_backbone(cfg).cuda().eval()
+    swin = build_backbone(cfg).cuda()
+    swin.eval()  # mmdet's returns None
     window_attention.fuse_window_attention(swin)
     images = torch.rand(1, 3, 70, 90, device='cuda')
     swin(images)[0].sum().backward()
