@@ -40,7 +40,7 @@ from ..engine import loop, memory, pipelines
 from ..engine.evaluation import DetectionTask, check_metrics, evaluate_model, metrics_of_checkpoint
 from ..errors import RecipeError, unknown_name
 from ..runtime import checkpoints, distributed
-from ..utils.paths import ROOT, display_path, resolve_path, user_path
+from ..utils.paths import ROOT, display_path, missing_folder_text, resolve_path, user_path
 from . import config_checks
 from .run_dir import claim_data, claim_run_dir
 
@@ -474,7 +474,7 @@ def use_coco_folder(cfg: Config, root: Path, splits: dict, source: Path) -> None
         MtpdError: neither split of it has a readable annotation file.
     """
     if not root.is_dir():
-        raise RecipeError(source, [f'data.root {root}: no such folder.'])
+        raise RecipeError(source, [f'data.root {missing_folder_text(root)}'])
     files = {name: layouts.locate_split(root, split) for name, split in splits.items()}
     files['test'] = files['val']
     names = coco.class_names(layouts.class_file(root, splits))
@@ -598,7 +598,7 @@ def _file_problems(leaf: dict, path: Path, images: Path, corrupt_limit: int) -> 
         problems.append(
             f'{path} lacks {len(missing)} of the classes of the config: {", ".join(missing[:5])}; it has '
             f'{list_names(names)}. Classes follow from the data with --cfg-options data.root=FOLDER. Where the file '
-            f'has no such objects, add {{"id": ..., "name": "{missing[0]}"}} to its "categories".'
+            f'has no such objects, add {coco.new_category(path, missing[0])} to its "categories".'
         )
     if "'with_mask': True" in str(leaf.get('pipeline')):
         problems += [

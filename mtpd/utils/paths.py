@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from ..errors import RecipeError, did_you_mean
-from .files import sha256_in_name
+from .files import nearest_existing_folder, sha256_in_name
 
 # The checkout: configs/, notebooks/ and runs/ lie in it.
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,6 +86,24 @@ def resolve_path(path: str, source: Path, working_directory: Path | None = None)
         if (folder / path).exists():
             return folder / path
     return here / path
+
+
+def missing_folder_text(path: Path) -> str:
+    """What is wrong with a path that is no folder, and the one or two folders that may be meant."""
+    if path.is_file():
+        return f'{path} is a file, and a folder is needed.'
+    parent = nearest_existing_folder(path)
+    missing, *rest = path.relative_to(parent).parts
+    try:
+        folders = [entry for entry in parent.iterdir() if entry.is_dir()]
+    except OSError:  # not to be listed
+        folders = []
+    names = {folder.name.casefold(): folder for folder in sorted(folders)}
+    close = difflib.get_close_matches(missing.casefold(), names, n=2)
+    near = [names[name].joinpath(*rest) for name in close]
+    near = [folder for folder in near if folder.is_dir()] or [names[name] for name in close]
+    hint = f' Did you mean {" or ".join(map(str, near))}?' if near else ''
+    return f'{path}: no such folder.{hint}'
 
 
 def packaged_configs() -> Path:

@@ -78,7 +78,7 @@ WRONG = {
     'no evaluations': ('evaluation.interval=0', r'evaluation\.interval is 0'),
     'a logger without its package': (
         "log_config.hooks=[{'type':'TextLoggerHook'},{'type':'DvcliveLoggerHook'}]",
-        'DvcliveLoggerHook needs the package dvclive: pip install dvclive',
+        'DvcliveLoggerHook needs the package dvclive<1: pip install .dvclive<1',
     ),
     'classes in a text': ('data.train.dataset.classes=cat', "data.train.dataset.classes is 'cat', a text"),
     'heads of other classes': ('model.bbox_head.num_classes=5', 'the model has 5 classes in model.bbox_head.num_classes'),
@@ -86,9 +86,26 @@ WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize('name', WRONG)
+OTHER_HOOKS = {
+    'a logger that pip cannot install': (
+        "log_config.hooks=[{'type':'PaviLoggerHook'},{'type':'TextLoggerHook'}]",
+        'PaviLoggerHook needs the module pavi, which pip cannot install',
+    ),
+    'a logger among the custom hooks': (
+        "custom_hooks=[{'type':'NumClassCheckHook'},{'type':'SegmindLoggerHook'}]",
+        r'custom_hooks: SegmindLoggerHook needs the module segmind\.tracking, which newer',
+    ),
+    'an average that nothing takes': (
+        "custom_hooks=[{'type':'ExpMomentumEMAHook','priority':49}] runner={'type':'IterBasedRunner','max_iters':4} "
+        'checkpoint_config.by_epoch=False lr_config.by_epoch=False',
+        'custom_hooks: ExpMomentumEMAHook puts its average .* an IterBasedRunner has no epochs',
+    ),
+}
+
+
+@pytest.mark.parametrize('name', WRONG | OTHER_HOOKS)
 def test_a_fault_is_named_with_a_fix_that_works(path, name):
-    option, pattern = WRONG[name]
+    option, pattern = (WRONG | OTHER_HOOKS)[name]
     text = the_problem(path, option)
     assert re.search(pattern, text), text
     words = [word for word in advised_options(text) if not word.startswith('load_from=work_dirs')]
