@@ -52,6 +52,14 @@ def _schedule_problems(cfg: Config) -> Iterator[str]:
             yield unknown_name('runner.type', str(runner.get('type')), RUNNERS)
         elif not isinstance(runner.get(length), int):
             yield f'runner.{length} is missing, which is how long a {runner.type} trains.'
+        for key in runner.keys() - {'type', length} if length else ():
+            if key not in RUNNERS.values():
+                yield unknown_name('key', f'runner.{key}', [f'runner.{length}'])
+            elif runner[key] is not None:
+                yield (
+                    f'runner has {key} and {length}, and {runner.type} counts by {length} alone. '
+                    f'Give --cfg-options runner.{key}=None'
+                )
     if policy := cfg.get('lr_config'):
         yield from checks.policy_problems('lr_config', policy)
     step = cfg.get('optimizer_config') or {}

@@ -40,7 +40,14 @@ from ..engine import loop, memory, pipelines
 from ..engine.evaluation import DetectionTask, check_metrics, evaluate_model, metrics_of_checkpoint
 from ..errors import RecipeError, unknown_name
 from ..runtime import checkpoints, distributed
-from ..utils.paths import ROOT, display_path, missing_folder_text, resolve_path, user_path
+from ..utils.paths import (
+    ROOT,
+    display_path,
+    missing_file_text,
+    missing_folder_text,
+    resolve_path,
+    user_path,
+)
 from . import config_checks
 from .run_dir import claim_data, claim_run_dir
 
@@ -547,7 +554,7 @@ def dataset_problems(cfg: Config, splits: Iterable[str], corrupt_limit: int = 0)
                 continue
             count += len(files)
             for path, images in files:
-                problems += _file_problems(leaf, path, images, corrupt_limit)
+                problems += _file_problems(key, leaf, path, images, corrupt_limit)
         if split == 'test' and count > 1:
             problems.append(f'data.test joins {count} annotation files: give one.')
         problems += config_checks.pipeline_problems(cfg.data[split], f'data.{split}')
@@ -588,8 +595,18 @@ def _label_problems(cfg: Config, key: str, leaf: dict) -> list[str]:
     ]
 
 
-def _file_problems(leaf: dict, path: Path, images: Path, corrupt_limit: int) -> list[str]:
-    """What is wrong with an annotation file of a dataset config and the folder of its images."""
+def _file_problems(key: str, leaf: dict, path: Path, images: Path, corrupt_limit: int) -> list[str]:
+    """What is wrong with an annotation file of the dataset config under `key` and the folder of its images."""
+    if not path.is_file():
+        return [
+            f'{key}.ann_file is {missing_file_text(path)} Give it: --cfg-options {key}.ann_file=FILE. Or take another '
+            'dataset: --cfg-options data.root=FOLDER'
+        ]
+    if not images.is_dir():
+        return [
+            f'{key}.img_prefix is {missing_folder_text(images)} Give it: --cfg-options {key}.img_prefix=FOLDER (where '
+            f'data.root is given, data.splits instead).'
+        ]
     files = {'annotations': path, 'images': images}
     if problems := coco.split_problems(Path(), files, corrupt_limit):
         return problems

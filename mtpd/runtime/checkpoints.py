@@ -214,6 +214,14 @@ def check_finite(state: dict, source: str | Path) -> None:
         )
 
 
+def _has_sigmoid(model: nn.Module, key: str) -> bool:
+    """Whether the head that has the weight `key` tells classes by sigmoids, with no output for the background."""
+    parts = key.split('.')
+    owners = [model.get_submodule('.'.join(parts[:depth])) for depth in range(1, len(parts))]
+    heads = [module for module in owners if hasattr(module, 'num_classes')]
+    return bool(heads) and getattr(heads[-1], 'use_sigmoid_cls', False)
+
+
 def _classes_hint(model: nn.Module, shapes: dict) -> str:
     """A message with both numbers of classes, where they explain all `shapes` (the model's, the file's); else ''."""
     classes = max((m.num_classes for m in model.modules() if hasattr(m, 'num_classes')), default=0)
@@ -221,7 +229,7 @@ def _classes_hint(model: nn.Module, shapes: dict) -> str:
     for key, (shape, file_shape) in shapes.items():
         if not classes or key.startswith(('backbone.', 'neck.')) or shape[1:] != file_shape[1:]:
             return ''
-        if shape[0] == classes + 1:  # with the background
+        if shape[0] == classes + 1 and not _has_sigmoid(model, key):  # with the background
             file_classes.add(file_shape[0] - 1)
         else:  # a multiple of the classes, by anchors or the sides of boxes
             file_classes.add(file_shape[0] * classes / shape[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
@@ -88,6 +89,15 @@ def resolve_path(path: str, source: Path, working_directory: Path | None = None)
     return here / path
 
 
+def missing_file_text(path: Path) -> str:
+    """What is wrong with a path that is no file, and the one or two that may be meant."""
+    if path.is_dir():
+        return f'{path} is a folder, and a file is needed.'
+    if not path.parent.is_dir():
+        return missing_folder_text(path.parent)
+    return f'{path}: no such file.{_near_text(path, [file for file in path.parent.iterdir() if file.is_file()])}'
+
+
 def missing_folder_text(path: Path) -> str:
     """What is wrong with a path that is no folder, and the one or two folders that may be meant."""
     if path.is_file():
@@ -98,12 +108,17 @@ def missing_folder_text(path: Path) -> str:
         folders = [entry for entry in parent.iterdir() if entry.is_dir()]
     except OSError:  # not to be listed
         folders = []
-    names = {folder.name.casefold(): folder for folder in sorted(folders)}
-    close = difflib.get_close_matches(missing.casefold(), names, n=2)
-    near = [names[name].joinpath(*rest) for name in close]
-    near = [folder for folder in near if folder.is_dir()] or [names[name] for name in close]
-    hint = f' Did you mean {" or ".join(map(str, near))}?' if near else ''
-    return f'{path}: no such folder.{hint}'
+    near = _near_text(parent / missing, folders, rest)
+    return f'{path}: no such folder.{near}'
+
+
+def _near_text(path: Path, known: list[Path], rest: Iterable[str] = ()) -> str:
+    """A question after the paths of `known` that are named most like `path`, with `rest` behind them where that exists."""
+    names = {other.name.casefold(): other for other in sorted(known)}
+    close = difflib.get_close_matches(path.name.casefold(), names, n=2)
+    near = [whole for name in close if (whole := names[name].joinpath(*rest)).exists()]
+    near = near or [names[name] for name in close]
+    return f' Did you mean {" or ".join(map(str, near))}?' if near else ''
 
 
 def packaged_configs() -> Path:

@@ -86,7 +86,11 @@ WRONG = {
 }  # fmt: skip
 
 
-OTHER_HOOKS = {
+OTHERS = {
+    'epochs and updates': (
+        "runner={'type':'IterBasedRunner','max_iters':4} lr_config.by_epoch=False",
+        'runner has max_epochs and max_iters, and IterBasedRunner counts by max_iters alone',
+    ),
     'a logger that pip cannot install': (
         "log_config.hooks=[{'type':'PaviLoggerHook'},{'type':'TextLoggerHook'}]",
         'PaviLoggerHook needs the module pavi, which pip cannot install',
@@ -96,16 +100,16 @@ OTHER_HOOKS = {
         r'custom_hooks: SegmindLoggerHook needs the module segmind\.tracking, which newer',
     ),
     'an average that nothing takes': (
-        "custom_hooks=[{'type':'ExpMomentumEMAHook','priority':49}] runner={'type':'IterBasedRunner','max_iters':4} "
+        "custom_hooks=[{'type':'ExpMomentumEMAHook','priority':49}] runner={'type':'IterBasedRunner','max_iters':4,'max_epochs':None} "
         'checkpoint_config.by_epoch=False lr_config.by_epoch=False',
         'custom_hooks: ExpMomentumEMAHook puts its average .* an IterBasedRunner has no epochs',
     ),
 }
 
 
-@pytest.mark.parametrize('name', WRONG | OTHER_HOOKS)
+@pytest.mark.parametrize('name', WRONG | OTHERS)
 def test_a_fault_is_named_with_a_fix_that_works(path, name):
-    option, pattern = (WRONG | OTHER_HOOKS)[name]
+    option, pattern = (WRONG | OTHERS)[name]
     text = the_problem(path, option)
     assert re.search(pattern, text), text
     words = [word for word in advised_options(text) if not word.startswith('load_from=work_dirs')]
@@ -114,6 +118,11 @@ def test_a_fault_is_named_with_a_fix_that_works(path, name):
         assert words == ["data.train.dataset.classes=['cat']"]
         words = ["data.train.dataset.classes=['cat','dog']"]
     assert problems_of(path, overrides_of([option, *words])) == []
+
+
+def test_a_misspelt_setting_of_the_runner_is_named(path):
+    text = the_problem(path, {'runner.max_epoch': 3})
+    assert text == "unknown key 'runner.max_epoch'. Did you mean 'runner.max_epochs'?"
 
 
 def test_all_faults_come_in_one_message_and_before_anything_is_written(path, tmp_path):
@@ -297,6 +306,23 @@ def test_a_home_folder_in_paths_is_found(root, tmp_path, monkeypatch, model):
     assert (leaf.ann_file, leaf.img_prefix) == (f'{root}/annotations/train.json', f'{root}/train')
     assert problems_of(file, {'load_from': '~/home.pth'}) == []
     (root.parent / 'home.pth').unlink()
+
+
+def test_a_file_or_a_folder_that_is_not_there_is_named_by_its_key(path, root):
+    key = 'data.train.dataset'
+    text = the_problem(path, {f'{key}.ann_file': 'annotations/tran.json'})
+    assert text.startswith(
+        f'{key}.ann_file is {root}/annotations/tran.json: no such file. Did you mean'
+    )
+    assert (
+        f'{root}/annotations/train.json' in text
+        and advised_options(text)[0] == f'{key}.ann_file=FILE.'
+    )
+    text = the_problem(path, {f'{key}.img_prefix': 'trian/'})
+    assert f'{key}.img_prefix is {root}/trian: no such folder. Did you mean {root}/train?' in text
+    assert advised_options(text)[0] == f'{key}.img_prefix=FOLDER'
+    assert 'nowhere: no such folder' in the_problem(path, {f'{key}.ann_file': 'nowhere/train.json'})
+    assert 'is a folder, and a file' in the_problem(path, {f'{key}.ann_file': 'annotations'})
 
 
 def test_class_names_may_lie_in_a_file(path, tmp_path):

@@ -320,6 +320,17 @@ def test_another_number_of_classes_is_recognised(tmp_path):
     assert 'the model has 3 classes and the file 5' in text
 
 
+def test_two_anchors_of_one_class_are_no_background_output(tmp_path):
+    def of_classes(count):
+        config = retinanet(num_classes=count)
+        config['bbox_head']['anchor_generator']['ratios'] = [0.7, 1.0]
+        return detector(config, 1)
+
+    path = saved(tmp_path / 'a.pth', of_classes(10))
+    text = message(checkpoints.load_student, of_classes(1), path)
+    assert 'the model has 1 classes and the file 10' in text
+
+
 def test_another_number_of_classes_is_recognised_with_a_background_output():
     class TwoStage(torch.nn.Module):
         def __init__(self, classes):
