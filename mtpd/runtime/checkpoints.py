@@ -90,9 +90,14 @@ def student_state(checkpoint: dict, source: str | Path = 'the checkpoint') -> di
             break
         state = _renamed(state, lambda key, w=wrapper: key[len(w) :] if key.startswith(w) else None)
     # mmcv's EMA hook saves the average in the plain keys, and the raw weights as `ema_*`.
-    for key in [key for key in state if key.startswith((*BESIDE_STUDENT, 'ema_'))]:
+    beside = [key for key in state if key.startswith((*BESIDE_STUDENT, 'ema_'))]
+    for key in beside:
         del state[key]
-    if not state or any(TEACHER_PART.search(key) for key in state):
+    # Of some other prefix, beside a teacher.
+    is_unknown = any(TEACHER_PART.search(key) for key in beside) and not any(
+        key.startswith(DETECTOR_PART) for key in state
+    )
+    if not state or is_unknown or any(TEACHER_PART.search(key) for key in state):
         prefixes = sorted({key.rpartition(DETECTOR_PART)[0] for key in weights})
         prefixes = [item for item in prefixes if item and not TEACHER_PART.search(item)]
         prefix = prefixes[0] if len(prefixes) == 1 else 'PREFIX.'

@@ -17,6 +17,7 @@ from helpers.plain_config import META, TEXT
 from helpers.tiny import detector, retinanet
 from mtpd.cli.main import main
 from mtpd.config.files import set_class_count
+from mtpd.engine import pipelines
 from mtpd.engine.pipelines import quiet_dataset
 from mtpd.errors import MtpdError, RecipeError
 from mtpd.pipeline import config_checks, mmdet_config
@@ -323,6 +324,17 @@ def test_a_file_or_a_folder_that_is_not_there_is_named_by_its_key(path, root):
     assert advised_options(text)[0] == f'{key}.img_prefix=FOLDER'
     assert 'nowhere: no such folder' in the_problem(path, {f'{key}.ann_file': 'nowhere/train.json'})
     assert 'is a folder, and a file' in the_problem(path, {f'{key}.ann_file': 'annotations'})
+
+
+def test_a_note_on_a_file_of_val_and_test_is_said_once(path, root, tmp_path, capsys):
+    table = json.loads((root / 'annotations/val.json').read_text())
+    for item in table['annotations']:
+        item.pop('iscrowd', None)
+    (tmp_path / 'bare.json').write_text(json.dumps(table))
+    files = dict.fromkeys(('data.val.ann_file', 'data.test.ann_file'), f'{tmp_path}/bare.json')
+    config = mmdet_config.load_config(path, files)
+    pipelines.print_notes(mmdet_config.data_notes(config, ('train', 'val', 'test')))
+    assert capsys.readouterr().err.count('bare.json: an object has no iscrowd') == 1
 
 
 def test_class_names_may_lie_in_a_file(path, tmp_path):

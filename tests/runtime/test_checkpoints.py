@@ -212,11 +212,12 @@ def test_several_sets_of_weights_are_refused_with_a_command_that_takes_one(
     assert same(checkpoints.student_state(state), student.state_dict())
 
 
+@pytest.mark.parametrize('outer', ['pair.', ''])
 def test_a_teacher_without_a_known_student_is_refused_with_a_command_that_takes_it(
-    tmp_path, student, monkeypatch
+    outer, tmp_path, student, monkeypatch
 ):
-    teacher = {f'pair.teacher.{k}': v for k, v in detector(retinanet(), 2).state_dict().items()}
-    path = saved(tmp_path / 'a.pth', student, 'pair.small.', **teacher)
+    teacher = {f'{outer}teacher.{k}': v for k, v in detector(retinanet(), 2).state_dict().items()}
+    path = saved(tmp_path / 'a.pth', student, f'{outer}small.', **teacher)
     text = message(checkpoints.publish_student, path, tmp_path / 'out.pth')
     assert 'a.pth holds a teacher, and no student that is known as one' in text
     state = checkpoints.load_checkpoint(run_command(text, tmp_path, monkeypatch))
