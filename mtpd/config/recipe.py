@@ -38,6 +38,7 @@ from .files import (
     pretrained_as_init_cfg,
     read_config,
     set_class_count,
+    works_text,
 )
 
 PATH_KEYS = ('data.root', '.config', '.checkpoint', '.init')  # keys whose values are paths
@@ -385,7 +386,7 @@ def _settle_paths(cfg: Config, source: Path) -> tuple[list[str], dict[str, str]]
                 path = settle(spec, detector_key(name), key)
                 if key == 'config' and not path.is_file():
                     problems.append(
-                        f'{detector_key(name)}.config: {path} is missing. Correct the path. {RELATIVE_PATHS}'
+                        f'{detector_key(name)}.config: {path} is missing. Correct the path.{works_text(path)} {RELATIVE_PATHS}'
                     )
     if cfg.data.root is not None:
         settle(cfg.data, 'data', 'root')

@@ -127,14 +127,14 @@ def packaged_configs() -> Path:
     return package / '.mim' / 'configs'
 
 
-def nearest_packaged_config(path: Path) -> Path | None:
-    """The config of mmdet with the name of `path` and, of several, with most of its folders' names; None where there is none."""
+def nearest_config(path: Path, configs: Path) -> Path | None:
+    """The file below `configs` with the name of `path` and, of several, with most of its folders' names; None where there is none."""
 
     def shared_parts(file: Path) -> int:
         pairs = zip(reversed(file.parts), reversed(path.parts), strict=False)
         return next((count for count, (a, b) in enumerate(pairs) if a != b), 0)
 
-    return max(sorted(packaged_configs().rglob(path.name)), key=shared_parts, default=None)
+    return max(sorted(configs.rglob(path.name)), key=shared_parts, default=None)
 
 
 def display_path(path: Path) -> str:
