@@ -19,7 +19,7 @@ from typing import Any
 from mmcv import Config, ConfigDict
 
 from ..errors import RecipeError
-from ..utils.paths import ROOT, find_config_file, nearest_packaged_config, user_path
+from ..utils.paths import ROOT, find_config_file, nearest_config, packaged_configs, user_path
 from .schema import parse_overrides
 
 _plain_file2dict = Config._file2dict
@@ -222,6 +222,14 @@ def config_file_problems(source: Path) -> list[str]:
     return list(dict.fromkeys(_file_problems(source.resolve(), ())))
 
 
+def works_text(path: Path) -> str:
+    """A sentence with the config of this name that there is; '' where there is none."""
+    for owner, folder in (('the checkout', ROOT / 'configs'), ('mmdet', packaged_configs())):
+        if file := nearest_config(path, folder):
+            return f' {owner} has one: {file} is a path that works.'
+    return ''
+
+
 def _file_problems(path: Path, parents: tuple[Path, ...]) -> Iterator[str]:
     if path in parents:
         circle = ' → '.join(str(item) for item in (*parents[parents.index(path) :], path))
@@ -230,11 +238,9 @@ def _file_problems(path: Path, parents: tuple[Path, ...]) -> Iterator[str]:
     try:
         tree = ast.parse(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
-        packaged = nearest_packaged_config(path)
-        copied = f' mmdet has one: {packaged} is a path that works.' if packaged else ''
         yield (
             f'_base_ of {parents[-1]}: {path} is missing. Correct the path, which is absolute, or relative to that file or '
-            f'to {ROOT}.{copied}'
+            f'to {ROOT}.{works_text(path)}'
         )
         return
     except SyntaxError as error:

@@ -20,7 +20,15 @@ from ..data import coco, digit_scenes, layouts
 from ..errors import RecipeError, unknown_name
 from ..utils import download
 from ..utils.files import sha256_in_name
-from ..utils.paths import ROOT, cached_checkpoint, display_path, is_url, resolve_path, user_path
+from ..utils.paths import (
+    ROOT,
+    cached_checkpoint,
+    display_path,
+    is_url,
+    missing_folder_text,
+    resolve_path,
+    user_path,
+)
 from . import schema
 from .files import (
     as_overrides,
@@ -30,6 +38,7 @@ from .files import (
     pretrained_as_init_cfg,
     read_config,
     set_class_count,
+    works_text,
 )
 
 PATH_KEYS = ('data.root', '.config', '.checkpoint', '.init')  # keys whose values are paths
@@ -196,7 +205,7 @@ class Recipe:
         if not root.is_dir():
             fetch = ' `mtpd data coco` fetches COCO into it.' if root.name == 'coco' else ''
             return [
-                f'data.root {root}: no such folder. Give the folder of a COCO-format dataset.{fetch} {RELATIVE_PATHS}'
+                f'data.root {missing_folder_text(root)} Give the folder of a COCO-format dataset.{fetch} {RELATIVE_PATHS}'
             ]
         all_splits = self.cfg.data.splits
         splits = {name: all_splits[name] for name in (('train', 'val') if training else ('val',))}
@@ -377,7 +386,7 @@ def _settle_paths(cfg: Config, source: Path) -> tuple[list[str], dict[str, str]]
                 path = settle(spec, detector_key(name), key)
                 if key == 'config' and not path.is_file():
                     problems.append(
-                        f'{detector_key(name)}.config: {path} is missing. Correct the path. {RELATIVE_PATHS}'
+                        f'{detector_key(name)}.config: {path} is missing. Correct the path.{works_text(path)} {RELATIVE_PATHS}'
                     )
     if cfg.data.root is not None:
         settle(cfg.data, 'data', 'root')

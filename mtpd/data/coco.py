@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ..errors import MtpdError
 from ..utils.files import file_sha256, file_version
-from .annotations import MIN_TRAINING_SIDE, Annotations, parse_annotations
+from ..utils.paths import missing_folder_text
+from .annotations import MIN_TRAINING_SIDE, Annotations, parse_annotations, read_id
 from .classes import list_names
 from .image_files import image_problems, paths_on_disk
 from .layouts import locate_split
@@ -74,16 +75,41 @@ def class_names(path: Path) -> tuple[str, ...]:
 
 def class_problems(train: Path, val: Path) -> list[str]:
     """Why two annotation files don't have the same classes; their order doesn't matter."""
-    sides = {path: class_names(path) for path in (train, val)}
-    problems = []
-    for path, other in ((train, val), (val, train)):
-        if missing := [name for name in sides[other] if name not in sides[path]]:
-            problems.append(
-                f'{path} lacks {len(missing)} of the {len(sides[other])} classes of {other}: {list_names(missing)}. If it has '
-                f'no such objects, add {{"id": ..., "name": "{missing[0]}"}} to its "categories"; if the name is '
-                f'another one there, make both equal ({path.name} has {list_names(sides[path])}).'
-            )
-    return problems
+    names = {path: class_names(path) for path in (train, val)}
+    alone = {
+        path: [name for name in names[path] if name not in names[other]]
+        for path, other in ((train, val), (val, train))
+    }
+    if not any(alone.values()):
+        return []
+    if all(alone.values()):
+        return [
+            f'{train} and {val} have different classes: {list_names(alone[train])} {_count(alone[train])} in the first alone, '
+            f'{list_names(alone[val])} {_count(alone[val])} in the second alone. Where they are the same, make the names equal '
+            f'in "categories". Else add to the second {new_category(val, alone[train][0])}, to the first '
+            f'{new_category(train, alone[val][0])}{_and_the_rest(*alone.values())}.'
+        ]
+    path, other = (train, val) if alone[val] else (val, train)
+    return [
+        f'{path} lacks {len(alone[other])} of the {len(names[other])} classes of {other}: {list_names(alone[other])}. It may '
+        f'have no such objects, but needs the name: add {new_category(path, alone[other][0])} to its "categories"'
+        f'{_and_the_rest(alone[other])}.'
+    ]
+
+
+def _count(names: list[str]) -> str:
+    return f'({len(names)})'
+
+
+def _and_the_rest(*lists: list[str]) -> str:
+    return ', and so on' if any(len(names) > 1 for names in lists) else ''
+
+
+def new_category(path: Path, name: str) -> str:
+    """An entry for a class that an annotation file lacks, with an id that is free there."""
+    ids = [read_id(item['file_id']) for item in _read(path).table['categories']]
+    number = max((key for key in ids if isinstance(key, int)), default=0) + 1
+    return json.dumps({'id': number, 'name': name}, ensure_ascii=False)
 
 
 def split_size(path: Path) -> tuple[int, int]:
@@ -137,7 +163,7 @@ def split_problems(root: Path, split: str | dict, corrupt_limit: int = 0) -> lis
         return []
     problems = list(annotations.problems)
     if not folder.is_dir():
-        problems.append(f'image folder {folder}: no such folder. Check data.splits.')
+        problems.append(f'image folder {missing_folder_text(folder)} Check data.splits.')
     if problems:
         return problems
     images = annotations.table['images']

@@ -34,7 +34,11 @@ def path_on_disk(folder: str | Path, name: str) -> Path | None:
 
 
 def paths_on_disk(folder: Path, names: list[str]) -> dict[str, Path]:
-    """`path_on_disk` of those names that are there. The folder is listed: a stat for each file takes minutes on a network disk."""
+    """`path_on_disk` of those names that are there. The folder is listed: a stat for each file takes minutes on a network disk.
+
+    The listing is made anew, and `path_on_disk` goes on with it: what changed in a subfolder is seen here.
+    """
+    _names_by_comparable.cache_clear()
     parts = {name.rpartition('/')[0] for name in names}
     listed = {
         f'{part}/{file}' if part else file for part in parts for file in _file_names(folder / part)

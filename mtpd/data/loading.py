@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,7 @@ from mmcv.runner import get_dist_info
 from mmdet.datasets import PIPELINES
 from mmdet.datasets.pipelines import LoadImageFromFile
 from torch.utils.data import Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from ..errors import MtpdError
 from ..utils.machine import cpu_cores
@@ -261,20 +263,46 @@ def explain_worker_death(work: Callable[[], T]) -> T:
     try:
         try:
             return work()
-        except (ConnectionError, EOFError, FileNotFoundError):
+        except (ConnectionError, EOFError, FileNotFoundError) as error:
             # A dying worker's connection may break before torch knows of its end. Then torch raises in this pause.
-            time.sleep(WORKER_EXIT_DELAY)
-            raise
+            # Or it has raised before, in a destructor, where Python drops the error.
+            code = _wait_for_worker_exit(error)
+            if code is None:
+                raise
+            signal_text = signal.strsignal(-code) if code < 0 else None
+            raise MtpdError(_worker_death_text(signal_text)) from error
     except RuntimeError as error:
         # Only at the text's beginning: a worker's own error in a dataset may have these words further on.
         if not (death := _WORKER_DEATH.match(str(error))):
             raise
         # torch's loop that waits for data wraps the signal handler's error, which names the signal, into another.
         death = _WORKER_DEATH.match(str(error.__cause__)) or death
-        raise MtpdError(
-            f'a data worker {_describe_exit(death["signal"])}. Fewer of them take less memory: runtime.workers (an mmdet '
-            'config: data.workers_per_gpu). The same command goes on; a training, from its newest checkpoint.'
-        ) from error
+        raise MtpdError(_worker_death_text(death['signal'])) from error
+
+
+def _wait_for_worker_exit(error: BaseException) -> int | None:
+    """The exit code of a worker of the data loader that `error` comes from, minus its signal; None where none ends.
+
+    torch's signal handler may raise in the meantime.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    objects = [frame.f_locals.get('self') for frame in frames]
+    loaders = [item for item in objects if isinstance(item, _MultiProcessingDataLoaderIter)]
+    workers = {worker for loader in loaders for worker in loader._workers}
+    end = time.monotonic() + WORKER_EXIT_DELAY
+    while True:
+        if codes := [worker.exitcode for worker in workers if worker.exitcode]:
+            return codes[0]
+        if time.monotonic() >= end:
+            return None
+        time.sleep(0.05)
+
+
+def _worker_death_text(signal_text: str | None) -> str:
+    return (
+        f'a data worker {_describe_exit(signal_text)}. Fewer of them take less memory: runtime.workers (an mmdet '
+        'config: data.workers_per_gpu). The same command goes on; a training, from its newest checkpoint.'
+    )
 
 
 def _describe_exit(signal_text: str | None) -> str:

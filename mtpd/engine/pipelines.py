@@ -75,7 +75,7 @@ _printed_notes: set[str] = set()
 def print_notes(notes: list[str]) -> None:
     """Each note once, on stderr: stdout is for the numbers of `mtpd eval`."""
     if get_dist_info()[0] == 0:
-        for note in notes:
+        for note in dict.fromkeys(notes):
             if note not in _printed_notes:
                 print(f'note: {note}', file=sys.stderr)
     _printed_notes.update(notes)

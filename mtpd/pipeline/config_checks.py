@@ -13,7 +13,7 @@ from http.client import HTTPException
 from typing import Any
 
 from mmcv import Config
-from mmcv.runner import HOOKS
+from mmcv.runner import HOOKS, LoggerHook
 from mmcv.utils import build_from_cfg
 from mmdet.core import DistEvalHook, EvalHook
 from mmdet.datasets import PIPELINES, CocoDataset
@@ -25,6 +25,7 @@ from torch import nn
 
 from ..config.files import CLASS_AGNOSTIC_PARTS
 from ..distill.initialization import warm_start
+from ..engine.hooks import EMA_HOOKS
 from ..errors import MtpdError, unknown_name
 from ..preflight import checks
 
@@ -51,6 +52,14 @@ def _schedule_problems(cfg: Config) -> Iterator[str]:
             yield unknown_name('runner.type', str(runner.get('type')), RUNNERS)
         elif not isinstance(runner.get(length), int):
             yield f'runner.{length} is missing, which is how long a {runner.type} trains.'
+        for key in runner.keys() - {'type', length} if length else ():
+            if key not in RUNNERS.values():
+                yield unknown_name('key', f'runner.{key}', [f'runner.{length}'])
+            elif runner[key] is not None:
+                yield (
+                    f'runner has {key} and {length}, and {runner.type} counts by {length} alone. '
+                    f'Give --cfg-options runner.{key}=None'
+                )
     if policy := cfg.get('lr_config'):
         yield from checks.policy_problems('lr_config', policy)
     step = cfg.get('optimizer_config') or {}
@@ -80,12 +89,32 @@ def _hook_problems(cfg: Config) -> Iterator[str]:
     rest = [dict(hook) for number, hook in enumerate(loggers) if number not in wrong]
     for problems in wrong.values():
         yield f'{problems[0]} Or leave it out: --cfg-options "log_config.hooks={rest}"'
-    for hook in custom_hooks(cfg):
+    hooks = custom_hooks(cfg)
+    wrong = {number: text for number, hook in enumerate(hooks) if (text := _leave_out(cfg, hook))}
+    rest = [dict(hook) for number, hook in enumerate(hooks) if number not in wrong]
+    for text in wrong.values():
+        yield f'{text} Or leave it out: --cfg-options "custom_hooks={rest}"'
+    for hook in rest:
         settings = {key: value for key, value in hook.items() if key != 'priority'}
         problems = checks.refusal(
             'custom_hooks', hook, lambda s=settings: build_from_cfg(copy.deepcopy(s), HOOKS)
         )
         yield from problems
+
+
+def _leave_out(cfg: Config, hook: dict) -> str:
+    """Why a custom hook, whose settings may be right, is of no use here; empty where it is."""
+    kind = HOOKS.get(hook.get('type', ''))
+    if kind and issubclass(kind, LoggerHook):
+        return ''.join(checks.logger_problems('custom_hooks', hook))
+    counts_epochs = (cfg.get('runner') or {}).get('type') != 'IterBasedRunner'
+    if counts_epochs or not kind or not issubclass(kind, EMA_HOOKS):
+        return ''
+    return (
+        f"custom_hooks: {hook['type']} puts its average of the weights into the detector at an epoch's end alone, and an "
+        'IterBasedRunner has no epochs: the average would be neither measured nor saved. Train with an EpochBasedRunner, '
+        'whose lr_config, checkpoint_config and evaluation count epochs.'
+    )
 
 
 def custom_hooks(cfg: Config) -> list[dict]:

@@ -40,7 +40,14 @@ from ..engine import loop, memory, pipelines
 from ..engine.evaluation import DetectionTask, check_metrics, evaluate_model, metrics_of_checkpoint
 from ..errors import RecipeError, unknown_name
 from ..runtime import checkpoints, distributed
-from ..utils.paths import ROOT, display_path, resolve_path, user_path
+from ..utils.paths import (
+    ROOT,
+    display_path,
+    missing_file_text,
+    missing_folder_text,
+    resolve_path,
+    user_path,
+)
 from . import config_checks
 from .run_dir import claim_data, claim_run_dir
 
@@ -77,6 +84,7 @@ class PlainConfig:
     `gpus`: how many processes share its work; an update takes `samples_per_gpu` images of each, whose key in the file
     is `batch`. `corrupt_limit`: how many images of a split may be corrupt, and are left out. `missing_splits`: a message
     for each of 'train' and 'val' that the folder `data.root` lacks. `layout`: how its layout was recognised, in a line.
+    `has_root`: whether `data.root` was given.
     """
 
     cfg: Config
@@ -87,6 +95,7 @@ class PlainConfig:
     corrupt_limit: int = 0
     missing_splits: dict[str, str] = field(default_factory=dict)
     layout: str = ''
+    has_root: bool = False
 
     @property
     def device(self) -> str:
@@ -155,7 +164,9 @@ def load_config(
     text = format_config(cfg._cfg_dict.to_dict())
     settle_dataset_paths(cfg, source)
     batch = f'{batch}.samples_per_gpu'
-    return PlainConfig(cfg, source.resolve(), text, gpus, batch, limit, missing, layout)
+    return PlainConfig(
+        cfg, source.resolve(), text, gpus, batch, limit, missing, layout, root is not None
+    )
 
 
 def train_config(config: PlainConfig, work_dir: str | Path | None = None) -> dict:
@@ -214,7 +225,9 @@ def evaluate_config(
     """
     cfg, source = config.cfg, config.source
     problems = [text for name, text in config.missing_splits.items() if name == 'val']
-    if problems := problems or dataset_problems(cfg, ('test',), config.corrupt_limit):
+    if problems := problems or dataset_problems(
+        cfg, ('test',), config.corrupt_limit, config.has_root
+    ):
         raise RecipeError(source, problems)
     pipelines.print_notes(data_notes(config, ('test',)))
     model, split = _build_detector(config), {**dataset_leaves(cfg.data.test)[0], 'test_mode': True}
@@ -277,7 +290,7 @@ def training_problems(config: PlainConfig, out: Path) -> list[str]:
     """All that is wrong with a training into `out`: data, settings, the detector, and the weights that it begins with."""
     cfg = config.cfg
     data = [*config.missing_splits.values()]
-    data = data or dataset_problems(cfg, SPLITS, config.corrupt_limit)
+    data = data or dataset_problems(cfg, SPLITS, config.corrupt_limit, config.has_root)
     problems = data + config_checks.settings_problems(cfg)
     try:
         model = _build_detector(config)
@@ -474,7 +487,7 @@ def use_coco_folder(cfg: Config, root: Path, splits: dict, source: Path) -> None
         MtpdError: neither split of it has a readable annotation file.
     """
     if not root.is_dir():
-        raise RecipeError(source, [f'data.root {root}: no such folder.'])
+        raise RecipeError(source, [f'data.root {missing_folder_text(root)}'])
     files = {name: layouts.locate_split(root, split) for name, split in splits.items()}
     files['test'] = files['val']
     names = coco.class_names(layouts.class_file(root, splits))
@@ -522,10 +535,15 @@ def _settle_classes(leaf: dict, source: Path) -> None:
         leaf.update(type='CocoDataset', classes=leaf.get('classes') or kind.CLASSES)
 
 
-def dataset_problems(cfg: Config, splits: Iterable[str], corrupt_limit: int = 0) -> list[str]:
+def dataset_problems(
+    cfg: Config, splits: Iterable[str], corrupt_limit: int = 0, has_root: bool = False
+) -> list[str]:
     """What is wrong with the datasets of some splits of a config: their settings, classes, pipelines and files.
 
     The files as `coco.split_problems`.
+
+    Args:
+        has_root: whether `data.root` was given, which the classes follow from.
     """
     problems = []
     for split in splits:
@@ -547,7 +565,7 @@ def dataset_problems(cfg: Config, splits: Iterable[str], corrupt_limit: int = 0)
                 continue
             count += len(files)
             for path, images in files:
-                problems += _file_problems(leaf, path, images, corrupt_limit)
+                problems += _file_problems(key, leaf, path, images, corrupt_limit, has_root)
         if split == 'test' and count > 1:
             problems.append(f'data.test joins {count} annotation files: give one.')
         problems += config_checks.pipeline_problems(cfg.data[split], f'data.{split}')
@@ -588,17 +606,32 @@ def _label_problems(cfg: Config, key: str, leaf: dict) -> list[str]:
     ]
 
 
-def _file_problems(leaf: dict, path: Path, images: Path, corrupt_limit: int) -> list[str]:
-    """What is wrong with an annotation file of a dataset config and the folder of its images."""
+def _file_problems(
+    key: str, leaf: dict, path: Path, images: Path, corrupt_limit: int, has_root: bool
+) -> list[str]:
+    """What is wrong with an annotation file of the dataset config under `key` and the folder of its images."""
+    if not path.is_file():
+        return [
+            f'{key}.ann_file is {missing_file_text(path)} Give it: --cfg-options {key}.ann_file=FILE. Or take another '
+            'dataset: --cfg-options data.root=FOLDER'
+        ]
+    if not images.is_dir():
+        fix = (
+            'Check data.splits.' if has_root else f'Give it: --cfg-options {key}.img_prefix=FOLDER'
+        )
+        return [f'{key}.img_prefix is {missing_folder_text(images)} {fix}']
     files = {'annotations': path, 'images': images}
     if problems := coco.split_problems(Path(), files, corrupt_limit):
         return problems
     problems, names = [], coco.class_names(path)
     if missing := [name for name in leaf_classes(leaf) if name not in names]:
+        advice = 'Classes follow from the data with --cfg-options data.root=FOLDER. '
+        if has_root:  # they do
+            advice = ''
         problems.append(
             f'{path} lacks {len(missing)} of the classes of the config: {", ".join(missing[:5])}; it has '
-            f'{list_names(names)}. Classes follow from the data with --cfg-options data.root=FOLDER. Where the file '
-            f'has no such objects, add {{"id": ..., "name": "{missing[0]}"}} to its "categories".'
+            f'{list_names(names)}. {advice}Where the file has no such objects, add '
+            f'{coco.new_category(path, missing[0])} to its "categories"; where the name is another one, make it the same.'
         )
     if "'with_mask': True" in str(leaf.get('pipeline')):
         problems += [

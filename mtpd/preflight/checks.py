@@ -1,17 +1,20 @@
-"""What would stop a run after hours, found in seconds: everything that is wrong, in one message."""
+"""What would stop a run after hours, found before it begins: everything that is wrong, in one message."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import importlib.util
+import shlex
 from collections.abc import Callable, Iterable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmcv.runner import HOOKS, OPTIMIZERS, LoggerHook, build_optimizer
 from mmcv.utils import build_from_cfg
+from packaging.requirements import Requirement
 from torch import nn
 
 from ..config.plan import Training, planned_trainings
@@ -26,15 +29,19 @@ from ..utils.progress import progress_bar
 from . import detectors
 from .forecast import disk_problems, forecast
 
-LOGGER_PACKAGES = {
+LOGGER_PACKAGES = {  # as pip takes them
     'ClearMLLoggerHook': 'clearml',
-    'DvcliveLoggerHook': 'dvclive',
+    'DvcliveLoggerHook': 'dvclive<1',  # later ones lack set_step, which the hook calls
     'MlflowLoggerHook': 'mlflow',
     'MMDetWandbHook': 'wandb',
     'NeptuneLoggerHook': 'neptune',
-    'SegmindLoggerHook': 'segmind',
     'TensorboardLoggerHook': 'tensorboard',
     'WandbLoggerHook': 'wandb',
+}
+# Modules that pip cannot install, and why.
+UNAVAILABLE_LOGGERS = {
+    'PaviLoggerHook': ('pavi', 'which pip cannot install: only its makers give it away'),
+    'SegmindLoggerHook': ('segmind.tracking', 'which newer releases of segmind lack'),
 }
 POLICY_SUFFIX = 'LrUpdaterHook'  # of mmcv's hooks for learning rate policies
 
@@ -257,10 +264,27 @@ def logger_problems(key: str, cfg: Any) -> list[str]:
     if kind not in HOOKS.module_dict or not issubclass(HOOKS.module_dict[kind], LoggerHook):
         known = [name for name, hook in HOOKS.module_dict.items() if issubclass(hook, LoggerHook)]
         return [f'{key}: {unknown_name("type", str(kind), known)}']
-    package = LOGGER_PACKAGES.get(kind)
-    if package and importlib.util.find_spec(package) is None:
-        return [f'{key}: {kind} needs the package {package}: pip install {package}.']
-    return []
+    module, reason = UNAVAILABLE_LOGGERS.get(kind, ('', ''))
+    if module and not _is_importable(module):
+        return [f'{key}: {kind} needs the module {module}, {reason}. Take another logger.']
+    if kind not in LOGGER_PACKAGES:
+        return []
+    package, version = Requirement(LOGGER_PACKAGES[kind]), None
+    if _is_importable(package.name):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            version = metadata.version(package.name)
+        if version is None or package.specifier.contains(version, prereleases=True):
+            return []
+    state = f' ({version} is installed)' if version else ''
+    words = shlex.quote(str(package))
+    return [f'{key}: {kind} needs the package {package}{state}: pip install {words}.']
+
+
+def _is_importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that it lies in
+        return False
 
 
 def clip_problems(key: str, cfg: dict | None) -> list[str]:

@@ -90,9 +90,14 @@ def student_state(checkpoint: dict, source: str | Path = 'the checkpoint') -> di
             break
         state = _renamed(state, lambda key, w=wrapper: key[len(w) :] if key.startswith(w) else None)
     # mmcv's EMA hook saves the average in the plain keys, and the raw weights as `ema_*`.
-    for key in [key for key in state if key.startswith((*BESIDE_STUDENT, 'ema_'))]:
+    beside = [key for key in state if key.startswith((*BESIDE_STUDENT, 'ema_'))]
+    for key in beside:
         del state[key]
-    if not state or any(TEACHER_PART.search(key) for key in state):
+    # Of some other prefix, beside a teacher.
+    is_unknown = any(TEACHER_PART.search(key) for key in beside) and not any(
+        key.startswith(DETECTOR_PART) for key in state
+    )
+    if not state or is_unknown or any(TEACHER_PART.search(key) for key in state):
         prefixes = sorted({key.rpartition(DETECTOR_PART)[0] for key in weights})
         prefixes = [item for item in prefixes if item and not TEACHER_PART.search(item)]
         prefix = prefixes[0] if len(prefixes) == 1 else 'PREFIX.'
@@ -214,6 +219,14 @@ def check_finite(state: dict, source: str | Path) -> None:
         )
 
 
+def _has_sigmoid(model: nn.Module, key: str) -> bool:
+    """Whether the head that has the weight `key` tells classes by sigmoids, with no output for the background."""
+    parts = key.split('.')
+    owners = [model.get_submodule('.'.join(parts[:depth])) for depth in range(1, len(parts))]
+    heads = [module for module in owners if hasattr(module, 'num_classes')]
+    return bool(heads) and getattr(heads[-1], 'use_sigmoid_cls', False)
+
+
 def _classes_hint(model: nn.Module, shapes: dict) -> str:
     """A message with both numbers of classes, where they explain all `shapes` (the model's, the file's); else ''."""
     classes = max((m.num_classes for m in model.modules() if hasattr(m, 'num_classes')), default=0)
@@ -221,7 +234,7 @@ def _classes_hint(model: nn.Module, shapes: dict) -> str:
     for key, (shape, file_shape) in shapes.items():
         if not classes or key.startswith(('backbone.', 'neck.')) or shape[1:] != file_shape[1:]:
             return ''
-        if shape[0] == classes + 1:  # with the background
+        if shape[0] == classes + 1 and not _has_sigmoid(model, key):  # with the background
             file_classes.add(file_shape[0] - 1)
         else:  # a multiple of the classes, by anchors or the sides of boxes
             file_classes.add(file_shape[0] * classes / shape[0])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from ..errors import RecipeError, did_you_mean
-from .files import sha256_in_name
+from .files import nearest_existing_folder, sha256_in_name
 
 # The checkout: configs/, notebooks/ and runs/ lie in it.
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,20 +89,52 @@ def resolve_path(path: str, source: Path, working_directory: Path | None = None)
     return here / path
 
 
+def missing_file_text(path: Path) -> str:
+    """What is wrong with a path that is no file, and the one or two that may be meant."""
+    if path.is_dir():
+        return f'{path} is a folder, and a file is needed.'
+    if not path.parent.is_dir():
+        return missing_folder_text(path.parent)
+    return f'{path}: no such file.{_near_text(path, [file for file in path.parent.iterdir() if file.is_file()])}'
+
+
+def missing_folder_text(path: Path) -> str:
+    """What is wrong with a path that is no folder, and the one or two folders that may be meant."""
+    if path.is_file():
+        return f'{path} is a file, and a folder is needed.'
+    parent = nearest_existing_folder(path)
+    missing, *rest = path.relative_to(parent).parts
+    try:
+        folders = [entry for entry in parent.iterdir() if entry.is_dir()]
+    except OSError:  # not to be listed
+        folders = []
+    near = _near_text(parent / missing, folders, rest)
+    return f'{path}: no such folder.{near}'
+
+
+def _near_text(path: Path, known: list[Path], rest: Iterable[str] = ()) -> str:
+    """A question after the paths of `known` that are named most like `path`, with `rest` behind them where that exists."""
+    names = {other.name.casefold(): other for other in sorted(known)}
+    close = difflib.get_close_matches(path.name.casefold(), names, n=2)
+    near = [whole for name in close if (whole := names[name].joinpath(*rest)).exists()]
+    near = near or [names[name] for name in close]
+    return f' Did you mean {" or ".join(map(str, near))}?' if near else ''
+
+
 def packaged_configs() -> Path:
     """The folder of the configs that mmdet brings."""
     package = Path(find_spec('mmdet').origin).parent  # importing mmdet takes seconds
     return package / '.mim' / 'configs'
 
 
-def nearest_packaged_config(path: Path) -> Path | None:
-    """The config of mmdet with the name of `path` and, of several, with most of its folders' names; None where there is none."""
+def nearest_config(path: Path, configs: Path) -> Path | None:
+    """The file below `configs` with the name of `path` and, of several, with most of its folders' names; None where there is none."""
 
     def shared_parts(file: Path) -> int:
         pairs = zip(reversed(file.parts), reversed(path.parts), strict=False)
         return next((count for count, (a, b) in enumerate(pairs) if a != b), 0)
 
-    return max(sorted(packaged_configs().rglob(path.name)), key=shared_parts, default=None)
+    return max(sorted(configs.rglob(path.name)), key=shared_parts, default=None)
 
 
 def display_path(path: Path) -> str:

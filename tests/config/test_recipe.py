@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from importlib import resources
+from pathlib import Path
 
 import pytest
 import yaml
@@ -347,3 +348,21 @@ def test_a_recipe_file_states_its_splits(tmp_path, tiny_coco, words):
     assert recipe.cfg.data.splits == {'train': 'train', 'val': place}
     assert recipe.split('val') == (root / 'held_out.json', root / 'val')
     assert recipe.data_problems() == []
+
+
+def test_a_recipe_that_was_copied_elsewhere_is_told_where_its_bases_are(tmp_path):
+    copied = tmp_path / 'mine.py'
+    copied.write_text((ROOT / MINI).read_text())
+    written = copied.read_text()
+    for count in (2, 3):  # what it builds on, then the detectors' configs
+        with pytest.raises(RecipeError) as caught:
+            load_recipe(copied)
+        assert len(caught.value.problems) == count
+        for text in caught.value.problems:
+            name, works = re.search(
+                r'(\w+\.py) is missing\. .*checkout has one: (\S+) is', text
+            ).groups()
+            assert Path(works).is_file()
+            written = re.sub(rf"'[^']*/{name}'", f"'{works}'", written)
+        copied.write_text(written)
+    assert load_recipe(copied).classes == load_recipe(MINI).classes

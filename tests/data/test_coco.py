@@ -89,22 +89,49 @@ def test_train_and_val_must_agree_on_the_classes(tmp_path, tiny_coco):
     table = json.loads(path.read_text())
     table['categories'][1]['name'] = 'emu'
     path.write_text(json.dumps(table))
-    problems = load_recipe(MINI, {'data.root': str(root)}).data_problems()
-    train, val = problems
-    assert re.search(r'train.json lacks 1 of the 2 classes of .*val.json: emu\.', train)
+    (problem,) = load_recipe(MINI, {'data.root': str(root)}).data_problems()
     assert re.search(
-        r'val.json lacks .*: dog\. .*add {"id": ..., "name": "dog"}.* has cat, emu', val
+        r'train.json and .*val.json have different classes: dog \(1\) in the first alone, emu \(1\) in the second alone',
+        problem,
     )
+    assert f'Else add to the second {{"id": {free_id(table)}, "name": "dog"}}' in problem
     table['categories'][1]['name'] = 'dog'
     table['categories'].append({'id': 9, 'name': 'emu'})
     path.write_text(json.dumps(table))
     (problem,) = load_recipe(MINI, {'data.root': str(root)}).data_problems()
-    assert re.search(r'train.json lacks 1 of the 3 classes', problem)
+    assert re.search(r'train.json lacks 1 of the 3 classes of .*val.json: emu\. ', problem)
+    added = json.loads(re.search(r'add ({.*?}) to its "categories"', problem)[1])
+    path = root / 'annotations' / 'train.json'
+    table = json.loads(path.read_text())
+    path.write_text(json.dumps(table | {'categories': [*table['categories'], added]}))
+    assert load_recipe(MINI, {'data.root': str(root)}).data_problems() == []
+
+
+def free_id(table: dict) -> int:
+    return max(item['id'] for item in table['categories']) + 1
 
 
 def test_a_missing_root_is_named(tmp_path):
     problems = load_recipe(MINI, {'data.root': str(tmp_path / 'none')}).data_problems()
     assert len(problems) == 1 and 'no such folder' in problems[0]
+
+
+@pytest.mark.parametrize(
+    ('root', 'hint'),
+    [
+        ('Pets', '/pet?'),
+        ('pets', '/pet?'),
+        ('petz/small', '/pet/small?'),
+        ('petz/large', '/pet?'),
+        ('zoo', ''),
+        ('pet.json', 'is a file, and a folder is needed'),
+    ],
+)
+def test_a_misspelt_root_is_named_with_its_nearest(tmp_path, root, hint):
+    (tmp_path / 'pet/small').mkdir(parents=True)
+    (tmp_path / 'pet.json').touch()
+    (problem,) = load_recipe(MINI, {'data.root': str(tmp_path / root)}).data_problems()
+    assert hint in problem and bool(hint) == ('mean' in problem or 'is a file' in problem)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Images are found under the names that annotation files have for them."""
 
+import os
 import unicodedata
 
 import pytest
@@ -49,3 +50,26 @@ def test_only_the_missing_part_of_a_path_is_left_out(tmp_path):
     assert path_on_disk(tmp_path, 'right/a.png') is None
     assert path_on_disk(tmp_path, 'a.png') is None
     assert path_on_disk(tmp_path / 'none', 'a.png') is None
+
+
+def test_a_file_that_comes_into_a_subfolder_is_seen_by_the_next_check(tmp_path):
+    """The folder's own time stays as it was."""
+    (tmp_path / 'sub').mkdir()
+    (tmp_path / 'sub' / 'a.png').write_bytes(b'x')
+    names = ['photos/sub/a.png', 'photos/sub/b.png']
+    assert paths_on_disk(tmp_path, names) == {names[0]: tmp_path / 'sub/a.png'}
+    (tmp_path / 'sub' / 'b.png').write_bytes(b'x')
+    assert len(paths_on_disk(tmp_path, names)) == 2
+    (tmp_path / 'sub' / 'a.png').unlink()
+    assert paths_on_disk(tmp_path, names) == {names[1]: tmp_path / 'sub/b.png'}
+
+
+def test_a_check_lists_a_folder_once_for_all_images(tmp_path, monkeypatch):
+    (tmp_path / 'sub').mkdir()
+    for number in range(20):
+        (tmp_path / 'sub' / f'{number}.png').write_bytes(b'x')
+    walks, walk = [], os.walk
+    monkeypatch.setattr(os, 'walk', lambda folder: walks.append(folder) or walk(folder))
+    names = [f'photos/sub/{number}.png' for number in range(30)]
+    assert len(paths_on_disk(tmp_path, names)) == 20
+    assert walks == [tmp_path]

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import tempfile
+import time
+from multiprocessing import Event
 from threading import Timer
 
 import pytest
@@ -76,6 +79,42 @@ def test_its_connection_may_break_first(monkeypatch):
     monkeypatch.setattr(loading, 'WORKER_EXIT_DELAY', 0)
     with pytest.raises(FileNotFoundError, match='no worker'):
         loading.explain_worker_death(not_there)
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+@pytest.mark.parametrize(
+    ('number', 'words'), [(signal.SIGKILL, 'by signal SIGKILL'), (None, 'ended unexpectedly')]
+)
+def test_its_end_is_told_where_torchs_error_was_dropped(monkeypatch, number, words):
+    """torch's handler raises once. Where a destructor runs at that moment, Python drops its error."""
+    pause = Event()
+
+    def deed():
+        pause.wait()
+        kill(number) if number else os._exit(1)
+
+    batches = iter(DataLoader(Numbers(deed), num_workers=1, prefetch_factor=8))
+
+    class FileThatIsClosed:
+        """torch opens such files after an error, to see whether it can."""
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def __del__(self):
+            pause.set()
+            time.sleep(0.5)
+
+    def broken_off(timeout):
+        raise ConnectionResetError
+
+    monkeypatch.setattr(batches._data_queue, 'get', broken_off)
+    monkeypatch.setattr(tempfile, 'NamedTemporaryFile', FileThatIsClosed)
+    with pytest.raises(MtpdError, match=words):
+        loading.explain_worker_death(lambda: list(batches))
 
 
 def test_other_errors_stay_what_they_are():

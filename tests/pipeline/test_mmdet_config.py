@@ -356,6 +356,23 @@ def test_classes_that_the_data_lacks_are_named(path, tmp_path, tiny_coco):
     assert 'lacks 1 of the classes of the config: dog' in text and 'data.root=' in text
 
 
+def test_a_class_that_val_of_data_root_lacks_is_named_with_its_entry(path, tmp_path, tiny_coco):
+    """data.root was given: to advise it is no help."""
+    root = tiny_coco(tmp_path / 'other')
+    file = root / 'annotations/val.json'
+    table = json.loads(file.read_text())
+    cat, dog = table['categories']
+    objects = [item for item in table['annotations'] if item['category_id'] == cat['id']]
+    file.write_text(json.dumps(table | {'categories': [cat], 'annotations': objects}))
+    config = mmdet_config.load_config(path, {'data.root': str(root)})
+    (text,) = mmdet_config.training_problems(config, tmp_path / 'none')
+    assert 'val.json lacks 1 of the classes of the config: dog' in text and 'data.root' not in text
+    entry = json.loads(re.search(r'add ({.*?}) to its', text)[1])
+    assert entry == dog
+    file.write_text(json.dumps(table | {'categories': [cat, entry], 'annotations': objects}))
+    assert mmdet_config.training_problems(config, tmp_path / 'none') == []
+
+
 def test_what_mmdet_refuses_is_a_message(path, tmp_path, monkeypatch):
     monkeypatch.setattr(download, 'RETRY_WAITS', ())
     options = ('--work-dir', tmp_path, '--cfg-options')

@@ -17,6 +17,7 @@ from helpers.plain_config import META, TEXT
 from helpers.tiny import detector, retinanet
 from mtpd.cli.main import main
 from mtpd.config.files import set_class_count
+from mtpd.engine import pipelines
 from mtpd.engine.pipelines import quiet_dataset
 from mtpd.errors import MtpdError, RecipeError
 from mtpd.pipeline import config_checks, mmdet_config
@@ -78,7 +79,7 @@ WRONG = {
     'no evaluations': ('evaluation.interval=0', r'evaluation\.interval is 0'),
     'a logger without its package': (
         "log_config.hooks=[{'type':'TextLoggerHook'},{'type':'DvcliveLoggerHook'}]",
-        'DvcliveLoggerHook needs the package dvclive: pip install dvclive',
+        'DvcliveLoggerHook needs the package dvclive<1: pip install .dvclive<1',
     ),
     'classes in a text': ('data.train.dataset.classes=cat', "data.train.dataset.classes is 'cat', a text"),
     'heads of other classes': ('model.bbox_head.num_classes=5', 'the model has 5 classes in model.bbox_head.num_classes'),
@@ -86,9 +87,30 @@ WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize('name', WRONG)
+OTHERS = {
+    'epochs and updates': (
+        "runner={'type':'IterBasedRunner','max_iters':4} lr_config.by_epoch=False",
+        'runner has max_epochs and max_iters, and IterBasedRunner counts by max_iters alone',
+    ),
+    'a logger that pip cannot install': (
+        "log_config.hooks=[{'type':'PaviLoggerHook'},{'type':'TextLoggerHook'}]",
+        'PaviLoggerHook needs the module pavi, which pip cannot install',
+    ),
+    'a logger among the custom hooks': (
+        "custom_hooks=[{'type':'NumClassCheckHook'},{'type':'SegmindLoggerHook'}]",
+        r'custom_hooks: SegmindLoggerHook needs the module segmind\.tracking, which newer',
+    ),
+    'an average that nothing takes': (
+        "custom_hooks=[{'type':'ExpMomentumEMAHook','priority':49}] runner={'type':'IterBasedRunner','max_iters':4,'max_epochs':None} "
+        'checkpoint_config.by_epoch=False lr_config.by_epoch=False',
+        'custom_hooks: ExpMomentumEMAHook puts its average .* an IterBasedRunner has no epochs',
+    ),
+}
+
+
+@pytest.mark.parametrize('name', WRONG | OTHERS)
 def test_a_fault_is_named_with_a_fix_that_works(path, name):
-    option, pattern = WRONG[name]
+    option, pattern = (WRONG | OTHERS)[name]
     text = the_problem(path, option)
     assert re.search(pattern, text), text
     words = [word for word in advised_options(text) if not word.startswith('load_from=work_dirs')]
@@ -97,6 +119,11 @@ def test_a_fault_is_named_with_a_fix_that_works(path, name):
         assert words == ["data.train.dataset.classes=['cat']"]
         words = ["data.train.dataset.classes=['cat','dog']"]
     assert problems_of(path, overrides_of([option, *words])) == []
+
+
+def test_a_misspelt_setting_of_the_runner_is_named(path):
+    text = the_problem(path, {'runner.max_epoch': 3})
+    assert text == "unknown key 'runner.max_epoch'. Did you mean 'runner.max_epochs'?"
 
 
 def test_all_faults_come_in_one_message_and_before_anything_is_written(path, tmp_path):
@@ -280,6 +307,34 @@ def test_a_home_folder_in_paths_is_found(root, tmp_path, monkeypatch, model):
     assert (leaf.ann_file, leaf.img_prefix) == (f'{root}/annotations/train.json', f'{root}/train')
     assert problems_of(file, {'load_from': '~/home.pth'}) == []
     (root.parent / 'home.pth').unlink()
+
+
+def test_a_file_or_a_folder_that_is_not_there_is_named_by_its_key(path, root):
+    key = 'data.train.dataset'
+    text = the_problem(path, {f'{key}.ann_file': 'annotations/tran.json'})
+    assert text.startswith(
+        f'{key}.ann_file is {root}/annotations/tran.json: no such file. Did you mean'
+    )
+    assert (
+        f'{root}/annotations/train.json' in text
+        and advised_options(text)[0] == f'{key}.ann_file=FILE.'
+    )
+    text = the_problem(path, {f'{key}.img_prefix': 'trian/'})
+    assert f'{key}.img_prefix is {root}/trian: no such folder. Did you mean {root}/train?' in text
+    assert advised_options(text)[0] == f'{key}.img_prefix=FOLDER'
+    assert 'nowhere: no such folder' in the_problem(path, {f'{key}.ann_file': 'nowhere/train.json'})
+    assert 'is a folder, and a file' in the_problem(path, {f'{key}.ann_file': 'annotations'})
+
+
+def test_a_note_on_a_file_of_val_and_test_is_said_once(path, root, tmp_path, capsys):
+    table = json.loads((root / 'annotations/val.json').read_text())
+    for item in table['annotations']:
+        item.pop('iscrowd', None)
+    (tmp_path / 'bare.json').write_text(json.dumps(table))
+    files = dict.fromkeys(('data.val.ann_file', 'data.test.ann_file'), f'{tmp_path}/bare.json')
+    config = mmdet_config.load_config(path, files)
+    pipelines.print_notes(mmdet_config.data_notes(config, ('train', 'val', 'test')))
+    assert capsys.readouterr().err.count('bare.json: an object has no iscrowd') == 1
 
 
 def test_class_names_may_lie_in_a_file(path, tmp_path):

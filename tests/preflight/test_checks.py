@@ -164,8 +164,27 @@ def test_tensorboard_has_what_the_log_has(tiny_coco, tmp_path):
         ({'type': 'EMAHook'}, "unknown type 'EMAHook'"),
         ('tensorboard', "unknown type 'None'"),
         ({'type': 'NeptuneLoggerHook'}, 'needs the package neptune: pip install neptune'),
+        ({'type': 'PaviLoggerHook'}, 'needs the module pavi, which pip cannot install'),
+        ({'type': 'SegmindLoggerHook'}, 'newer releases of segmind lack. Take another logger'),
     ],
 )
 def test_a_logger_that_is_none_or_lacks_its_package_is_told(logger, message):
     problems = checks.schedule_problems(load_recipe(MINI, {'schedule.loggers': [logger]}))
     assert len(problems) == 1 and message in problems[0]
+
+
+def test_a_loggers_package_that_is_too_new_is_told(tmp_path, monkeypatch):
+    """mmcv calls `set_step`, which dvclive had before version 1."""
+    logger = {'type': 'DvcliveLoggerHook'}
+
+    def problems(version: str) -> list[str]:
+        (tmp_path / 'dvclive.py').touch()
+        record = tmp_path / 'dvclive-0.dist-info/METADATA'
+        record.parent.mkdir(exist_ok=True)
+        record.write_text(f'Metadata-Version: 2.1\nName: dvclive\nVersion: {version}\n')
+        return checks.logger_problems('key', logger)
+
+    monkeypatch.syspath_prepend(tmp_path)
+    assert problems('0.12.1') == []
+    (text,) = problems('3.49.1')
+    assert "dvclive<1 (3.49.1 is installed): pip install 'dvclive<1'." in text

@@ -212,11 +212,12 @@ def test_several_sets_of_weights_are_refused_with_a_command_that_takes_one(
     assert same(checkpoints.student_state(state), student.state_dict())
 
 
+@pytest.mark.parametrize('outer', ['pair.', ''])
 def test_a_teacher_without_a_known_student_is_refused_with_a_command_that_takes_it(
-    tmp_path, student, monkeypatch
+    outer, tmp_path, student, monkeypatch
 ):
-    teacher = {f'pair.teacher.{k}': v for k, v in detector(retinanet(), 2).state_dict().items()}
-    path = saved(tmp_path / 'a.pth', student, 'pair.small.', **teacher)
+    teacher = {f'{outer}teacher.{k}': v for k, v in detector(retinanet(), 2).state_dict().items()}
+    path = saved(tmp_path / 'a.pth', student, f'{outer}small.', **teacher)
     text = message(checkpoints.publish_student, path, tmp_path / 'out.pth')
     assert 'a.pth holds a teacher, and no student that is known as one' in text
     state = checkpoints.load_checkpoint(run_command(text, tmp_path, monkeypatch))
@@ -318,6 +319,17 @@ def test_another_number_of_classes_is_recognised(tmp_path):
     path = saved(tmp_path / 'a.pth', detector(retinanet(num_classes=5), 1))
     text = message(checkpoints.load_student, detector(retinanet(num_classes=3), 1), path)
     assert 'the model has 3 classes and the file 5' in text
+
+
+def test_two_anchors_of_one_class_are_no_background_output(tmp_path):
+    def of_classes(count):
+        config = retinanet(num_classes=count)
+        config['bbox_head']['anchor_generator']['ratios'] = [0.7, 1.0]
+        return detector(config, 1)
+
+    path = saved(tmp_path / 'a.pth', of_classes(10))
+    text = message(checkpoints.load_student, of_classes(1), path)
+    assert 'the model has 1 classes and the file 10' in text
 
 
 def test_another_number_of_classes_is_recognised_with_a_background_output():
