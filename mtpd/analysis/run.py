@@ -158,15 +158,16 @@ class Run:
                 {'name': arm['name'], 'label': arm.get('label') or arm['name'], 'role': 'arm'}
                 | {'kind': kinds[arm['name']], 'stages': arm['teachers']}
                 | {'updates': arm.get('updates')}
-                | {
-                    'seconds': _sum_if_known(
-                        [_training_seconds(f) for f in self.stage_dirs(arm['name'])]
-                    )
-                }
+                | {'seconds': self.training_seconds(arm['name'])}
                 | ap_points(self.metrics('arm', arm['name']))
                 | self._model(self.student)
             )
         return rows
+
+    def training_seconds(self, arm: str) -> float | None:
+        """Of all stages of an arm; None while one is not known."""
+        values = [_training_seconds(folder) for folder in self.stage_dirs(arm)]
+        return sum(values) if values and None not in values else None
 
     def _model(self, name: str | None) -> dict:
         model = read_json(self.path / 'detectors' / str(name) / 'model.json', {})
@@ -251,10 +252,6 @@ def _training_seconds(folder: Path) -> float | None:
     return read_json(folder / 'training.json', {}).get('seconds')
 
 
-def _sum_if_known(values: list[float | None]) -> float | None:
-    return sum(values) if values and None not in values else None
-
-
 # Losses in a training's log.json.
 
 # A distillation loss of any method with its FPN level, as `plan.distill_cfg` names them.
@@ -295,10 +292,10 @@ def loss_rows(log: str | Path, teacher: str | None = None) -> list[dict]:
 def arm_kinds(arms: list[dict]) -> dict[str, str]:
     """What each arm is in the comparison: 'control', 'direct', 'progressive' or 'other'.
 
-    progressive: the arm of that name, else the first with several teachers; direct: the last
+    progressive: the arm of that name, else the first with several different teachers; direct: the last
     teacher of it alone; control: no teacher at all.
     """
-    several = [a for a in arms if sum(t is not None for t in a['teachers']) > 1]
+    several = [a for a in arms if len({t for t in a['teachers'] if t is not None}) > 1]
     main = next((a for a in several if a['name'] == 'progressive'), several[0] if several else None)
     kinds = {}
     for arm in arms:

@@ -1,7 +1,8 @@
 """What runs say about sequences of teachers, in sentences: also that nothing has been shown.
 
-A sequence is compared with three arms: training on without a teacher, the strongest teacher alone (of highest AP, whatever
-its place in the sequence), and its own last teacher alone, which is the paper's direct distillation.
+A sequence is compared with four arms: training on without a teacher; the strongest teacher alone (of highest AP, whatever
+its place in the sequence); its own last teacher alone, which is the paper's direct distillation; and that teacher in as many
+stages, which tells what the order brings from what splitting the training costs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ..utils.statistics import (
     printed_difference,
 )
 from .run import Run
-from .study import Order, Study, load_study
+from .study import PAPER_REGIME_INDEX, Order, Study, load_study
 
 ONE_SEED = (
     'It is one seed, which cannot tell a difference from chance: run more with --seed 1, --seed 2, ... and this page reads '
@@ -36,6 +37,9 @@ def study_summary(study: Study) -> str:
     if not rows:
         return 'No arm has been evaluated yet. There is nothing to answer so far.'
     sentences = [_best_arm_text(study, rows), _best_sequence_text(study, rows)]
+    index = study.regime_index
+    if index and index.value > 1 and any(study.order(row['name']).is_sequence for row in rows):
+        sentences.append(f'{_regime_text(study)}')
     return ' '.join([*sentences, ONE_SEED] if len(study.seeds) == 1 else sentences)
 
 
@@ -45,7 +49,7 @@ def study_verdict(study: Study) -> dict[str, str]:
     if not rows:
         return {'Which arm is best?': 'No arm has been evaluated yet.'}
     taught = [row for row in rows if row['teachers']]
-    several = [row for row in taught if len(row['teachers']) > 1]
+    several = [row for row in taught if study.order(row['name']).is_sequence]
     best_alone = study.best_teacher_alone
 
     def other_last_alone(order: Order) -> Order | None:
@@ -62,6 +66,11 @@ def study_verdict(study: Study) -> dict[str, str]:
         'Does a sequence beat its last teacher alone?': _sequences_text(
             study, several, 'its last teacher alone', other_last_alone
         ),
+        'What does splitting the training cost?': _splitting_text(study, taught),
+        'What does the order bring?': _sequences_text(
+            study, several, 'its last teacher in as many stages', study.split_control
+        ),
+        'Can orders be judged here?': _regime_text(study) if several else '',
         'Did the adaptation costs foretell the best sequence?': _forecast_text(
             taught, study.correlation()
         ),
@@ -118,7 +127,7 @@ def _best_arm_text(study: Study, rows: list[dict]) -> str:
 
 
 def _best_sequence_text(study: Study, rows: list[dict]) -> str:
-    row = next((row for row in rows if len(row['teachers']) > 1), None)
+    row = next((row for row in rows if study.order(row['name']).is_sequence), None)
     if row is None:
         return 'No arm with several teachers has been evaluated.'
     order = study.order(row['name'])
@@ -145,6 +154,8 @@ def _reference_arms(study: Study, order: Order) -> dict[str, Order]:
         arms[f'the strongest teacher alone ("{best_alone.label}")'] = best_alone
     if last_alone and last_alone is not best_alone:
         arms[f'its last teacher alone ("{last_alone.label}")'] = last_alone
+    if repeated := study.split_control(order):
+        arms[f'that teacher in as many stages ("{repeated.label}")'] = repeated
     return arms
 
 
@@ -166,6 +177,10 @@ def _comparison_text(rows: list[dict], seeds: list[int]) -> str:
     if len(updates) > 1:
         text = 'The arms trained for DIFFERENT numbers of updates: this is no fair comparison'
     text += ', with a learning rate schedule for each stage: warm-up and decay come once a stage'
+    ratios = [row['time_ratio'] for row in rows if row['teachers'] and row['time_ratio']]
+    if ratios:
+        low, high = format_number(min(ratios)), format_number(max(ratios))
+        text += f'; with a teacher they took {low if low == high else f"{low} to {high}"} times as long as without'
     seeds_text = f'seeds {", ".join(map(str, seeds))}' if len(seeds) > 1 else 'one seed'
     if len(counts) > 1:
         seeds_text += f', of which some arms have {min(counts)} only'
@@ -210,6 +225,39 @@ def _sequences_text(
             caveat = f'(Its interval does not account for its being picked as the best of {len(several)}.)'
             sentences.append(caveat)
     return ' '.join(sentences)
+
+
+def _splitting_text(study: Study, taught: list[dict]) -> str:
+    """Of each arm that repeats one teacher, what it has more or less than that teacher alone."""
+    sentences = []
+    for row in taught:
+        order = study.order(row['name'])
+        alone = study.last_teacher_alone(order)
+        if len(order.teachers) < 2 or order.is_sequence or alone is None:
+            continue
+        text = f'{order.label} is {difference_text(_difference(order, alone), f"the same teacher in one stage ({alone.label})")}'
+        sentences.append(f'{text}.')
+    return ' '.join(sentences)
+
+
+def _regime_text(study: Study) -> str:
+    """The regime index in words; '' where baseline, control or the strongest teacher alone is missing."""
+    control, taught = study.control, study.best_teacher_alone
+    if control is None or taught is None or study.start is None:
+        return ''
+    index = study.regime_index
+    if index is None:
+        return f'No: {taught.label} brings nothing over training as long without a teacher, so there is nothing to split.'
+    value = format_interval(index)
+    facts = (
+        f'training as long without a teacher brings {value} times what {taught.label} brings on top of it (regime index; the '
+        f"paper's RetinaNet: {format_number(PAPER_REGIME_INDEX)})"
+    )
+    if index.value > 1:
+        return f'Orders can hardly be judged here: {facts}. The student is still at the steep part of its curve: train the baseline longer.'
+    if index.value > 0.5:
+        return f'Orders can be judged with care: {facts}.'
+    return f'Orders can be judged: {facts}.'
 
 
 def _forecast_text(taught: list[dict], correlation: Interval | None) -> str:

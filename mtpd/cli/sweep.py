@@ -22,7 +22,8 @@ DEADLINE = click.option(
     '--orders',
     default='all',
     show_default=True,
-    help='all: each teacher and every ordered pair; auto: what adaptation costs suggest; or "a,b;b,a".',
+    help='all: each teacher, every ordered pair and each teacher twice; auto: what adaptation costs suggest, and its last '
+    'teacher as often; or "a,b;b,a;b,b".',
 )
 @click.option('--methods', help="Such as mgd,cwd. Default: the recipe's.")
 @click.option('--seeds', default='0', show_default=True, help='Such as 0-4 or 0,2.')

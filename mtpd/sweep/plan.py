@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import permutations, product
+from itertools import product
 from typing import TYPE_CHECKING
 
 from ..errors import MtpdError, unknown_name
@@ -211,9 +211,11 @@ def parse_orders(
     orders: list[Order] = [CONTROL]
     for part in _order_parts(text):
         if part == 'all':
-            orders += [(name,) for name in teachers] + list(permutations(teachers, 2))
+            orders += [(name,) for name in teachers]
+            orders += product(teachers, repeat=2) if len(teachers) > 1 else []
         elif part == 'auto':
-            orders += suggested
+            for order in suggested:
+                orders += [order, order[-1:] * len(order)]  # as often split, with one teacher
         elif part != 'none':
             order = tuple(name.strip() for name in part.split(','))
             for name in order:

@@ -51,6 +51,32 @@ def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> Interva
     return mean_interval([a[seed] - b[seed] for seed in a if seed in b])
 
 
+def paired_ratio(a: Sequence[float], b: Sequence[float]) -> Interval | None:
+    """The mean of `a` by that of `b`, values that belong together in pairs, with Fieller's interval.
+
+    No ends for a single pair, and where `b` is not shown to differ from 0: then the ratio has no bounds. None for no pair,
+    and where the mean of `b` is 0.
+    """
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    n = len(a)
+    if n == 0 or b.mean() == 0:
+        return None
+    top, bottom = float(a.mean()), float(b.mean())
+    value = top / bottom
+    if n == 1:
+        return Interval(value, None, None, n)
+    covariance = np.cov(a, b, ddof=1) * stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) ** 2 / n
+    square, middle, rest = (
+        bottom**2 - covariance[1, 1],
+        top * bottom - covariance[0, 1],
+        top**2 - covariance[0, 0],
+    )
+    if square <= 0:
+        return Interval(value, None, None, n)
+    reach = float(np.sqrt(max(0.0, middle**2 - square * rest)))
+    return Interval(value, float(middle - reach) / square, float(middle + reach) / square, n)
+
+
 def percentile_interval(replicates: Sequence[float] | np.ndarray) -> np.ndarray:
     """Low and high end (2, ...) of the percentile intervals of bootstrap replicates (R, ...); NaNs are left out."""
     tail = 100 * (1 - CONFIDENCE) / 2

@@ -15,7 +15,7 @@ from mtpd.utils.statistics import Interval
 
 def test_words_follow_from_the_intervals():
     answers = study_verdict(made_up_study())
-    compared, _, teacher, sequence, costs = answers.values()
+    compared, _, teacher, sequence, regime, costs = answers.values()
     assert compared == (
         'Every arm trained 600 updates after the same baseline, with a learning rate schedule for each stage: warm-up and '
         'decay come once a stage; seeds 0, 1, 2.'
@@ -34,6 +34,7 @@ def test_words_follow_from_the_intervals():
         'Of 4 arms with a teacher 3 did better than training on without one, by 2.0 to 3.0 AP; for 1 no difference is shown.'
     )
     assert list(answers)[3] == 'Does a sequence beat the strongest teacher alone?'
+    assert regime.startswith('Orders can hardly be judged here: ')
     other = study_verdict(made_up_study(chosen=[('b', 'a')]))[
         'Did the adaptation costs foretell the best sequence?'
     ]
@@ -53,6 +54,58 @@ def test_words_follow_from_the_intervals():
     )
     worse = ' '.join(study_verdict(made_up_study(AP | {('a', 'b'): [11.0, 13.1, 11.9]})).values())
     assert 'a → b is worse than the strongest teacher alone (b) by 1.0 AP [' in worse
+
+
+def test_what_splitting_costs_and_what_the_order_brings():
+    twice = {
+        ('b', 'b'): [11.5, 13.6, 12.4]
+    }  # 0.5, 0.6, 0.4 below b; a → b is 1.5 above it in each seed
+    study = made_up_study(AP | twice)
+    answers = study_verdict(study)
+    reach = T2 * 0.1 / 3**0.5
+    assert answers['What does splitting the training cost?'] == (
+        f'b → b is worse than the same teacher in one stage (b) by 0.5 AP [{0.5 - reach:.1f}, {0.5 + reach:.1f}].'
+    )
+    assert answers['What does the order bring?'].startswith(
+        'The best sequence by mean AP and the one that the costs suggest: a → b is better than its last teacher in as many '
+        'stages (b → b) by 1.5 AP [1.5, 1.5], 3 seeds.'
+    )
+    assert 'that teacher in as many stages ("b → b") by 1.5 AP' in study_summary(study)
+    # One teacher, twice, is no sequence of several, however good.
+    best = study_summary(made_up_study(AP | {('b', 'b'): [20.0, 20.0, 20.0]}))
+    assert 'comes from the arm "b → b"' in best
+    assert '"a → b", the best sequence of several teachers' in best
+    without = study_verdict(made_up_study())
+    assert not {'What does splitting the training cost?', 'What does the order bring?'} & set(
+        without
+    )
+
+
+def test_the_regime_by_hand():
+    # Baselines 5 and 6 of seeds 0 and 1; the control 10 and 12: +5, +6. b: 12 and 14.2: +2, +2.2.
+    index = made_up_study().regime_index
+    assert (index.value, index.n) == (pytest.approx(5.5 / 2.1), 2)
+    question = 'Can orders be judged here?'
+    late = made_up_study(AP | {(): [5.5, 6.4, 11.0]})  # +0.5, +0.4; b +6.5, +7.8: 0.9 / 14.3
+    assert study_verdict(late)[question].startswith(
+        'Orders can be judged: training as long without a teacher brings 0.1'
+    )
+    assert 'judged' not in study_summary(late)
+    assert "(regime index; the paper's RetinaNet: 0.2)" in study_verdict(late)[question]
+    between = made_up_study(AP | {(): [8.0, 9.4, 11.0]})  # 6.4 / 8.8
+    assert study_verdict(between)[question].startswith('Orders can be judged with care: ')
+    useless = made_up_study(AP | {('b',): [9.0, 11.0, 10.0]})
+    assert useless.regime_index is None
+    assert study_verdict(useless)[question].startswith('No: b brings nothing over training as long')
+    assert question not in study_verdict(made_up_study({k: v for k, v in AP.items() if k}))
+
+
+def test_arms_with_a_teacher_take_longer_and_it_is_said():
+    study = made_up_study()
+    for order, factor in zip(study.orders, (1, 1.5, 1.6, 2, 1.7), strict=True):
+        order.seconds.update({0: 100 * factor, 1: 120 * factor})
+    assert '; with a teacher they took 1.5 to 2.0 times as long as without;' in study_verdict(study)['What is compared?']  # fmt: skip
+    assert {row['name']: row['time_ratio'] for row in study.table()}['a-b'] == 2
 
 
 def test_one_seed_and_unequal_arms_are_said():

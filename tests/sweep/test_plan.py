@@ -15,11 +15,12 @@ A, B = 'r101', 'rx101'
 
 
 def test_orders_seeds_and_methods_as_they_are_written():
-    assert parse_orders('all', [A, B]) == [CONTROL, (A,), (B,), (A, B), (B, A)]
+    pairs = [(A, A), (A, B), (B, A), (B, B)]  # those of one teacher tell what splitting costs
+    assert parse_orders('all', [A, B]) == [CONTROL, (A,), (B,), *pairs]
     assert parse_orders('all', [A]) == [CONTROL, (A,)]  # a pool of one
     assert parse_orders('rx101, r101; none;rx101', [A, B]) == [CONTROL, (B, A), (B,)]
     suggested = [(A, B), (B,)]
-    assert parse_orders('auto;r101', [A, B], suggested) == [CONTROL, *suggested, (A,)]
+    assert parse_orders('auto;r101', [A, B], suggested) == [CONTROL, (A, B), (B, B), (B,), (A,)]
     assert wants_suggestion('r101; auto') and not wants_suggestion('automatic;all')
     assert parse_seeds('0-2,7, 1') == [0, 1, 2, 7]
     assert parse_methods('cwd,mgd,cwd', ['mgd', 'cwd']) == ['cwd', 'mgd']
