@@ -224,7 +224,7 @@ def config_file_problems(source: Path) -> list[str]:
 
 def works_text(path: Path) -> str:
     """A sentence with the config of this name that there is; '' where there is none."""
-    for owner, folder in (('the checkout', ROOT / 'configs'), ('mmdet', packaged_configs())):
+    for owner, folder in (('The checkout', ROOT / 'configs'), ('mmdet', packaged_configs())):
         if file := nearest_config(path, folder):
             return f' {owner} has one: {file} is a path that works.'
     return ''

@@ -545,7 +545,8 @@ def dataset_problems(
     Args:
         has_root: whether `data.root` was given, which the classes follow from.
     """
-    problems = []
+    problems: list[str] = []
+    absent: dict[Path, list[str]] = {}
     for split in splits:
         count = 0
         for key, leaf in keyed_leaves(cfg.data[split], f'data.{split}'):
@@ -565,10 +566,18 @@ def dataset_problems(
                 continue
             count += len(files)
             for path, images in files:
+                if not path.is_file():
+                    absent.setdefault(path, []).append(f'{key}.ann_file=FILE')
+                    continue
                 problems += _file_problems(key, leaf, path, images, corrupt_limit, has_root)
         if split == 'test' and count > 1:
             problems.append(f'data.test joins {count} annotation files: give one.')
         problems += config_checks.pipeline_problems(cfg.data[split], f'data.{split}')
+    problems += [
+        f'annotation file {missing_file_text(path)} Give it: --cfg-options {" ".join(options)}. Or take another dataset: '
+        '--cfg-options data.root=FOLDER'
+        for path, options in absent.items()
+    ]
     return list(dict.fromkeys(problems))
 
 
@@ -610,11 +619,6 @@ def _file_problems(
     key: str, leaf: dict, path: Path, images: Path, corrupt_limit: int, has_root: bool
 ) -> list[str]:
     """What is wrong with an annotation file of the dataset config under `key` and the folder of its images."""
-    if not path.is_file():
-        return [
-            f'{key}.ann_file is {missing_file_text(path)} Give it: --cfg-options {key}.ann_file=FILE. Or take another '
-            'dataset: --cfg-options data.root=FOLDER'
-        ]
     if not images.is_dir():
         fix = (
             'Check data.splits.' if has_root else f'Give it: --cfg-options {key}.img_prefix=FOLDER'

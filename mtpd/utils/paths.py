@@ -94,7 +94,7 @@ def missing_file_text(path: Path) -> str:
     if path.is_dir():
         return f'{path} is a folder, and a file is needed.'
     if not path.parent.is_dir():
-        return missing_folder_text(path.parent)
+        return f'{path}: no such file, nor its folder.{_near_folders_text(path.parent)}'
     return f'{path}: no such file.{_near_text(path, [file for file in path.parent.iterdir() if file.is_file()])}'
 
 
@@ -102,14 +102,17 @@ def missing_folder_text(path: Path) -> str:
     """What is wrong with a path that is no folder, and the one or two folders that may be meant."""
     if path.is_file():
         return f'{path} is a file, and a folder is needed.'
+    return f'{path}: no such folder.{_near_folders_text(path)}'
+
+
+def _near_folders_text(path: Path) -> str:
     parent = nearest_existing_folder(path)
     missing, *rest = path.relative_to(parent).parts
     try:
         folders = [entry for entry in parent.iterdir() if entry.is_dir()]
     except OSError:  # not to be listed
         folders = []
-    near = _near_text(parent / missing, folders, rest)
-    return f'{path}: no such folder.{near}'
+    return _near_text(parent / missing, folders, rest)
 
 
 def _near_text(path: Path, known: list[Path], rest: Iterable[str] = ()) -> str:

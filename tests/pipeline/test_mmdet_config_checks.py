@@ -313,7 +313,7 @@ def test_a_file_or_a_folder_that_is_not_there_is_named_by_its_key(path, root):
     key = 'data.train.dataset'
     text = the_problem(path, {f'{key}.ann_file': 'annotations/tran.json'})
     assert text.startswith(
-        f'{key}.ann_file is {root}/annotations/tran.json: no such file. Did you mean'
+        f'annotation file {root}/annotations/tran.json: no such file. Did you mean'
     )
     assert (
         f'{root}/annotations/train.json' in text
@@ -322,7 +322,9 @@ def test_a_file_or_a_folder_that_is_not_there_is_named_by_its_key(path, root):
     text = the_problem(path, {f'{key}.img_prefix': 'trian/'})
     assert f'{key}.img_prefix is {root}/trian: no such folder. Did you mean {root}/train?' in text
     assert advised_options(text)[0] == f'{key}.img_prefix=FOLDER'
-    assert 'nowhere: no such folder' in the_problem(path, {f'{key}.ann_file': 'nowhere/train.json'})
+    assert 'nowhere/train.json: no such file, nor its folder' in the_problem(
+        path, {f'{key}.ann_file': 'nowhere/train.json'}
+    )
     assert 'is a folder, and a file' in the_problem(path, {f'{key}.ann_file': 'annotations'})
 
 

@@ -177,7 +177,7 @@ def test_a_loggers_package_that_is_too_new_is_told(tmp_path, monkeypatch):
     """mmcv calls `set_step`, which dvclive had before version 1."""
     logger = {'type': 'DvcliveLoggerHook'}
 
-    def problems(version: str) -> list[str]:
+    def told_of(version: str) -> list[str]:
         (tmp_path / 'dvclive.py').touch()
         record = tmp_path / 'dvclive-0.dist-info/METADATA'
         record.parent.mkdir(exist_ok=True)
@@ -185,6 +185,6 @@ def test_a_loggers_package_that_is_too_new_is_told(tmp_path, monkeypatch):
         return checks.logger_problems('key', logger)
 
     monkeypatch.syspath_prepend(tmp_path)
-    assert problems('0.12.1') == []
-    (text,) = problems('3.49.1')
+    assert told_of('0.12.1') == []
+    (text,) = told_of('3.49.1')
     assert "dvclive<1 (3.49.1 is installed): pip install 'dvclive<1'." in text
