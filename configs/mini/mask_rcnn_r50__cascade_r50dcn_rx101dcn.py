@@ -47,6 +47,7 @@ teachers = dict(
 )
 arms = dict(
     direct=dict(teachers=['cascade_rx101dcn']),
+    repeated=dict(teachers=['cascade_rx101dcn', 'cascade_rx101dcn']),
     progressive=dict(teachers=['cascade_r50dcn', 'cascade_rx101dcn']),
     reverse=dict(teachers=['cascade_rx101dcn', 'cascade_r50dcn']),
 )

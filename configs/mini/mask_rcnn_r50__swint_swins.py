@@ -29,6 +29,7 @@ teachers = dict(
 # 0.9 times the detection loss; the other methods keep COCO's weights, which are too large here.
 arms = dict(
     direct=dict(teachers=['swins']),
+    repeated=dict(teachers=['swins', 'swins']),
     progressive=dict(teachers=['swint', 'swins']),
     reverse=dict(teachers=['swins', 'swint']),
 )

@@ -41,6 +41,7 @@ teachers = dict(
 )
 arms = dict(
     direct=dict(teachers=['rx101dcn']),
+    repeated=dict(teachers=['rx101dcn', 'rx101dcn']),
     progressive=dict(teachers=['r101', 'rx101dcn']),
     reverse=dict(teachers=['rx101dcn', 'r101']),
 )

@@ -39,6 +39,7 @@ teachers = dict(
 )
 arms = dict(
     direct=dict(teachers=['rx101']),
+    repeated=dict(teachers=['rx101', 'rx101']),
     progressive=dict(teachers=['r101', 'rx101']),
     reverse=dict(teachers=['rx101', 'r101']),
 )

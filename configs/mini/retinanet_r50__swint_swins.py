@@ -26,6 +26,7 @@ teachers = dict(
 )
 arms = dict(
     direct=dict(teachers=['swins']),
+    repeated=dict(teachers=['swins', 'swins']),
     progressive=dict(teachers=['swint', 'swins']),
     reverse=dict(teachers=['swins', 'swint']),
 )

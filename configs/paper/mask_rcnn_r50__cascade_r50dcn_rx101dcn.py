@@ -41,6 +41,7 @@ teachers = dict(
 arms = dict(
     none=dict(label='no teacher', teachers=[None]),
     direct=dict(label='teacher 2 only', teachers=['cascade_rx101dcn']),
+    repeated=dict(label='teacher 2 → teacher 2', teachers=['cascade_rx101dcn', 'cascade_rx101dcn']),
     progressive=dict(
         label='teacher 1 → teacher 2', teachers=['cascade_r50dcn', 'cascade_rx101dcn']
     ),

@@ -34,6 +34,7 @@ teachers = dict(
 arms = dict(
     none=dict(label='no teacher', teachers=[None]),
     direct=dict(label='teacher 2 only', teachers=['swins']),
+    repeated=dict(label='teacher 2 → teacher 2', teachers=['swins', 'swins']),
     progressive=dict(label='teacher 1 → teacher 2', teachers=['swint', 'swins']),
     reverse=dict(label='teacher 2 → teacher 1', teachers=['swins', 'swint']),
 )

@@ -32,6 +32,7 @@ teachers = dict(
 arms = dict(
     none=dict(label='no teacher', teachers=[None]),
     direct=dict(label='teacher 2 only', teachers=['rx101dcn']),
+    repeated=dict(label='teacher 2 → teacher 2', teachers=['rx101dcn', 'rx101dcn']),
     progressive=dict(label='teacher 1 → teacher 2', teachers=['r101', 'rx101dcn']),
     reverse=dict(label='teacher 2 → teacher 1', teachers=['rx101dcn', 'r101']),
 )

@@ -34,6 +34,7 @@ teachers = dict(
 arms = dict(
     none=dict(label='no teacher', teachers=[None]),
     direct=dict(label='teacher 2 only', teachers=['rx101']),
+    repeated=dict(label='teacher 2 → teacher 2', teachers=['rx101', 'rx101']),
     progressive=dict(label='teacher 1 → teacher 2', teachers=['r101', 'rx101']),
     reverse=dict(label='teacher 2 → teacher 1', teachers=['rx101', 'r101']),
 )

@@ -38,7 +38,8 @@ def status(run_dir):
 
 def test_the_steps_are_all_arms_stages_between_preparation_and_evaluation(tmp_path):
     names = [s.notebook for s in pipeline.recipe_steps(load_recipe(MINI), tmp_path)]
-    stages = ('none_1', 'direct_1', 'progressive_1', 'progressive_2', 'reverse_1', 'reverse_2')
+    stages = ['none_1', 'direct_1']
+    stages += [f'{arm}_{k}' for arm in ('repeated', 'progressive', 'reverse') for k in (1, 2)]
     wanted = ['00_environment', '01_data', '02_detectors', '03_teacher_order']
     wanted += [f'04_distill_stage__{stage}' for stage in stages] + ['05_evaluate', '06_analysis']
     assert names == [f'notebooks/{name}.ipynb' for name in wanted]
@@ -80,9 +81,9 @@ def test_a_failed_step_is_recorded_and_the_next_call_goes_on_from_it(tmp_path, s
             load_recipe(MINI, NO_CHECKPOINTS), run_dir, smoke=True, echo=lines.append
         )
     assert lines[2:] == [
-        '[1/12] 00_environment: done before',
-        '[2/12] 01_data',
-        '[3/12] 02_detectors',
+        '[1/14] 00_environment: done before',
+        '[2/14] 01_data',
+        '[3/14] 02_detectors',
     ]
     assert [step['state'] for step in status(run_dir)['steps'][:3]] == ['done', 'done', 'failed']
 
@@ -105,7 +106,7 @@ def test_steps_are_done_again_where_validation_annotations_changed(tmp_path, sou
     lines.clear()
     run()
     assert 'the validation annotations have changed: detectors are measured again' in lines
-    assert '[2/12] 01_data' in lines and '[3/12] 02_detectors' in lines
+    assert '[2/14] 01_data' in lines and '[3/14] 02_detectors' in lines
 
 
 @pytest.mark.long

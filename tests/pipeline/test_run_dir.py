@@ -29,7 +29,7 @@ def test_what_a_run_says_of_itself(tmp_path):
     info = json.loads((tmp_path / 'run.json').read_text())
     assert info['command'].startswith(f'mtpd run {MINI} --seed 3 --cfg-options')
     assert 'schedule.arm=8' in info['command']
-    assert [arm['updates'] for arm in info['arms']] == [8, 8, 8, 8]
+    assert [arm['updates'] for arm in info['arms']] == [8] * 5
     assert info['arms'][0]['teachers'] == [None]
     again = load_recipe(tmp_path / 'recipe.py')
     assert again.cfg.schedule.arm == 8 and again.seed == 3
