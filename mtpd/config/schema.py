@@ -121,6 +121,7 @@ RECIPE = {
         'start': _one_of('baseline', 'inherit', 'random'),
         'inherit_allow': LIST,
         'teacher_mode': _one_of('eval', 'train'),
+        'keep_adapters': _of_type(bool),
     },
     'order': {
         'images': Rule((int,), least=2),
@@ -137,6 +138,7 @@ RECIPE = {
         'optimizer': DICT,
         'grad_clip': _of_type(dict, NONE),
         'lr': DICT,
+        'arm_lr': _of_type(*NUMBER, NONE),
         'log_interval': POSITIVE,
         'checkpoint_interval': POSITIVE,
         'eval_interval': NOT_NEGATIVE,
@@ -157,14 +159,24 @@ RECIPE = {
 }
 OPTIONAL = {
     *('paper', 'title', 'label', 'model', 'checkpoint', 'init', 'updates', 'scenes', 'gpus'),
-    *('lr_batch_size', 'corrupt_limit', 'library', 'loggers', 'speed', 'precision', *SWITCHES),
+    *(
+        'arm_lr',
+        'keep_adapters',
+        'lr_batch_size',
+        'corrupt_limit',
+        'library',
+        'loggers',
+        'speed',
+        'precision',
+        *SWITCHES,
+    ),
 }
 
 
 def value_problems(cfg: dict) -> list[str]:
     """Everything wrong with a recipe's keys and values, a line each; empty when all is well."""
     problems = _table_problems(cfg, RECIPE)
-    for check in (_method, _splits, _metrics, _arms, _loss_name, _levels, _image):
+    for check in (_method, _splits, _metrics, _arms, _arm_rate, _loss_name, _levels, _image):
         try:
             problems += check(cfg)
         except (KeyError, TypeError, AttributeError, ValueError):
@@ -294,6 +306,13 @@ def _arms(cfg: dict) -> list[str]:
         check = _auto_arm if isinstance(arm['teachers'], str) else _arm
         problems += check(cfg, name, arm['teachers'])
     return problems
+
+
+def _arm_rate(cfg: dict) -> list[str]:
+    rate = cfg['schedule'].get('arm_lr')
+    if rate is None or rate > 0:
+        return []
+    return [f'schedule.arm_lr is {rate}: the peak of the learning rate in arms must be above 0.']
 
 
 def _arm(cfg: dict, name: str, teachers: list) -> list[str]:

@@ -49,6 +49,7 @@ class Distiller(BaseDetector):
         teacher_mode: 'eval', or 'train' for the original code's behaviour, where the runner puts
             the teacher into train mode (DropPath acts, batch norm updates its statistics).
         inherit_allow: patterns of weights that may differ then, see `mtpd.distill.initialization`.
+        adapters_checkpoint: a training of a `Distiller`, whose distillation losses' weights these losses go on with.
         train_cfg, test_cfg: the student's, where its config does not hold them.
 
     Raises:
@@ -66,6 +67,7 @@ class Distiller(BaseDetector):
         init_student: bool = False,
         teacher_mode: str = 'eval',
         inherit_allow: tuple[str, ...] = (),
+        adapters_checkpoint: str | None = None,
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
     ):
@@ -83,6 +85,8 @@ class Distiller(BaseDetector):
             for item in distill_cfg
             for method in item['methods']
         ]
+        if adapters_checkpoint:
+            _load_adapters(self.distill_losses, adapters_checkpoint)
         if student_checkpoint:
             checkpoints.load_student(self.student, student_checkpoint)
         else:
@@ -232,6 +236,25 @@ def _check_options(student_checkpoint, teacher_checkpoint, init_student, teacher
         problems.append(f"teacher_mode must be 'eval' or 'train', it is {teacher_mode!r}")
     if problems:
         raise MtpdError('\n'.join(problems))
+
+
+def _load_adapters(losses: nn.ModuleDict, path: str) -> None:
+    """Raises MtpdError where a checkpoint's distillation losses are not those of `losses`."""
+    prefix, state = 'distill_losses.', checkpoints.load_checkpoint(path)
+    weights = {
+        key.removeprefix(prefix): value
+        for key, value in (state.get('state_dict') or {}).items()
+        if key.startswith(prefix)
+    }
+    shapes = ({key: tuple(t.shape) for key, t in w.items()} for w in (weights, losses.state_dict()))
+    earlier, wanted = shapes
+    if earlier != wanted:
+        differing = [key for key in wanted if earlier.get(key) != wanted[key]]
+        raise MtpdError(
+            f'the distillation losses of {path} have other weights ({", ".join([*differing, *earlier][:2])}, ...), so they '
+            'cannot be kept: teachers have other channels, or the method is another one. Leave distill.keep_adapters out.'
+        )
+    losses.load_state_dict(weights)
 
 
 def _hooked_feature(features: dict, who: str, path: str) -> Tensor:

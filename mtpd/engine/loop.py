@@ -39,6 +39,7 @@ def train_model(
     seed: int,
     scenes: int | None = None,
     meta: dict | None = None,
+    peak: float | None = None,
 ) -> InheritReport | None:
     """Trains what `build` makes for `updates` optimizer steps into ``out/latest.pth``.
 
@@ -50,6 +51,7 @@ def train_model(
         model_cfg: mmdet config of the detector; it says whether the annotations' masks are loaded.
         scenes: number of training scenes, if not the recipe's.
         meta: entries for the checkpoint's `meta`.
+        peak: the largest learning rate, if not the schedule's; as that, before it is scaled to the batch.
 
     Returns:
         The model's `inherit_report`: what a `Distiller` took over from its teacher. None where that is nothing.
@@ -66,7 +68,7 @@ def train_model(
     train, val = (
         pipelines.dataset_config(recipe, split, scenes, masks) for split in ('train', 'val')
     )
-    cfg = training_config(recipe, train, val, out, updates, seed, recipe_device(recipe))
+    cfg = training_config(recipe, train, val, out, updates, seed, recipe_device(recipe), peak)
     return train_by_config(
         cfg,
         build,
@@ -215,7 +217,14 @@ def _set_hooks(cfg: Config, corrupt_limit: int, setting_names: SettingNames) -> 
 
 
 def training_config(
-    recipe: Recipe, train: dict, val: dict, out: Path, updates: int, seed: int, device: str
+    recipe: Recipe,
+    train: dict,
+    val: dict,
+    out: Path,
+    updates: int,
+    seed: int,
+    device: str,
+    peak: float | None = None,
 ) -> Config:
     """A recipe's training as the config that `train_by_config` reads.
 
@@ -224,10 +233,11 @@ def training_config(
         out: the training's folder.
         updates: optimizer steps.
         device: 'cpu' or 'cuda'.
+        peak: as `train_model`.
 
     Raises:
         RecipeError: the processes cannot share the batch evenly, or the devices do not fit the recipe.
-        MtpdError: `schedule.lr_batch_size` asks for a scaled learning rate, and none is stated.
+        MtpdError: `schedule.lr_batch_size` or `peak` asks for another learning rate, and none is stated.
     """
     schedule, size, workers = recipe.cfg.schedule, process_count(recipe), data_workers(recipe)
     switches = speed.resolve_speed(recipe.cfg.get('speed'), device)
@@ -238,6 +248,8 @@ def training_config(
         pin_memory=switches.pin_memory,
     )
     optimizer, lr = schedule.optimizer, schedule.lr
+    if peak is not None:
+        optimizer, lr = with_peak_rate(optimizer, lr, peak)
     lr_batch_size = schedule.get('lr_batch_size')
     if lr_batch_size not in (None, schedule.batch_size):
         optimizer, lr = scale_rates(optimizer, lr, schedule.batch_size, lr_batch_size)
@@ -296,19 +308,47 @@ def scale_rates(optimizer: dict, lr: dict, batch: int, meant: int) -> tuple[dict
     Raises:
         MtpdError: no rate is stated.
     """
-    stated = peak_rate(optimizer, lr)
-    if stated is None:
-        raise MtpdError('there is no learning rate to scale: the optimizer states no lr. Add it.')
-    scaled_optimizer, scaled_lr = dict(optimizer), dict(lr)
-    for settings, keys in ((scaled_optimizer, ('lr',)), (scaled_lr, RATES_OF_POLICIES)):
-        for key in keys:
-            if settings.get(key) is not None:
-                settings[key] = _scaled_rates(settings[key], batch / meant)
+    stated = _stated_rate(optimizer, lr)
+    scaled_optimizer, scaled_lr = _multiply_rates(optimizer, lr, batch / meant)
     scaled = peak_rate(scaled_optimizer, scaled_lr)
     print(
         f'learning rate {_rate_text(scaled)}: {_rate_text(stated)} is for {meant} images an update'
     )
     return scaled_optimizer, scaled_lr
+
+
+def with_peak_rate(optimizer: dict, lr: dict, peak: float) -> tuple[dict, dict]:
+    """Copies of both configs, all rates multiplied so that `peak` is the largest.
+
+    Args:
+        optimizer, lr: as in `scale_rates`.
+
+    Raises:
+        MtpdError: not a single rate is stated as the largest.
+    """
+    stated = _stated_rate(optimizer, lr)
+    if not isinstance(stated, (int, float)) or stated <= 0:
+        raise MtpdError(
+            f'schedule.arm_lr={peak:g} cannot take the place of the learning rate {_rate_text(stated)}: state one number '
+            'above 0, or leave arm_lr out.'
+        )
+    return _multiply_rates(optimizer, lr, peak / stated)
+
+
+def _stated_rate(optimizer: dict, lr: dict) -> Any:
+    stated = peak_rate(optimizer, lr)
+    if stated is None:
+        raise MtpdError('there is no learning rate to scale: the optimizer states no lr. Add it.')
+    return stated
+
+
+def _multiply_rates(optimizer: dict, lr: dict, factor: float) -> tuple[dict, dict]:
+    optimizer, lr = dict(optimizer), dict(lr)
+    for settings, keys in ((optimizer, ('lr',)), (lr, RATES_OF_POLICIES)):
+        for key in keys:
+            if settings.get(key) is not None:
+                settings[key] = _scaled_rates(settings[key], factor)
+    return optimizer, lr
 
 
 def peak_rate(optimizer: dict, lr: dict) -> Any:

@@ -17,6 +17,7 @@ from ..config.recipe import Arm, Recipe
 from ..distill.distiller import Distiller
 from ..distill.initialization import initialise_weights
 from ..engine.loop import train_model
+from ..errors import MtpdError
 from ..preflight.checks import check_before_training
 from ..runtime import checkpoints
 from ..utils.files import file_sha256, read_json, write_json
@@ -56,13 +57,23 @@ def train_stage(
         _check_before_stage(recipe, plan, stage, work_dir)
         start, origin = _stage_start(recipe, plan, stage, work_dir)
         teacher = plan.teachers[stage - 1]
-        build, student = _stage_builder(recipe, teacher, start, origin, work_dir)
+        adapters = _earlier_adapters(recipe, plan, stage, work_dir)
+        build, student = _stage_builder(recipe, teacher, start, origin, adapters, work_dir)
         meta = checkpoint_meta(recipe, 'student', arm=arm, stage=stage, teacher=teacher)
         meta['stages'] = _stage_history(recipe, plan, stage, start, origin, work_dir)
         seed = recipe.seed * 1000 + stage  # the same in all arms
         print(f'training {_stage_text(recipe, plan, stage)}')
         with recorded_settings(recipe, recipe.run_dir(work_dir), out):
-            report = train_model(recipe, build, student, out, plan.stage_updates, seed, meta=meta)
+            report = train_model(
+                recipe,
+                build,
+                student,
+                out,
+                plan.stage_updates,
+                seed,
+                meta=meta,
+                peak=recipe.cfg.schedule.get('arm_lr'),
+            )
         write_json(
             out / 'stage.json',
             {
@@ -72,6 +83,7 @@ def train_stage(
                 'updates': plan.stage_updates,
                 'seconds': read_json(out / 'training.json')['seconds'],
                 'start': origin,
+                'adapters': 'kept' if adapters else 'new',
                 'copied': len(report.copied) if report else 0,
                 'adapted': report.adapted if report else {},
                 'skipped': report.skipped if report else {},
@@ -130,11 +142,28 @@ def _stage_start(
     return detector_checkpoint(recipe, 'student', work_dir), 'baseline'
 
 
+def _earlier_adapters(
+    recipe: Recipe, arm: Arm, stage: int, work_dir: str | Path | None
+) -> Path | None:
+    """The training checkpoint of the stage before, whose distillation losses' weights this one keeps; None: they are new."""
+    kept = recipe.cfg.distill.get('keep_adapters') and stage > 1
+    if not kept or None in arm.teachers[stage - 2 : stage]:
+        return None
+    path = stage_dir(recipe, arm, stage - 1, work_dir) / 'latest.pth'
+    if not path.is_file():
+        raise MtpdError(
+            f'{path} is missing, and with distill.keep_adapters stage {stage} goes on with its weights. Remove the folder '
+            'to train that stage again, or leave keep_adapters out.'
+        )
+    return path
+
+
 def _stage_builder(
     recipe: Recipe,
     teacher: str | None,
     start: Path | None,
     origin: str,
+    adapters: Path | None,
     work_dir: str | Path | None,
 ) -> tuple[partial, dict]:
     """What makes the stage's model, and the student's mmdet config. A teacher that is missing is trained now.
@@ -157,6 +186,7 @@ def _stage_builder(
         init_student=origin == 'inherit',
         teacher_mode=distill.teacher_mode,
         inherit_allow=tuple(distill.inherit_allow),
+        adapters_checkpoint=str(adapters) if adapters else None,
     )
     return build, student
 

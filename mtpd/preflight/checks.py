@@ -19,7 +19,7 @@ from torch import nn
 
 from ..config.plan import Training, planned_trainings
 from ..config.recipe import Recipe, load_recipe
-from ..engine.loop import policy_in_updates, process_count, recipe_device
+from ..engine.loop import policy_in_updates, process_count, recipe_device, with_peak_rate
 from ..engine.pipelines import print_notes
 from ..errors import MtpdError, RecipeError, unknown_name
 from ..runtime.distributed import images_per_process
@@ -233,6 +233,11 @@ def schedule_problems(recipe: Recipe) -> list[str]:
     policy = policy_in_updates(schedule.lr, schedule.baseline)
     problems = optimizer_problems('schedule.optimizer', schedule.optimizer, nn.Linear(1, 1))
     problems += policy_problems('schedule.lr', policy)
+    if schedule.get('arm_lr'):
+        try:
+            with_peak_rate(schedule.optimizer, schedule.lr, schedule.arm_lr)
+        except MtpdError as error:
+            problems.append(str(error))
     for logger in schedule.get('loggers', ()):
         problems += logger_problems('schedule.loggers', logger)
     return problems + clip_problems('schedule.grad_clip', schedule.grad_clip)

@@ -96,7 +96,7 @@ def checkpoint_problems(recipe: Recipe, name: str, path: Path) -> list[str]:
 
 def distillation_problems(recipe: Recipe, teachers: Iterable[str]) -> list[str]:
     """What is wrong with `distill` for these teachers: levels that an FPN lacks, modules, losses and their settings."""
-    problems = []
+    problems, adapters = [], {}
     for teacher in teachers:
         configs, models = [], []
         for name in ('student', teacher):
@@ -108,7 +108,12 @@ def distillation_problems(recipe: Recipe, teachers: Iterable[str]) -> list[str]:
         if len(models) < 2:
             continue
         try:
-            build_losses(distill_cfg(recipe, *configs), *models)
+            losses = build_losses(distill_cfg(recipe, *configs), *models)
+            adapters[teacher] = {
+                f'{name}.{key}': tuple(weight.shape)
+                for name, loss in losses.items()
+                for key, weight in loss.state_dict().items()
+            }
         except MtpdError as error:
             problems.append(f'student and {teacher}: {error}')
         except Exception as error:  # of settings that are no arguments of a loss, or no pattern
@@ -117,6 +122,11 @@ def distillation_problems(recipe: Recipe, teachers: Iterable[str]) -> list[str]:
                 'student_module and teacher_module may have {level} in them.'
             )
             problems.append(f'student and {teacher}: {text}')
+    if recipe.cfg.distill.get('keep_adapters') and len(set(map(str, adapters.values()))) > 1:
+        problems.append(
+            f'distill.keep_adapters: the distillation losses of {", ".join(adapters)} have weights of different shapes, which '
+            'one stage cannot take from the other. Leave it out.'
+        )
     return list(dict.fromkeys(problems))
 
 

@@ -389,6 +389,20 @@ def test_a_teacher_checkpoint_of_another_architecture_is_refused(files):
 # --- start of the student -----------------------------------------------------------------------
 
 
+def test_adapters_of_an_earlier_training_are_taken_whole_or_refused(distiller, tmp_path):
+    path = tmp_path / 'latest.pth'
+    torch.save({'state_dict': distiller.state_dict()}, path)
+    again = Distiller(
+        STUDENT, TEACHER, methods(), teacher_checkpoint='random', adapters_checkpoint=str(path)
+    )
+    assert same(snapshot(again.distill_losses), snapshot(distiller.distill_losses))
+    for other in (methods(levels=(0,)), methods(teacher_channels=24)):
+        with pytest.raises(MtpdError, match=r'have other weights .*keep_adapters out'):
+            Distiller(
+                STUDENT, TEACHER, other, teacher_checkpoint='random', adapters_checkpoint=str(path)
+            )
+
+
 def test_init_student_takes_neck_and_head_of_the_teacher(files):
     deep = retinanet(depth=34)
 

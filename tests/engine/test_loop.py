@@ -15,7 +15,7 @@ from helpers.plain_config import META, TEXT
 from helpers.tiny import retinanet
 from helpers.tiny_training import MINI, SMALL
 from mtpd import load_recipe
-from mtpd.engine.loop import scale_rates, training_config
+from mtpd.engine.loop import scale_rates, training_config, with_peak_rate
 from mtpd.engine.memory import config_setting_names
 from mtpd.errors import MtpdError
 from mtpd.pipeline.mmdet_config import _training_config, load_config
@@ -108,6 +108,25 @@ def test_scaling_changes_every_rate_and_nothing_else():
         dict(max_lr={'SGD': 0.4}, gamma=0.5),
     )
     assert optimizer['lr'] == 0.1 and lr['max_lr'] == {'SGD': 0.2}
+
+
+def test_a_peak_of_its_own_keeps_the_course_and_is_scaled_to_the_batch(tmp_path):
+    """Of OneCycle: a hundredth of the peak, before the batch halves it."""
+    settings = {'schedule.lr_batch_size': 16, 'schedule.batch_size': 8}
+    recipe = load_recipe(MINI, settings)
+    usual, lower = (
+        training_config(recipe, {}, {}, tmp_path, 40, 0, 'cpu', peak) for peak in (None, 2e-5)
+    )
+    assert usual.lr_config.max_lr == pytest.approx(1e-3)
+    assert lower.lr_config.max_lr == lower.optimizer.lr == pytest.approx(1e-5)
+    assert {**usual.lr_config, 'max_lr': 0} == {**lower.lr_config, 'max_lr': 0}
+    policy = dict(policy='CosineAnnealing', min_lr=1e-4)
+    assert with_peak_rate(dict(type='SGD', lr=0.01), policy, 0.002) == (
+        dict(type='SGD', lr=pytest.approx(0.002)),
+        dict(policy='CosineAnnealing', min_lr=pytest.approx(2e-5)),
+    )
+    with pytest.raises(MtpdError, match=r'schedule\.arm_lr=0\.002 cannot take the place'):
+        with_peak_rate(dict(type='SGD', lr=0.01), dict(max_lr=[0.1, 0.2]), 0.002)
 
 
 def test_a_plain_config_is_scaled_likewise(tmp_path, tiny_coco, capsys):

@@ -1,6 +1,7 @@
 """Training runs on four tiny images: baseline, stages, resuming, and what they leave on disk."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -66,6 +67,28 @@ def test_the_lines_of_a_training_have_a_heading(recipe, run_dir, progressive, ca
         heading, *lines = capsys.readouterr().out.splitlines()
         assert heading.startswith(f'training {arm}, stage 1 of 1, {company}')
         assert lines[0].startswith('update 2/')
+
+
+def test_adapters_of_a_stage_are_kept_on_demand(recipe, run_dir, progressive, tmp_path):
+    """`run_dir` has the same first stage."""
+    first = run_dir / 'stages/progressive/1_r101/latest.pth'
+    assert progressive['stage']['adapters'] == 'new'
+    kept = load_recipe(recipe, {'distill.keep_adapters': True, 'schedule.arm_lr': 1e-12})
+    shutil.copytree(run_dir / 'detectors', tmp_path / 'detectors')
+    shutil.copytree(first.parent, tmp_path / 'stages/progressive/1_r101')
+    made = train_stage(kept, 2, 'progressive', tmp_path)
+    assert made['stage']['adapters'] == 'kept'
+    # With next to no learning rate the weights are still those of the first stage, adapters and student.
+    before, after = (
+        checkpoints.load_checkpoint(path)['state_dict']
+        for path in (first, tmp_path / 'stages/progressive/2_r101/latest.pth')
+    )
+    trained = [key for key in before if key.endswith('.weight') and 'bn' not in key]
+    assert any('distill_losses' in key for key in trained)
+    assert all(torch.allclose(before[key], after[key], atol=1e-9) for key in trained)
+    new = checkpoints.load_checkpoint(run_dir / 'stages/progressive/2_r101/latest.pth')
+    key = next(key for key in trained if 'distill_losses' in key)
+    assert not torch.allclose(before[key], new['state_dict'][key], atol=1e-2)
 
 
 def test_the_log_has_every_loss_term(recipe, run_dir, progressive):

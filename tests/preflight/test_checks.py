@@ -17,10 +17,10 @@ from mmdet.models import build_detector
 from helpers.tiny import SMALL
 from mtpd.cli.main import main
 from mtpd.config.recipe import load_recipe
-from mtpd.errors import RecipeError
+from mtpd.errors import MtpdError, RecipeError
 from mtpd.pipeline.detectors import train_detector_run
 from mtpd.pipeline.stages import train_stage
-from mtpd.preflight import checks, forecast
+from mtpd.preflight import checks, detectors, forecast
 from mtpd.utils.files import read_log
 from mtpd.utils.paths import ROOT
 
@@ -86,6 +86,21 @@ def test_everything_wrong_is_said_at_once(tmp_path, tiny_coco, command):
     assert code == (2 if command == 'run' else 1) and 'Traceback' not in text
     assert [fault for fault in FAULTS if fault not in text] == [], text
     assert not (tmp_path / 'run').exists()
+
+
+def test_levers_of_arms_that_cannot_work_are_told(tmp_path, tiny_coco):
+    root = str(tiny_coco(tmp_path / 'coco'))
+    wide = {'teachers.r101.checkpoint': None, 'teachers.r101.init': None}
+    wide |= {'teachers.r101.model.neck.out_channels': 32, 'teachers.r101.model.bbox_head.in_channels': 32}  # fmt: skip
+    recipe = load_recipe(MINI, SETTINGS | wide | {'data.root': root, 'distill.keep_adapters': True})
+    (problem,) = detectors.distillation_problems(recipe, ['r101', 'rx101'])
+    assert problem.startswith('distill.keep_adapters: the distillation losses of r101, rx101 have')
+    assert not detectors.distillation_problems(recipe, ['rx101'])
+    several = {'schedule.arm_lr': 1e-3, 'schedule.lr.max_lr': [1e-3, 2e-3]}
+    (problem,) = checks.schedule_problems(load_recipe(MINI, several))
+    assert problem.startswith('schedule.arm_lr=0.001 cannot take the place of the learning rate')
+    with pytest.raises(MtpdError, match=r'schedule\.arm_lr is 0'):
+        load_recipe(MINI, {'schedule.arm_lr': 0})
 
 
 def test_unknown_keys_do_not_hide_the_rest(tmp_path, tiny_coco):
