@@ -228,8 +228,7 @@ def _run_figures(run: Run, results: list[dict], study: Study) -> list[dict]:
         ),
         (
             plots.paper_walk_through(run.paper, run.key_aps(), dataset),
-            'AP from the baseline over both stages, in the paper’s walk-through and in the progressive arm here. Its '
-            'figures are of another training than the paper’s pair and release.',
+            'AP from the baseline over both stages, in the paper’s walk-through and in the progressive arm here.',
         ),
         (
             plots.ap_versus_cost(results),
