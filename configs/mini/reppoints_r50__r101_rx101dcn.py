@@ -1,4 +1,5 @@
-# The paper's fifth sequence (RepPoints R50 <- R101 -> X101-DCN, 42.9 AP on COCO) at pocket size.
+# The paper's fifth sequence (RepPoints R50 <- R101 -> X101-DCN) at pocket size. On COCO: direct 42.3 AP, progressive 42.9; the
+# student alone has 38.1 after 12 epochs, 38.6 after 24.
 #
 # Prerequisites: none. DigitScenes are made on the spot; the teachers are trained here, from the shipped RetinaNets' weights
 #   that fit.
@@ -7,7 +8,14 @@
 _base_ = ['../_base_/pocket.py', '../_base_/distill/methods_reppoints.py']
 name = 'mini_reppoints_r50__r101_rx101dcn'
 title = 'RepPoints at pocket size on DigitScenes: a ResNet-34 and a deformable ResNeXt-50 teach a narrow ResNet-18'
-paper = dict(student='RepPoints R50', direct=42.3, result=42.9)
+paper = dict(
+    student='RepPoints R50',
+    baseline=38.1,
+    baseline_2x=38.6,
+    direct=42.3,
+    progressive=42.9,
+    result=42.9,
+)
 
 student = dict(config='../_base_/models/pocket_reppoints.py')
 teachers = dict(

@@ -11,8 +11,9 @@ __getattr__, __dir__, __all__ = lazy_names(
         '.methods': ('compare_methods', 'methods_caption'),
         '.paper': (
             *('load_run_or_plan', 'checkpoint_metrics', 'checkpoint_detections'),
-            *('paper_rows', 'paper_verdict', 'paper_chart', 'dataset_name'),
+            *('paper_rows', 'paper_verdict', 'dataset_name'),
         ),
+        '.published': ('paper_chart', 'chart_notes', 'paper_finding', 'paper_gains'),
         '.dataset': ('sample_images', 'dataset_statistics'),
         '.error_types': ('count_objects', 'errors_by_detector', 'objects_found_and_lost'),
         '.feature_maps': (

@@ -162,14 +162,14 @@ def methods_caption(
     """What a reader of the two charts must know: scales, sources, seeds, what is missing.
 
     Args:
-        paper: `mtpd.analysis.paper.paper_chart(student)`.
+        paper: `mtpd.analysis.paper_chart(student)`.
         dataset: `mtpd.analysis.paper.dataset_name(recipe)`.
     """
     text = []
     if paper:
         text.append(
             f"The paper's bars are read off its chart for {student}, to about 0.05 points; its teachers may be others "
-            "than this recipe's."
+            "than this recipe's. Both bars of a pair stand for 24 epochs, direct at once, progressive 12 + 12."
         )
     if not comparison.bars:
         text.append('Nothing has been measured here yet, so there are no bars of ours.')

@@ -1,4 +1,4 @@
-"""What the paper reports, and whether one's own numbers may be held against it."""
+"""A student that is at hand as a checkpoint only, and whether its numbers may be held against the paper's."""
 
 from __future__ import annotations
 
@@ -12,32 +12,10 @@ from ..errors import RecipeError, unknown_name
 from ..pipeline.run_dir import run_info
 from ..utils.paths import resolve_path
 from ..utils.statistics import format_signed
+from .published import paper_gains
 from .run import Run, load_run
 
-# AP points on COCO: (direct, the last teacher only; progressive), read off the paper's bar chart to about 0.05.
-PAPER_CHART = {
-    'RetinaNet R50': {'box': {'CWD': (39.8, 40.2), 'FGD': (40.7, 41.5), 'MGD': (41.0, 41.4)}},
-    'RepPoints R50': {'box': {'CWD': (42.0, 42.4), 'FGD': (42.0, 42.5), 'MGD': (42.3, 42.9)}},
-    'Mask R-CNN R50': {
-        'box': {'CWD': (41.0, 41.2), 'FGD': (42.1, 42.4), 'MGD': (42.4, 42.5)},
-        'mask': {'CWD': (37.0, 37.2), 'FGD': (37.8, 38.0), 'MGD': (38.1, 38.2)},
-    },
-}
 VAL2017_SIZE = 5000, 80  # images and categories
-
-
-def paper_chart(student: str | None) -> dict:
-    """The paper's bars of a student ('RetinaNet R50'): {'box' or 'mask': {method: {'direct', 'progressive'}}}.
-
-    AP points on COCO; empty for a student that the chart does not have.
-    """
-    return {
-        metric: {
-            method: dict(zip(('direct', 'progressive'), pair, strict=True))
-            for method, pair in methods.items()
-        }
-        for metric, methods in PAPER_CHART.get(student, {}).items()
-    }
 
 
 def dataset_name(recipe: Recipe) -> str:
@@ -49,12 +27,8 @@ def dataset_name(recipe: Recipe) -> str:
     return Path(recipe.ensure_data()).name
 
 
-# A student that is at hand as a checkpoint only.
-
 METRIC_NAMES = {'bbox': 'box', 'segm': 'mask'}
 AP_NAMES = {'': 'AP', '_50': 'AP50', '_75': 'AP75', '_s': 'AP small', '_m': 'AP medium', '_l': 'AP large'}  # fmt: skip
-# Which of a recipe's `paper` figures belong to a metric.
-PAPER_KEYS = {'bbox': ('baseline', 'result'), 'segm': ('mask_baseline', 'mask_result')}
 
 
 def load_run_or_plan(recipe: Recipe, work_dir: str | Path = '', checkpoint: str = '') -> Run:
@@ -103,22 +77,24 @@ def checkpoint_detections(numbers: dict | None) -> dict[str, Path]:
 
 
 def paper_rows(numbers: dict | None, recipe: Recipe) -> list[dict]:
-    """A row per number in AP points: name, ours, paper (after both teachers), baseline (the paper's), difference ('+0.1').
+    """A row per number in AP points: name, ours, paper (the release), baseline and baseline_2x (the student alone after 12 and
+    24 epochs), difference ('+0.1').
 
-    The paper gives box AP and mask AP only, and the difference is there where ours is on COCO too; else None.
+    The release has box AP and mask AP only, and the difference is there where ours is on COCO too; else None.
     """
-    paper, rows = recipe.cfg.get('paper', {}), []
-    comparable = numbers is not None and dataset_name(recipe) == 'COCO'
+    released = {row['name']: row for row in paper_gains(recipe.cfg.get('paper'))}
+    comparable, rows = numbers is not None and dataset_name(recipe) == 'COCO', []
     for metric, name in METRIC_NAMES.items():
         for end, kind in AP_NAMES.items():
             ours = (numbers or {}).get(f'{metric}_mAP{end}')
             if ours is None:
                 continue
-            base, result = (paper.get(key) if not end else None for key in PAPER_KEYS[metric])
-            row = {'name': f'{name} {kind}', 'ours': 100 * ours, 'paper': result, 'baseline': base}
+            paper = released.get(f'{name} {kind}', {})
+            row = {'name': f'{name} {kind}', 'ours': 100 * ours, 'paper': paper.get('result')}
+            row |= {key: paper.get(key) for key in ('baseline', 'baseline_2x')}
             row['difference'] = None
-            if comparable and result is not None:
-                row['difference'] = format_signed(round(100 * ours, 1) - result)
+            if comparable and row['paper'] is not None:
+                row['difference'] = format_signed(round(100 * ours, 1) - row['paper'])
             rows.append(row)
     return rows
 
@@ -131,7 +107,7 @@ def paper_verdict(numbers: dict | None, recipe: Recipe) -> str:
     text = f'{numbers["checkpoint"]} on {numbers["num_images"]:,} images of {data}'
     gaps = [row for row in paper_rows(numbers, recipe) if row['difference'] is not None]
     if gaps:
-        parts = (f'{row["name"]} {row["ours"]:.1f}, the paper {row["paper"]:.1f}' for row in gaps)
+        parts = (f'{row["name"]} {row["ours"]:.1f}, the release {row["paper"]:.1f}' for row in gaps)
         return f'{text}: {"; ".join(parts)}.'
     if data == 'COCO':
         return f'{text}; the recipe names no figure of the paper for it.'

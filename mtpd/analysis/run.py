@@ -13,6 +13,7 @@ from ..errors import MtpdError
 from ..pipeline.status import may_be_alive
 from ..utils.files import read_json, read_log
 from ..utils.paths import ROOT
+from .published import paper_figures
 
 # Column name -> key in metrics.json.
 AP_KEYS = {
@@ -229,22 +230,25 @@ class Run:
             )
         return stages
 
-    def walkthrough(self) -> dict:
-        """This run in the shape of `info['paper']`: baseline, after_stage, result, direct, control.
+    @property
+    def paper(self) -> dict:
+        """The paper's figures for this recipe, as `published.paper_figures` has them."""
+        return paper_figures(self.info.get('paper'))
 
-        AP points; keys without a value are left out.
+    def key_aps(self) -> dict:
+        """What of this run may stand beside `paper`: baseline, control (no teacher), direct, progressive, walk_through.
+
+        AP points; `walk_through` has the progressive arm's from the baseline on. Keys without a value are left out.
         """
         rows = self.results()
         by_kind = {r['kind']: r for r in rows if r['kind'] not in (None, 'other')}
-        arm = by_kind.get('progressive')
-        stages = self.stage_aps(arm['name']) if arm else []
         aps = {
-            'baseline': next((r['AP'] for r in rows if r['role'] == 'baseline'), None),
-            'after_stage': [row['AP'] for row in stages if row['stage']] or None,
-            'result': arm and arm['AP'],
-            'direct': by_kind.get('direct', {}).get('AP'),
-            'control': by_kind.get('control', {}).get('AP'),
+            kind: by_kind.get(kind, {}).get('AP') for kind in ('control', 'direct', 'progressive')
         }
+        aps['baseline'] = next((r['AP'] for r in rows if r['role'] == 'baseline'), None)
+        if 'progressive' in by_kind:
+            walk = [row['AP'] for row in self.stage_aps(by_kind['progressive']['name'])]
+            aps['walk_through'] = walk if len(walk) > 1 and aps['baseline'] is not None else None
         return {key: value for key, value in aps.items() if value is not None}
 
 

@@ -11,8 +11,9 @@ from ..errors import MtpdError
 from ..utils.files import flatten, json_value
 from ..utils.paths import display_path
 
-# Settings that may change between the starts of a run: how many corrupt images pass, how many processes load images.
-CHANGEABLE = ('data.corrupt_limit', 'runtime.workers')
+# Settings that may change between the starts of a run: how many corrupt images pass, how many processes load images, and what
+# the paper has.
+CHANGEABLE = ('data.corrupt_limit', 'runtime.workers', 'paper')
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:

@@ -26,7 +26,6 @@ RESULTS = ('notebooks', 'detectors', 'stages', 'latest.pth', 'model.pth')
 NOT_TRAINED_WITH = (
     'name',
     'title',
-    'paper',
     'order',
     'runtime',
     'evaluation',

@@ -11,7 +11,7 @@ from .features import feature_colours, feature_differences, feature_maps
 from .figure import Figure, display, empty
 from .generalisation import flatness, generalisation
 from .images import annotated, class_counts, detections, scenes, size_histogram
-from .paper import direct_against_progressive, paper_next_to_ours
+from .paper import direct_against_progressive, paper_next_to_ours, paper_walk_through
 from .results import ap_by_arm, ap_versus_cost, error_types, per_class
 from .teacher_order import ap_versus_order, cost_matrix, predicted_and_measured, sequence_graph
 
@@ -39,6 +39,7 @@ __all__ = [
     'loss_curves',
     'overlaid_curves',
     'paper_next_to_ours',
+    'paper_walk_through',
     'per_class',
     'predicted_and_measured',
     'scenes',

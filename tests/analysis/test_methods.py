@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from helpers.fake_run import put, trained
-from mtpd.analysis import paper
+from mtpd.analysis import paper, published
 from mtpd.analysis.methods import MethodComparison, compare_methods, methods_caption
 from mtpd.analysis.paper import load_run_or_plan
 from mtpd.analysis.run import arm_kinds, load_run
@@ -207,7 +207,7 @@ def test_no_run_and_no_results_leave_the_papers_bars(tmp_path):
         recipe, load_run_or_plan(recipe, tmp_path / 'none', 'a.pth'), results=tmp_path
     )
     assert comparison == MethodComparison({}, {}, [])
-    chart = paper.paper_chart('RetinaNet R50')
+    chart = published.paper_chart('RetinaNet R50')
     text = methods_caption(comparison, chart, 'RetinaNet R50', 'DigitScenes')
     assert 'Nothing has been measured here yet' in text and 'to about 0.05 points' in text
     assert 'scale' not in text
@@ -218,7 +218,7 @@ def test_the_caption_says_scales_seeds_and_what_is_missing(family, tmp_path):
     run = load_run(family / NAME / '0')
     comparison, chart = (
         compare_methods(recipe_of(run), run, results=tmp_path),
-        paper.paper_chart('RetinaNet R50'),
+        published.paper_chart('RetinaNet R50'),
     )
     text = methods_caption(comparison, chart, 'RetinaNet R50', 'DigitScenes')
     assert "The scales differ: the paper's AP is on COCO at full size, ours on DigitScenes" in text
@@ -230,22 +230,6 @@ def test_the_caption_says_scales_seeds_and_what_is_missing(family, tmp_path):
     assert 'Both sides are AP on COCO.' in coco and 'differ:' not in coco
     alone = methods_caption(comparison, {}, None, 'own')
     assert alone.startswith('CWD: 1 seed') and 'paper' not in alone
-
-
-def test_the_papers_chart():
-    """reference.md, section 1."""
-    masks = paper.paper_chart('Mask R-CNN R50')['mask']
-    assert masks['CWD'] == {'direct': 37.0, 'progressive': 37.2}
-    assert paper.paper_chart('RepPoints R50')['box']['MGD'] == {'direct': 42.3, 'progressive': 42.9}
-    assert paper.paper_chart('RetinaNet R50')['box']['FGD'] == {'direct': 40.7, 'progressive': 41.5}
-    assert paper.paper_chart('YOLO') == paper.paper_chart(None) == {}
-    gains = [
-        arms['progressive'] - arms['direct']
-        for student in ('RetinaNet R50', 'RepPoints R50', 'Mask R-CNN R50')
-        for methods in paper.paper_chart(student).values()
-        for arms in methods.values()
-    ]
-    assert len(gains) == 12 and min(gains) > 0
 
 
 def test_coco_is_told_by_its_content(tiny_coco, tmp_path):

@@ -73,9 +73,9 @@ def test_stage_aps_start_at_the_baseline(run):
     assert [r['AP'] for r in rows] == pytest.approx([20.2, 26.1, 30.6])
     assert [r['label'] for r in rows] == ['baseline', 'after Teacher 1', 'after Teacher 2']
     assert [r['label'] for r in run.stage_aps('none')] == ['baseline', 'no teacher']
-    ours = run.walkthrough()
-    assert ours['after_stage'] == pytest.approx([26.1, 30.6])
-    assert [ours[k] for k in ('baseline', 'result', 'direct', 'control')] == pytest.approx(
+    ours = run.key_aps()
+    assert ours['walk_through'] == pytest.approx([20.2, 26.1, 30.6])
+    assert [ours[k] for k in ('baseline', 'progressive', 'direct', 'control')] == pytest.approx(
         [20.2, 30.6, 29.0, 27.6]
     )
 
@@ -90,7 +90,8 @@ def test_a_run_that_failed_shows_what_is_there(tmp_path):
     assert list(run.stage_aps()) == [ARMS[a][0] for a in ('none', 'direct', 'progressive')]
     assert len(run.curves('progressive')) == 40 and run.curves('reverse') == []
     assert run.metrics('arm', 'reverse') is None and run.metrics('detector', 'no such') is None
-    assert 'result' not in run.walkthrough()
+    assert 'progressive' not in run.key_aps()
+    assert run.key_aps()['walk_through'] == pytest.approx([20.2, 26.1])
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ PAPER = {
         'MGD': {'direct': 41.0, 'progressive': 41.4},
     }
 }
+NOTES = {'box': {'FGD': 'another source has 41.1', 'CWD': 'no bar'}, 'mask': {'MGD': 'no bar'}}
 OURS = {
     'box': {
         'MGD': {
@@ -67,8 +68,9 @@ def figures(run):
         'ap_over_stages': plots.ap_over_stages(run.stage_aps()),
         'ap_by_arm': plots.ap_by_arm(rows),
         'ap_versus_cost': plots.ap_versus_cost(rows),
-        'paper': plots.paper_next_to_ours(run.info['paper'], run.walkthrough(), 'digits'),
-        'methods': plots.direct_against_progressive(PAPER, OURS, 'digits'),
+        'paper': plots.paper_next_to_ours(run.paper, run.key_aps(), 'digits'),
+        'paper_walk': plots.paper_walk_through(run.paper, run.key_aps(), 'digits'),
+        'methods': plots.direct_against_progressive(PAPER, OURS, 'digits', NOTES),
         'cost_matrix': plots.cost_matrix(['a', 'b'], [[0, 0.4], [None, 0]]),
         'sequence_graph': plots.sequence_graph(
             {
@@ -94,10 +96,20 @@ def test_alt_texts_say_the_numbers(figures):
         'ap_over_stages': ['baseline at 20.2', '26.1 after Teacher 1, 30.6 after', '+10.4 points'],
         'ap_by_arm': ['No teacher 27.6', 'Teacher 2 52.3', 'baseline 20.2'],
         'ap_versus_cost': ['AP 43.2, 2.90 million parameters, 1.20 GFLOPs'],
-        'paper': ['baseline 36.5: after teacher 1 (walk-through) +1.4', 'no teacher +7.4'],
+        'paper': [
+            'baseline after 12 epochs 36.5: no teacher, 24 epochs 37.4 (+0.9); last teacher only 41.0',
+            'progressive 41.4 (+4.9, +4.0 over no teacher).',
+            'baseline 20.2: no teacher 27.6 (+7.4); last teacher only 29.0 (+8.8, +1.4 over no',
+        ],
+        'paper_walk': [
+            '36.5 to 37.9 to 39.9.',
+            '20.2 to 26.1 to 30.6.',
+            'another loss, or a drawing',
+        ],
         'cost_matrix': ['a to b 0.40'],
         'methods': [
             'The paper, on COCO, box AP: FGD direct 40.7, progressive 41.5; MGD direct 41.0',
+            '* another source has 41.1.',
             'Ours, on digits, box AP: MGD direct 11.2 ± 0.6 over 3 seeds, progressive 10.9',
         ],
         'sequence_graph': ['teacher A at cost 0.30, AP 40.0', 'student → teacher A → b'],
@@ -154,6 +166,26 @@ def heights(ax) -> list[float]:
     return [round(bar.get_height(), 6) for bar in ax.patches]
 
 
+def test_the_papers_pair_and_its_walk_through_are_figures_apart(run, figures):
+    """reference.md, section 1: the pair is 41.0 and 41.4; the walk-through is another training; 41.7 is in neither."""
+    paper, ours = figures['paper'].axes
+    assert heights(paper) == pytest.approx([37.4 - 36.5, 41.0 - 36.5, 41.4 - 36.5])
+    assert heights(ours) == pytest.approx([27.6 - 20.2, 29.0 - 20.2, 30.6 - 20.2])
+    dashed = [line.get_ydata()[0] for ax in (paper, ours) for line in ax.lines[:1]]
+    assert dashed == pytest.approx([37.4 - 36.5, 27.6 - 20.2])
+    walks = [list(ax.lines[0].get_ydata()) for ax in figures['paper_walk'].axes]
+    assert walks == [[36.5, 37.9, 39.9], pytest.approx([20.2, 26.1, 30.6])]
+    texts = [figures[name].alt for name in ('paper', 'paper_walk')]
+    assert not any('41.7' in text for text in texts)
+    assert '37.9' not in texts[0] and '41.' not in texts[1]
+    alone = {'baseline': 36.5, 'baseline_2x': 37.4, 'result': 42.0}
+    fig = plots.paper_next_to_ours(alone, run.key_aps())
+    assert heights(fig.axes[0]) == pytest.approx([37.4 - 36.5, 42.0 - 36.5])
+    assert 'progressive (the release) 42.0 (+5.5, +4.6 over no teacher)' in fig.alt
+    (only,) = plots.paper_walk_through(run.paper, {}).axes
+    assert only.get_title(loc='left') == 'The paper, on COCO'
+
+
 def test_methods_are_pairs_of_bars_and_what_is_missing_has_none(figures):
     paper, ours = figures['methods'].axes
     assert heights(paper) == [40.7, 41.5, 41.0, 41.4] and heights(ours) == [11.2, 10.9, 9.5]
@@ -165,6 +197,8 @@ def test_methods_are_pairs_of_bars_and_what_is_missing_has_none(figures):
     ]
     names = [t.get_text() for t in ours.get_xticklabels()]
     assert names == ['MGD\n3 and 1 seeds', 'PKD\n1 seed']
+    assert [t.get_text() for t in paper.get_xticklabels()] == ['FGD*', 'MGD']
+    assert figures['methods'].get_supxlabel() == '* another source has 41.1.'
     whiskers = [c for c in ours.collections if hasattr(c, 'get_segments')]
     assert len(whiskers) == 1
     assert whiskers[0].get_segments()[0][:, 1].tolist() == pytest.approx([10.6, 11.8])
@@ -218,6 +252,7 @@ def test_nothing_there_yet_says_so_instead_of_failing():
         plots.size_histogram([]),
         plots.scenes([], [], []),
         plots.paper_next_to_ours({}, {'baseline': 20.0}),
+        plots.paper_walk_through({'baseline': 36.5}, {'walk_through': [1.0, 2.0]}),
         plots.per_class({'cat': None}, {'cat': 0.2}),
     ]
     assert all(fig.alt and not fig.axes for fig in empty)
