@@ -58,7 +58,7 @@ def train_stage(
         start, origin = _stage_start(recipe, plan, stage, work_dir)
         teacher = plan.teachers[stage - 1]
         adapters = _earlier_adapters(recipe, plan, stage, work_dir)
-        build, student = _stage_builder(recipe, teacher, start, origin, adapters, work_dir)
+        build, student = _stage_builder(recipe, teacher, start, origin, work_dir, adapters)
         meta = checkpoint_meta(recipe, 'student', arm=arm, stage=stage, teacher=teacher)
         meta['stages'] = _stage_history(recipe, plan, stage, start, origin, work_dir)
         seed = recipe.seed * 1000 + stage  # the same in all arms
@@ -146,8 +146,8 @@ def _earlier_adapters(
     recipe: Recipe, arm: Arm, stage: int, work_dir: str | Path | None
 ) -> Path | None:
     """The training checkpoint of the stage before, whose distillation losses' weights this one keeps; None: they are new."""
-    kept = recipe.cfg.distill.get('keep_adapters') and stage > 1
-    if not kept or None in arm.teachers[stage - 2 : stage]:
+    goes_on = recipe.cfg.distill.get('keep_adapters') and stage > 1
+    if not goes_on or None in arm.teachers[stage - 2 : stage]:
         return None
     path = stage_dir(recipe, arm, stage - 1, work_dir) / 'latest.pth'
     if not path.is_file():
@@ -163,8 +163,8 @@ def _stage_builder(
     teacher: str | None,
     start: Path | None,
     origin: str,
-    adapters: Path | None,
     work_dir: str | Path | None,
+    adapters: Path | None = None,
 ) -> tuple[partial, dict]:
     """What makes the stage's model, and the student's mmdet config. A teacher that is missing is trained now.
 

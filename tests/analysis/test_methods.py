@@ -146,7 +146,7 @@ def test_committed_results_stand_in_for_methods_without_a_run(family, tmp_path):
 
 def test_a_summary_over_seeds_counts_each_seed_once(tmp_path):
     """The files that benchmarks/seeds.py and a report write, with no run of one's own."""
-    aps = {'none': 5.0, 'direct': 6.0, 'progressive': 7.0, 'reverse': 4.0}
+    aps = {'none': 5.0, 'direct': 6.0, 'repeated': 5.5, 'progressive': 7.0, 'reverse': 4.0}
     for seed in range(3):
         values = {name: ap + seed**2 for name, ap in aps.items()}
         run = trained(tmp_path / 'runs' / str(seed), 'cwd', seed, **values)
@@ -281,6 +281,7 @@ def test_recipes_of_two_teachers_name_their_controls(path):
         'none': 'control',
         'direct': 'direct',
         'progressive': 'progressive',
+        'repeated': 'other',
         'reverse': 'other',
     }
     assert arm_kinds([{'name': 'auto', 'teachers': []}]) == {'auto': 'other'}  # not chosen yet

@@ -73,10 +73,10 @@ def test_adapters_of_a_stage_are_kept_on_demand(recipe, run_dir, progressive, tm
     """`run_dir` has the same first stage."""
     first = run_dir / 'stages/progressive/1_r101/latest.pth'
     assert progressive['stage']['adapters'] == 'new'
-    kept = load_recipe(recipe, {'distill.keep_adapters': True, 'schedule.arm_lr': 1e-12})
+    going_on = load_recipe(recipe, {'distill.keep_adapters': True, 'schedule.arm_lr': 1e-12})
     shutil.copytree(run_dir / 'detectors', tmp_path / 'detectors')
     shutil.copytree(first.parent, tmp_path / 'stages/progressive/1_r101')
-    made = train_stage(kept, 2, 'progressive', tmp_path)
+    made = train_stage(going_on, 2, 'progressive', tmp_path)
     assert made['stage']['adapters'] == 'kept'
     # With next to no learning rate the weights are still those of the first stage, adapters and student.
     before, after = (
