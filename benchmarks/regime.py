@@ -1,0 +1,70 @@
+"""In which settings orders of teachers can be judged: a row for each sweep, with its regime index.
+
+for scenes in 2000 3000; do
+    mtpd sweep configs/mini/retinanet_r50__r101_rx101.py --work-dir runs/regime/$scenes --seeds 0-1 \\
+        --orders 'rx101;r101,rx101;rx101,rx101' --cfg-options "data.scenes.train=$scenes schedule.baseline=6000 schedule.arm=3000"
+done
+python benchmarks/regime.py runs/regime/* --out results/regime/search.json
+"""
+
+import argparse
+from pathlib import Path
+
+from mtpd.sweep.results import collect_results
+from mtpd.utils.files import write_json
+from mtpd.utils.statistics import Interval, format_interval, format_number
+
+CONTROL = 'none'
+
+
+def row_of(folder: Path) -> list[dict]:
+    """A row for each method of a sweep; of what is evaluated so far."""
+    results, rows = collect_results(folder), []
+    baselines = [row['AP'] for row in results['rows'] if row['order'] == 'baseline']
+    for method, study in results['studies'].items():
+        means = {order['name']: order['mean']['value'] for order in study['orders']}
+        rows.append(
+            {
+                'sweep': results['name'],
+                'command': results['command'],
+                'settings': results['overrides'],
+                'method': method,
+                'seeds': results['seeds'],
+                'baseline': sum(baselines) / len(baselines) if baselines else None,
+                'teachers': {row['name']: row['AP'] for row in results['teachers']},
+                'AP': means,
+                'regime_index': study['regime_index'],
+                'unfinished': len(results['unfinished']),
+            }
+        )
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    arms = list(dict.fromkeys(name for row in rows for name in row['AP']))
+    arms.sort(key=lambda name: (name != CONTROL, name.count('-'), name))
+    lines = [['settings', 'baseline', *arms, 'regime index'], ['---'] * (len(arms) + 3)]
+    for row in rows:
+        numbers = (row['baseline'], *(row['AP'].get(name) for name in arms))
+        index = row['regime_index'] and format_interval(Interval(**row['regime_index']))
+        settings = ', '.join(f'{key}={value}' for key, value in row['settings'].items())
+        cells = ['-' if number is None else format_number(number) for number in numbers]
+        lines.append([settings, *cells, index or '-'])
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument('sweeps', nargs='+', type=Path, help='their folders')
+    parser.add_argument('--out', type=Path, help='where the JSON goes')
+    options = parser.parse_args()
+    rows = [row for folder in options.sweeps for row in row_of(folder)]
+    print(table(rows))
+    if options.out:
+        write_json(options.out, {'rows': rows})
+
+
+if __name__ == '__main__':
+    main()
