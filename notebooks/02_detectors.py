@@ -35,8 +35,8 @@ detectors = detector_rows(plan, work_dir)
 # post-processing; they follow GFLOPs only loosely, since what a layer takes depends on how well it suits the processor. On the
 # *Pareto front* are detectors than which none is cheaper and better.
 #
-# Mind the last columns: the shipped teachers were trained for longer, and on more scenes, than a student. The updates of one that
-# *began from* another come on top of those.
+# Columns on training are there where it is known. Mind them: the shipped teachers were trained for longer, and on more scenes, than
+# a student. The updates of one that *began from* another come on top of those.
 
 # %%
 markdown_table(detectors, 'detectors')

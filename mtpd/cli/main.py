@@ -162,7 +162,7 @@ main.add_command(sweeps.collect)
 @with_all_processes
 def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out, ignore_classes) -> None:
     """COCO numbers of a checkpoint (any layout) on a recipe's validation or an mmdet config's test split, as JSON."""
-    from ..engine.evaluation import evaluate
+    from ..engine.evaluation import evaluate, image_size_note
     from ..pipeline.mmdet_config import evaluate_config
 
     if is_plain(recipe, detector=detector):
@@ -173,6 +173,8 @@ def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out, ignore_class
         metrics = metrics or tuple(recipe.cfg.evaluation.metrics)
         name = detector or 'student'
         numbers = evaluate(recipe, checkpoint, metrics, name, out, ignore_classes)
+        if note := image_size_note(recipe, checkpoint):
+            click.echo(f'note: {note}', err=True)
     echo_json(numbers)
 
 
@@ -225,7 +227,7 @@ def recipes(as_json: bool) -> None:
 
 @main.command()
 @click.argument('source', type=PATH)
-@click.argument('target', type=PATH)
+@click.argument('target')
 @click.option('--half', is_flag=True, help='Store the weights in float16: half the size.')
 @click.option(
     '--trust-checkpoint',
@@ -234,24 +236,27 @@ def recipes(as_json: bool) -> None:
 )
 @click.option('--config', help='For ONNX: as of `mtpd predict`.')
 @click.option('--detector', default='student', help='For ONNX: whose it is in a recipe.')
-def export(
-    source: Path, target: Path, half: bool, trust_checkpoint: bool, config, detector
-) -> None:
+def export(source: Path, target: str, half: bool, trust_checkpoint: bool, config, detector) -> None:
     """Write the student in SOURCE (any layout) as a plain mmdet checkpoint, or as ONNX.
 
-    TARGET is a folder, or a name, to which the start of the file's SHA-256 is added: student-7ee888e0.pth. A name that
+    TARGET is a folder (made where it ends in a slash), or a name, to which the start of the file's SHA-256 is added: student-7ee888e0.pth. A name that
     ends in .onnx makes an ONNX file of a one-stage detector, which `mtpd.edge.EdgeDetector` runs without torch.
     """
-    if target.suffix == '.onnx':
+    path = Path(target)
+    if target.endswith('/'):
+        from ..utils.files import make_writable_folder
+
+        make_writable_folder(path, 'another TARGET')
+    if path.suffix == '.onnx':
         from .. import predict as prediction
         from ..engine.onnx_export import export_onnx
 
         model = prediction.detector(source, config, detector, 'cpu')
-        click.echo(export_onnx(model, target))
+        click.echo(export_onnx(model, path))
     else:
         from ..runtime.checkpoints import publish_student
 
-        click.echo(publish_student(source, target, half, trust_checkpoint))
+        click.echo(publish_student(source, path, half, trust_checkpoint))
 
 
 @main.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -104,6 +105,19 @@ def evaluate(
         recipe.cfg.evaluation.get('library', 'auto'),
     )
     return evaluate_model(model, task, checkpoint, metrics, out)
+
+
+def image_size_note(recipe: Recipe, checkpoint: str | Path) -> str | None:
+    """What to do where a checkpoint of this kit was trained for images of another size than the recipe's."""
+    meta = checkpoints.load_checkpoint(checkpoint).get('meta') or {}
+    sizes = re.findall(r"'img_scale': (\(\d+, \d+\))", str(meta.get('config')))
+    ours = str(tuple(pipelines.image_scale(recipe.cfg.image)))
+    if 'recipe' not in meta or not sizes or sizes[-1] == ours:
+        return None
+    return (
+        f'{checkpoint} was trained to be measured on images of {sizes[-1]}, and is measured on {ours}. As it was trained: '
+        f'--cfg-options "image.scale={sizes[-1].replace(" ", "")}"'
+    )
 
 
 def check_metrics(

@@ -321,7 +321,7 @@ def check_recipe(
         yield from (Check('dataset', 'ok', f'note: {note}') for note in recipe.data_notes())
     if other_settings := settings_problem(run_dir / 'recipe.py', recipe.text):
         yield Check('work-dir', 'fail', other_settings)
-    if not problems and not expected:
+    elif not problems and not expected:
         text = f'{run_dir}: nothing is left to train, so no update was tried'
         yield Check('its time', 'ok', text)
     if expected:

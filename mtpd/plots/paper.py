@@ -43,7 +43,9 @@ def paper_next_to_ours(paper: Mapping, ours: Mapping, dataset: str = 'this run')
         ours: `Run.key_aps()`.
         dataset: what ours was measured on.
     """
-    if 'baseline' not in paper or 'baseline' not in ours:
+    if 'baseline' not in paper:
+        return empty('The recipe names no figures of the paper, so there is nothing to compare.')
+    if 'baseline' not in ours:
         return empty('A baseline is missing, so there are no gains to compare.')
     fig = new_figure(9, 4.2)
     axes = fig.subplots(1, 2, sharey=True)

@@ -55,6 +55,10 @@ def load_safely(path: str | Path, map_location: Any = 'cpu', trust: bool = False
                 f'checkpoint {path} holds a Python object ({name}), which could run code and is not loaded. Where you '
                 f'trust whoever made the file: {_foreign_object_advice(path, missing)}'
             ) from error
+        if Path(path).suffix == '.onnx':
+            raise MtpdError(
+                f'{path} is an ONNX file, not a checkpoint: mtpd.edge.EdgeDetector runs it, without torch'
+            ) from error
         cause = f' ({type(error).__name__}: {error})' if trust else ''
         raise DamagedCheckpoint(
             f'checkpoint {path} is damaged, cut short or no PyTorch file: fetch or make it again{cause}'

@@ -234,3 +234,11 @@ def test_verbose_lets_mmdet_speak(tmp_path, tiny_coco):
         assert 0 <= json.loads(process.stdout)['metrics']['bbox_mAP'] <= 1
         outputs[kind] = process.stdout + process.stderr
     assert 'mmdet - INFO' in outputs['verbose'] and 'INFO' not in outputs['quiet']
+
+
+def test_export_makes_the_folder_that_ends_in_a_slash(tmp_path):
+    source = ROOT / 'configs/mini/teachers/r101/model.pth'
+    result = CliRunner().invoke(main, ['export', str(source), f'{tmp_path}/new/'])
+    (file,) = (tmp_path / 'new').iterdir()
+    assert result.exit_code == 0 and result.output.strip() == str(file)
+    assert file.name.startswith('model-')

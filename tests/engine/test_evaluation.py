@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from pycocotools import mask as rle
 
 from mtpd import load_recipe
@@ -134,3 +135,14 @@ def test_recipes_on_coco_count_as_published_numbers_are_counted():
         assert load_recipe(path).cfg.evaluation.library == 'pycocotools'
     assert load_recipe(MINI).cfg.evaluation.library == 'auto'
     assert evaluation.coco_evaluator('auto') is not evaluation.COCOeval  # it is among the packages
+
+
+def test_a_checkpoint_for_images_of_another_size_is_noted(tmp_path):
+    path, text = tmp_path / 'student.pth', "data = {'test': [{'img_scale': (160, 96)}]}"
+    torch.save({'meta': {'recipe': 'x', 'config': text}, 'state_dict': {}}, path)
+    note = evaluation.image_size_note(load_recipe(MINI, {'image.scale': 128}), path)
+    assert 'on images of (160, 96), and is measured on (128, 128).' in note
+    assert note.endswith('--cfg-options "image.scale=(160,96)"')
+    assert not evaluation.image_size_note(load_recipe(MINI, {'image.scale': (160, 96)}), path)
+    torch.save({'meta': {'config': text}, 'state_dict': {}}, path)  # of another tool
+    assert not evaluation.image_size_note(load_recipe(MINI), path)

@@ -586,3 +586,10 @@ def test_a_data_workers_end_while_a_checkpoint_is_written_is_no_full_disk(tmp_pa
     with pytest.raises(RuntimeError, match=r'^DataLoader worker') as caught:
         checkpoints.save_atomic({}, tmp_path / 'latest.pth')
     assert not isinstance(caught.value, MtpdError) and not list(tmp_path.iterdir())
+
+
+def test_an_onnx_file_is_called_that(tmp_path):
+    path = tmp_path / 'student.onnx'
+    path.write_bytes(b'\x08\x08\x12\x07pytorch')
+    with pytest.raises(MtpdError, match=r'is an ONNX file, not a checkpoint: mtpd\.edge'):
+        checkpoints.load_checkpoint(path)
