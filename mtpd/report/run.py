@@ -122,7 +122,7 @@ def _columns(run: Run, rows: list[dict], seeds: int) -> list[Column]:
 
 
 def _result_rows(run: Run, results: list[dict], study: Study) -> list[dict]:
-    """`Run.results` with the values that the report adds: mean, gain, paper, weights, and whether it is the best arm."""
+    """`Run.results` with the values that the report adds: mean, gain, paper, weights, whether it is the best arm, the student's file."""
     paper = dict(run.paper)
     if 'result' in paper:  # where there is no pair, the release stands alone
         paper.setdefault('progressive', paper['result'])
@@ -134,13 +134,14 @@ def _result_rows(run: Run, results: list[dict], study: Study) -> list[dict]:
     start = baseline_mean.value if baseline_mean else base
     rows = []
     for row in results:
-        added = {'mean': None, 'gain': None, 'best': False, 'weights': None}
+        added = {'mean': None, 'gain': None, 'best': False, 'weights': None, 'file': None}
         added['paper'] = paper.get(PAPER_KEYS.get(row['kind'] or row['role']))
         if row['role'] == 'baseline':
             added['mean'] = baseline_mean
         if row['role'] == 'arm' and row['AP'] is not None:
             mean = arm_means.get(row['name'])
             added |= {'mean': mean, 'best': round(row['AP'], 1) == best}
+            added['file'] = (run.stage_dirs(row['name'])[-1] / 'student.pth').relative_to(run.path)
             if start is not None:
                 added['gain'] = printed_difference(mean.value if mean else row['AP'], start)
         elif row['role'] == 'arm':

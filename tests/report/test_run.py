@@ -39,6 +39,7 @@ def test_the_table_has_the_numbers_and_the_papers_beside_them(done):
     ]  # fmt: skip
     best = page.row('Teacher 1 → teacher 2')
     assert best[0].endswith('(best arm)')
+    assert 'in the run directory: stages/progressive/2_rx101/student.pth' in page.text
     assert best[1:] == [
         '30.6', '+10.4', '52.0', '27.5', '800', '1 min 40 s', '41.4'
     ]  # fmt: skip
