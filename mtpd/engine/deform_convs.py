@@ -7,7 +7,6 @@ float32. Where Triton is not there, or its kernels don't compile, mmcv's are use
 from __future__ import annotations
 
 import functools
-import importlib
 import logging
 import math
 import types
@@ -17,6 +16,8 @@ import torch
 from mmcv.ops import DeformConv2d, DeformConv2dPack
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from ..runtime import gpu_ops
 
 BLOCK = 64  # input channels of neighbouring groups that are multiplied as one, and of one step of a kernel
 MOST_BYTES = 1 << 30  # of the samples that are in memory at a time
@@ -55,13 +56,9 @@ class Launch(NamedTuple):
 GATHER, SPREAD = Launch(64, 0, 4, 1), Launch(32, 0, 4, 1)
 
 
-@functools.cache
 def find_triton() -> types.ModuleType | None:
     """`mtpd.engine.deform_kernels`, or None where Triton can't be imported."""
-    try:
-        return importlib.import_module('.deform_kernels', __package__)
-    except Exception:  # a Triton of another release, or for another machine, may raise anything
-        return None
+    return gpu_ops.triton_kernels('mtpd.engine.deform_kernels')
 
 
 # The operation.

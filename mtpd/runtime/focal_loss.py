@@ -6,7 +6,6 @@ sums them afterwards.
 
 from __future__ import annotations
 
-import functools
 import types
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from .gpu_ops import triton_kernels
 
 
 def sigmoid_focal_loss(
@@ -43,13 +44,8 @@ def sigmoid_focal_loss(
     return total / (avg_factor + torch.finfo(torch.float32).eps)
 
 
-@functools.cache
 def _kernel() -> types.ModuleType | None:
-    try:
-        from . import focal_kernel
-    except ImportError:  # no Triton
-        return None
-    return focal_kernel
+    return triton_kernels('mtpd.runtime.focal_kernel')
 
 
 class _FocalSum(torch.autograd.Function):

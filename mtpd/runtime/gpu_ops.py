@@ -1,10 +1,12 @@
-"""Whether mmcv's compiled ops can use the GPU that torch sees. Most detectors need them where the model is."""
+"""Whether mmcv's compiled ops can use the GPU that torch sees, which most detectors need; and the kit's own Triton kernels."""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import sys
+import types
 
 import torch
 from mmcv import _ext
@@ -44,3 +46,12 @@ def report_cpu() -> None:
     if not os.environ.get(REPORTED_VARIABLE):
         os.environ[REPORTED_VARIABLE] = '1'
         print(f'device auto takes the CPU: {gpu_obstacle()}.', file=sys.stderr, flush=True)
+
+
+@functools.cache
+def triton_kernels(module: str) -> types.ModuleType | None:
+    """One of the kit's modules of Triton kernels, such as 'mtpd.runtime.focal_kernel'; None where Triton can't be imported."""
+    try:
+        return importlib.import_module(module)
+    except Exception:  # a Triton of another release, or for another machine, may raise anything
+        return None

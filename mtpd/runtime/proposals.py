@@ -6,7 +6,6 @@ waits. Here each level of each image has a block, and the CPU waits once.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,8 @@ from mmdet.core.bbox.coder import DeltaXYWHBBoxCoder
 from mmdet.models.dense_heads import RPNHead
 from torch import Tensor
 from torch.nn import functional as F
+
+from .gpu_ops import triton_kernels
 
 Suppression = Callable[[Tensor, Tensor, float], Tensor]
 
@@ -32,21 +33,13 @@ def get_proposals(
 ) -> list[Tensor]:
     """In place of mmdet's `RPNHead.get_bboxes`."""
     settings = self.test_cfg if cfg is None else cfg
-    kept_boxes = _suppression() if cls_scores[0].is_cuda else None
-    if kept_boxes is None or not _is_simple(self, settings):
+    suppression = cls_scores[0].is_cuda and triton_kernels('mtpd.runtime.suppression')
+    if not (suppression and _is_simple(self, settings)):
         return original(
             self, cls_scores, bbox_preds, score_factors, img_metas, cfg, *args, **kwargs
         )
+    kept_boxes = suppression.kept_boxes
     return batch_proposals(self, cls_scores, bbox_preds, img_metas, settings, kept_boxes)
-
-
-@functools.cache
-def _suppression() -> Suppression | None:
-    try:
-        from .suppression import kept_boxes
-    except ImportError:  # no Triton
-        return None
-    return kept_boxes
 
 
 def _is_simple(head: RPNHead, cfg: Any) -> bool:
