@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import sys
@@ -77,12 +78,28 @@ class Interrupted(KeyboardInterrupt):
 @contextlib.contextmanager
 def sigterm_unwinds() -> Iterator[None]:
     """In the block SIGTERM raises `Interrupted`; where that leaves the block, the signal does what it did before."""
+    usual = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_repeat_dropped_signal, usual)
     try:
         with _handle_signals(_raise_interrupted, signal.SIGTERM):
             yield
     except Interrupted as interruption:
         signal.raise_signal(interruption.number)
         raise
+    finally:
+        sys.unraisablehook = usual
+
+
+def _repeat_dropped_signal(usual: Callable, unraisable: sys.UnraisableHookArgs) -> None:
+    """Python drops what is raised in a destructor. A signal that came then comes again, a moment later."""
+    error = unraisable.exc_value
+    if not isinstance(error, KeyboardInterrupt):
+        usual(unraisable)
+        return
+    number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+    again = threading.Timer(0.05, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
 
 
 def _raise_interrupted(number: int, frame: object) -> None:

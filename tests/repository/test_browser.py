@@ -183,7 +183,7 @@ def test_a_run_on_data_with_markup_in_its_names(tmp_path, tiny_coco, browser):
     done = CliRunner().invoke(main, command)
     assert done.exit_code == 0, done.output
     pages = {path.name: Seen(browser, path) for path in (tmp_path / 'run/report').iterdir()}
-    assert len(pages) == 13
+    assert len(pages) == 15
     for page in pages.values():
         page.is_text()
     for name in ('01_data.html', '05_evaluate.html'):

@@ -49,7 +49,7 @@ def pages(small):
 
 
 def test_the_reports_pages_show_everything_without_a_network(pages, browser):
-    assert len(pages) == 13
+    assert len(pages) == 15
     for path in pages:
         Seen(browser, path, SHOTS / f'report_{path.stem}.png').is_text()
     assert sum(path.stat().st_size for path in pages) < 10e6

@@ -93,7 +93,7 @@ def test_names_of_classes_are_shown_as_they_are_from_data_to_report(tiny_coco, t
     # The page of a notebook has the same text, and no name has become markup.
     make_report(run_dir)
     pages = {path.stem: path.read_text() for path in (run_dir / 'report').glob('*.html')}
-    assert len(pages) == 13
+    assert len(pages) == 15
     alts = ' '.join(map(unescape, re.findall(r' alt="([^"]*)"', pages['01_data'])))
     assert all(name in alts for name in NAMES)
     assert not [name for name, page in pages.items() if '<b>bold' in page]

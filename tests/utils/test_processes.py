@@ -147,3 +147,22 @@ def test_a_started_process_imports_what_this_one_does(tmp_path, monkeypatch):
     assert origins('-c', code) == expected
     sys.path.insert(0, '')
     assert origins('-c', code) == [str(tmp_path / 'click/__init__.py'), mtpd.__file__]
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_a_destructor_is_obeyed_after_it(number, capsys):
+    """Python prints what is raised there, and drops it."""
+
+    class Signalled:
+        def __del__(self):
+            signal.raise_signal(number)
+
+    hook, previous = sys.unraisablehook, signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with pytest.raises(KeyboardInterrupt), processes.sigterm_unwinds():
+            Signalled()
+            time.sleep(20)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert sys.unraisablehook is hook
+    assert capsys.readouterr().err == ''
