@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 from mmcv.ops import roi_align
-from mmdet.core import BitmapMasks, anchor_inside_flags, images_to_levels
+from mmdet.core import BitmapMasks, anchor_inside_flags, images_to_levels, multi_apply
 from mmdet.core.bbox.assigners import AssignResult, MaxIoUAssigner, PointAssigner
+from mmdet.core.bbox.iou_calculators import BboxOverlaps2D
 from mmdet.core.bbox.samplers import PseudoSampler, RandomSampler, SamplingResult
 from mmdet.models.dense_heads import AnchorHead, RepPointsHead, RPNHead
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
+from torch.nn.utils.rnn import pad_sequence
 
 from .focal_loss import sigmoid_focal_loss
 from .proposals import get_proposals
@@ -40,7 +42,10 @@ def patch_target_assignment() -> None:
         (RandomSampler, 'random_choice', _random_choice),
         (AnchorHead, 'get_anchors', _image_anchors),
         (AnchorHead, 'get_targets', _anchor_targets),
+        (RepPointsHead, 'get_points', _image_points),
+        (RepPointsHead, 'offset_to_pts', _shifted_points),
         (RepPointsHead, 'get_targets', _point_targets),
+        (RepPointsHead, 'loss', _point_loss),
         (RPNHead, 'get_bboxes', get_proposals),
         # As attributes of their packages these are functions.
         (sys.modules['mmdet.core.mask.mask_target'], 'mask_target_single', _mask_targets),
@@ -77,24 +82,31 @@ def _match_by_overlap(
     """Boxes to objects by their overlaps `(objects, boxes)`, without mmdet's loop over objects."""
     if not overlaps.numel():
         return original(self, overlaps, gt_labels)
-    highest, nearest = overlaps.max(dim=0)
-    low, high = self.neg_iou_thr if isinstance(self.neg_iou_thr, tuple) else (0, self.neg_iou_thr)
-    gt_inds = torch.where((highest >= low) & (highest < high), 0, -1)
-    gt_inds = torch.where(highest >= self.pos_iou_thr, nearest + 1, gt_inds)
-    if self.match_low_quality:
-        numbers = torch.arange(1, len(overlaps) + 1, device=overlaps.device)[:, None]
-        best, place = overlaps.max(dim=1, keepdim=True)
-        if self.gt_max_assign_all:
-            is_best = overlaps == best
-        else:
-            is_best = torch.zeros_like(overlaps, dtype=torch.bool).scatter_(1, place, True)
-        is_best &= best >= self.min_pos_iou
-        last = (is_best * numbers).amax(dim=0)  # a later object wins
-        gt_inds = torch.where(last > 0, last, gt_inds)
+    gt_inds, highest = _best_objects(self, overlaps)
     labels = None
     if gt_labels is not None:
         labels = torch.where(gt_inds > 0, gt_labels[(gt_inds - 1).clamp(min=0)], -1)
     return AssignResult(len(overlaps), gt_inds, highest, labels=labels)
+
+
+def _best_objects(assigner: MaxIoUAssigner, overlaps: Tensor) -> tuple[Tensor, Tensor]:
+    """Of boxes, by their overlaps `(..., objects, boxes)`: numbers of their objects as mmdet's, and the highest overlaps."""
+    highest, nearest = overlaps.max(dim=-2)
+    threshold = assigner.neg_iou_thr
+    low, high = threshold if isinstance(threshold, tuple) else (0, threshold)
+    gt_inds = torch.where((highest >= low) & (highest < high), 0, -1)
+    gt_inds = torch.where(highest >= assigner.pos_iou_thr, nearest + 1, gt_inds)
+    if assigner.match_low_quality:
+        numbers = torch.arange(1, overlaps.shape[-2] + 1, device=overlaps.device)[:, None]
+        best, place = overlaps.max(dim=-1, keepdim=True)
+        if assigner.gt_max_assign_all:
+            is_best = overlaps == best
+        else:
+            is_best = torch.zeros_like(overlaps, dtype=torch.bool).scatter_(-1, place, True)
+        is_best &= best >= assigner.min_pos_iou
+        last = (is_best * numbers).amax(dim=-2)  # a later object wins
+        gt_inds = torch.where(last > 0, last, gt_inds)
+    return gt_inds, highest
 
 
 def _match_by_distance(
@@ -119,20 +131,29 @@ def _match_by_distance(
 
 
 def _nearest_objects(
-    assigner: PointAssigner, points: Tensor, boxes: Tensor, valid: Tensor | None = None
+    assigner: PointAssigner, points: Tensor, boxes: Tensor, usable: Tensor | None = None
 ) -> Tensor:
-    """Of each point `(n, 3)` the number from 1 on of the object that it is the nearest to of the object's level, or 0."""
-    levels = torch.log2(points[:, 2]).int()
-    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
-    sizes = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1e-6)
-    wanted = (torch.log2(sizes / assigner.scale).sum(dim=1) / 2).int()
-    wanted = torch.minimum(torch.maximum(wanted, levels.min()), levels.max())
-    distances = ((points[None, :, :2] - centers[:, None]) / sizes[:, None]).norm(dim=2)
-    others = wanted[:, None] != levels
-    distances = distances.masked_fill(others if valid is None else others | ~valid, torch.inf)
-    nearest, places = distances.topk(assigner.pos_num, dim=1, largest=False)
-    chosen = torch.full_like(distances, torch.inf).scatter_(1, places, nearest)
-    smallest, first = chosen.min(dim=0)  # of objects equally near, the first
+    """Of points the numbers from 1 on of the objects that they are the nearest to of the objects' levels, or 0.
+
+    Args:
+        points: `(..., n, 3)` of x, y and stride.
+        boxes: `(..., k, 4)`.
+        usable: `(..., k, n)`, the pairs that count; all by default.
+    """
+    levels = torch.log2(points[..., 2]).int()
+    centers = (boxes[..., :2] + boxes[..., 2:]) / 2
+    sizes = (boxes[..., 2:] - boxes[..., :2]).clamp(min=1e-6)
+    wanted = (torch.log2(sizes / assigner.scale).sum(dim=-1) / 2).int()
+    lowest, highest = levels.amin(dim=-1, keepdim=True), levels.amax(dim=-1, keepdim=True)
+    wanted = torch.minimum(torch.maximum(wanted, lowest), highest)
+    shifts = (points[..., None, :, :2] - centers[..., None, :]) / sizes[..., None, :]
+    pairs = wanted[..., None] == levels[..., None, :]
+    distances = shifts.norm(dim=-1).masked_fill(
+        ~(pairs if usable is None else pairs & usable), torch.inf
+    )
+    nearest, places = distances.topk(assigner.pos_num, dim=-1, largest=False)
+    chosen = torch.full_like(distances, torch.inf).scatter_(-1, places, nearest)
+    smallest, first = chosen.min(dim=-2)  # of objects equally near, the first
     return torch.where(smallest < torch.inf, first + 1, 0)
 
 
@@ -253,6 +274,93 @@ def _single_image_targets(
     )
 
 
+def _image_points(
+    original: Callable,
+    self: RepPointsHead,
+    featmap_sizes: list[tuple],
+    img_metas: list[dict],
+    device: torch.device | str,
+) -> tuple[list, list]:
+    """Points and which are valid, by image; once for images of one size."""
+    shapes = [tuple(meta['pad_shape']) for meta in img_metas]
+    metas = dict(zip(shapes, img_metas, strict=True))
+    points, flags = original(self, featmap_sizes, list(metas.values()), device)
+    flags = dict(zip(metas, flags, strict=True))
+    return [points[0] for _ in shapes], [flags[shape] for shape in shapes]
+
+
+def _shifted_points(
+    original: Callable,
+    self: RepPointsHead,
+    center_list: list[list[Tensor]],
+    pred_list: list[Tensor],
+) -> list[Tensor]:
+    """Points of each level, `(images, cells, 2 * points)` of x and y in pixels.
+
+    Args:
+        center_list: by image and level, the cells' `(cells, 3)` of x, y and stride.
+        pred_list: by level, `(images, 2 * points, height, width)` of y and x in strides.
+    """
+    levels = []
+    for level, (shifts, stride) in enumerate(zip(pred_list, self.point_strides, strict=True)):
+        shifts = shifts.permute(0, 2, 3, 1).reshape(len(shifts), -1, self.num_points, 2).flip(-1)
+        centers = torch.stack([image[level][:, None, :2] for image in center_list])
+        levels.append((shifts * stride + centers).flatten(2))
+    return levels
+
+
+def _point_loss(
+    original: Callable,
+    self: RepPointsHead,
+    cls_scores: list[Tensor],
+    pts_preds_init: list[Tensor],
+    pts_preds_refine: list[Tensor],
+    gt_bboxes: list[Tensor],
+    gt_labels: list[Tensor],
+    img_metas: list[dict],
+    gt_bboxes_ignore: list[Tensor] | None = None,
+) -> dict[str, list[Tensor]]:
+    """mmdet's loss. It makes the second stage's boxes of a batch at once; mmdet makes all of them for each image anew."""
+    sizes = [scores.shape[-2:] for scores in cls_scores]
+    points, valid = self.get_points(sizes, img_metas, cls_scores[0].device)
+    by_distance = self.train_cfg.init.assigner['type'] == 'PointAssigner'
+    boxes = []
+    for level, shifts in enumerate(pts_preds_init):
+        shifts = self.points2bbox(shifts.detach()).detach() * self.point_strides[level]
+        centers = torch.stack([image[level][:, :2] for image in points]).repeat(1, 1, 2)
+        boxes.append(centers + shifts.permute(0, 2, 3, 1).reshape(*centers.shape))
+    targets = [
+        # Lists of their own, as mmdet's `get_targets` changes them.
+        self.get_targets(
+            proposals, list(valid), gt_bboxes, img_metas, gt_bboxes_ignore, gt_labels, stage
+        )
+        for stage, proposals in (
+            ('init', list(points) if by_distance else self.centers_to_bboxes(points)),
+            ('refine', [list(levels) for levels in zip(*boxes, strict=True)]),
+        )
+    ]
+    (
+        (_, _, init_boxes, _, init_weights, *init_counts),
+        (labels, label_weights, refine_boxes, _, refine_weights, *refine_counts),
+    ) = targets
+    losses = multi_apply(
+        self.loss_single,
+        cls_scores,
+        self.offset_to_pts(points, pts_preds_init),
+        self.offset_to_pts(points, pts_preds_refine),
+        labels,
+        label_weights,
+        init_boxes,
+        init_weights,
+        refine_boxes,
+        refine_weights,
+        self.point_strides,
+        num_total_samples_init=sum(init_counts) if self.sampling else init_counts[0],
+        num_total_samples_refine=sum(refine_counts) if self.sampling else refine_counts[0],
+    )
+    return dict(zip(('loss_cls', 'loss_pts_init', 'loss_pts_refine'), losses, strict=True))
+
+
 def _point_targets(
     original: Callable,
     self: RepPointsHead,
@@ -266,11 +374,15 @@ def _point_targets(
     label_channels: int = 1,
     unmap_outputs: bool = True,
 ) -> tuple | None:
-    """Targets of all points or, in the second stage, boxes, where all that are valid are taken."""
+    """Targets of a batch's points or, in the second stage, boxes, where all that are valid are taken.
+
+    The counts of positive and negative ones are tensors: nothing waits for the GPU.
+    """
     assigner = self.init_assigner if stage == 'init' else self.refine_assigner
     simple = (
         type(self)._point_target_single is RepPointsHead._point_target_single
         and type(assigner) in (MaxIoUAssigner, PointAssigner)
+        and type(getattr(assigner, 'iou_calculator', None)) in (BboxOverlaps2D, type(None))
         and getattr(assigner, 'gpu_assign_thr', -1) <= 0
         and type(self.sampler) is PseudoSampler
         and gt_bboxes_ignore_list is None
@@ -282,40 +394,46 @@ def _point_targets(
             self, proposals_list, valid_flag_list, gt_bboxes_list, img_metas, gt_bboxes_ignore_list,
             gt_labels_list, stage, label_channels, unmap_outputs,
         )  # fmt: skip
-    images, pos_weight = [], self.train_cfg[stage].pos_weight
-    for levels, flags, boxes, labels in zip(
-        proposals_list, valid_flag_list, gt_bboxes_list, gt_labels_list, strict=True
-    ):
-        proposals, valid = torch.cat(levels), torch.cat(flags)
-        gt_inds = _assigned_objects(assigner, proposals, valid, boxes)
-        positive, negative = gt_inds > 0, gt_inds == 0
-        matched, of_object = _matched_boxes_and_labels(gt_inds, boxes, labels)
-        of_object = torch.where(positive, of_object, self.num_classes)
-        images.append(
-            (
-                of_object.masked_fill(~valid, 0),
-                _label_weights(positive, negative, pos_weight),
-                matched.masked_fill(~positive[:, None], 0),
-                proposals.masked_fill(~positive[:, None], 0),
-                positive.float()[:, None].expand(-1, 4),
-                positive.sum(),
-                negative.sum(),
-                valid.sum(),
-            )
-        )
-    return _targets_by_level(images, [len(level) for level in proposals_list[0]])
+    proposals = torch.stack([torch.cat(levels) for levels in proposals_list])
+    valid = torch.stack([torch.cat(flags) for flags in valid_flag_list])
+    # Padded to the most objects of an image; at least one, as a maximum of none is an error.
+    filler = gt_labels_list[0].new_full((1,), -1)
+    labels = pad_sequence([*gt_labels_list, filler], batch_first=True, padding_value=-1)[:-1]
+    boxes = pad_sequence([*gt_bboxes_list, gt_bboxes_list[0].new_zeros(1, 4)], batch_first=True)[
+        :-1
+    ]
+    real = labels >= 0
+    usable = real[:, :, None] & valid[:, None]
+    if isinstance(assigner, MaxIoUAssigner):
+        overlaps = assigner.iou_calculator(boxes, proposals)
+        gt_inds, _ = _best_objects(assigner, overlaps.masked_fill(~usable, -1))
+        gt_inds = torch.where(real.any(dim=1, keepdim=True), gt_inds, valid.long() - 1)
+    else:
+        gt_inds = _nearest_objects(assigner, proposals, boxes, usable).masked_fill(~valid, -1)
+    positive, negative = gt_inds > 0, gt_inds == 0
+    objects = (gt_inds - 1).clamp(min=0)
+    matched = boxes.gather(1, objects[:, :, None].expand(-1, -1, 4))
+    of_object = torch.where(positive, labels.gather(1, objects), self.num_classes)
+    targets = (
+        of_object.masked_fill(~valid, 0),
+        _label_weights(positive, negative, self.train_cfg[stage].pos_weight),
+        matched.masked_fill(~positive[:, :, None], 0),
+        proposals.masked_fill(~positive[:, :, None], 0),
+        positive.float()[:, :, None].expand(-1, -1, 4),
+    )
+    sizes = [len(level) for level in proposals_list[0]]
+    counts = (flags.sum(dim=1).clamp(min=1).sum() for flags in (positive, negative))
+    return (*(list(target.split(sizes, dim=1)) for target in targets), *counts)
 
 
 def _assigned_objects(
-    assigner: MaxIoUAssigner | PointAssigner, proposals: Tensor, valid: Tensor, boxes: Tensor
+    assigner: MaxIoUAssigner, proposals: Tensor, valid: Tensor, boxes: Tensor
 ) -> Tensor:
     """Of each proposal the number of its object from 1 on, 0 for background, -1 for none of these or not valid."""
     if not len(boxes):
         return valid.long() - 1
-    if isinstance(assigner, MaxIoUAssigner):
-        overlaps = assigner.iou_calculator(boxes, proposals).masked_fill(~valid, -1)
-        return assigner.assign_wrt_overlaps(overlaps).gt_inds
-    return _nearest_objects(assigner, proposals, boxes, valid).masked_fill(~valid, -1)
+    overlaps = assigner.iou_calculator(boxes, proposals).masked_fill(~valid, -1)
+    return assigner.assign_wrt_overlaps(overlaps).gt_inds
 
 
 def _matched_boxes_and_labels(

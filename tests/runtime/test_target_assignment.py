@@ -119,20 +119,27 @@ def test_targets_of_anchors(counts, border, device):
             torch.testing.assert_close(a, b.cpu(), rtol=0 if device == 'cpu' else 1e-5, atol=0 if device == 'cpu' else 1e-6)  # fmt: skip
 
 
-@pytest.mark.parametrize('device', DEVICES)
-@pytest.mark.parametrize('stage', ['init', 'refine'])
-@pytest.mark.parametrize('counts', [(3, 0, 20), (1, 5, 0)])
-def test_targets_of_points(counts, stage, device):
+def point_head():
     train_cfg = dict(
         init=dict(assigner=dict(type='PointAssigner', scale=4, pos_num=1), allowed_border=-1, pos_weight=-1),
         refine=dict(assigner=ASSIGNER, allowed_border=-1, pos_weight=-1),
     )  # fmt: skip
-    head = build_head(
+    return build_head(
         ConfigDict(
             type='RepPointsHead', num_classes=9, in_channels=8, feat_channels=8, point_feat_channels=8,
             point_strides=[8, 16, 32], train_cfg=train_cfg,
         )
     )  # fmt: skip
+
+
+COUNTS = [(3, 0, 20), (1, 5, 0), (0, 0, 0)]
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('stage', ['init', 'refine'])
+@pytest.mark.parametrize('counts', COUNTS)
+def test_targets_of_points(counts, stage, device):
+    head = point_head()
     objects = [boxes(n, 150) for n in counts]
     labels = [torch.randint(0, 9, (n,)) for n in counts]
     results = []
@@ -149,10 +156,53 @@ def test_targets_of_points(counts, stage, device):
         results.append(get_targets(head, proposals, flags, here, METAS, None, classes, stage))
     wanted, result = results
     assert wanted[5:] == result[5:]
-    assert wanted[5] > 3 * (stage == 'refine')
+    assert wanted[5] > 3 * (stage == 'refine') * any(counts)
     for level, ours in zip(wanted[:5], result[:5], strict=True):
         for a, b in zip(level, ours, strict=True):
             assert a.dtype == b.dtype and torch.equal(a, b.cpu())
+
+
+def test_points_and_which_are_valid():
+    head, wrapped = point_head(), RepPointsHead.get_points.__wrapped__
+    for wanted, result in zip(
+        wrapped(head, SIZES, METAS, 'cpu'), head.get_points(SIZES, METAS, 'cpu'), strict=True
+    ):
+        for image, ours in zip(wanted, result, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(image, ours, strict=True))
+    assert not all(flags.all() for image in result for flags in image)
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('counts', COUNTS)
+def test_loss_of_points_and_its_gradients(counts, device):
+    head = point_head()
+    objects = [boxes(n, 150) for n in counts]
+    labels = [torch.randint(0, 9, (n,)) for n in counts]
+    outputs = [
+        [torch.randn(3, channels, *size) for size in SIZES]
+        for channels in (9, 2 * head.num_points, 2 * head.num_points)
+    ]
+
+    def losses_and_gradients(where):
+        head.to(where).zero_grad()
+        here = [[level.to(where).requires_grad_() for level in levels] for levels in outputs]
+        moved = [[item.to(where) for item in items] for items in (objects, labels)]
+        losses = head.loss(*here, *moved, METAS)
+        sum(sum(levels) for levels in losses.values()).backward()
+        gradients = [level.grad for levels in here for level in levels]
+        return losses, [*gradients, head.moment_transfer.grad]
+
+    with target_assignment.original_assignment():
+        wanted, wanted_gradients = losses_and_gradients('cpu')
+    losses, gradients = losses_and_gradients(device)
+    assert list(losses) == list(wanted)
+    assert all(loss > 0 for loss in losses['loss_cls'])
+    exact = dict(rtol=1e-6, atol=1e-7) if device == 'cpu' else dict(rtol=1e-4, atol=1e-6)
+    for name, levels in wanted.items():
+        for a, b in zip(levels, losses[name], strict=True):
+            torch.testing.assert_close(a, b.cpu(), **exact)
+    for a, b in zip(wanted_gradients, gradients, strict=True):
+        torch.testing.assert_close(a, b.cpu(), **exact)
 
 
 def test_targets_of_anchors_that_differ_between_images():
