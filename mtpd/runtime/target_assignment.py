@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 from torch.nn.utils.rnn import pad_sequence
 
+from .detectors import put_point_flags_on_device
 from .focal_loss import sigmoid_focal_loss
 from .proposals import get_proposals
 from .streams import cuda_stream
@@ -35,6 +36,7 @@ def patch_target_assignment() -> None:
     """Replaces functions of mmdet by those below. A second call changes nothing."""
     if _originals:
         return
+    put_point_flags_on_device()  # before its function is replaced
     for owner, name, work in (
         (MaxIoUAssigner, 'assign_wrt_overlaps', _match_by_overlap),
         (PointAssigner, 'assign', _match_by_distance),

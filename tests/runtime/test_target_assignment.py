@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
 import sys
 
 import pytest
 import torch
 
-from mtpd.runtime import detectors, target_assignment  # noqa: F401  (modules: points without a GPU)
+from mtpd.runtime import target_assignment
 
 # isort: split
 import numpy as np
@@ -160,6 +161,20 @@ def test_targets_of_points(counts, stage, device):
     for level, ours in zip(wanted[:5], result[:5], strict=True):
         for a, b in zip(level, ours, strict=True):
             assert a.dtype == b.dtype and torch.equal(a, b.cpu())
+
+
+@pytest.mark.parametrize('first', ['target_assignment', 'detectors'])
+def test_flags_of_points_are_on_their_device_in_any_order_of_imports(first):
+    code = f"""
+from mtpd.runtime import compat, {first}, detectors, target_assignment
+from mmdet.models import build_head
+head = build_head(dict(type='RepPointsHead', num_classes=9, in_channels=8, point_strides=[8]))
+for patched in (True, False):
+    with target_assignment.original_assignment() if not patched else target_assignment.contextlib.nullcontext():
+        _, [[flags]] = head.get_points([(4, 4)], [dict(pad_shape=(32, 32, 3))], 'cpu')
+    assert flags.device.type == 'cpu' and flags.all()
+"""
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True, timeout=300)
 
 
 def test_points_and_which_are_valid():
