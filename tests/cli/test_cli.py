@@ -203,6 +203,7 @@ def test_a_training_is_not_answered_for_by_one_with_other_settings(tmp_path, tin
         assert other.split('=')[0] in message and '--work-dir' in message
 
 
+@pytest.mark.long
 def test_for_machines_there_is_json(tmp_path):
     from helpers.fake_run import make_run
 

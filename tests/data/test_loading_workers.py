@@ -83,7 +83,11 @@ def test_its_connection_may_break_first(monkeypatch):
 
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.parametrize(
-    ('number', 'words'), [(signal.SIGKILL, 'by signal SIGKILL'), (None, 'ended unexpectedly')]
+    ('number', 'words'),
+    [
+        (signal.SIGKILL, 'by signal SIGKILL'),
+        pytest.param(None, 'ended unexpectedly', marks=pytest.mark.long),
+    ],
 )
 def test_its_end_is_told_where_torchs_error_was_dropped(monkeypatch, number, words):
     """torch's handler raises once. Where a destructor runs at that moment, Python drops its error."""

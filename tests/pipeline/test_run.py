@@ -62,6 +62,7 @@ def sources(tmp_path, monkeypatch):
     return sources
 
 
+@pytest.mark.long
 def test_a_failed_step_is_recorded_and_the_next_call_goes_on_from_it(tmp_path, sources):
     whole = (sources / '01_data.ipynb').read_text()
     notebook(sources / '01_data.ipynb', "raise ValueError('broken <b>')")

@@ -171,6 +171,7 @@ def test_what_is_done_is_not_done_again(recipe, run_dir, progressive):
     assert again['metrics'] == progressive['metrics']
 
 
+@pytest.mark.long
 def test_an_interrupted_training_resumes_at_its_checkpoint(recipe, tmp_path):
     whole = train_detector_run(recipe, 'student', tmp_path / 'whole')
     folder = tmp_path / 'cut' / 'detectors' / 'student'

@@ -79,7 +79,7 @@ FAULTS = (
 )
 
 
-@pytest.mark.parametrize('command', ['run', 'doctor'])
+@pytest.mark.parametrize('command', ['run', pytest.param('doctor', marks=pytest.mark.long)])
 def test_everything_wrong_is_said_at_once(tmp_path, tiny_coco, command):
     recipe = faulty(tmp_path, tiny_coco(tmp_path / 'coco'))
     code, text = call(command, recipe, '--work-dir', tmp_path / 'run')
@@ -121,6 +121,7 @@ def test_unknown_keys_do_not_hide_the_rest(tmp_path, tiny_coco):
     assert any('gone.pth is missing' in text for text in texts)
 
 
+@pytest.mark.long
 def test_a_stage_looks_at_each_image_file_once(tmp_path, tiny_coco, monkeypatch):
     """A stage trains baseline and teacher before it; on COCO, a pass over both splits is 123,000 files."""
     root = tiny_coco(tmp_path / 'coco')

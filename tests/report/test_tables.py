@@ -124,6 +124,7 @@ def test_stages_up_to_the_last(measured, tmp_path):
     assert lines[-1] == '| after stage 2 | 12.0 | 20.4 | 10.8 | 6.0 |'
 
 
+@pytest.mark.long
 def test_a_column_is_one_entry_of_the_list(tmp_path, monkeypatch):
     """The page's table, the one of notebook 05 and their widths follow from COLUMNS alone."""
     run = make_run(tmp_path / 'mini' / '0')

@@ -25,6 +25,7 @@ SHORT = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('source', ['generated', pytest.param('bccd', marks=pytest.mark.slow)])
 def test_a_stage_trains_on_wide_images(source, tiny_coco, request, tmp_path):
     if source == 'generated':

@@ -163,6 +163,7 @@ def test_targets_of_points(counts, stage, device):
             assert a.dtype == b.dtype and torch.equal(a, b.cpu())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('first', ['target_assignment', 'detectors'])
 def test_flags_of_points_are_on_their_device_in_any_order_of_imports(first):
     code = f"""

@@ -70,7 +70,12 @@ ROWS |= {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize('name', ROWS)
+LONG = {'port taken, the second process'}
+
+
+@pytest.mark.parametrize(
+    'name', [pytest.param(row, marks=[pytest.mark.long] * (row in LONG)) for row in ROWS]
+)
 def test_it_is_refused(name, place):
     refuse(place, *ROWS[name])
 
