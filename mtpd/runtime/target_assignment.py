@@ -401,9 +401,8 @@ def _point_targets(
     # Padded to the most objects of an image; at least one, as a maximum of none is an error.
     filler = gt_labels_list[0].new_full((1,), -1)
     labels = pad_sequence([*gt_labels_list, filler], batch_first=True, padding_value=-1)[:-1]
-    boxes = pad_sequence([*gt_bboxes_list, gt_bboxes_list[0].new_zeros(1, 4)], batch_first=True)[
-        :-1
-    ]
+    corners = [*gt_bboxes_list, gt_bboxes_list[0].new_zeros(1, 4)]
+    boxes = pad_sequence(corners, batch_first=True)[:-1]
     real = labels >= 0
     usable = real[:, :, None] & valid[:, None]
     if isinstance(assigner, MaxIoUAssigner):
