@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 from torch.nn.utils.rnn import pad_sequence
 
-from .detectors import put_point_flags_on_device
+from . import detectors  # noqa: F401  (its patch of `RepPointsHead.get_points` comes before this one)
 from .focal_loss import sigmoid_focal_loss
 from .proposals import get_proposals
 from .streams import cuda_stream
@@ -36,7 +36,6 @@ def patch_target_assignment() -> None:
     """Replaces functions of mmdet by those below. A second call changes nothing."""
     if _originals:
         return
-    put_point_flags_on_device()  # before its function is replaced
     for owner, name, work in (
         (MaxIoUAssigner, 'assign_wrt_overlaps', _match_by_overlap),
         (PointAssigner, 'assign', _match_by_distance),
@@ -67,7 +66,7 @@ def _replacement(work: Callable, original: Callable) -> Callable:
 
 @contextlib.contextmanager
 def original_assignment() -> Iterator[None]:
-    """In the block, mmdet's functions are the original ones, for comparison; not `PointAssigner`'s, which fails on a GPU."""
+    """In the block, functions are those before this module, for comparison; not `PointAssigner`'s, whose mmdet form fails on a GPU."""
     ours = {key: getattr(*key) for key in _originals if key[0] is not PointAssigner}
     for owner, name in ours:
         setattr(owner, name, _originals[owner, name])
@@ -135,7 +134,9 @@ def _match_by_distance(
 def _nearest_objects(
     assigner: PointAssigner, points: Tensor, boxes: Tensor, usable: Tensor | None = None
 ) -> Tensor:
-    """Of points the numbers from 1 on of the objects that they are the nearest to of the objects' levels, or 0.
+    """Of points the numbers of their objects from 1 on, or 0.
+
+    An object takes the `pos_num` nearest points of its level. A point that several take goes to the nearest of them.
 
     Args:
         points: `(..., n, 3)` of x, y and stride.
@@ -328,7 +329,7 @@ def _point_loss(
     by_distance = self.train_cfg.init.assigner['type'] == 'PointAssigner'
     boxes = []
     for level, shifts in enumerate(pts_preds_init):
-        shifts = self.points2bbox(shifts.detach()).detach() * self.point_strides[level]
+        shifts = self.points2bbox(shifts).detach() * self.point_strides[level]
         centers = torch.stack([image[level][:, :2] for image in points]).repeat(1, 1, 2)
         boxes.append(centers + shifts.permute(0, 2, 3, 1).reshape(*centers.shape))
     targets = [
@@ -378,7 +379,8 @@ def _point_targets(
 ) -> tuple | None:
     """Targets of a batch's points or, in the second stage, boxes, where all that are valid are taken.
 
-    The counts of positive and negative ones are tensors: nothing waits for the GPU.
+    The counts of positive and negative ones are tensors: nothing waits for the GPU. Nor is an image without a valid point
+    looked for, for which mmdet returns None: a padded image has one.
     """
     assigner = self.init_assigner if stage == 'init' else self.refine_assigner
     simple = (
