@@ -108,8 +108,11 @@ class EdgeDetector:
             Boxes (M, 4), scores (M,) and labels (M,), by falling score.
         """
         levels, start = [], 0
-        for count in self.about['levels']:
-            place, label = np.nonzero(scores[start : start + count] > self.about['score_thr'])
+        for number, count in enumerate(self.about['levels']):
+            candidates = scores[start : start + count] > self.about['score_thr']
+            if 'grids' in self.about:  # files of version 0.1 don't have them
+                candidates &= self._cells_inside(number, size)[:, None]
+            place, label = np.nonzero(candidates)
             place += start
             best = np.argsort(-scores[place, label], kind='stable')[: self.about['nms_pre']]
             levels.append((place[best], label[best]))
@@ -126,6 +129,18 @@ class EdgeDetector:
         best = np.argsort(-scores[indices], kind='stable')[: self.about['max_per_img']]
         indices = indices[best]
         return boxes[indices], scores[indices], labels[indices]
+
+    def _cells_inside(self, level: int, size: tuple[int, int]) -> np.ndarray:
+        """Which boxes of an FPN level belong to cells that mmdet has for an image of this width and height, alone in its batch.
+
+        The input's other cells see padding alone, and boxes that they give would be clipped onto the image's border.
+        """
+        rows, columns = self.about['grids'][level]
+        divisor, (height, width) = self.about['divisor'], self.about['input']
+        padded_width, padded_height = (-(-side // divisor) * divisor for side in size)
+        inside = np.zeros((rows, columns), bool)
+        inside[: -(-padded_height * rows // height), : -(-padded_width * columns // width)] = True
+        return inside.reshape(-1).repeat(self.about['levels'][level] // inside.size)
 
 
 def nms_indices(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:

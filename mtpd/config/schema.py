@@ -32,7 +32,10 @@ class Rule:
         """What is wrong with the value of the key `path`; None where nothing is."""
         right_type = isinstance(value, self.types)
         if not right_type or (isinstance(value, bool) and bool not in self.types):
-            return f'{path} is {value!r} ({type(value).__name__}): {self._needed} is needed.'
+            problem = f'{path} is {value!r} ({type(value).__name__}): {self._needed} is needed.'
+            if list in self.types and isinstance(value, str):
+                problem += f' In a shell: --cfg-options "{path}=[{value!r}]".'
+            return problem
         if self.choices and isinstance(value, (str, bool)) and value not in self.choices:
             hint = did_you_mean(str(value), map(str, self.choices))
             hint = f' {hint}' if hint.startswith('Did') else ''
@@ -284,6 +287,8 @@ def _splits(cfg: dict) -> list[str]:
 
 def _metrics(cfg: dict) -> list[str]:
     metrics, known = cfg['evaluation']['metrics'], ['bbox', 'segm']
+    if isinstance(metrics, str):  # reported as no list
+        return []
     problems = []
     if 'bbox' not in metrics:
         problems.append('evaluation.metrics lacks bbox, by which detectors are compared: add it.')

@@ -308,7 +308,7 @@ class _Reader:
         elif example := self.corners.example():
             self.faults.add(
                 'boxes look like corners [x1, y1, x2, y2], and [x, y, width, height] is needed. '
-                'Write x2 - x1 and y2 - y1 in the last two places',
+                'Write x2 - x1 and y2 - y1 in the last two places. As it is',
                 example,
             )
 

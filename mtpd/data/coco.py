@@ -210,9 +210,16 @@ def split_notes(root: Path, split: str | dict, training: bool) -> list[str]:
     annotations = _read(path)
     notes, images = list(annotations.notes), annotations.table['images']
     names = [image['file_name'] for image in images]
+    paths = paths_on_disk(folder, names)
+    missing = [name for name in names if name not in paths]
+    if missing:  # no more than data.corrupt_limit
+        notes.append(
+            f'annotation file {path}: {len(missing)} of {len(images)} images are not in {folder} and are left out, for example '
+            f'{missing[0][:200]}.'
+        )
     others = [
         (name, file)
-        for name, file in paths_on_disk(folder, names).items()
+        for name, file in paths.items()
         if Path(folder, name) != file and not Path(folder, name).is_file()
     ]
     if others:

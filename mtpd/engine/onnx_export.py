@@ -34,6 +34,7 @@ class DecodedDetector(nn.Module):
         sizes = [level.shape[-2:] for level in scores]
         anchors = head.prior_generator.grid_priors(sizes, device='cpu')
         self.levels = [len(level) for level in anchors]
+        self.grids = [list(size) for size in sizes]
         self.register_buffer('anchors', torch.cat(anchors))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,6 +72,8 @@ def export_onnx(detector: nn.Module, out: str | Path) -> Path:
         'input': [height, width],
         'scale': [high, wide],
         'levels': network.levels,
+        'grids': network.grids,  # rows and columns of cells
+        'divisor': image['divisor'],
         **{key: list(map(float, image[key])) for key in ('mean', 'std')},
         'to_rgb': bool(image['to_rgb']),
         'score_thr': test.score_thr,

@@ -104,7 +104,11 @@ def load_or_report_all_problems(
     except RecipeError as error:
         if error.rest is None:
             raise
-        raise RecipeError(error.source, error.problems + _rest_problems(error.rest)) from None
+        rest = _rest_problems(error.rest)
+        if any("unknown key 'data." in problem for problem in error.problems):
+            # It may have been meant for data.root, which then stands as it was.
+            rest = [problem for problem in rest if not problem.startswith('data.root ')]
+        raise RecipeError(error.source, error.problems + rest) from None
 
 
 def _rest_problems(recipe: Recipe) -> list[str]:

@@ -51,6 +51,11 @@ def test_all_problems_come_in_one_message_with_the_nearest_names():
             'distill.levels [4] and distill.settings.cwd.levels [0, 1, 2, 3] have no level in common',
         ),
         ({'evaluation.metrics': ['bboxes']}, "unknown evaluation.metrics 'bboxes'"),
+        (
+            {'evaluation.metrics': 'bbox'},
+            "evaluation.metrics is 'bbox' (str): list or tuple is needed. In a shell: "
+            '--cfg-options "evaluation.metrics=[\'bbox\']".',
+        ),
         ({'seed': -1}, 'seed is -1: it must not be negative'),
         ({'seed': True}, 'seed is True (bool): int is needed'),
         ({'order.images': 1}, 'order.images is 1: it must be at least 2'),

@@ -121,6 +121,22 @@ def test_unknown_keys_do_not_hide_the_rest(tmp_path, tiny_coco):
     assert any('gone.pth is missing' in text for text in texts)
 
 
+def test_a_misspelt_data_root_is_one_problem():
+    with pytest.raises(RecipeError) as caught:
+        checks.load_or_report_all_problems('configs/own_data/retinanet.py', {'data.rooot': '/x'})
+    (problem,) = caught.value.problems
+    assert "unknown key 'data.rooot'. Did you mean 'data.root'?" in problem
+
+
+def test_missing_images_that_are_left_out_are_a_note(tmp_path, tiny_coco):
+    root = tiny_coco(tmp_path / 'coco')
+    (root / 'train/000001.png').unlink()
+    recipe = load_recipe(MINI, {'data.root': str(root), 'data.corrupt_limit': 1})
+    assert recipe.data_problems() == []
+    (note,) = (text for text in recipe.data_notes() if 'left out' in text)
+    assert '1 of 4 images are not in' in note and '000001.png' in note
+
+
 @pytest.mark.long
 def test_a_stage_looks_at_each_image_file_once(tmp_path, tiny_coco, monkeypatch):
     """A stage trains baseline and teacher before it; on COCO, a pass over both splits is 123,000 files."""
