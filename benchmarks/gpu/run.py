@@ -131,6 +131,8 @@ def timed_steps(options: argparse.Namespace, data: str) -> list[Step]:
     steps.append(
         Step('end_to_end', 200, *PYTHON, *stage, '--out', options.out / 'gpu_end_to_end.json')
     )
+    stage = [bench / 'gpu/stage.py', '--updates', '4' if small else '300', '--cfg-options', data]
+    steps.append(Step('stage_r101', 150, *PYTHON, *stage, '--out', options.out / 'gpu_stage_r101.json'))  # fmt: skip
     return steps
 
 

@@ -98,6 +98,12 @@ def targets(folder: Path) -> list[Target]:
             lambda v: v < 3,
         )
     )
+    ways = read(folder, 'gpu_stage_r101.json').get('ways', {})
+    speed = ways.get('bytes', {}).get('row', {}).get('images_a_second')
+    hours = COCO_1X / speed / 3600 if speed else None
+    lines.append(
+        Target('the same, by a stage', '< 3 h', hours, '{:.1f} h', lambda v: v < 3),
+    )
     stage = read(folder, 'gpu_end_to_end.json').get('rows', {}).get('default', [{}])
     speed = stage[0].get('images_a_second')
     hours = COCO_1X / speed / 3600 if speed else None

@@ -10,6 +10,7 @@ speed = dict(
     deform_kernels='auto',
     target_stream='auto',
     pin_memory='auto',
+    byte_batches='auto',
     fused_optimizer='auto',
     keep_memory='auto',
 )

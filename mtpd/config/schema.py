@@ -76,6 +76,7 @@ SWITCHES = (
     'deform_kernels',
     'target_stream',
     'pin_memory',
+    'byte_batches',
     'fused_optimizer',
     'keep_memory',
 )

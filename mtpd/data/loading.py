@@ -15,14 +15,17 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, TypeVar
 
 import cv2
 import numpy as np
+import torch
 from mmcv.runner import get_dist_info
 from mmdet.datasets import PIPELINES
 from mmdet.datasets.pipelines import LoadImageFromFile
+from torch.multiprocessing import reductions
 from torch.utils.data import Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -246,12 +249,27 @@ def worker_count(workers: int | str, device: str, processes: int, training: bool
     return min(MAX_WORKERS, max(2, cpu_cores() // processes - 1))
 
 
+SENT_AS_BYTES = 2**16
+
+
 def init_worker(_: int) -> None:
     """DataLoader's `worker_init_fn`: what a data worker does first."""
     # A process group of its own: Ctrl-C reaches the main process alone, which ends after an update.
     os.setpgid(0, 0)
     end_with_parent()
     cv2.setNumThreads(0)  # the other workers have the other cores
+    ForkingPickler.register(torch.Tensor, _reduce_tensor)
+
+
+def _reduce_tensor(tensor: torch.Tensor) -> tuple:
+    """How a worker sends a tensor: a small one itself, others as torch does.
+
+    torch sends a file of shared memory for each. The training's process opens a connection for each, in a thread that keeps
+    its own thread waiting.
+    """
+    if type(tensor) is torch.Tensor and tensor.nbytes <= SENT_AS_BYTES:
+        return torch.from_numpy, (tensor.numpy(),)
+    return reductions.reduce_tensor(tensor)
 
 
 def explain_worker_death(work: Callable[[], T]) -> T:

@@ -18,6 +18,7 @@ from mmcv.runner import (
     EpochBasedRunner,
     Hook,
     LoggerHook,
+    OptimizerHook,
     get_dist_info,
     master_only,
     weights_to_cpu,
@@ -47,6 +48,34 @@ class SeedUpdate(Hook):
 
     def before_train_iter(self, runner) -> None:
         seed_all(self.seed, runner.iter, get_dist_info()[0], MODEL_DRAWS)
+
+
+@HOOKS.register_module()
+class LoggedGradNorm(OptimizerHook):
+    """mmcv's optimizer hook. It reads the gradients' norms when they are logged: each reading waits for the GPU.
+
+    Args:
+        interval: updates between two rows of the log.
+    """
+
+    def __init__(self, interval: int, **settings: Any):
+        super().__init__(**settings)
+        self.interval, self.norms = interval, []
+
+    def after_train_iter(self, runner) -> None:
+        runner.optimizer.zero_grad()
+        if self.detect_anomalous_params:
+            self.detect_anomalous_parameters(runner.outputs['loss'], runner)
+        runner.outputs['loss'].backward()
+        if self.grad_clip is not None:
+            norm = self.clip_grads(runner.model.parameters())
+            if norm is not None:
+                self.norms.append((norm, runner.outputs['num_samples']))
+        runner.optimizer.step()
+        if self.every_n_iters(runner, self.interval) or self.is_last_iter(runner):
+            for norm, samples in self.norms:
+                runner.log_buffer.update({'grad_norm': float(norm)}, samples)
+            self.norms.clear()
 
 
 @HOOKS.register_module()

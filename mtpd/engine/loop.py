@@ -150,6 +150,9 @@ def _train_in_process(
     switches = speed.Speed(**cfg.get('speed', {}))
 
     model = build()
+    if switches.byte_batches:
+        cfg.data.train = pipelines.with_byte_batches(cfg.data.train)
+        model.register_forward_pre_hook(pipelines.normalise_batch, with_kwargs=True)
     dataset = loading.SkipCorrupt(pipelines.quiet_dataset(cfg.data.train), corrupt_limit)
     if len(dataset) == 0:
         annotations = getattr(dataset, 'ann_file', 'the training split')
@@ -196,6 +199,9 @@ def _set_hooks(cfg: Config, corrupt_limit: int, setting_names: SettingNames) -> 
     for hook in cfg.get('custom_hooks') or ():
         if cfg.resume_from and issubclass(HOOKS.get(hook['type']), hooks.EMA_HOOKS):
             hook['resume_from'] = cfg.resume_from  # or the average begins anew
+    if 'type' not in cfg.optimizer_config:
+        interval = cfg.log_config.interval
+        cfg.optimizer_config.update(type='LoggedGradNorm', interval=interval)
     cfg.log_config.hooks = [dict(type='JsonLog', path=str(folder / 'log.json')), *loggers]
     cfg.custom_hooks = [
         dict(type='SeedUpdate', seed=cfg.seed, priority='HIGHEST'),

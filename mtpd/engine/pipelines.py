@@ -6,8 +6,11 @@ import contextlib
 import io
 import sys
 
+import numpy as np
+import torch
 from mmcv.runner import get_dist_info
-from mmdet.datasets import build_dataset
+from mmdet.datasets import PIPELINES, build_dataset
+from mmdet.datasets.pipelines import Normalize
 
 from ..config.recipe import Recipe
 from ..data import coco, dataset, loading  # noqa: F401  (dataset, loading: registered with mmdet)
@@ -57,6 +60,54 @@ def test_pipeline(image: dict) -> list[dict]:
 def _normalise_and_pad(image: dict) -> list[dict]:
     norm = dict(mean=list(image.mean), std=list(image.std), to_rgb=image.to_rgb)
     return [dict(type='Normalize', **norm), dict(type='Pad', size_divisor=image.divisor)]
+
+
+# Batches of bytes, which the device normalises.
+
+NORMALISED = ('LoadImageFromFile', 'LoadAnnotations', 'Resize', 'RandomFlip', 'Normalize', 'Pad', 'DefaultFormatBundle', 'Collect')  # fmt: skip
+
+
+@PIPELINES.register_module()
+class NormalizeLater(Normalize):
+    """Takes the place of `Normalize`, and leaves the work to `normalise_batch`."""
+
+    def __call__(self, results: dict) -> dict:
+        results['img_norm_cfg'] = dict(mean=self.mean, std=self.std, to_rgb=self.to_rgb)
+        return results
+
+
+def with_byte_batches(cfg: dict) -> dict:
+    """mmdet's config of a training dataset, its images a quarter of the size: bytes, for `normalise_batch`.
+
+    A dataset whose steps are not those of `train_pipeline` is returned as it is.
+    """
+    steps = cfg.get('pipeline') or []
+    if tuple(step['type'] for step in steps) != NORMALISED:
+        return cfg
+    *first, norm, pad, bundle, collect = steps
+    later, bundle = {**norm, 'type': 'NormalizeLater'}, {**bundle, 'img_to_float': False}
+    return type(cfg)({**cfg, 'pipeline': [*first, later, pad, bundle, collect]})
+
+
+def normalise_batch(model: torch.nn.Module, args: tuple, batch: dict) -> tuple[tuple, dict]:
+    """A detector's forward pre-hook: images as mmdet's `Normalize` and `Pad` make them, to the bit.
+
+    Args:
+        batch: of `with_byte_batches`: `img`, uint8 (N, 3, H, W), and `img_metas`. Other images stay as they are.
+    """
+    images = batch.get('img')
+    if not isinstance(images, torch.Tensor) or images.dtype != torch.uint8:
+        return args, batch
+    norm = batch['img_metas'][0]['img_norm_cfg']
+    normalised = torch.empty_like(images, dtype=torch.float32)
+    for channel, (mean, std) in enumerate(zip(norm['mean'], norm['std'], strict=True)):
+        pixels = images[:, 2 - channel if norm['to_rgb'] else channel].float()
+        # OpenCV rounds the difference to float32, and multiplies in float64.
+        normalised[:, channel] = pixels.sub_(float(mean)).double().mul_(1 / np.float64(std))
+    for image, meta in zip(normalised, batch['img_metas'], strict=True):
+        height, width = meta['img_shape'][:2]
+        image[:, height:], image[:, :, width:] = 0, 0
+    return args, {**batch, 'img': normalised}
 
 
 def check_data(recipe: Recipe, training: bool = True) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmcv.ops import roi_align
-from mmdet.core import BitmapMasks, anchor_inside_flags, images_to_levels, multi_apply
+from mmdet.core import AnchorGenerator, BitmapMasks, multi_apply
 from mmdet.core.bbox.assigners import AssignResult, MaxIoUAssigner, PointAssigner
 from mmdet.core.bbox.iou_calculators import BboxOverlaps2D
 from mmdet.core.bbox.samplers import PseudoSampler, RandomSampler, SamplingResult
@@ -194,11 +194,23 @@ def _image_anchors(
     img_metas: list[dict],
     device: torch.device | str = 'cuda',
 ) -> tuple[list, list]:
-    """Anchors and which are valid, by image; once for images of one size."""
-    anchors = self.prior_generator.grid_priors(featmap_sizes, device=device)
-    shapes = [tuple(meta['pad_shape']) for meta in img_metas]
-    flags = {s: self.prior_generator.valid_flags(featmap_sizes, s, device) for s in set(shapes)}
-    return [anchors for _ in shapes], [flags[shape] for shape in shapes]
+    """Anchors and which are valid, by image; those of all images at once."""
+    generator, images = self.prior_generator, len(img_metas)
+    if type(generator).valid_flags is not AnchorGenerator.valid_flags:
+        return original(self, featmap_sizes, img_metas, device)
+    anchors = generator.grid_priors(featmap_sizes, device=device)
+    padded = np.array([meta['pad_shape'][:2] for meta in img_metas])
+    strides = np.array([(down, across) for across, down in generator.strides])
+    ends = torch.from_numpy(-(-padded // strides[:, None])).to(device)  # of padded images, in cells
+    levels = []
+    for size, count, last in zip(featmap_sizes, generator.num_base_priors, ends, strict=True):
+        rows, columns = (
+            torch.arange(side, device=device) < last[:, axis, None]
+            for axis, side in enumerate(size)
+        )
+        flags = (rows[:, :, None] & columns[:, None]).flatten(1)
+        levels.append(flags[:, :, None].expand(-1, -1, count).flatten(1).unbind())
+    return [anchors] * images, [list(flags) for flags in zip(*levels, strict=True)]
 
 
 def _anchor_targets(
@@ -214,12 +226,18 @@ def _anchor_targets(
     unmap_outputs: bool = True,
     return_sampling_results: bool = False,
 ) -> tuple | None:
-    """Targets of all anchors, where all that are valid are taken; the original does the rest."""
+    """Targets of all anchors, where all that are valid are taken; the original does the rest.
+
+    An image without a valid anchor, for which mmdet returns None, is not looked for: each has one, unless its border is
+    not allowed.
+    """
     simple = (
         type(self)._get_targets_single is AnchorHead._get_targets_single
         and type(self.assigner) is MaxIoUAssigner
+        and type(self.assigner.iou_calculator) is BboxOverlaps2D
         and type(self.sampler) is PseudoSampler
         and self.assigner.gpu_assign_thr <= 0
+        and self.train_cfg.allowed_border < 0
         and gt_bboxes_ignore_list is None
         and gt_labels_list is not None
         and unmap_outputs
@@ -230,51 +248,18 @@ def _anchor_targets(
             self, anchor_list, valid_flag_list, gt_bboxes_list, img_metas, gt_bboxes_ignore_list,
             gt_labels_list, label_channels, unmap_outputs, return_sampling_results,
         )  # fmt: skip
-    images, border = [], self.train_cfg.allowed_border
-    for levels, flags, boxes, labels, meta in zip(
-        anchor_list, valid_flag_list, gt_bboxes_list, gt_labels_list, img_metas, strict=True
-    ):
-        anchors = torch.cat(levels)
-        valid = anchor_inside_flags(anchors, torch.cat(flags), meta['img_shape'][:2], border)
-        images.append(_single_image_targets(self, anchors, valid, boxes, labels))
-    return _targets_by_level(images, [len(level) for level in anchor_list[0]])
-
-
-def _targets_by_level(images: list[tuple[Tensor, ...]], sizes: list[int]) -> tuple | None:
-    """What mmdet's `get_targets` returns, with a single wait for the GPU.
-
-    Args:
-        images: the targets of each image; the last three are counts of positive, negative and valid ones.
-        sizes: how many targets each level has.
-    """
-    counts = torch.stack([count for image in images for count in image[-3:]])
-    positives, negatives, valids = counts.view(-1, 3).T.tolist()
-    if not all(valids):
-        return None
-    levels = [
-        images_to_levels(targets, sizes) for targets in zip(*(i[:-3] for i in images), strict=True)
-    ]
-    return (*levels, sum(max(n, 1) for n in positives), sum(max(n, 1) for n in negatives))
-
-
-def _single_image_targets(
-    head: AnchorHead, anchors: Tensor, valid: Tensor, boxes: Tensor, labels: Tensor
-) -> tuple[Tensor, ...]:
-    """Labels, their weights, box targets and theirs, of all anchors; how many are positive, negative and valid."""
-    gt_inds = _assigned_objects(head.assigner, anchors, valid, boxes)
-    positive, negative = gt_inds > 0, gt_inds == 0
-    matched, of_object = _matched_boxes_and_labels(gt_inds, boxes, labels)
-    if not head.reg_decoded_bbox:
-        matched = head.bbox_coder.encode(anchors, matched)
-    return (
-        torch.where(positive, of_object, head.num_classes),
-        _label_weights(positive, negative, head.train_cfg.pos_weight),
-        matched.masked_fill(~positive[:, None], 0),
-        positive.float()[:, None].expand(-1, 4),
-        positive.sum(),
-        negative.sum(),
-        valid.sum(),
+    anchors = [torch.cat(levels) for levels in anchor_list]
+    valid = [torch.cat(flags) for flags in valid_flag_list]
+    gt_inds = _assigned_objects(self.assigner, anchors, valid, gt_bboxes_list)
+    matched, labels, weights, counts = _matched_objects(
+        gt_inds, gt_bboxes_list, gt_labels_list, self.num_classes, self.train_cfg.pos_weight
     )
+    if not self.reg_decoded_bbox:
+        coded = self.bbox_coder.encode(torch.cat(anchors), matched.flatten(0, 1))
+        matched = coded.view(matched.shape)
+    positive = (gt_inds > 0)[:, :, None]
+    targets = labels, weights, matched.masked_fill(~positive, 0), positive.float().expand(-1, -1, 4)
+    return (*_by_level(targets, anchor_list[0]), *counts)
 
 
 def _image_points(
@@ -377,11 +362,7 @@ def _point_targets(
     label_channels: int = 1,
     unmap_outputs: bool = True,
 ) -> tuple | None:
-    """Targets of a batch's points or, in the second stage, boxes, where all that are valid are taken.
-
-    The counts of positive and negative ones are tensors: nothing waits for the GPU. Nor is an image without a valid point
-    looked for, for which mmdet returns None: a padded image has one.
-    """
+    """Targets of a batch's points or, in the second stage, boxes, where all that are valid are taken; as `_anchor_targets`."""
     assigner = self.init_assigner if stage == 'init' else self.refine_assigner
     simple = (
         type(self)._point_target_single is RepPointsHead._point_target_single
@@ -398,59 +379,112 @@ def _point_targets(
             self, proposals_list, valid_flag_list, gt_bboxes_list, img_metas, gt_bboxes_ignore_list,
             gt_labels_list, stage, label_channels, unmap_outputs,
         )  # fmt: skip
-    proposals = torch.stack([torch.cat(levels) for levels in proposals_list])
-    valid = torch.stack([torch.cat(flags) for flags in valid_flag_list])
-    # Padded to the most objects of an image; at least one, as a maximum of none is an error.
-    filler = gt_labels_list[0].new_full((1,), -1)
-    labels = pad_sequence([*gt_labels_list, filler], batch_first=True, padding_value=-1)[:-1]
-    corners = [*gt_bboxes_list, gt_bboxes_list[0].new_zeros(1, 4)]
-    boxes = pad_sequence(corners, batch_first=True)[:-1]
-    real = labels >= 0
-    usable = real[:, :, None] & valid[:, None]
-    if isinstance(assigner, MaxIoUAssigner):
-        overlaps = assigner.iou_calculator(boxes, proposals)
-        gt_inds, _ = _best_objects(assigner, overlaps.masked_fill(~usable, -1))
-        gt_inds = torch.where(real.any(dim=1, keepdim=True), gt_inds, valid.long() - 1)
-    else:
-        gt_inds = _nearest_objects(assigner, proposals, boxes, usable).masked_fill(~valid, -1)
-    positive, negative = gt_inds > 0, gt_inds == 0
-    objects = (gt_inds - 1).clamp(min=0)
-    matched = boxes.gather(1, objects[:, :, None].expand(-1, -1, 4))
-    of_object = torch.where(positive, labels.gather(1, objects), self.num_classes)
-    targets = (
-        of_object.masked_fill(~valid, 0),
-        _label_weights(positive, negative, self.train_cfg[stage].pos_weight),
-        matched.masked_fill(~positive[:, :, None], 0),
-        proposals.masked_fill(~positive[:, :, None], 0),
-        positive.float()[:, :, None].expand(-1, -1, 4),
+    proposals = [torch.cat(levels) for levels in proposals_list]
+    valid = [torch.cat(flags) for flags in valid_flag_list]
+    gt_inds = _assigned_objects(assigner, proposals, valid, gt_bboxes_list)
+    matched, labels, weights, counts = _matched_objects(
+        gt_inds, gt_bboxes_list, gt_labels_list, self.num_classes, self.train_cfg[stage].pos_weight
     )
-    sizes = [len(level) for level in proposals_list[0]]
-    counts = (flags.sum(dim=1).clamp(min=1).sum() for flags in (positive, negative))
-    return (*(list(target.split(sizes, dim=1)) for target in targets), *counts)
+    positive = (gt_inds > 0)[:, :, None]
+    targets = (
+        labels.masked_fill(~torch.stack(valid), 0),
+        weights,
+        matched.masked_fill(~positive, 0),
+        torch.stack(proposals).masked_fill(~positive, 0),
+        positive.float().expand(-1, -1, 4),
+    )
+    return (*_by_level(targets, proposals_list[0]), *counts)
+
+
+# Of a batch at once. Images with fewer objects than others are padded.
+
+PAIRS_AT_ONCE = 2**24  # of a box and an object: 0.7 GB at most
 
 
 def _assigned_objects(
-    assigner: MaxIoUAssigner, proposals: Tensor, valid: Tensor, boxes: Tensor
+    assigner: MaxIoUAssigner | PointAssigner,
+    proposals: list[Tensor],
+    valid: list[Tensor],
+    objects: list[Tensor],
 ) -> Tensor:
-    """Of each proposal the number of its object from 1 on, 0 for background, -1 for none of these or not valid."""
-    if not len(boxes):
-        return valid.long() - 1
-    overlaps = assigner.iou_calculator(boxes, proposals).masked_fill(~valid, -1)
-    return assigner.assign_wrt_overlaps(overlaps).gt_inds
+    """Of each proposal the number of its object from 1 on, 0 for background, -1 for none of these or not valid.
+
+    Args:
+        proposals: of each image, anchors or other boxes `(n, 4)`, or points `(n, 3)`; as many in each.
+        valid: of each image, which proposals count, `(n,)`.
+        objects: of each image, boxes `(k, 4)`.
+
+    Returns:
+        `(images, n)`.
+    """
+    assigned, begin = [], 0
+    while begin < len(objects):
+        end, most = begin + 1, len(objects[begin])
+        while end < len(objects):
+            most = max(most, len(objects[end]))
+            if (end + 1 - begin) * most * len(valid[0]) > PAIRS_AT_ONCE:
+                break
+            end += 1
+        batch = (torch.stack(items[begin:end]) for items in (proposals, valid))
+        assigned.append(_assign_padded(assigner, *batch, objects[begin:end]))
+        begin = end
+    return torch.cat(assigned)
 
 
-def _matched_boxes_and_labels(
-    gt_inds: Tensor, boxes: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Box and label of each proposal's object; of any, where it has none."""
-    if not len(boxes):
-        boxes, labels = boxes.new_zeros(1, 4), labels.new_zeros(1)
+def _assign_padded(
+    assigner: MaxIoUAssigner | PointAssigner,
+    proposals: Tensor,
+    valid: Tensor,
+    objects: list[Tensor],
+) -> Tensor:
+    background = valid.long() - 1
+    if not any(map(len, objects)):
+        return background
+    boxes = pad_sequence(objects, batch_first=True)
+    real = pad_sequence([item.new_ones(len(item)) for item in objects], batch_first=True) > 0
+    usable = real[:, :, None] & valid[:, None]
+    if isinstance(assigner, PointAssigner):
+        return _nearest_objects(assigner, proposals, boxes, usable).masked_fill(~valid, -1)
+    overlaps = assigner.iou_calculator(boxes, proposals).masked_fill(~usable, -1)
+    gt_inds, _ = _best_objects(assigner, overlaps)
+    return torch.where(real.any(dim=1, keepdim=True), gt_inds, background)
+
+
+def _matched_objects(
+    gt_inds: Tensor,
+    boxes: list[Tensor],
+    labels: list[Tensor],
+    background: int,
+    pos_weight: float,
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """What the numbers of `_assigned_objects` stand for.
+
+    Args:
+        boxes, labels: of each image's objects, `(k, 4)` and `(k,)`.
+        background: the label of what has no object.
+        pos_weight: the weight of labels of what has one; 0 or less: 1.
+
+    Returns:
+        Boxes `(images, n, 4)`, any where there is no object; labels and their weights `(images, n)`; how many are positive
+        and negative, at least one an image. The counts are tensors: nothing waits for the GPU.
+    """
+    # At least one object an image, as there is nothing to take from none.
+    boxes = pad_sequence([*boxes, boxes[0].new_zeros(1, 4)], batch_first=True)[:-1]
+    labels = pad_sequence([*labels, labels[0].new_zeros(1)], batch_first=True)[:-1]
+    positive, negative = gt_inds > 0, gt_inds == 0
     objects = (gt_inds - 1).clamp(min=0)
-    return boxes[objects], labels[objects]
+    return (
+        boxes.gather(1, objects[:, :, None].expand(-1, -1, 4)),
+        torch.where(positive, labels.gather(1, objects), background),
+        positive * (1.0 if pos_weight <= 0 else pos_weight) + negative.float(),
+        tuple(flags.sum(dim=1).clamp(min=1).sum() for flags in (positive, negative)),
+    )
 
 
-def _label_weights(positive: Tensor, negative: Tensor, pos_weight: float) -> Tensor:
-    return positive * (1.0 if pos_weight <= 0 else pos_weight) + negative.float()
+def _by_level(targets: tuple[Tensor, ...], levels: list[Tensor]) -> list[list[Tensor]]:
+    """Targets `(images, n, ...)` of all levels, taken apart as long as each of `levels`."""
+    sizes = [len(level) for level in levels]
+    return [list(target.split(sizes, dim=1)) for target in targets]
 
 
 def _mask_targets(

@@ -103,6 +103,23 @@ def trained_on(recipe, stage, out, build=None, **options):
     train_model(load_recipe(recipe, options), build or usual, cfg, out, UPDATES, 1, meta=about)
 
 
+def test_workers_send_images_by_shared_memory_and_small_tensors_themselves(tmp_path, tiny_coco):
+    root = tiny_coco(tmp_path / 'coco')
+    recipe = load_recipe(MINI, SMALL | {'data.root': str(root), 'image.scale': 256})
+    data = pipelines.quiet_dataset(pipelines.dataset_config(recipe, 'train'))
+    (alone,), (sent,) = (
+        [next(iter(seeded_loader.resume_at(build_dataloader(data, 2, workers, dist=False), 0, 0)))]
+        for workers in (0, 1)
+    )
+    assert sent['img'].data[0].is_shared() and torch.equal(
+        alone['img'].data[0], sent['img'].data[0]
+    )
+    for key in ('gt_bboxes', 'gt_labels'):
+        for one, other in zip(alone[key].data[0], sent[key].data[0], strict=True):
+            assert not other.is_shared() and one.dtype == other.dtype and torch.equal(one, other)
+            other += 1  # they can be written
+
+
 @pytest.mark.parametrize('moments', [(0,), (3,), (2, 1, 0)])
 def test_a_stage_cut_off_anywhere_ends_the_same(recipe, stage, tmp_path, moments):
     """Checkpoints every two updates; an epoch of the three images has one and a half."""

@@ -8,7 +8,12 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from mmcv.parallel import collate
+from mmcv.runner import HOOKS, OptimizerHook
+from PIL import Image
 
 from helpers.failing import build
 from helpers.tiny_training import MINI, SMALL
@@ -18,6 +23,7 @@ from mtpd.engine.features import image_batches
 from mtpd.engine.loop import train_model
 from mtpd.errors import RecipeError
 from mtpd.runtime import checkpoints
+from mtpd.utils.files import read_log
 
 
 @pytest.fixture
@@ -71,3 +77,60 @@ def test_a_training_looks_for_no_image_and_an_evaluation_once_for_each(
     assert evaluate(recipe, final)['num_images'] == 4
     assert image_stats.keys() <= once.keys()
     assert all(count <= once[path] for path, count in image_stats.items())
+
+
+@pytest.mark.parametrize('to_rgb', [True, False])
+def test_batches_of_bytes_become_those_of_floats_to_the_bit(tmp_path, tiny_coco, to_rgb):
+    root, rng = tiny_coco(tmp_path / 'coco'), np.random.default_rng(1)
+    for number, (height, width) in enumerate([(64, 64), (40, 64), (64, 50), (64, 64)]):
+        pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(pixels).save(root / f'train/{number:06d}.png')
+    options = {'data.root': str(root), 'image.to_rgb': to_rgb, 'image.scale': 96, 'image.flip': 1.0}
+    recipe = load_recipe(MINI, SMALL | options | {'image.std': [58.395, 7.7, 99.1]})
+    cfg = pipelines.dataset_config(recipe, 'train')
+    floats, later = (
+        collate([data[i] for i in range(len(data))], 4)
+        for data in map(pipelines.quiet_dataset, (cfg, pipelines.with_byte_batches(cfg)))
+    )
+    ((wanted,), (metas,)), ((images,), (later_metas,)) = (
+        (batch['img'].data, batch['img_metas'].data) for batch in (floats, later)
+    )
+    assert images.dtype == torch.uint8 and {meta['img_shape'] for meta in metas} > {(96, 96, 3)}
+    _, normalised = pipelines.normalise_batch(None, (), {'img': images, 'img_metas': later_metas})
+    assert normalised['img'].dtype == torch.float32 and torch.equal(normalised['img'], wanted)
+    for meta, other in zip(metas, later_metas, strict=True):
+        assert meta.keys() == other.keys() and meta['pad_shape'] == other['pad_shape']
+        assert np.array_equal(meta['img_norm_cfg']['std'], other['img_norm_cfg']['std'])
+
+
+def test_other_pipelines_keep_their_floats(recipe):
+    cfg = pipelines.dataset_config(recipe, 'train')
+    crop = dict(type='RandomCrop', crop_size=(32, 32))
+    cfg['pipeline'].insert(3, crop)
+    assert pipelines.with_byte_batches(cfg) is cfg
+    floats = torch.rand(2, 3, 8, 8)
+    _, batch = pipelines.normalise_batch(None, (), {'img': floats, 'img_metas': []})
+    assert batch['img'] is floats
+
+
+def test_a_training_by_batches_of_bytes_is_the_same(recipe, tmp_path):
+    weights = []
+    for name in (True, False):
+        chosen = load_recipe(recipe, {'speed.byte_batches': name, 'image.flip': 0.5})
+        cfg, out = chosen.model('student'), tmp_path / str(name)
+        train_model(chosen, partial(build, cfg), cfg, out, 3, 0)
+        weights.append(checkpoints.load_checkpoint(out / 'latest.pth')['state_dict'])
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_gradient_norms_are_logged_as_by_mmcv(recipe, tmp_path, monkeypatch):
+    """Five updates, a row every two."""
+    rows = []
+    for name in ('ours', 'mmcv'):
+        if name == 'mmcv':
+            plain = lambda interval, **settings: OptimizerHook(**settings)  # noqa: E731
+            monkeypatch.setitem(HOOKS.module_dict, 'LoggedGradNorm', plain)
+        cfg = recipe.model('student')
+        train_model(recipe, partial(build, cfg), cfg, tmp_path / name, 5, 0)
+        rows.append([row['grad_norm'] for row in read_log(tmp_path / name / 'log.json')])
+    assert rows[0] == rows[1] and len(set(rows[0])) == 3

@@ -46,6 +46,7 @@ def test_a_run_that_an_earlier_version_began_goes_on(tmp_path):
         'deform_kernels',
         'target_stream',
         'pin_memory',
+        'byte_batches',
     )
     assert all(values['speed'].pop(switch) == 'auto' for switch in new)
     values['runtime']['workers'] = 1

@@ -135,6 +135,8 @@ def test_the_gpus_verdict_compares_with_the_targets_and_says_what_was_not_measur
     write_json(tmp_path / 'gpu_distill_step_retinanet.json', {'rows': step})
     # 12 epochs of 117,266 images, at 150 a second: 9,381 s.
     write_json(tmp_path / 'gpu_distill_step_retinanet_r101.json', {'rows': {'default': {'images_a_second': 150}}})  # fmt: skip
+    ways = {'bytes': {'row': {'images_a_second': 135.2}}}
+    write_json(tmp_path / 'gpu_stage_r101.json', {'ways': ways})  # 10,408 s
     # 1,407,192 images at 80 a second: 17,590 s.
     write_json(tmp_path / 'gpu_end_to_end.json', {'rows': {'default': [{'images_a_second': 80}]}})
     check = {'nms': {'same': True}, 'a': {'apart': [1e-6, 2e-4]}, 'b': {'error': 'no'}}
@@ -148,6 +150,7 @@ def test_the_gpus_verdict_compares_with_the_targets_and_says_what_was_not_measur
     assert cells['retinanet: peak memory, ours / original'] == ['0.60', 'met']
     assert cells['retinanet: images a second'] == ['112', 'met']
     assert cells['a 1x COCO stage of RetinaNet from R101, by its step'] == ['2.6 h', 'met']
+    assert cells['the same, by a stage'] == ['2.9 h', 'met']
     assert cells['a 1x COCO stage of RetinaNet from X101, by a short stage'] == ['4.9 h', 'NOT MET']
     assert cells['float32 on the GPU and on the CPU, apart'] == ['2e-04', 'NOT MET']
     assert cells['checks that end in an error'] == ['1', 'NOT MET']

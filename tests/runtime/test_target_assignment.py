@@ -97,7 +97,10 @@ def test_matching_by_distance(points_an_object, device):
 @pytest.mark.parametrize('device', DEVICES)
 @pytest.mark.parametrize('border', [-1, 0])
 @pytest.mark.parametrize('counts', [(3, 0, 20), (1, 5, 0)])
-def test_targets_of_anchors(counts, border, device):
+@pytest.mark.parametrize('images_at_once', [1, 3])
+def test_targets_of_anchors(images_at_once, counts, border, device, monkeypatch):
+    pairs = 0 if images_at_once == 1 else 2**24
+    monkeypatch.setattr(target_assignment, 'PAIRS_AT_ONCE', pairs)
     train_cfg = dict(assigner=ASSIGNER, allowed_border=border, pos_weight=-1, debug=False)
     head = build_head(ConfigDict(HEAD | {'train_cfg': train_cfg}))
     objects = [boxes(n, 150) for n in counts]
@@ -203,12 +206,14 @@ def test_loss_of_points_and_its_gradients(counts, device):
 
     def losses_and_gradients(where):
         head.to(where).zero_grad()
-        here = [[level.to(where).requires_grad_() for level in levels] for levels in outputs]
+        here = [
+            [level.clone().to(where).requires_grad_() for level in levels] for levels in outputs
+        ]
         moved = [[item.to(where) for item in items] for items in (objects, labels)]
         losses = head.loss(*here, *moved, METAS)
         sum(sum(levels) for levels in losses.values()).backward()
         gradients = [level.grad for levels in here for level in levels]
-        return losses, [*gradients, head.moment_transfer.grad]
+        return losses, [*gradients, head.moment_transfer.grad.clone()]
 
     with target_assignment.original_assignment():
         wanted, wanted_gradients = losses_and_gradients('cpu')
