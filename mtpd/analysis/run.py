@@ -16,6 +16,7 @@ from ..utils.paths import ROOT
 from .published import paper_figures
 
 # Column name -> key in metrics.json.
+MEASURED_TIMES = ('seconds', 'ms_per_image')  # keys of `Run.results` that differ between equal runs
 AP_KEYS = {
     'AP': 'bbox_mAP',
     'AP50': 'bbox_mAP_50',
@@ -134,7 +135,8 @@ class Run:
         Keys: name, label, role ('baseline', 'teacher', 'arm'), kind (`arm_kinds`), stages (teachers,
         None for no teacher), updates (of a teacher that came trained, as the recipe says), seconds (of training),
         AP AP50 AP75 AP_s AP_m AP_l mask_AP (points 0..100), parameters (count), gflops, ms_per_image. A value that is
-        not there yet is None. A key gets a column by an entry in `mtpd.report.tables.COLUMNS`.
+        not there yet is None. A key gets a column by an entry in `mtpd.report.tables.COLUMNS`; one of a measured time is also
+        named in `MEASURED_TIMES`.
         """
         rows = []
         detectors = self.info.get('detectors', [])

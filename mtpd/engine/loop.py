@@ -20,13 +20,13 @@ from torch import nn
 from ..config.recipe import Recipe
 from ..data import loading, seeded_loader
 from ..distill.initialization import InheritReport, warm_start
-from ..errors import MtpdError, RecipeError
+from ..errors import RecipeError
 from ..runtime import checkpoints, detectors, distributed, gpu_ops
 from ..utils import processes, world
 from ..utils.files import make_writable_folder
 from ..utils.machine import cpu_cores
 from ..utils.progress import log_level
-from . import hooks, pipelines, speed
+from . import hooks, learning_rate, pipelines, speed
 from .memory import SettingNames, explain_out_of_memory, recipe_setting_names
 
 
@@ -253,12 +253,7 @@ def training_config(
         persistent_workers=workers > 0,
         pin_memory=switches.pin_memory,
     )
-    optimizer, lr = schedule.optimizer, schedule.lr
-    if peak is not None:
-        optimizer, lr = with_peak_rate(optimizer, lr, peak)
-    lr_batch_size = schedule.get('lr_batch_size')
-    if lr_batch_size not in (None, schedule.batch_size):
-        optimizer, lr = scale_rates(optimizer, lr, schedule.batch_size, lr_batch_size)
+    optimizer, lr = learning_rate.optimizer_and_policy(schedule, updates, peak)
     settings: dict[str, Any] = dict(
         data=dict(
             train=train,
@@ -269,7 +264,7 @@ def training_config(
         ),
         optimizer=optimizer,
         optimizer_config=dict(grad_clip=schedule.grad_clip),
-        lr_config=policy_in_updates(lr, updates),
+        lr_config=lr,
         runner=dict(type='IterBasedRunner', max_iters=updates),
         checkpoint_config=dict(interval=schedule.checkpoint_interval, by_epoch=False),
         log_config=dict(interval=schedule.log_interval, hooks=list(schedule.get('loggers', ()))),
@@ -292,104 +287,6 @@ def evaluation_loader(recipe: Recipe) -> dict:
     """mmdet's config of an evaluation's data loader."""
     images = recipe.cfg.evaluation.batch_size
     return dict(samples_per_gpu=images, workers_per_gpu=data_workers(recipe, training=False))
-
-
-# The settings of mmcv's policies that are learning rates: OneCycle's peak, and the lowest rate of others. The rest are
-# ratios to the optimizer's `lr`, such as `warmup_ratio` and `gamma`.
-RATES_OF_POLICIES = ('max_lr', 'min_lr')
-
-
-def scale_rates(optimizer: dict, lr: dict, batch: int, meant: int) -> tuple[dict, dict]:
-    """Learning rates scaled linearly to another batch; prints the largest one, before and after.
-
-    Args:
-        optimizer: mmcv's config of the optimizer. It stays as it is.
-        lr: mmcv's config of the policy. It stays as it is.
-        batch: images of an update.
-        meant: images of an update for which the rates are stated.
-
-    Returns:
-        Copies of both configs with the scaled rates.
-
-    Raises:
-        MtpdError: no rate is stated.
-    """
-    stated = _stated_rate(optimizer, lr)
-    scaled_optimizer, scaled_lr = _multiply_rates(optimizer, lr, batch / meant)
-    scaled = peak_rate(scaled_optimizer, scaled_lr)
-    print(
-        f'learning rate {_rate_text(scaled)}: {_rate_text(stated)} is for {meant} images an update'
-    )
-    return scaled_optimizer, scaled_lr
-
-
-def with_peak_rate(optimizer: dict, lr: dict, peak: float) -> tuple[dict, dict]:
-    """Copies of both configs, all rates multiplied so that `peak` is the largest.
-
-    Args:
-        optimizer, lr: as in `scale_rates`.
-
-    Raises:
-        MtpdError: not a single rate is stated as the largest.
-    """
-    stated = _stated_rate(optimizer, lr)
-    if not isinstance(stated, (int, float)) or stated <= 0:
-        raise MtpdError(
-            f'schedule.arm_lr={peak:g} cannot take the place of the learning rate {_rate_text(stated)}: state one number '
-            'above 0, or leave arm_lr out.'
-        )
-    return _multiply_rates(optimizer, lr, peak / stated)
-
-
-def _stated_rate(optimizer: dict, lr: dict) -> Any:
-    stated = peak_rate(optimizer, lr)
-    if stated is None:
-        raise MtpdError('there is no learning rate to scale: the optimizer states no lr. Add it.')
-    return stated
-
-
-def _multiply_rates(optimizer: dict, lr: dict, factor: float) -> tuple[dict, dict]:
-    optimizer, lr = dict(optimizer), dict(lr)
-    for settings, keys in ((optimizer, ('lr',)), (lr, RATES_OF_POLICIES)):
-        for key in keys:
-            if settings.get(key) is not None:
-                settings[key] = _scaled_rates(settings[key], factor)
-    return optimizer, lr
-
-
-def peak_rate(optimizer: dict, lr: dict) -> Any:
-    """The largest learning rate of a training: OneCycle's `max_lr`, else the optimizer's `lr`, else None.
-
-    `max_lr` may be a list of rates, one for each parameter group, or a dict.
-    """
-    return lr.get('max_lr', optimizer.get('lr'))
-
-
-def _scaled_rates(rates: Any, factor: float) -> Any:
-    """A rate, or a list or dict of rates, multiplied."""
-    if isinstance(rates, dict):
-        return {key: _scaled_rates(value, factor) for key, value in rates.items()}
-    if isinstance(rates, (list, tuple)):
-        return [_scaled_rates(value, factor) for value in rates]
-    return rates * factor
-
-
-def _rate_text(rates: Any) -> str:
-    return f'{rates:g}' if isinstance(rates, (int, float)) else str(rates)
-
-
-def policy_in_updates(lr: dict, updates: int) -> dict:
-    """mmcv's config of a learning rate policy for a training of so many updates.
-
-    A `step` between 0 and 1 is a share of the updates, and becomes a number of them. OneCycle's `pct_start`, the share
-    in which the rate rises, is raised to two updates.
-    """
-    if 'pct_start' in lr and updates > 2:  # mmcv divides by the rising updates less one
-        return {**lr, 'pct_start': max(lr['pct_start'], 2 / updates)}
-    if 'step' not in lr:
-        return lr
-    steps = lr['step'] if isinstance(lr['step'], (list, tuple)) else [lr['step']]
-    return {**lr, 'step': [round(step * updates) if 0 < step < 1 else step for step in steps]}
 
 
 # Devices, processes, threads and speed switches.

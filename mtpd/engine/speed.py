@@ -16,7 +16,8 @@ from mmdet.models.roi_heads.roi_extractors.base_roi_extractor import BaseRoIExtr
 from torch import Tensor, nn
 
 from ..distill.distiller import Distiller
-from ..runtime import target_assignment
+from ..runtime import target_assignment  # noqa: F401  (puts its functions in place)
+from ..runtime.anchors import make_targets_on_own_stream
 from . import deform_convs, folded_norms, fused_convs, window_attention
 
 FUSED_OPTIMIZERS = ('Adam', 'AdamW', 'SGD')  # torch has a fused kernel for them on CPU and GPU
@@ -126,7 +127,7 @@ def apply_speed(model: nn.Module, speed: Speed, device: str) -> nn.Module:
     if speed.deform_kernels:
         deform_convs.replace_deform_convs(student)
     if speed.target_stream:
-        target_assignment.assign_on_own_stream(student)
+        make_targets_on_own_stream(student)
     if speed.keep_memory:
         keep_freed_memory()
     if speed.channels_last:

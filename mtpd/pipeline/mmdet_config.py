@@ -36,7 +36,7 @@ from ..config.schema import fill_splits, split_problems
 from ..data import coco, layouts
 from ..data.classes import known_classes, list_names, match_classes
 from ..distill.initialization import initialise_weights
-from ..engine import loop, memory, pipelines
+from ..engine import learning_rate, loop, memory, pipelines
 from ..engine.evaluation import DetectionTask, check_metrics, evaluate_model, metrics_of_checkpoint
 from ..errors import RecipeError, unknown_name
 from ..runtime import checkpoints, distributed
@@ -338,10 +338,12 @@ def _scale_learning_rate(cfg: Config, processes: int) -> None:
     if meant in (None, batch):
         return
     if scale.get('enable'):
-        cfg.optimizer, cfg.lr_config = loop.scale_rates(cfg.optimizer, cfg.lr_config, batch, meant)
+        cfg.optimizer, cfg.lr_config = learning_rate.scale_rates(
+            cfg.optimizer, cfg.lr_config, batch, meant
+        )
         cfg.auto_scale_lr.enable = False  # mmdet's own scales `optimizer.lr` alone
     else:
-        rate = loop.peak_rate(cfg.optimizer, cfg.lr_config)
+        rate = learning_rate.peak_rate(cfg.optimizer, cfg.lr_config)
         print(
             f'learning rate {rate} is for {meant} images an update, this run has {batch}: '
             '--cfg-options auto_scale_lr.enable=True scales it'

@@ -19,7 +19,8 @@ from torch import nn
 
 from ..config.plan import Training, planned_trainings
 from ..config.recipe import Recipe, load_recipe
-from ..engine.loop import policy_in_updates, process_count, recipe_device, with_peak_rate
+from ..engine.learning_rate import policy_in_updates, with_peak_rate
+from ..engine.loop import process_count, recipe_device
 from ..engine.pipelines import print_notes
 from ..errors import MtpdError, RecipeError, unknown_name
 from ..runtime.distributed import images_per_process

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
-import torch
 from mmcv.ops import DeformConv2dPack
 from mmcv.parallel import MMDataParallel
 from mmdet.models.dense_heads import RepPointsHead
@@ -16,7 +14,6 @@ from torch import nn
 def patch_detectors() -> None:
     """Applies every adaptation. A second call changes nothing."""
     start_without_offsets()
-    put_point_flags_on_device()
     move_offsets_with_model()
     wrap_on_cpu()
 
@@ -28,31 +25,6 @@ def start_without_offsets() -> None:
     they load pretrained weights. A module's `init_weights` is called after that.
     """
     DeformConv2dPack.init_weights = DeformConv2dPack.init_offset
-
-
-def put_point_flags_on_device() -> None:
-    """Makes RepPoints' flags of valid points on the given device; mmdet makes them on 'cuda', also without a GPU."""
-    original = RepPointsHead.get_points
-    if hasattr(original, '__wrapped__'):
-        return
-
-    @functools.wraps(original)
-    def get_points(
-        self: RepPointsHead,
-        featmap_sizes: list[tuple],
-        img_metas: list[dict],
-        device: torch.device | str,
-    ) -> tuple[list, list]:
-        generator = self.prior_generator
-        generator.valid_flags = functools.partial(
-            type(generator).valid_flags, generator, device=device
-        )
-        try:
-            return original(self, featmap_sizes, img_metas, device)
-        finally:
-            del generator.valid_flags
-
-    RepPointsHead.get_points = get_points
 
 
 def move_offsets_with_model() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.loss_formulas import attention, fgd_masks
+from helpers.loss_cases import attention, fgd_masks
 from mtpd.distill.losses import FGD
 from mtpd.distill.losses.fgd import foreground_background_masks
 from mtpd.errors import MtpdError

@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmcv import Config
 
-from helpers.loss_formulas import value_of
+from helpers.loss_cases import value_of
 from helpers.tiny import batch
 from mtpd.config.plan import distill_cfg
 from mtpd.config.recipe import load_recipe

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
 import sys
 
 import pytest
 import torch
 
-from mtpd.runtime import target_assignment
+from mtpd.runtime import assigners, target_assignment
 
 # isort: split
 import numpy as np
@@ -100,7 +99,7 @@ def test_matching_by_distance(points_an_object, device):
 @pytest.mark.parametrize('images_at_once', [1, 3])
 def test_targets_of_anchors(images_at_once, counts, border, device, monkeypatch):
     pairs = 0 if images_at_once == 1 else 2**24
-    monkeypatch.setattr(target_assignment, 'PAIRS_AT_ONCE', pairs)
+    monkeypatch.setattr(assigners, 'PAIRS_AT_ONCE', pairs)
     train_cfg = dict(assigner=ASSIGNER, allowed_border=border, pos_weight=-1, debug=False)
     head = build_head(ConfigDict(HEAD | {'train_cfg': train_cfg}))
     objects = [boxes(n, 150) for n in counts]
@@ -166,31 +165,27 @@ def test_targets_of_points(counts, stage, device):
             assert a.dtype == b.dtype and torch.equal(a, b.cpu())
 
 
-@pytest.mark.long
-@pytest.mark.parametrize('first', ['target_assignment', 'detectors'])
-def test_flags_of_points_are_on_their_device_in_any_order_of_imports(first):
-    code = f"""
-from mtpd.runtime import compat, {first}, detectors, target_assignment
-from mmdet.models import build_head
-head = build_head(dict(type='RepPointsHead', num_classes=9, in_channels=8, point_strides=[8]))
-def check():
-    _, [[flags]] = head.get_points([(4, 4)], [dict(pad_shape=(32, 32, 3))], 'cpu')
-    assert flags.device.type == 'cpu' and flags.all()
-check()
-with target_assignment.original_assignment():
-    check()
-"""
-    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True, timeout=300)
-
-
 def test_points_and_which_are_valid():
-    head, wrapped = point_head(), RepPointsHead.get_points.__wrapped__
-    for wanted, result in zip(
-        wrapped(head, SIZES, METAS, 'cpu'), head.get_points(SIZES, METAS, 'cpu'), strict=True
-    ):
-        for image, ours in zip(wanted, result, strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(image, ours, strict=True))
-    assert not all(flags.all() for image in result for flags in image)
+    """mmdet's own `get_points` makes the flags on 'cuda' in any case."""
+    head = point_head()
+    points, flags = head.get_points(SIZES, METAS, 'cpu')
+    generator = head.prior_generator
+    wanted = generator.grid_priors(SIZES, device='cpu', with_stride=True)
+    assert len(points) == len(METAS)
+    for image in points:
+        assert all(torch.equal(a, b) for a, b in zip(image, wanted, strict=True))
+    for image, meta in zip(flags, METAS, strict=True):
+        valid = generator.valid_flags(SIZES, meta['pad_shape'], 'cpu')
+        assert all(torch.equal(a, b) for a, b in zip(image, valid, strict=True))
+    assert not all(level.all() for image in flags for level in image)
+
+
+def test_points_have_flags_on_the_device_that_is_asked_for():
+    for device in ('cpu', 'meta'):
+        points, flags = point_head().get_points(SIZES, METAS, device)
+        for levels in points + flags:
+            assert [len(level) for level in levels] == [32 * 32, 16 * 16, 8 * 8]
+            assert {level.device.type for level in levels} == {device}
 
 
 @pytest.mark.parametrize('device', DEVICES)

@@ -1,22 +1,23 @@
-"""Distillation losses between one student feature map and one teacher feature map, built from a recipe's settings."""
+"""Distillation losses between one student feature map and one teacher feature map, built from a recipe's settings.
+
+Each module here but `base` is a loss. All are imported, and their classes are this package's attributes.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from pkgutil import iter_modules
+
 from .base import DISTILL_LOSSES, FeatureLoss, build_distill_loss, build_losses
-from .cwd import CWD
-from .fgd import FGD
-from .mgd import MGD
-from .mse import FeatureMSE
-from .pkd import PKD
+
+for _module in iter_modules(__path__):
+    import_module(f'{__name__}.{_module.name}')
+globals().update(DISTILL_LOSSES.module_dict)
 
 __all__ = [
-    'CWD',
     'DISTILL_LOSSES',
-    'FGD',
-    'MGD',
-    'PKD',
     'FeatureLoss',
-    'FeatureMSE',
     'build_distill_loss',
     'build_losses',
+    *DISTILL_LOSSES.module_dict,
 ]

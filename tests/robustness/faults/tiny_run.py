@@ -13,6 +13,7 @@ from pathlib import Path
 import family
 from run_state import at_work, folders
 
+from mtpd.analysis.run import MEASURED_TIMES
 from mtpd.utils.paths import ROOT
 
 RECIPE = """
@@ -111,4 +112,4 @@ def _results(run: Path) -> list:
     if not (run / 'report/index.html').is_file():
         return []
     rows = json.loads((run / 'results.json').read_text())['results']
-    return [{k: v for k, v in row.items() if k not in ('ms_per_image', 'seconds')} for row in rows]
+    return [{k: v for k, v in row.items() if k not in MEASURED_TIMES} for row in rows]

@@ -15,7 +15,8 @@ from helpers.plain_config import META, TEXT
 from helpers.tiny import retinanet
 from helpers.tiny_training import MINI, SMALL
 from mtpd import load_recipe
-from mtpd.engine.loop import scale_rates, training_config, with_peak_rate
+from mtpd.engine.learning_rate import scale_rates, with_peak_rate
+from mtpd.engine.loop import training_config
 from mtpd.engine.memory import config_setting_names
 from mtpd.errors import MtpdError
 from mtpd.pipeline.mmdet_config import _training_config, load_config

@@ -1,18 +1,42 @@
-"""The distillation losses once more, in numpy and float64, with the sums written out."""
+"""What `tests/distill/test_losses.py` checks of each distillation loss: `CASES`, at the end.
+
+A formula is the loss once more, in numpy and float64, with the sums written out.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 
+class Case(NamedTuple):
+    """A distillation loss.
+
+    Attributes:
+        formula: gives the loss's value. It gets the loss, its weights by name, the features of student and teacher
+            `(N, C, H, W)`, the boxes `(n, 4)` by image, and the height and width that each image's boxes are in. None: the
+            loss is random, and has tests of its own.
+        settings: that it is checked with.
+        refused: settings out of range, and what the message says of each.
+        idle: names of weights to which the loss is flat.
+        has_weights: also where student and teacher have as many channels.
+    """
+
+    formula: Callable | None
+    settings: dict
+    refused: list[tuple[dict, str]]
+    idle: tuple[str, ...] = ()
+    has_weights: bool = False
+
+
 def value_of(loss, p, student, teacher, boxes=None, sizes=None) -> float:
-    """The value of `loss` with the weights `p`; boxes (n, 4) and (height, width) by image for FGD."""
+    """The value of `loss` with the weights `p`; boxes (n, 4) and (height, width) by image."""
     if 'align.weight' in p:
         student = conv1x1(student, p['align.weight'], p['align.bias'])
-    args = (boxes, sizes) if type(loss).__name__ == 'FGD' else ()
-    return FORMULAS[type(loss).__name__](loss, p, student, teacher, *args)
+    return CASES[type(loss).__name__].formula(loss, p, student, teacher, boxes, sizes)
 
 
 def slopes(function, array: np.ndarray, step: float = 1e-4) -> np.ndarray:
@@ -38,7 +62,7 @@ def softmax(x):
     return e / e.sum()
 
 
-def cwd(loss, p, student, teacher):
+def cwd(loss, p, student, teacher, boxes, sizes):
     n, c = student.shape[:2]
     total = 0.0
     for i in range(n):
@@ -49,7 +73,7 @@ def cwd(loss, p, student, teacher):
     return loss.weight * loss.tau**2 * total / (n * c)
 
 
-def pkd(loss, p, student, teacher):
+def pkd(loss, p, student, teacher, boxes, sizes):
     total = 0.0
     for k in range(student.shape[1]):
         s, t = student[:, k].ravel(), teacher[:, k].ravel()
@@ -59,7 +83,7 @@ def pkd(loss, p, student, teacher):
     return loss.weight * 0.5 * total / student.size
 
 
-def mse(loss, p, student, teacher):
+def mse(loss, p, student, teacher, boxes, sizes):
     return loss.weight * ((student - teacher) ** 2).sum() / student.size
 
 
@@ -113,4 +137,36 @@ def relation(feature, p, who):
     return feature + added[:, None, None]
 
 
-FORMULAS = {'CWD': cwd, 'FGD': fgd, 'PKD': pkd, 'FeatureMSE': mse}
+CASES = {
+    'CWD': Case(
+        cwd,
+        dict(tau=2.0, weight=3.0),
+        [(dict(tau=0), 'tau must be above 0'), (dict(weight=-5), 'weight must not be negative')],
+        idle=('align.bias',),  # a constant added before a softmax
+    ),
+    'FGD': Case(
+        fgd,
+        dict(temperature=0.7, alpha=0.03, beta=0.04, gamma=0.3, relation=0.02),
+        [
+            (dict(temperature=-0.5), 'temperature must be above 0'),
+            (dict(relation=-1), 'relation must not be negative'),
+            (dict(box_scale='padshape'), "must be pad_shape or img_shape, not 'padshape'"),
+            (dict(teacher_channels=1), 'teacher_channels'),
+        ],
+        idle=('conv_mask_s.bias', 'conv_mask_t.bias'),
+        has_weights=True,
+    ),
+    'MGD': Case(
+        None,
+        {},
+        [(dict(mask_ratio=1), '[0, 1)'), (dict(alpha=-1), 'alpha')],
+        has_weights=True,
+    ),
+    'PKD': Case(
+        pkd,
+        dict(weight=4.0),
+        [(dict(weight=float('nan')), 'weight must not be negative, it is nan')],
+        idle=('align.bias',),  # a constant added before standardising
+    ),
+    'FeatureMSE': Case(mse, dict(weight=2.0), [(dict(weight=-1), 'weight must not be negative')]),
+}
