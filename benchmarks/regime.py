@@ -4,12 +4,13 @@ for scenes in 2000 3000; do
     mtpd sweep configs/mini/retinanet_r50__r101_rx101.py --work-dir runs/regime/$scenes --seeds 0-1 \\
         --orders 'rx101;r101,rx101;rx101,rx101' --cfg-options "data.scenes.train=$scenes schedule.baseline=6000 schedule.arm=3000"
 done
-python benchmarks/regime.py runs/regime/* --out results/regime/search.json
+python benchmarks/regime.py runs/regime/* --out results/regime/search.json --figure results/regime/gain.png
 """
 
 import argparse
 from pathlib import Path
 
+from mtpd import plots
 from mtpd.sweep.results import collect_results
 from mtpd.utils.files import write_json
 from mtpd.utils.statistics import Interval, format_interval, format_number
@@ -23,6 +24,7 @@ def row_of(folder: Path) -> list[dict]:
     baselines = [row['AP'] for row in results['rows'] if row['order'] == 'baseline']
     for method, study in results['studies'].items():
         means = {order['name']: order['mean']['value'] for order in study['orders']}
+        aps = {order['name']: order['ap'] for order in study['orders']}
         rows.append(
             {
                 'sweep': results['name'],
@@ -33,6 +35,7 @@ def row_of(folder: Path) -> list[dict]:
                 'baseline': sum(baselines) / len(baselines) if baselines else None,
                 'teachers': {row['name']: row['AP'] for row in results['teachers']},
                 'AP': means,
+                'AP_by_seed': aps,
                 'regime_index': study['regime_index'],
                 'unfinished': len(results['unfinished']),
             }
@@ -53,17 +56,48 @@ def table(rows: list[dict]) -> str:
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
+def gains(row: dict) -> dict[str, dict[str, float]]:
+    """AP above the arm without a teacher, by order and seed."""
+    control = row['AP_by_seed'].get(CONTROL, {})
+    return {
+        ' → '.join(name.split('-')): {
+            seed: ap - control[seed] for seed, ap in aps.items() if seed in control
+        }
+        for name, aps in row['AP_by_seed'].items()
+        if name != CONTROL
+    }
+
+
+def figure(rows: list[dict]) -> bytes:
+    """The PNG of what orders bring by regime index. A row's label is its baseline's AP."""
+    return plots.gain_by_regime(
+        [
+            {
+                'label': f'baseline {row["baseline"]:.1f} AP',
+                'index': row['regime_index']['value'],
+                'gains': gains(row),
+            }
+            for row in rows
+            if row['regime_index'] and row['regime_index']['value'] and row['baseline']
+        ]
+    ).encoded()[1]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument('sweeps', nargs='+', type=Path, help='their folders')
     parser.add_argument('--out', type=Path, help='where the JSON goes')
+    parser.add_argument('--figure', type=Path, help='where the PNG goes')
     options = parser.parse_args()
     rows = [row for folder in options.sweeps for row in row_of(folder)]
     print(table(rows))
     if options.out:
         write_json(options.out, {'rows': rows})
+    if options.figure:
+        options.figure.parent.mkdir(parents=True, exist_ok=True)
+        options.figure.write_bytes(figure(rows))
 
 
 if __name__ == '__main__':

@@ -13,7 +13,13 @@ from .generalisation import flatness, generalisation
 from .images import annotated, class_counts, detections, scenes, size_histogram
 from .paper import direct_against_progressive, paper_next_to_ours, paper_walk_through
 from .results import ap_by_arm, ap_versus_cost, error_types, per_class
-from .teacher_order import ap_versus_order, cost_matrix, predicted_and_measured, sequence_graph
+from .teacher_order import (
+    ap_versus_order,
+    cost_matrix,
+    gain_by_regime,
+    predicted_and_measured,
+    sequence_graph,
+)
 
 __all__ = [
     'Figure',
@@ -34,6 +40,7 @@ __all__ = [
     'feature_maps',
     'flatness',
     'gain',
+    'gain_by_regime',
     'generalisation',
     'level_shares',
     'loss_curves',

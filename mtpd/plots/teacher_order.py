@@ -19,6 +19,7 @@ from .figure import (
     Figure,
     empty,
     new_figure,
+    series_style,
     spread_apart,
     style_axes,
 )
@@ -148,6 +149,54 @@ def predicted_and_measured(rows: Sequence[Mapping], correlation: Interval | None
         text = f'rank correlation {correlation.value:.2f} [{correlation.low:.2f}, {correlation.high:.2f}]'
         ax.set_title(text, fontsize=TEXT, color=INK, loc='left')
         fig.alt += f' Spearman {text}.'
+    return fig
+
+
+def gain_by_regime(rows: Sequence[Mapping]) -> Figure:
+    """What each order of teachers brings over training on without one, by regime index: a point for each seed, lines by means.
+
+    Args:
+        rows: of each sweep ``label``; ``index``, the regime index; ``gains``, AP points by order's label and seed, as
+            ``{'T2 alone': {0: 4.6}}``.
+    """
+    rows = sorted((row for row in rows if row['gains']), key=lambda row: row['index'])
+    if not rows:
+        return empty('No sweep has a regime index yet.')
+    fig = new_figure(7.6, 4.2)
+    ax = style_axes(
+        fig.subplots(),
+        xlabel='regime index: gain of training on without a teacher / what distillation adds to it',
+        ylabel='AP above no teacher (points)',
+        grid='y',
+    )
+    labels, parts = list(dict.fromkeys(label for row in rows for label in row['gains'])), []
+    for number, label in enumerate(labels):
+        style = series_style(number + 1)
+        points = [(row['index'], row['gains'][label]) for row in rows if label in row['gains']]
+        for index, gains in points:
+            for gain in gains.values():
+                ax.plot(index, gain, style['marker'], color=style['color'], markersize=4, alpha=0.5)
+        means = [(index, sum(gains.values()) / len(gains)) for index, gains in points]
+        ax.plot(*zip(*means, strict=True), **style, markersize=7, label=label)
+        texts = (f'{format_signed(mean)} at {index:.2g}' for index, mean in means)
+        parts.append(f'{label} {", ".join(texts)}')
+    ax.set_xscale('log')
+    ticks = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]
+    ax.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
+    ax.set_xticks([], minor=True)
+    ax.set_xlim(min(rows[0]['index'], 1) / 1.4, max(rows[-1]['index'], 1) * 1.4)
+    ax.axhline(0, color=INK, linewidth=1, zorder=1)
+    ax.axvline(1, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    for row in rows:
+        ax.annotate(
+            row['label'], (row['index'], 1.01), xycoords=ax.get_xaxis_transform(),
+            ha='center', fontsize=TEXT - 1.5, color=INK,
+        )  # fmt: skip
+    ax.legend(fontsize=TEXT - 1, frameon=False)
+    fig.alt = (
+        "AP above training on without a teacher, by regime index (1 and more: orders can't be judged): "
+        f'{"; ".join(parts)}.'
+    )
     return fig
 
 

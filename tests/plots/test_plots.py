@@ -269,6 +269,20 @@ def test_drawing_leaves_matplotlib_as_it_was(run):
     assert subprocess.run([sys.executable, '-c', code], check=False).returncode == 0
 
 
+def test_gains_lie_at_their_regime_index():
+    rows = [
+        {'label': 'steep', 'index': 2.0, 'gains': {'T2': {0: 1.0, 1: 3.0}}},
+        {'label': 'plateau', 'index': 0.25, 'gains': {'T2': {0: 7.0}, 'T1 → T2': {0: -0.5}}},
+    ]
+    fig = plots.gain_by_regime(rows)
+    assert 'T2 +7.0 at 0.25, +2.0 at 2; T1 → T2 −0.5 at 0.25.' in fig.alt
+    lines = {line.get_label(): line for line in fig.axes[0].get_lines()}
+    assert lines['T2'].get_xydata().tolist() == [[0.25, 7], [2, 2]]
+    low, high = fig.axes[0].get_xlim()
+    assert low < 0.25 and high > 2
+    assert 'No sweep' in plots.gain_by_regime([{'label': '', 'index': None, 'gains': {}}]).alt
+
+
 def test_labels_are_moved_apart_and_keep_their_order():
     assert spread_apart([1.0, 5.0], 1) == [1.0, 5.0]
     assert spread_apart([5.0, 5.0, 5.0], 2) == [3.0, 5.0, 7.0]
