@@ -10,7 +10,6 @@ from operator import attrgetter
 
 import torch
 from mmcv import ConfigDict
-from mmcv.cnn import fuse_conv_bn
 from mmdet.models import DETECTORS, BaseDetector, build_backbone, build_detector, build_neck
 from torch import Tensor, nn
 
@@ -290,13 +289,6 @@ class Teacher(nn.Module):
     def forward(self, img: Tensor) -> tuple[Tensor, ...]:
         """Features, each `(N, C, H, W)`, of images `(N, 3, H, W)`."""
         return self.neck(self.backbone(img))
-
-    def fold(self) -> None:
-        """Makes the backbone's batch norms, in eval mode, part of the convolutions before them; for good.
-
-        The neck keeps its own, as what is distilled are its convolutions' outputs.
-        """
-        self.backbone = fuse_conv_bn(self.backbone).requires_grad_(False)
 
     @contextlib.contextmanager
     def beside(self, img: Tensor, features: dict[str, Tensor]) -> Iterator[None]:

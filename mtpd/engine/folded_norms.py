@@ -1,4 +1,4 @@
-"""Batch norms that take no statistics, as part of the convolutions before them, while both are trained.
+"""Batch norms that take no statistics, as part of the convolutions before them: while both are trained, or for good.
 
 mmdet trains ResNets with `norm_eval`. A batch norm then is `y = a * x + b`, where a and b follow from its weights and
 running statistics. `conv(x, a * W) + b` gives the same outputs, and the same gradients by `W` and by the norm's weight
@@ -8,8 +8,10 @@ Efficient ConvBN Blocks, ICLR 2024).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection
 
+import torch
 from torch import Tensor, nn
 
 
@@ -72,3 +74,45 @@ def fold_norms(model: nn.Module, hooked: Collection[nn.Module] = ()) -> int:
         else:
             count += fold_norms(module, hooked)
     return count
+
+
+MERGED_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
+def with_merged_norms(backbone: nn.Module) -> nn.Module | None:
+    """A frozen copy of a backbone in eval mode whose batch norms are part of the convolutions' weights; None where that fails.
+
+    A backbone without batch norms is returned itself.
+
+    It fails where the copy gives other features: where a norm is not applied to what the convolution registered before it
+    gives. Convolutions that change their weight in the forward pass (weight standardisation) keep their norms.
+    """
+    if not any(isinstance(module, MERGED_NORMS) for module in backbone.modules()):
+        return backbone
+    merged = _merge_norms(copy.deepcopy(backbone)).requires_grad_(False)
+    parameter = next(backbone.parameters())
+    waves = torch.arange(3 * 128 * 128, device=parameter.device).mul(0.7).sin()
+    with torch.no_grad():
+        pairs = zip(*(net(waves.view(1, 3, 128, 128)) for net in (backbone, merged)), strict=True)
+        # A GPU may round factors to 10 bits.
+        same = all((a - b).abs().max() <= 0.02 * a.abs().max() for a, b in pairs)
+    return merged if same else None
+
+
+def _merge_norms(model: nn.Module) -> nn.Module:
+    convolution = None
+    for name, module in model.named_children():
+        if isinstance(module, MERGED_NORMS):
+            if convolution is not None and module.track_running_stats and module.affine:
+                factor = module.weight / torch.sqrt(module.running_var + module.eps)
+                bias = 0 if convolution.bias is None else convolution.bias
+                bias = (bias - module.running_mean) * factor + module.bias
+                convolution.weight = nn.Parameter(convolution.weight * factor[:, None, None, None])
+                convolution.bias = nn.Parameter(bias)
+                setattr(model, name, nn.Identity())
+            convolution = None
+        elif isinstance(module, nn.Conv2d):
+            convolution = module if type(module) is nn.Conv2d else None
+        else:
+            _merge_norms(module)
+    return model

@@ -15,7 +15,7 @@ from mmdet.models.roi_heads.base_roi_head import BaseRoIHead
 from mmdet.models.roi_heads.roi_extractors.base_roi_extractor import BaseRoIExtractor
 from torch import Tensor, nn
 
-from ..distill.distiller import Distiller
+from ..distill.distiller import Distiller, Teacher
 from ..runtime import target_assignment  # noqa: F401  (puts its functions in place)
 from ..runtime.anchors import make_targets_on_own_stream
 from . import deform_convs, folded_norms, fused_convs, window_attention
@@ -109,7 +109,7 @@ def apply_speed(model: nn.Module, speed: Speed, device: str) -> nn.Module:
         student, teachers = model.student, [model.teacher]
         if model.teacher_mode == 'eval':
             if speed.fold_teacher and not model.hooks_teachers_backbone:
-                model.teacher.fold()
+                fold_teacher(model.teacher)
             if speed.fused_convs:
                 fused_convs.fuse_convs(model.teacher, model.hooked_modules)
             if speed.fused_attention:
@@ -141,6 +141,19 @@ def apply_speed(model: nn.Module, speed: Speed, device: str) -> nn.Module:
     if speed.precision == 'bf16' or speed.channels_last:
         keep_operators_plain(model, *teachers, device=device)
     return model
+
+
+def fold_teacher(teacher: Teacher) -> None:
+    """Makes the batch norms of a teacher's backbone part of its convolutions, for good, where that changes no feature.
+
+    The neck keeps its own, as what is distilled are its convolutions' outputs.
+    """
+    if merged := folded_norms.with_merged_norms(teacher.backbone):
+        teacher.backbone = merged
+    else:
+        print(
+            f'speed.fold_teacher is left out: with it {type(teacher.backbone).__name__} gives other features'
+        )
 
 
 def optimizer_config(cfg: dict, speed: Speed) -> dict:

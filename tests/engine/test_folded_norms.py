@@ -7,11 +7,11 @@ import copy
 import pytest
 import torch
 
-from mtpd.engine import folded_norms, fused_convs
+from mtpd.engine import folded_norms, fused_convs, speed
 
 # isort: split
 from mmcv import ConfigDict
-from mmcv.cnn import ConvModule
+from mmcv.cnn import ConvModule, fuse_conv_bn
 from mmdet.models import build_backbone
 from torch import nn
 
@@ -159,3 +159,55 @@ def test_a_convolution_without_norm_is_fused_and_one_with_another_activation_is_
     )  # fmt: skip
     fused_convs.fuse_convs(model)
     assert ['forward' in vars(module) for module in model] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    'name', [name for name in BACKBONES if name != 'norms that take statistics']
+)
+def test_merged_norms_are_mmcvs_to_the_bit(name):
+    model = backbone(name)
+    model.eval()
+    images = torch.randn(1, 3, 96, 128)
+    merged = folded_norms.with_merged_norms(model)
+    wanted = fuse_conv_bn(copy.deepcopy(model))
+    for a, b in zip(wanted(images), merged(images), strict=True):
+        assert torch.equal(a, b)
+    assert not any(p.requires_grad for p in merged.parameters())
+
+
+def test_a_convolution_that_standardises_its_weight_keeps_its_norm():
+    """DetectoRS' and ResNet-with-weight-standardisation's; mmcv's `fuse_conv_bn` folds them into something else."""
+    torch.manual_seed(0)
+    model = build_backbone(ConfigDict(RESNET | dict(conv_cfg=dict(type='ConvAWS'))))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.uniform_(0.5, 2)
+    model.eval()
+    images = torch.randn(1, 3, 96, 128)
+    wanted, merged = model(images), folded_norms.with_merged_norms(model)(images)
+    wrong = fuse_conv_bn(copy.deepcopy(model))(images)
+    for a, b, c in zip(wanted, merged, wrong, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(a.abs().max()))
+        assert (a - c).abs().max() > 0.1 * a.abs().max()
+
+
+class _NormFirst(nn.Module):
+    """Registers a norm behind a convolution and applies it before."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+        self.norm.running_mean.fill_(0.5)
+        self.norm.running_var.fill_(4)
+
+    def forward(self, x):
+        return (self.conv(self.norm(x)),)
+
+
+def test_a_norm_that_is_applied_elsewhere_is_left_and_said(capsys):
+    teacher = nn.Module()
+    teacher.backbone = _NormFirst().eval()
+    assert folded_norms.with_merged_norms(teacher.backbone) is None
+    speed.fold_teacher(teacher)
+    assert isinstance(teacher.backbone.norm, nn.BatchNorm2d)
+    assert '_NormFirst gives other features' in capsys.readouterr().out

@@ -119,7 +119,7 @@ def test_a_folded_teacher_in_channels_last_gives_the_same_features(name):
         with torch.no_grad():
             expected = plain(images)
             before = sum(isinstance(m, nn.BatchNorm2d) for m in plain.backbone.modules())
-            plain.fold()
+            speed.fold_teacher(plain)
             plain.to(memory_format=torch.channels_last)
             speed.keep_operators_plain(plain, device='cpu')
             features = plain(images)
