@@ -132,6 +132,31 @@ class InheritReport:
         return '\n'.join(lines + [f'  {key}: {why}' for key, why in notes.items()])
 
 
+class InheritanceError(MtpdError):
+    """A student can't take over its teacher's neck and head.
+
+    Args:
+        mismatches: weights that differ, and how; none where nothing agrees.
+        allow: `distill.inherit_allow` as it is.
+    """
+
+    SHOWN = 5
+
+    def __init__(self, mismatches: dict[str, str], allow: list[str]):
+        lines = ["the student cannot inherit the teacher's neck and head:"]
+        lines += [f'  {key}: {reason}' for key, reason in list(mismatches.items())[: self.SHOWN]]
+        if len(mismatches) > self.SHOWN:
+            lines.append(f'  and {len(mismatches) - self.SHOWN} more')
+        fix = 'Begin without: --cfg-options distill.start=baseline (or random)'
+        if mismatches:
+            patterns = dict.fromkeys(re.sub(r'\.\d+(?=\.)', '.*', key) for key in mismatches)
+            listed = ','.join(f'"{pattern}"' for pattern in [*allow, *patterns])
+            fix += f"; or let these differ: --cfg-options 'distill.inherit_allow=[{listed}]'"
+        else:
+            lines.append('  nothing agrees')
+        super().__init__('\n'.join([*lines, fix]))
+
+
 def inherit_from_teacher(
     student: nn.Module, teacher_state: dict, allow: Iterable[str] = ()
 ) -> InheritReport:
@@ -147,7 +172,7 @@ def inherit_from_teacher(
             then stay as they are: 'neck.lateral_convs.*' where the backbones differ in width.
 
     Raises:
-        MtpdError: a mismatch that is not allowed, or nothing to copy; nothing is copied then.
+        InheritanceError: a mismatch that is not allowed, or nothing to copy; nothing is copied then.
     """
     student_weights = {
         k: v for k, v in student.state_dict().items() if not k.startswith('backbone.')
@@ -166,10 +191,7 @@ def inherit_from_teacher(
             report.skipped[key] = f'other shape (student {shapes[0]}, teacher {shapes[1]})'
     mismatches = [k for k in report.skipped if not any(fnmatch(k, pattern) for pattern in allow)]
     if mismatches or not report.copied:
-        lines = ["the student cannot inherit the teacher's neck and head:"]
-        lines += [f'  {key}: {report.skipped[key]}' for key in mismatches] or ['  nothing agrees']
-        lines += ['make both alike, allow these weights to differ, or do not inherit']
-        raise MtpdError('\n'.join(lines))
+        raise InheritanceError({key: report.skipped[key] for key in mismatches}, list(allow))
     for key in report.copied:
         student_weights[key].copy_(teacher_weights[key])
     return report

@@ -147,6 +147,7 @@ def recipe_problems(
     if 'student' in right:
         teachers = [name for name in right if name != 'student']
         unfit = detectors.distillation_problems(recipe, teachers)
+        unfit = unfit or detectors.inheritance_problems(recipe, teachers)
         problems, unbuilt = problems + unfit, unbuilt + unfit
     full_disk = disk_problems(recipe, trainings, folder) if folder and not unbuilt else []
     return list(dict.fromkeys(problems)), full_disk

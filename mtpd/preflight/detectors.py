@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from ..config.plan import distill_cfg
 from ..config.recipe import Recipe, detector_key
 from ..data import coco
 from ..data.classes import known_classes, list_names, same_classes
-from ..distill.initialization import warm_start
+from ..distill.initialization import InheritanceError, inherit_from_teacher, warm_start
 from ..distill.losses import build_losses
 from ..errors import MtpdError
 from ..runtime import checkpoints
@@ -128,6 +129,27 @@ def distillation_problems(recipe: Recipe, teachers: Iterable[str]) -> list[str]:
             'one stage cannot take from the other. Leave it out.'
         )
     return list(dict.fromkeys(problems))
+
+
+def inheritance_problems(recipe: Recipe, teachers: Iterable[str]) -> list[str]:
+    """Whether students that begin with their first teacher's neck and head (`distill.start='inherit'`) can take them."""
+    problems = []
+    arms = recipe.arms.values()
+    first = dict.fromkeys(name for arm in arms for name in arm.teachers[:1] if name in teachers)
+    for teacher in first if recipe.cfg.distill.start == 'inherit' else ():
+        # Problems of configs and checkpoints are reported with them.
+        with contextlib.suppress(Exception):
+            student, model = (
+                build_detector(ConfigDict(recipe.model(name))) for name in ('student', teacher)
+            )
+            path, state = recipe.checkpoint(teacher), model.state_dict()
+            if path and path.is_file():
+                state = checkpoints.student_state(checkpoints.load_checkpoint(path), path)
+            try:
+                inherit_from_teacher(student, state, recipe.cfg.distill.inherit_allow)
+            except InheritanceError as error:
+                problems.append(f'student and {teacher}: {error}')
+    return problems
 
 
 def _build_failure(recipe: Recipe, name: str, error: Exception) -> str:

@@ -3,8 +3,10 @@
 from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
+import ast
 import json
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -220,3 +222,24 @@ def test_a_loggers_package_that_is_too_new_is_told(tmp_path, monkeypatch):
     assert told_of('0.12.1') == []
     (text,) = told_of('3.49.1')
     assert "dvclive<1 (3.49.1 is installed): pip install 'dvclive<1'." in text
+
+
+def test_a_student_that_cannot_inherit_is_told_before_its_baseline_is_trained():
+    settings = SETTINGS | {
+        'data.scenes.train': 2,
+        'data.scenes.val': 2,
+        'distill.start': 'inherit',
+        'teachers.r101.model.bbox_head': {'stacked_convs': 1},
+    }
+    recipe = load_recipe(MINI, settings)
+    names = ['student', 'r101', 'rx101']
+    (problem,), _ = checks.recipe_problems(recipe, names, [])
+    assert problem.startswith(
+        "student and r101: the student cannot inherit the teacher's neck and head:"
+    )
+    assert 'bbox_head.cls_convs.1.conv.weight: the teacher has no such weight' in problem
+    fixes = re.findall(r"--cfg-options '?([\w.]+)=([^\s']+)", problem)
+    for key, value in fixes:
+        value = ast.literal_eval(value) if value.startswith('[') else value
+        assert checks.recipe_problems(load_recipe(recipe, {key: value}), names, []) == ([], [])
+    assert [key for key, _ in fixes] == ['distill.start', 'distill.inherit_allow']
