@@ -216,10 +216,18 @@ def has_foreign_weights(spec: dict, model: dict) -> bool:
     return bool(spec.get('checkpoint') or spec.get('init') or pretrained)
 
 
+RAW_PIXELS = {'mean': [0.0, 0.0, 0.0], 'std': [1.0, 1.0, 1.0], 'to_rgb': False}
+
+
 def config_normalisation(recipe: Recipe, name: str) -> dict | None:
-    """The normalisation in a detector's mmdet config; None where it has no data pipeline."""
+    """The normalisation in a detector's mmdet config; `RAW_PIXELS` where its pipelines have none, as YOLOX's.
+
+    None where the config has no data pipeline.
+    """
     cfg = Config.fromfile(str(resolve_path(recipe.detectors[name].config, recipe.source)))
-    return next(_normalise_steps(cfg.get('data', {})), cfg.get('img_norm_cfg'))
+    data = cfg.get('data', {})
+    raw = RAW_PIXELS if 'LoadImageFromFile' in str(data) else None
+    return next(_normalise_steps(data), cfg.get('img_norm_cfg', raw))
 
 
 def _normalise_steps(node: Any) -> Iterator[dict]:
