@@ -15,8 +15,8 @@ from ..utils.files import read_json, read_log
 from ..utils.paths import ROOT
 from .published import paper_figures
 
-# Column name -> key in metrics.json.
 MEASURED_TIMES = ('seconds', 'ms_per_image')  # keys of `Run.results` that differ between equal runs
+# Column name -> key in metrics.json.
 AP_KEYS = {
     'AP': 'bbox_mAP',
     'AP50': 'bbox_mAP_50',

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import did_you_mean, unknown_name
@@ -22,11 +22,13 @@ class Rule:
         types: of the value; a bool counts as an int only where `types` names it.
         least: the smallest number.
         choices: the words and switches to choose from.
+        optional: a recipe may leave the key out.
     """
 
     types: tuple[type, ...]
     least: int | None = None
     choices: tuple = ()
+    optional: bool = False
 
     def problem(self, path: str, value: Any) -> str | None:
         """What is wrong with the value of the key `path`; None where nothing is."""
@@ -61,6 +63,17 @@ def _one_of(*choices: str | bool) -> Rule:
     return Rule(tuple({type(choice) for choice in choices}), choices=choices)
 
 
+def _optional(rule: Rule) -> Rule:
+    return replace(rule, optional=True)
+
+
+def _may_be_absent(rule: Rule | dict) -> bool:
+    """A section may be left out where all its keys may."""
+    if isinstance(rule, dict):
+        return all(map(_may_be_absent, rule.values()))
+    return rule.optional
+
+
 TEXT, TEXT_OR_NONE = _of_type(str), _of_type(str, NONE)
 DICT, LIST = _of_type(dict), _of_type(list, tuple)
 PLACE, PLACE_KEYS = _of_type(str, dict), {'annotations': TEXT, 'images': TEXT}  # of a split
@@ -83,25 +96,25 @@ SWITCHES = (
 LIBRARIES = ('auto', 'pycocotools', 'faster_coco_eval')  # see `mtpd.engine.evaluation`
 
 DETECTOR = {
-    'label': TEXT,
+    'label': _optional(TEXT),
     'config': TEXT,
-    'model': DICT,
-    'checkpoint': TEXT_OR_NONE,
-    'init': TEXT_OR_NONE,
-    'updates': POSITIVE,
-    'scenes': POSITIVE,
+    'model': _optional(DICT),
+    'checkpoint': _optional(TEXT_OR_NONE),
+    'init': _optional(TEXT_OR_NONE),
+    'updates': _optional(POSITIVE),
+    'scenes': _optional(POSITIVE),
 }
 # '*' stands for any key.
 RECIPE = {
     'name': TEXT,
-    'title': TEXT,
-    'paper': DICT,
+    'title': _optional(TEXT),
+    'paper': _optional(DICT),
     'seed': NOT_NEGATIVE,
     'data': {
         'root': TEXT_OR_NONE,
         'cache': TEXT,
         'splits': {'train': PLACE, 'val': PLACE},
-        'corrupt_limit': NOT_NEGATIVE,
+        'corrupt_limit': _optional(NOT_NEGATIVE),
         'scenes': {'train': POSITIVE, 'val': POSITIVE, 'size': POSITIVE, 'seed': NOT_NEGATIVE},
     },
     'image': {
@@ -115,7 +128,7 @@ RECIPE = {
     'student': DETECTOR,
     'teachers': {'*': DETECTOR},
     # 'auto': see `mtpd.pipeline.teacher_order.resolve_auto_arms`
-    'arms': {'*': {'label': TEXT, 'teachers': _of_type(list, tuple, str)}},
+    'arms': {'*': {'label': _optional(TEXT), 'teachers': _of_type(list, tuple, str)}},
     'distill': {
         'method': TEXT,
         'settings': {'*': DICT},
@@ -125,7 +138,7 @@ RECIPE = {
         'start': _one_of('baseline', 'inherit', 'random'),
         'inherit_allow': LIST,
         'teacher_mode': _one_of('eval', 'train'),
-        'keep_adapters': _of_type(bool),
+        'keep_adapters': _optional(_of_type(bool)),
     },
     'order': {
         'images': Rule((int,), least=2),
@@ -135,45 +148,35 @@ RECIPE = {
     },
     'schedule': {
         'batch_size': POSITIVE,
-        'lr_batch_size': _of_type(int, NONE),
+        'lr_batch_size': _optional(_of_type(int, NONE)),
         'baseline': POSITIVE,
         'arm': POSITIVE,
         'teacher': POSITIVE,
         'optimizer': DICT,
         'grad_clip': _of_type(dict, NONE),
         'lr': DICT,
-        'arm_lr': _of_type(*NUMBER, NONE),
+        'arm_lr': _optional(_of_type(*NUMBER, NONE)),
         'log_interval': POSITIVE,
         'checkpoint_interval': POSITIVE,
         'eval_interval': NOT_NEGATIVE,
-        'loggers': LIST,
+        'loggers': _optional(LIST),
     },
-    'evaluation': {'metrics': LIST, 'batch_size': POSITIVE, 'library': _one_of(*LIBRARIES)},
+    'evaluation': {
+        'metrics': LIST,
+        'batch_size': POSITIVE,
+        'library': _optional(_one_of(*LIBRARIES)),
+    },
     'runtime': {
         'device': TEXT,
-        'gpus': POSITIVE,
+        'gpus': _optional(POSITIVE),
         'workers': Rule((int, str), least=0, choices=('auto',)),
         'threads': NOT_NEGATIVE,
         'jobs': POSITIVE,
     },
     'speed': {
-        'precision': _one_of('auto', 'fp32', 'tf32', 'bf16'),
-        **dict.fromkeys(SWITCHES, _one_of('auto', True, False)),
+        'precision': _optional(_one_of('auto', 'fp32', 'tf32', 'bf16')),
+        **dict.fromkeys(SWITCHES, _optional(_one_of('auto', True, False))),
     },
-}
-OPTIONAL = {
-    *('paper', 'title', 'label', 'model', 'checkpoint', 'init', 'updates', 'scenes', 'gpus'),
-    *(
-        'arm_lr',
-        'keep_adapters',
-        'lr_batch_size',
-        'corrupt_limit',
-        'library',
-        'loggers',
-        'speed',
-        'precision',
-        *SWITCHES,
-    ),
 }
 
 
@@ -244,7 +247,9 @@ def _table_problems(node: dict, rules: dict, place: str = '') -> list[str]:
             problems += _table_problems(value, rule, f'{path}.')
         else:
             problems.append(f'{path} is {value!r}: {_dict_words(rule)} is needed.')
-    absent = [key for key in rules if key != '*' and key not in node and key not in OPTIONAL]
+    absent = [
+        key for key, rule in rules.items() if key not in ('*', *node) and not _may_be_absent(rule)
+    ]
     if absent:
         names = ', '.join(f'{place}{key}' for key in absent)
         verb, them = ('is', 'it') if len(absent) == 1 else ('are', 'them')

@@ -150,6 +150,9 @@ def recipe_setting_names(cfg: dict, processes: int) -> SettingNames:
         rate = f'schedule.lr_batch_size={schedule.batch_size} scales the learning rate with it'
     else:
         rate = 'schedule.lr_batch_size scales the learning rate'
+    lr = 'schedule.lr.max_lr' if 'max_lr' in schedule.lr else 'schedule.optimizer.lr'
+    if schedule.get('arm_lr') is not None:
+        lr += '; in a stage: schedule.arm_lr'
     return SettingNames(
         batch='schedule.batch_size',
         images=schedule.batch_size,
@@ -160,7 +163,7 @@ def recipe_setting_names(cfg: dict, processes: int) -> SettingNames:
         evaluation='evaluation.batch_size',
         evaluated=cfg.evaluation.batch_size,
         workers='runtime.workers',
-        lr='schedule.lr.max_lr' if 'max_lr' in schedule.lr else 'schedule.optimizer.lr',
+        lr=lr,
         clip='schedule.grad_clip',
     )
 

@@ -143,7 +143,7 @@ def settings_problem(settings_file: Path, text: str) -> str | None:
         recorded, settings = read_settings(settings_file), parse_settings(text, 'the recipe')
     except MtpdError:  # more than literals: in the file, or in a plain mmdet config
         return other_settings_text(folder)
-    keys = differing_settings(recorded, settings, CHANGEABLE)
+    keys = differing_settings(recorded, settings, [*CHANGEABLE, *_unused_methods(settings)])
     return other_settings_text(folder, keys) if keys else None
 
 
@@ -157,10 +157,7 @@ def refuse_other_settings(recipe: Recipe, run_dir: Path) -> None:
         MtpdError: the directory is of other settings, or has a recipe.py that the kit did not write.
     """
     settings = recipe.cfg._cfg_dict.to_dict()
-    methods = [
-        name for name in settings['distill']['settings'] if name != recipe.cfg.distill.method
-    ]
-    allowed = [*CHANGEABLE, *NOT_TRAINED_WITH, *(f'distill.settings.{name}' for name in methods)]
+    allowed = [*CHANGEABLE, *NOT_TRAINED_WITH, *_unused_methods(settings)]
     for folder in (run_dir, run_dir / 'order'):
         recorded = read_settings(folder / 'recipe.py')
         if recorded is None:
@@ -171,6 +168,13 @@ def refuse_other_settings(recipe: Recipe, run_dir: Path) -> None:
         )
         if keys := [key for key in keys if not key.endswith('.label')]:
             raise MtpdError(other_settings_text(run_dir, keys))
+
+
+def _unused_methods(settings: dict) -> list[str]:
+    """The keys of settings of methods that a recipe does not distil with; none of a plain mmdet config."""
+    distill = settings.get('distill') or {}
+    methods = [name for name in distill.get('settings', {}) if name != distill.get('method')]
+    return [f'distill.settings.{name}' for name in methods]
 
 
 def other_settings_text(folder: Path, keys: Sequence[str] = (), content: str = 'a run') -> str:

@@ -396,7 +396,7 @@ class ResumePoint(NamedTuple):
 def find_resume_point(folder: Path) -> ResumePoint | None:
     """The newest of latest.pth and previous.pth that is whole; prints which ones are damaged.
 
-    Files that a training was writing when it was killed are removed.
+    Temporary files (`.*.part`) that a training was writing when it was killed are removed.
 
     Raises:
         MtpdError: a whole one is not the checkpoint of a training.

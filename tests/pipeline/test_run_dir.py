@@ -120,9 +120,17 @@ def test_a_training_may_have_other_machines_and_further_arms(run_dir):
     further |= {'schedule.log_interval': 7, 'distill.settings.cwd.tau': 2.0}
     refuse_other_settings(load_recipe(MINI, further), run_dir)
     with pytest.raises(
-        MtpdError, match=r'\(arms\.mine\.label, .* and 2 more\)'
+        MtpdError, match=r'\(arms\.mine\.label, .* and 1 more\)'
     ):  # `mtpd run` lists them
         claim_run_dir(run_dir / 'recipe.py', load_recipe(MINI, further).text)
+
+
+def test_a_run_goes_on_where_a_method_that_it_does_not_use_is_added_or_changed(run_dir):
+    more = {'distill.settings.cwd.tau': 2.0, 'distill.settings.mine.type': 'CWD'}
+    claim_run_dir(run_dir / 'recipe.py', load_recipe(MINI, more).text)
+    for other in ({'distill.settings.mgd.alpha': 1.0}, {'distill.method': 'cwd'}):
+        with pytest.raises(MtpdError, match=next(iter(other))):
+            claim_run_dir(run_dir / 'recipe.py', load_recipe(MINI, other).text)
 
 
 def test_an_older_runs_recipe_lacks_switches_that_are_auto(run_dir):
