@@ -55,7 +55,7 @@ class LoggedGradNorm(OptimizerHook):
     """mmcv's optimizer hook. It reads the gradients' norms when they are logged: each reading waits for the GPU.
 
     Args:
-        interval: updates between two rows of the log.
+        interval: updates between two rows of the log, whether loggers count them by epoch or not.
     """
 
     def __init__(self, interval: int, **settings: Any):
@@ -72,7 +72,13 @@ class LoggedGradNorm(OptimizerHook):
             if norm is not None:
                 self.norms.append((norm, runner.outputs['num_samples']))
         runner.optimizer.step()
-        if self.every_n_iters(runner, self.interval) or self.is_last_iter(runner):
+        is_due = (
+            self.every_n_iters(runner, self.interval)
+            or self.every_n_inner_iters(runner, self.interval)
+            or self.end_of_epoch(runner)
+            or self.is_last_iter(runner)
+        )
+        if is_due:
             for norm, samples in self.norms:
                 runner.log_buffer.update({'grad_norm': float(norm)}, samples)
             self.norms.clear()
@@ -103,8 +109,9 @@ class JsonLog(LoggerHook):
 
     def after_train_iter(self, runner) -> None:
         self.done = runner.iter + 1
-        if self.is_last_iter(runner):  # the rest, where the interval does not divide the updates
-            runner.log_buffer.average(self.interval)
+        rest = self.done % self.interval
+        if self.is_last_iter(runner) and rest:
+            runner.log_buffer.average(rest)
         super().after_train_iter(runner)
 
     @master_only
@@ -177,8 +184,11 @@ class SaveLatest(Hook):
     @master_only
     def _save(self, runner, done: int, epochs: int, last: bool) -> None:
         previous, part = self.path.with_name('previous.pth'), self.path.with_suffix('.part')
+        meta = {**(runner.meta or {}), 'iter': done, 'epoch': epochs}
+        if isinstance(runner, EpochBasedRunner):
+            meta['epoch_updates'] = len(runner.data_loader)
         checkpoint = {
-            'meta': {**(runner.meta or {}), 'iter': done, 'epoch': epochs},
+            'meta': meta,
             'state_dict': weights_to_cpu(get_state_dict(runner.model)),
             'optimizer': runner.optimizer.state_dict(),
         }
@@ -209,9 +219,11 @@ def averaged_weights(runner) -> Iterator[None]:
     ]
     for hook in hooks:
         hook._swap_ema_parameters()
-    yield
-    for hook in hooks:
-        hook._swap_ema_parameters()
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook._swap_ema_parameters()
 
 
 # Losses and weights that are not finite end a training.
@@ -311,8 +323,10 @@ def finite_loss_hook(runner) -> FiniteLoss:
 
 
 def _logged_losses(runner) -> dict[str, float]:
+    """What mmdet has brought to the CPU; of a model that logs nothing, the sum alone."""
     logged = runner.outputs.get('log_vars', {})
-    return {name: value for name, value in logged.items() if 'loss' in name}
+    losses = {name: value for name, value in logged.items() if 'loss' in name}
+    return losses or {'loss': float(runner.outputs['loss'].detach())}
 
 
 def _image_infos(loader: Any) -> Iterator[dict]:

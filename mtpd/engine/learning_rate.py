@@ -75,7 +75,7 @@ def with_peak_rate(optimizer: dict, lr: dict, peak: float) -> tuple[dict, dict]:
         optimizer, lr: as in `scale_rates`.
 
     Raises:
-        MtpdError: not a single rate is stated as the largest.
+        MtpdError: the largest rate is a list, a dict, not stated, or not above 0.
     """
     stated = _stated_rate(optimizer, lr)
     if not isinstance(stated, (int, float)) or stated <= 0:
@@ -103,11 +103,15 @@ def _multiply_rates(optimizer: dict, lr: dict, factor: float) -> tuple[dict, dic
 
 
 def peak_rate(optimizer: dict, lr: dict) -> Any:
-    """The largest learning rate of a training: OneCycle's `max_lr`, else the optimizer's `lr`, else None.
+    """The largest learning rate of a training, None where none is stated.
 
-    `max_lr` may be a list of rates, one for each parameter group, or a dict.
+    It is OneCycle's `max_lr`, which may be a list of rates, one for each parameter group, or a dict; a cyclic policy's largest
+    multiple of the optimizer's `lr`; else that rate.
     """
-    return lr.get('max_lr', optimizer.get('lr'))
+    rate = lr.get('max_lr', optimizer.get('lr'))
+    if str(lr.get('policy')).lower() == 'cyclic' and isinstance(rate, (int, float)):
+        return rate * max(1, *lr.get('target_ratio', (10, 1e-4)))
+    return rate
 
 
 def _scaled_rates(rates: Any, factor: float) -> Any:
@@ -126,12 +130,18 @@ def _rate_text(rates: Any) -> str:
 def policy_in_updates(lr: dict, updates: int) -> dict:
     """mmcv's config of a learning rate policy for a training of so many updates.
 
-    A `step` between 0 and 1 is a share of the updates, and becomes a number of them. OneCycle's `pct_start`, the share
+    A `step` between 0 and 1 is a share of the updates, and becomes a number of them, 1 at least. OneCycle's `pct_start`, the share
     in which the rate rises, is raised to two updates.
     """
     if 'pct_start' in lr and updates > 2:  # mmcv divides by the rising updates less one
         return {**lr, 'pct_start': max(lr['pct_start'], 2 / updates)}
-    if 'step' not in lr:
-        return lr
-    steps = lr['step'] if isinstance(lr['step'], (list, tuple)) else [lr['step']]
-    return {**lr, 'step': [round(step * updates) if 0 < step < 1 else step for step in steps]}
+    steps = lr.get('step')
+    if isinstance(steps, (list, tuple)):
+        return {**lr, 'step': [_in_updates(step, updates) for step in steps]}
+    if isinstance(steps, float):
+        return {**lr, 'step': [_in_updates(steps, updates)]}
+    return dict(lr)  # a whole number is an interval
+
+
+def _in_updates(step: float, updates: int) -> float:
+    return max(1, round(step * updates)) if 0 < step < 1 else step

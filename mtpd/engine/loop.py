@@ -20,7 +20,7 @@ from torch import nn
 from ..config.recipe import Recipe
 from ..data import loading, seeded_loader
 from ..distill.initialization import InheritReport, warm_start
-from ..errors import RecipeError
+from ..errors import MtpdError, RecipeError
 from ..runtime import checkpoints, detectors, distributed, gpu_ops
 from ..utils import processes, world
 from ..utils.files import make_writable_folder
@@ -96,7 +96,8 @@ def train_by_config(
     `seed` and the update alone. SIGINT and SIGTERM are obeyed after an update, with a checkpoint.
 
     Args:
-        cfg: as mmdet's `train_detector` reads it, with `work_dir`, `seed`, `device` and `gpu_ids`, one id per process.
+        cfg: as mmdet's `train_detector` reads it, its `optimizer_config` a dict, `custom_hooks` a list, and
+            `checkpoint_config` of `interval` and `by_epoch`, as the runner counts; with `work_dir`, `seed`, `device` and `gpu_ids`, one id per process.
             `load_from` may have any layout, see `warm_start`. Two entries are not mmdet's: `corrupt_limit`, how many
             images of a split may be corrupt, and `speed`, the fields of `Speed`. The training may change `cfg`: it
             can't be used twice.
@@ -199,7 +200,9 @@ def _set_hooks(cfg: Config, corrupt_limit: int, setting_names: SettingNames) -> 
     for hook in cfg.get('custom_hooks') or ():
         if cfg.resume_from and issubclass(HOOKS.get(hook['type']), hooks.EMA_HOOKS):
             hook['resume_from'] = cfg.resume_from  # or the average begins anew
-    if 'type' not in cfg.optimizer_config:
+    if 'type' not in cfg.optimizer_config and not cfg.get(
+        'fp16'
+    ):  # then mmdet makes a hook of its own
         interval = cfg.log_config.interval
         cfg.optimizer_config.update(type='LoggedGradNorm', interval=interval)
     cfg.log_config.hooks = [dict(type='JsonLog', path=str(folder / 'log.json')), *loggers]
@@ -374,10 +377,23 @@ def speed_settings(recipe: Recipe) -> dict[str, str]:
 class ResumableEpochRunner(EpochBasedRunner):
     """An `EpochBasedRunner` that goes on within an epoch, where the seeded loader gives the rest of its batches.
 
-    `train` is mmcv's own but for the number of the first batch: mmcv counts from 0.
+    `train` is mmcv's own but for the number of the first batch: mmcv counts from 0. It raises MtpdError where a training
+    goes on with epochs of another length, as by other processes.
     """
 
+    def resume(self, checkpoint: str, **kwargs) -> None:
+        super().resume(checkpoint, **kwargs)
+        meta = checkpoints.load_checkpoint(checkpoint).get('meta') or {}
+        self.resumed, self.epoch_updates = checkpoint, meta.get('epoch_updates')
+
     def train(self, data_loader, **kwargs) -> None:
+        length = len(data_loader)
+        if getattr(self, 'epoch_updates', None) not in (None, length):
+            raise MtpdError(
+                f'{self.resumed} is of a training with {self.epoch_updates} updates an epoch, and now there are {length}: a '
+                'training goes on with the same images, batch and number of processes only. Go on as it began, or choose '
+                'another --work-dir.'
+            )
         self.model.train()
         self.mode = 'train'
         self.data_loader = data_loader

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +19,12 @@ from ..errors import RecipeError
 
 
 def image_scale(image: dict) -> tuple[int, int]:
-    """Width and height in pixels that an image is resized into; `image`: a recipe's settings."""
+    """Longer and shorter side in pixels that an image is resized into; `image`: a recipe's settings."""
     return (image.scale, image.scale) if isinstance(image.scale, int) else tuple(image.scale)
 
 
 def input_size(image: dict) -> tuple[int, int]:
-    """Height and width in pixels of a full-size input, padded to the divisor."""
+    """Height and width in pixels of a full-size input that is not upright, padded to the divisor."""
     width, height = (-(-side // image.divisor) * image.divisor for side in image_scale(image))
     return height, width
 
@@ -162,7 +163,8 @@ def dataset_config(
 def quiet_dataset(cfg: dict):
     """mmdet's dataset of a config, built without pycocotools' output.
 
-    It raises CorruptImage where an image is missing, cut short or no image.
+    The dataset raises CorruptImage for an image that is missing, cut short or no image. Of a training split it leaves out images
+    without objects.
     """
     with contextlib.redirect_stdout(io.StringIO()):
         return build_dataset(cfg)
@@ -170,9 +172,17 @@ def quiet_dataset(cfg: dict):
 
 def needs_masks(recipe: Recipe, model: dict) -> bool:
     """Whether a detector trains on masks. Raises RecipeError where it does and the data has none."""
-    has_mask_head = 'mask_head' in str(model)
-    if has_mask_head and (problems := coco.mask_problems(recipe.split('train')[0])):
+    if not has_mask_head(model):
+        return False
+    if problems := coco.mask_problems(recipe.split('train')[0]):
         raise RecipeError(
             recipe.source, [f'the detector has a mask head, and {problem}' for problem in problems]
         )
-    return has_mask_head
+    return True
+
+
+def has_mask_head(model: Any) -> bool:
+    """Whether mmdet's config of a detector has one, at any depth."""
+    if isinstance(model, dict):
+        return bool(model.get('mask_head')) or any(map(has_mask_head, model.values()))
+    return isinstance(model, (list, tuple)) and any(map(has_mask_head, model))

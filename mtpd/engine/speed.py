@@ -32,7 +32,7 @@ CUDA_ONLY = (
 
 
 class Speed(NamedTuple):
-    """Switches of a training; all off is plain mmdet: float32 as torch has it, and nothing rearranged.
+    """Switches of a training. All off is mmdet as `runtime` adapts it, in TF32 on a GPU as torch has it.
 
     Attributes:
         precision: 'fp32'; 'tf32': a GPU rounds factors to 10 bits, as the original's torch did; or 'bf16' for

@@ -18,6 +18,7 @@ from ..data import coco
 from ..data.classes import known_classes, list_names, same_classes
 from ..distill.initialization import InheritanceError, inherit_from_teacher, warm_start
 from ..distill.losses import build_losses
+from ..engine.pipelines import has_mask_head
 from ..errors import MtpdError
 from ..runtime import checkpoints
 from ..utils.files import file_sha256, stated_sha256
@@ -34,7 +35,7 @@ def settings_problems(recipe: Recipe, names: Iterable[str]) -> list[str]:
         problems += mask_problems(recipe, 'val', 'evaluation.metrics has segm')
     for name in names:
         model, spec = recipe.model(name), recipe.detectors[name]
-        masks = 'mask_head' in str(model)
+        masks = has_mask_head(model)
         if segm and not masks:
             problems.append(
                 f'evaluation.metrics has segm, and {name} predicts no masks: leave segm out.'

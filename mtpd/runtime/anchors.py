@@ -14,7 +14,7 @@ import torch
 from mmdet.core import AnchorGenerator, MlvlPointGenerator
 from mmdet.core.bbox.assigners import MaxIoUAssigner
 from mmdet.core.bbox.iou_calculators import BboxOverlaps2D
-from mmdet.core.bbox.samplers import PseudoSampler
+from mmdet.core.bbox.samplers import PseudoSampler, SamplingResult
 from mmdet.models.dense_heads import AnchorHead
 from torch import Tensor, nn
 
@@ -77,8 +77,9 @@ def anchor_targets(
 ) -> tuple | None:
     """Targets of all anchors, where all that are valid are taken; the original does the rest.
 
-    An image without a valid anchor, for which mmdet returns None, is not looked for: each has one, unless its border is
-    not allowed.
+    mmdet returns None if an image has no valid anchor. That cannot happen here: with `allowed_border < 0` an image keeps all
+    anchors whose cells are within it. Boxes are coded for all anchors, also for the padding's, of no size; what comes of those
+    is not used.
     """
     simple = (
         type(self)._get_targets_single is AnchorHead._get_targets_single
@@ -114,7 +115,7 @@ def anchor_targets(
 def make_targets_on_own_stream(detector: nn.Module) -> None:
     """Lets a detector's anchor heads make their targets on their own CUDA stream, beside the forward pass.
 
-    Only heads that inherit `AnchorHead`'s anchors and targets, which depend on no output of the network.
+    Only heads that inherit `AnchorHead`'s anchors and targets. They must not give these an output of the network.
     """
     heads = [
         module
@@ -156,10 +157,12 @@ def _run_on_own_stream(name: str, head: AnchorHead, *args: Any, **kwargs: Any) -
 
 
 def _record_stream(item: Any, user: torch.cuda.Stream) -> None:
-    """Keeps the memory of tensors in nested lists and tuples until the stream `user` is done with them."""
+    """Keeps the memory of tensors in nested lists, tuples and sampling results until the stream `user` is done with them."""
     if isinstance(item, Tensor):
         if item.is_cuda:
             item.record_stream(user)
     elif isinstance(item, (list, tuple)):
         for part in item:
             _record_stream(part, user)
+    elif isinstance(item, SamplingResult):
+        _record_stream([*vars(item).values()], user)

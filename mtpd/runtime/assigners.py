@@ -15,7 +15,8 @@ from mmdet.core.bbox.samplers import PseudoSampler, RandomSampler, SamplingResul
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-PAIRS_AT_ONCE = 2**24  # of a box and an object: 0.7 GB at most
+# Of a proposal and an object, each some 40 bytes. Images are taken together up to this; one alone may have more.
+PAIRS_AT_ONCE = 2**24
 
 
 def assigned_objects(
@@ -27,7 +28,7 @@ def assigned_objects(
     """Of each proposal the number of its object from 1 on, 0 for background, -1 for none of these or not valid.
 
     Args:
-        proposals: of each image, anchors or other boxes `(n, 4)`, or points `(n, 3)`; as many in each.
+        proposals: of each image, anchors or other boxes `(n, 4)`, or points `(n, 4)`; as many in each.
         valid: of each image, which proposals count, `(n,)`.
         objects: of each image, boxes `(k, 4)`.
 
@@ -35,7 +36,7 @@ def assigned_objects(
         `(images, n)`.
     """
     assigned, begin = [], 0
-    while begin < len(objects):
+    while begin < len(objects):  # a few images that follow each other, padded to the most objects
         end, most = begin + 1, len(objects[begin])
         while end < len(objects):
             most = max(most, len(objects[end]))
@@ -105,7 +106,10 @@ def by_level(targets: tuple[Tensor, ...], levels: list[Tensor]) -> list[list[Ten
 
 
 def best_objects(assigner: MaxIoUAssigner, overlaps: Tensor) -> tuple[Tensor, Tensor]:
-    """Of boxes, by their overlaps `(..., objects, boxes)`: numbers of their objects as mmdet's, and the highest overlaps."""
+    """mmdet's `gt_inds` of boxes, by their overlaps `(..., objects, boxes)`, and the highest overlaps.
+
+    Numbers are of objects from 1 on; 0 is background, -1 neither.
+    """
     highest, nearest = overlaps.max(dim=-2)
     threshold = assigner.neg_iou_thr
     low, high = threshold if isinstance(threshold, tuple) else (0, threshold)
@@ -132,7 +136,7 @@ def nearest_objects(
     An object takes the `pos_num` nearest points of its level. A point that several take goes to the nearest of them.
 
     Args:
-        points: `(..., n, 3)` of x, y and stride.
+        points: `(..., n, 4)` of x, y and strides.
         boxes: `(..., k, 4)`.
         usable: `(..., k, n)`, the pairs that count; all by default.
     """
@@ -163,10 +167,13 @@ def match_by_overlap(
     if not overlaps.numel():
         return original(self, overlaps, gt_labels)
     gt_inds, highest = best_objects(self, overlaps)
-    labels = None
-    if gt_labels is not None:
-        labels = torch.where(gt_inds > 0, gt_labels[(gt_inds - 1).clamp(min=0)], -1)
-    return AssignResult(len(overlaps), gt_inds, highest, labels=labels)
+    return AssignResult(len(overlaps), gt_inds, highest, labels=_object_labels(gt_inds, gt_labels))
+
+
+def _object_labels(gt_inds: Tensor, gt_labels: Tensor | None) -> Tensor | None:
+    if gt_labels is None:
+        return None
+    return torch.where(gt_inds > 0, gt_labels[(gt_inds - 1).clamp(min=0)], -1)
 
 
 def match_by_distance(
@@ -177,16 +184,14 @@ def match_by_distance(
     gt_bboxes_ignore: Tensor | None = None,
     gt_labels: Tensor | None = None,
 ) -> AssignResult:
-    """Points `(n, 3)` of x, y and stride to objects `(k, 4)`, without mmdet's loop over objects.
+    """Points `(n, 4)` of x, y and strides to objects `(k, 4)`, without mmdet's loop over objects.
 
     That loop fails on a GPU: it indexes a tensor on the CPU by one on the GPU.
     """
     if not (len(points) and len(gt_bboxes)):
         return original(self, points, gt_bboxes, gt_bboxes_ignore, gt_labels)
     gt_inds = nearest_objects(self, points, gt_bboxes)
-    labels = None
-    if gt_labels is not None:
-        labels = torch.where(gt_inds > 0, gt_labels[(gt_inds - 1).clamp(min=0)], -1)
+    labels = _object_labels(gt_inds, gt_labels)
     return AssignResult(len(gt_bboxes), gt_inds, None, labels=labels)
 
 
@@ -209,7 +214,10 @@ def sample_all(
 
 
 def random_choice(original: Callable, self: RandomSampler, gallery: Any, num: int) -> Any:
-    """`num` of `gallery`, drawn where it is; mmdet draws on the CPU, and lists on the current GPU."""
+    """`num` of `gallery`, drawn where it is. mmdet draws on the CPU, so the same seed draws others on a GPU.
+
+    It does so for a fault of an earlier torch's `randperm` on GPUs. A list it draws on the current GPU.
+    """
     if not isinstance(gallery, Tensor):
         return original(self, torch.tensor(gallery, dtype=torch.long), num).numpy()
     if not gallery.is_cuda:

@@ -26,7 +26,7 @@ def image_points(
     img_metas: list[dict],
     device: torch.device | str,
 ) -> tuple[list, list]:
-    """Points `(n, 3)` of x, y and stride, and which are valid, by image and level.
+    """Points `(n, 4)` of x, y and strides, and which are valid, by image and level.
 
     mmdet makes the flags on 'cuda', also without a GPU.
     """
@@ -44,7 +44,7 @@ def shifted_points(
     """Points of each level, `(images, cells, 2 * points)` of x and y in pixels.
 
     Args:
-        center_list: by image and level, the cells' `(cells, 3)` of x, y and stride.
+        center_list: by image and level, the cells' `(cells, 4)` of x, y and strides.
         pred_list: by level, `(images, 2 * points, height, width)` of y and x in strides.
     """
     levels = []
@@ -145,7 +145,7 @@ def point_targets(
     )
     positive = (gt_inds > 0)[:, :, None]
     targets = (
-        labels.masked_fill(~torch.stack(valid), 0),
+        labels.masked_fill(~torch.stack(valid), 0),  # as mmdet; their weight is 0
         weights,
         matched.masked_fill(~positive, 0),
         torch.stack(proposals).masked_fill(~positive, 0),

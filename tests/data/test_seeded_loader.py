@@ -222,6 +222,14 @@ def test_an_epoch_goes_on_inside(tmp_path, tiny_coco):
             mmdet_config.train_config(whole, out)
         at = checkpoints.load_checkpoint(out / 'latest.pth')['meta']
         assert (at['iter'], at['epoch']) == (update + 1, (update + 1) // 3)
+        if update == 0:  # as where two processes began what one goes on with
+            whole_file = (out / 'latest.pth').read_bytes()
+            state = checkpoints.load_checkpoint(out / 'latest.pth')
+            state['meta']['epoch_updates'] = 2
+            torch.save(state, out / 'latest.pth')
+            with pytest.raises(MtpdError, match='2 updates an epoch, and now there are 3: a tra'):
+                mmdet_config.train_config(whole, out)
+            (out / 'latest.pth').write_bytes(whole_file)
         mmdet_config.train_config(whole, out)
         same(out / 'latest.pth', tmp_path / 'whole' / 'latest.pth')
 

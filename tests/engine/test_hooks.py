@@ -12,7 +12,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from click.testing import CliRunner
+from mmcv import Config
 from mmcv.parallel import DataContainer
+from mmcv.runner import HOOKS, Fp16OptimizerHook
+from mmcv.utils import build_from_cfg
 from mmdet.datasets import build_dataloader
 
 from helpers import failing
@@ -22,9 +25,10 @@ from helpers.tiny_training import MINI, SMALL
 from mtpd import load_recipe
 from mtpd.cli.main import main
 from mtpd.data.seeded_loader import resume_at
-from mtpd.engine import pipelines
+from mtpd.engine import loop, pipelines
 from mtpd.engine.hooks import MAX_SKIPPED_UPDATES, FiniteLoss, SaveLatest
 from mtpd.engine.loop import train_model
+from mtpd.engine.memory import recipe_setting_names
 from mtpd.errors import MtpdError
 from mtpd.pipeline.mmdet_config import load_config
 from mtpd.runtime import checkpoints
@@ -220,3 +224,25 @@ def test_a_kill_between_checkpoint_and_progress_leaves_no_training_without_progr
     SaveLatest(str(tmp_path / 'latest.pth'), 4).before_run(SimpleNamespace(iter=8))
     written = json.loads(progress.read_text())
     assert written['update'] == 8 and written['seconds'] >= (earlier or {}).get('seconds', 0)
+
+
+def test_a_config_of_half_precision_keeps_mmdets_optimizer_hook(tmp_path):
+    """mmdet builds Fp16OptimizerHook of `optimizer_config` and `fp16` together."""
+    for fp16, kind in ((dict(loss_scale=512.0), None), (None, 'LoggedGradNorm')):
+        cfg = Config(
+            dict(
+                work_dir=str(tmp_path),
+                log_config=dict(interval=5),
+                optimizer_config=dict(grad_clip=dict(max_norm=35)),
+                checkpoint_config=dict(interval=1),
+                resume_from=None,
+                seed=0,
+                **({'fp16': fp16} if fp16 else {}),
+            )
+        )
+        loop._set_hooks(cfg, 0, recipe_setting_names(load_recipe(MINI).cfg, 1))
+        assert cfg.optimizer_config.get('type') == kind
+        if fp16:
+            assert Fp16OptimizerHook(**cfg.optimizer_config, **cfg.fp16, distributed=False)
+        else:
+            assert build_from_cfg(dict(cfg.optimizer_config), HOOKS).interval == 5

@@ -15,7 +15,12 @@ from helpers.plain_config import META, TEXT
 from helpers.tiny import retinanet
 from helpers.tiny_training import MINI, SMALL
 from mtpd import load_recipe
-from mtpd.engine.learning_rate import scale_rates, with_peak_rate
+from mtpd.engine.learning_rate import (
+    peak_rate,
+    policy_in_updates,
+    scale_rates,
+    with_peak_rate,
+)
 from mtpd.engine.loop import training_config
 from mtpd.engine.memory import config_setting_names
 from mtpd.errors import MtpdError
@@ -158,3 +163,27 @@ def test_a_rate_that_is_not_stated_cannot_be_scaled(tmp_path):
 def test_the_pocket_schedule_states_its_rate_once():
     schedule = load_recipe(MINI).cfg.schedule
     assert schedule.optimizer.lr == schedule.lr.max_lr == 2e-3
+
+
+def test_shares_of_a_training_become_updates_and_an_interval_stays():
+    for step, updates, wanted in (
+        ([8 / 12, 11 / 12], 24, [16, 22]),
+        (0.5, 24, [12]),
+        ([0.01], 24, [1]),  # mmcv takes no 0
+        ([10, 20], 24, [10, 20]),
+        (10, 24, 10),  # to mmcv: after every ten
+    ):
+        assert policy_in_updates(dict(policy='step', step=step), updates)['step'] == wanted
+    policy = dict(policy='CosineAnnealing', min_lr=0)
+    assert policy_in_updates(policy, 24) == policy and policy_in_updates(policy, 24) is not policy
+
+
+def test_the_peak_of_a_cyclic_policy_is_a_multiple_of_the_rate(tmp_path):
+    policy = dict(policy='cyclic', target_ratio=(4, 0.1), cyclic_times=1, step_ratio_up=0.4)
+    recipe = load_recipe(MINI, {'schedule.lr': dict(_delete_=True, **policy), 'schedule.optimizer.lr': 1e-3})  # fmt: skip
+    largest = max(rate for (rate, *_) in rates(recipe, tmp_path))
+    assert peak_rate(recipe.cfg.schedule.optimizer, policy) == pytest.approx(4e-3)
+    assert 3e-3 < largest <= 4e-3
+    optimizer, _ = with_peak_rate(dict(type='SGD', lr=1e-3), policy, 1e-3)
+    assert optimizer['lr'] == pytest.approx(2.5e-4)
+    assert peak_rate(dict(lr=1.0), dict(policy='cyclic')) == 10

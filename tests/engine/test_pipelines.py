@@ -134,3 +134,22 @@ def test_gradient_norms_are_logged_as_by_mmcv(recipe, tmp_path, monkeypatch):
         train_model(recipe, partial(build, cfg), cfg, tmp_path / name, 5, 0)
         rows.append([row['grad_norm'] for row in read_log(tmp_path / name / 'log.json')])
     assert rows[0] == rows[1] and len(set(rows[0])) == 3
+
+
+def test_the_last_row_of_the_log_is_of_the_rest_alone(recipe, tmp_path):
+    """Five updates, a row every two, against one for each."""
+    rows = []
+    for interval in (2, 1):
+        chosen = load_recipe(recipe, {'schedule.log_interval': interval})
+        cfg, out = chosen.model('student'), tmp_path / str(interval)
+        train_model(chosen, partial(build, cfg), cfg, out, 5, 0)
+        rows.append([row['loss'] for row in read_log(out / 'log.json')])
+    assert rows[0][-1] == rows[1][-1] and rows[0][0] == pytest.approx(sum(rows[1][:2]) / 2)
+
+
+def test_a_mask_head_is_one_that_a_model_has():
+    head = {'type': 'StandardRoIHead', 'mask_head': {'type': 'FCNMaskHead'}}
+    assert pipelines.has_mask_head({'roi_head': head})
+    assert pipelines.has_mask_head({'roi_head': {'mask_head': [{'type': 'FCNMaskHead'}] * 3}})
+    without = {'roi_head': {'mask_head': None}, 'init_cfg': {'checkpoint': '/x/no_mask_head.pth'}}
+    assert not pipelines.has_mask_head(without)

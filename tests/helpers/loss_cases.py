@@ -1,4 +1,4 @@
-"""What `tests/distill/test_losses.py` checks of each distillation loss: `CASES`, at the end.
+"""What `tests/distill/test_losses.py` checks of each distillation loss: `CASES`, at the end. Other tests use the formulas.
 
 A formula is the loss once more, in numpy and float64, with the sums written out.
 """
@@ -21,8 +21,8 @@ class Case(NamedTuple):
             loss is random, and has tests of its own.
         settings: that it is checked with.
         refused: settings out of range, and what the message says of each.
-        idle: names of weights to which the loss is flat.
-        has_weights: also where student and teacher have as many channels.
+        idle: names of weights that do not change the loss.
+        has_weights: of its own, beside those that align channels.
     """
 
     formula: Callable | None
