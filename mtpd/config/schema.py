@@ -313,9 +313,17 @@ def _arms(cfg: dict) -> list[str]:
     ]
     if not cfg['arms']:
         problems.append('arms is empty: name at least one sequence of teachers.')
+    updates = cfg['schedule']['arm']
+    uneven: dict[int, list[str]] = {}  # names of arms, by their number of stages
     for name, arm in cfg['arms'].items():
-        check = _auto_arm if isinstance(arm['teachers'], str) else _arm
-        problems += check(cfg, name, arm['teachers'])
+        teachers = arm['teachers']
+        check = _auto_arm if isinstance(teachers, str) else _arm
+        problems += check(cfg, name, teachers)
+        if not isinstance(teachers, str) and teachers and updates > 0 and updates % len(teachers):
+            uneven.setdefault(len(teachers), []).append(f'arms.{name}')
+    for stages, names in uneven.items():
+        verb = 'has' if len(names) == 1 else 'have'
+        problems.append(f'{", ".join(names)} {verb} {_uneven_stages(stages, cfg)}')
     return problems
 
 
@@ -329,15 +337,12 @@ def _arm_rate(cfg: dict) -> list[str]:
 def _arm(cfg: dict, name: str, teachers: list) -> list[str]:
     if not teachers:
         return [f'arms.{name}.teachers is empty: [None] is a stage without a teacher.']
-    known, updates = list(cfg['teachers']), cfg['schedule']['arm']
-    problems = [
+    known = list(cfg['teachers'])
+    return [
         f'arms.{name}: ' + unknown_name('teacher', str(teacher), known)
         for teacher in teachers
         if teacher is not None and teacher not in known
     ]
-    if updates > 0 and updates % len(teachers):
-        problems.append(f'arms.{name} has {_uneven_stages(len(teachers), cfg)}')
-    return problems
 
 
 def _auto_arm(cfg: dict, name: str, word: str) -> list[str]:

@@ -36,7 +36,10 @@ def test_all_problems_come_in_one_message_with_the_nearest_names():
             "unknown teacher 'r11'. Did you mean 'r101'?",
         ),
         ({'arms.progressive.teachers': []}, 'arms.progressive.teachers is empty'),
-        ({'schedule.arm': 1201}, 'do not divide schedule.arm = 1201'),
+        (
+            {'schedule.arm': 1201},
+            'arms.repeated, arms.progressive, arms.reverse have 2 stages, which do not divide schedule.arm = 1201',
+        ),
         ({'schedule.baseline': 0}, 'schedule.baseline is 0: it must be at least 1'),
         ({'distill.method': 'mgt'}, "unknown distill.method 'mgt'. Did you mean 'mgd'?"),
         ({'distill.start': 'basline'}, "Did you mean 'baseline'?"),
