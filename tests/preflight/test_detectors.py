@@ -15,6 +15,7 @@ PAPER = 'configs/paper/retinanet_r50__r101_rx101.py'
 YOLOX = 'mmdet::yolox/yolox_tiny_8x8_300e_coco.py'
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('name', ['student', 'r101'])
 def test_a_detector_of_raw_pixels_is_refused_with_the_settings_that_it_needs(
     name, tiny_coco, tmp_path
