@@ -99,6 +99,10 @@ def checkpoint_problems(recipe: Recipe, name: str, path: Path) -> list[str]:
 def distillation_problems(recipe: Recipe, teachers: Iterable[str]) -> list[str]:
     """What is wrong with `distill` for these teachers: levels that an FPN lacks, modules, losses and their settings."""
     problems, adapters = [], {}
+    if (
+        recipe.cfg.distill.method not in recipe.cfg.distill.settings
+    ):  # reported with the recipe's values
+        return []
     for teacher in teachers:
         configs, models = [], []
         for name in ('student', teacher):

@@ -42,3 +42,10 @@ def test_a_detector_of_raw_pixels_is_refused_with_the_settings_that_it_needs(
 def test_a_config_without_data_says_nothing_of_normalisation():
     recipe = load_recipe('configs/mini/retinanet_r50__r101_rx101.py')
     assert detectors.config_normalisation(recipe, 'student') is None
+
+
+def test_an_unknown_method_is_no_problem_of_the_detectors():
+    """It is one of the recipe's values, told once."""
+    recipe = load_recipe('configs/mini/retinanet_r50__r101_rx101.py')
+    recipe.cfg.distill.method = 'mgt'
+    assert detectors.distillation_problems(recipe, recipe.cfg.teachers) == []
