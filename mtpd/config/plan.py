@@ -1,4 +1,4 @@
-"""What a recipe trains: its detectors and its arms' stages, where each lies, what distils it."""
+"""What a recipe trains: its detectors and its arms' stages, where each lies."""
 
 from __future__ import annotations
 
@@ -79,32 +79,3 @@ def arm_trainings(
 def stage_dir(recipe: Recipe, arm: Arm, stage: int, work_dir: str | Path | None = None) -> Path:
     """Where an arm's stage, counted from 1, lies."""
     return recipe.run_dir(work_dir) / 'stages' / arm.name / arm.stage_name(stage)
-
-
-def distill_cfg(recipe: Recipe, student: dict, teacher: dict) -> list[dict]:
-    """The recipe's distillation settings in the original code's form: one entry per FPN level.
-
-    A method's `levels`, `student_module` and `teacher_module` go before the recipe's. The losses are named
-    loss_<method>_fpn_<level>, which `mtpd.analysis.run.split_loss` goes by.
-
-    Args:
-        student, teacher: mmdet model configs.
-    """
-    distill = recipe.cfg.distill
-    settings = distill.settings[distill.method].to_dict()
-    method_levels = settings.pop('levels', distill.levels)
-    student_module = settings.pop('student_module', distill.student_module)
-    teacher_module = settings.pop('teacher_module', distill.teacher_module)
-    channels = dict(
-        student_channels=student['neck']['out_channels'],
-        teacher_channels=teacher['neck']['out_channels'],
-    )
-    return [
-        dict(
-            student_module=student_module.format(level=level),
-            teacher_module=teacher_module.format(level=level),
-            methods=[dict(name=f'loss_{distill.method}_fpn_{level}', **channels, **settings)],
-        )
-        for level in distill.levels
-        if level in method_levels
-    ]

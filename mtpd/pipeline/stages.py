@@ -12,10 +12,11 @@ from mmcv import ConfigDict
 from mmdet.models import build_detector
 from torch import nn
 
-from ..config.plan import arm_trainings, detector_training, distill_cfg, stage_dir
+from ..config.plan import arm_trainings, detector_training, stage_dir
 from ..config.recipe import Arm, Recipe
 from ..distill.distiller import Distiller
 from ..distill.initialization import initialise_weights
+from ..engine.distill_config import distill_cfg
 from ..engine.loop import train_model
 from ..errors import MtpdError
 from ..preflight.checks import check_before_training

@@ -12,12 +12,12 @@ from typing import Any
 from mmcv import Config, ConfigDict
 from mmdet.models import build_detector
 
-from ..config.plan import distill_cfg
 from ..config.recipe import Recipe, detector_key
 from ..data import coco
 from ..data.classes import known_classes, list_names, same_classes
 from ..distill.initialization import InheritanceError, inherit_from_teacher, warm_start
 from ..distill.losses import build_losses
+from ..engine.distill_config import distill_cfg
 from ..engine.pipelines import has_mask_head
 from ..errors import MtpdError
 from ..runtime import checkpoints

@@ -11,11 +11,12 @@ from mmcv import ConfigDict
 from mmdet.models import build_detector
 from torch import nn
 
-from ..config.plan import Training, distill_cfg, planned_trainings
+from ..config.plan import Training, planned_trainings
 from ..config.recipe import Recipe
 from ..data import coco
 from ..distill.losses import build_losses
 from ..engine import memory
+from ..engine.distill_config import distill_cfg
 from ..engine.loop import data_workers, process_count, recipe_device
 from ..engine.memory import largest_fit, scaled_image
 from ..errors import MtpdError

@@ -20,13 +20,14 @@ from mmdet.models import build_detector
 from mmdet.utils import get_root_logger
 from torch import nn
 
-from ..config.plan import distill_cfg, training_title
+from ..config.plan import training_title
 from ..config.recipe import Recipe, load_recipe
 from ..data import coco
 from ..data.annotations import MIN_TRAINING_SIDE
 from ..data.loading import SkipCorrupt
 from ..distill.distiller import Distiller
 from ..engine import loop, memory, pipelines, speed
+from ..engine.distill_config import distill_cfg
 from ..engine.memory import is_out_of_memory
 from ..utils.progress import log_level
 

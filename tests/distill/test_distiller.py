@@ -20,8 +20,8 @@ import torch
 
 from helpers.tiny import batch, detector, retinanet
 from mtpd import load_recipe
-from mtpd.config.plan import distill_cfg
 from mtpd.distill import Distiller
+from mtpd.engine.distill_config import distill_cfg
 from mtpd.errors import MtpdError
 from mtpd.runtime import checkpoints
 

@@ -10,7 +10,7 @@ import torch
 from helpers.tiny_training import MINI, SMALL
 from mtpd import load_recipe
 from mtpd.analysis.run import split_loss
-from mtpd.config.plan import distill_cfg
+from mtpd.engine.distill_config import distill_cfg
 from mtpd.engine.evaluation import COCO_NUMBERS, evaluate, model_cost
 from mtpd.engine.loop import training_config
 from mtpd.errors import MtpdError, RecipeError

@@ -8,9 +8,9 @@ from mmcv import Config
 
 from helpers.loss_cases import value_of
 from helpers.tiny import batch
-from mtpd.config.plan import distill_cfg
 from mtpd.config.recipe import load_recipe
 from mtpd.distill.distiller import Distiller
+from mtpd.engine.distill_config import distill_cfg
 from mtpd.engine.evaluation import model_cost
 from mtpd.engine.loop import training_config
 from mtpd.engine.pipelines import test_pipeline as pipeline_of_val

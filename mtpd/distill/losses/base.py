@@ -149,7 +149,9 @@ def build_losses(
                 near = difflib.get_close_matches(str(path), paths) or [
                     n for n, _ in model.named_children()
                 ]
-                problems.append(f'the {who} has no module {path!r}; near: {", ".join(near)}')
+                problems.append(
+                    f'the {who} has no module {path!r}; near: {", ".join(near)}. In a recipe distill.{who}_module=auto finds one.'
+                )
         for method in item.get('methods', ()):
             name = str(method.get('name'))
             if 'loss' not in name or name == 'loss' or '.' in name:
