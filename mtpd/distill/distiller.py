@@ -14,7 +14,7 @@ from mmdet.models import DETECTORS, BaseDetector, build_backbone, build_detector
 from torch import Tensor, nn
 
 from ..errors import MtpdError
-from ..runtime import checkpoints, detectors  # noqa: F401  (adapted before detectors are built)
+from ..runtime import checkpoints, detectors, yolox  # noqa: F401  (adapted before detectors are built)
 from ..runtime.streams import cuda_stream
 from .initialization import InheritReport, inherit_from_teacher, initialise_weights
 from .losses import build_losses
@@ -141,6 +141,10 @@ class Distiller(BaseDetector):
             img_metas: one dict per image.
             **gt: what the student takes: `gt_bboxes` (a list of `(n, 4)`, xyxy, pixels), ...
         """
+        if hasattr(self.student, 'resize_batch'):  # as YOLOX: the teacher and the boxes follow
+            img, img_metas, gt['gt_bboxes'] = self.student.resize_batch(
+                img, img_metas, gt['gt_bboxes']
+            )
         with self._features() as (of_student, of_teacher), self.teacher.beside(img, of_teacher):
             losses = dict(self.student.forward_train(img, img_metas, **gt))
         for name, student_module, teacher_module in self._links:

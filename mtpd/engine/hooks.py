@@ -25,6 +25,7 @@ from mmcv.runner import (
 )
 from mmcv.runner.checkpoint import get_state_dict
 from mmdet.core.hook.ema import BaseEMAHook
+from mmdet.models.detectors import YOLOX
 
 from ..data import loading
 from ..data.loading import batch_metas
@@ -44,10 +45,15 @@ class SeedUpdate(Hook):
     """Before each update: what the model draws in it (masks, dropped paths) depends on `seed` and its number alone."""
 
     def __init__(self, seed: int):
-        self.seed = seed
+        self.seed, self.models = seed, []
+
+    def before_run(self, runner) -> None:
+        self.models = [module for module in runner.model.modules() if isinstance(module, YOLOX)]
 
     def before_train_iter(self, runner) -> None:
         seed_all(self.seed, runner.iter, get_dist_info()[0], MODEL_DRAWS)
+        for module in self.models:
+            module.size_seed, module._progress_in_iter = self.seed, runner.iter
 
 
 @HOOKS.register_module()
