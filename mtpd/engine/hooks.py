@@ -235,13 +235,15 @@ def averaged_weights(runner) -> Iterator[None]:
 # Losses and weights that are not finite end a training.
 
 
+# Losses are of the order of 1, distillation losses of 100 at most where their weight is far too large.
+LARGEST_LOSS = 1e10
 # Updates in a row that a loss scaler may skip, until its scale has come down.
 MAX_SKIPPED_UPDATES = 50
 
 
 @HOOKS.register_module()
 class FiniteLoss(Hook):
-    """Before an update's optimizer step: raises MtpdError where a loss is NaN or infinite, in all processes.
+    """Before an update's optimizer step: raises MtpdError where a loss is NaN, infinite or absurdly large, in all processes.
 
     nonfinite.json in `folder` then says in which update, with which losses, learning rate and images. The losses are
     those that mmdet has brought to the CPU, over all processes, for its log. Training in half precision with a loss
@@ -264,14 +266,17 @@ class FiniteLoss(Hook):
         bad = {
             name: value
             for name, value in _logged_losses(runner).items()
-            if not math.isfinite(value)
+            if not abs(value) < LARGEST_LOSS  # nor NaN
         }
         self.skipped = self.skipped + 1 if bad else 0
         if not bad or (self.skipped < MAX_SKIPPED_UPDATES and _has_loss_scaler(runner)):
             return
         terms = ', '.join(f'{name} {value}' for name, value in bad.items())
         images = distributed.gather(self._images(runner))
-        raise self._end(runner, runner.iter + 1, f'a loss is not finite ({terms})', images)
+        problem = 'a loss is not finite'
+        if all(map(math.isfinite, bad.values())):
+            problem = f'a loss is above {LARGEST_LOSS:g}, from which nothing is learnt'
+        raise self._end(runner, runner.iter + 1, f'{problem} ({terms})', images)
 
     def check_weights(self, runner, update: int, together: bool) -> None:
         """Raises MtpdError where weights are not finite, which infinite gradients of a finite loss make them.

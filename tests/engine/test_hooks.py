@@ -211,6 +211,10 @@ def test_a_loss_scaler_may_skip_updates(tmp_path):
         FiniteLoss(str(tmp_path), 'advice').after_train_iter(runner(math.inf, False))
     report = json.loads((tmp_path / 'nonfinite.json').read_text())
     assert report['images'] == [{'file': 'a.png', 'id': 7, 'rank': 0, 'loss': 'inf'}]
+    large = 'a loss is above 1e.10, from which nothing is learnt .loss 2e.24'
+    with pytest.raises(MtpdError, match=large):
+        FiniteLoss(str(tmp_path), 'advice').after_train_iter(runner(2e24, False))
+    FiniteLoss(str(tmp_path), 'advice').after_train_iter(runner(1e5, False))
 
 
 @pytest.mark.parametrize('earlier', [None, {'update': 4, 'seconds': 2.5}])
