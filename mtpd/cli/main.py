@@ -96,6 +96,30 @@ def train(recipe, work_dir, detector: str | None, arm: str | None, stage: int, a
 
 
 @main.command()
+@click.argument('out', type=PATH)
+@click.option('--student', required=True, help='Its mmdet config: a file, or mmdet::...')
+@click.option(
+    '--teacher',
+    'teachers',
+    required=True,
+    multiple=True,
+    help="A teacher's; once for each, in order.",
+)
+@click.option('--data', help="A dataset's folder in COCO format. Default: COCO in data/coco.")
+@click.option('--method', default='mgd', show_default=True, help='The distillation loss.')
+@click.option('--student-checkpoint', help='Weights that stages start from.')
+@click.option('--pocket', is_flag=True, help='Small images and few updates, to see that all works.')
+def new(out: Path, student, teachers, data, method, student_checkpoint, pocket) -> None:
+    """Write a recipe OUT for any student and teachers, with what was chosen and why."""
+    from ..pipeline.new_recipe import new_recipe
+
+    text = new_recipe(out, student, list(teachers), data, method, student_checkpoint, pocket)
+    click.echo(
+        ''.join(f'{line[2:]}\n' for line in text.splitlines() if line.startswith('# ')), nl=False
+    )
+
+
+@main.command()
 @recipe_options
 def order(recipe, work_dir: Path | None) -> None:
     """How far RECIPE's detectors are from each other, and the sequence of teachers that suggests."""

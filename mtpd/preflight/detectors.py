@@ -232,16 +232,16 @@ def config_normalisation(recipe: Recipe, name: str) -> dict | None:
     cfg = Config.fromfile(str(resolve_path(recipe.detectors[name].config, recipe.source)))
     data = cfg.get('data', {})
     raw = RAW_PIXELS if 'LoadImageFromFile' in str(data) else None
-    return next(_normalise_steps(data), cfg.get('img_norm_cfg', raw))
+    return next(normalise_steps(data), cfg.get('img_norm_cfg', raw))
 
 
-def _normalise_steps(node: Any) -> Iterator[dict]:
+def normalise_steps(node: Any) -> Iterator[dict]:
     if isinstance(node, dict):
         if node.get('type') == 'Normalize':
             yield node
         node = list(node.values())
     for item in node if isinstance(node, (list, tuple)) else ():
-        yield from _normalise_steps(item)
+        yield from normalise_steps(item)
 
 
 def checkpoint_normalisation(meta: dict) -> dict | None:

@@ -1,0 +1,407 @@
+"""A recipe for any student and teachers, made from their mmdet configs: `mtpd new`."""
+
+from __future__ import annotations
+
+from ..runtime import compat  # noqa: F401  (before mmcv)
+
+# isort: split
+import functools
+import re
+import textwrap
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from mmcv import Config, ConfigDict
+from mmdet.models import build_detector
+
+from ..config.files import pretrained_as_init_cfg
+from ..distill.hook_points import Outputs, measured_outputs
+from ..distill.initialization import inherit_from_teacher
+from ..errors import MtpdError
+from ..preflight.detectors import RAW_PIXELS, normalise_steps
+from ..utils.files import write_text
+from ..utils.paths import find_config_file, packaged_configs
+
+FPN_MODULE = 'neck.fpn_convs.{level}.conv'  # what the recipes' base file compares
+COCO_IMAGES = 117266  # of train2017, with objects
+# Steps of a train pipeline that the recipe's own has, too.
+KNOWN_STEPS = ('LoadImageFromFile', 'LoadAnnotations', 'Resize', 'RandomFlip', 'Normalize', 'Pad', 'DefaultFormatBundle', 'Collect', 'FilterAnnotations')  # fmt: skip
+POLICIES = ('step', 'CosineAnnealing', 'OneCycle', 'poly', 'cyclic')
+
+
+class Published(NamedTuple):
+    """What mmdet's packaged index says of a config: the address of its weights, and their box AP on COCO."""
+
+    weights: str | None = None
+    box_ap: float | None = None
+
+
+def published_weights(config: str) -> Published:
+    """Of `mmdet::family/name.py`; nothing where the index has no entry, or the config is another file."""
+    if not config.startswith('mmdet::'):
+        return Published()
+    family, _, name = config.removeprefix('mmdet::').partition('/')
+    for model in _index(family):
+        if Path(str(model.get('Config'))).name == name:
+            aps = [
+                result.get('Metrics', {}).get('box AP')
+                for result in model.get('Results') or ()
+                if result.get('Task') == 'Object Detection'
+            ]
+            return Published(model.get('Weights'), next(filter(None, aps), None))
+    return Published()
+
+
+@functools.cache
+def _index(family: str) -> list[dict]:
+    file = packaged_configs() / family / 'metafile.yml'
+    if not file.is_file():
+        return []
+    entries = yaml.safe_load(file.read_text(encoding='utf-8'))
+    return entries.get('Models', []) if isinstance(entries, dict) else entries
+
+
+class Detector(NamedTuple):
+    """A detector as its config has it.
+
+    Attributes:
+        config: as the user named it.
+        cfg: the whole config.
+        published: what mmdet says of it.
+        outputs: its levels.
+    """
+
+    config: str
+    cfg: Config
+    published: Published
+    outputs: Outputs
+
+    @property
+    def label(self) -> str:
+        return Path(self.config).stem.removesuffix('_coco')
+
+
+def read_detector(config: str) -> Detector:
+    """Raises MtpdError: no such file, it has no detector, or its neck cannot be run."""
+    path = find_config_file(config)
+    cfg = Config.fromfile(str(path))
+    if 'model' not in cfg or 'backbone' not in cfg.model:
+        raise MtpdError(
+            f'{config} has no detector (`model` with a backbone): name an mmdet config.'
+        )
+    pretrained_as_init_cfg(cfg.model)
+    try:
+        return Detector(config, cfg, published_weights(config), measured_outputs(cfg.model))
+    except MtpdError as error:
+        raise MtpdError(f'{config}: {error}') from error
+
+
+def new_recipe(
+    out: Path,
+    student: str,
+    teachers: list[str],
+    data: str | None = None,
+    method: str = 'mgd',
+    student_checkpoint: str | None = None,
+    pocket: bool = False,
+) -> str:
+    """Writes a recipe, and returns its text.
+
+    Args:
+        student, teachers: mmdet configs, a file or `mmdet::...`; teachers in the order of the sequence.
+        data: a dataset's folder; COCO in data/coco by default.
+        student_checkpoint: what stages start from.
+        pocket: small images and few updates, to see that all works.
+
+    Raises:
+        MtpdError: all that stands in the way: no such config, detectors without a common level, a file that is there.
+    """
+    if out.exists():
+        raise MtpdError(f'{out} is there. Choose another name, or remove it.')
+    problems, detectors = [], []
+    for config in (student, *teachers):
+        try:
+            detectors.append(read_detector(config))
+        except MtpdError as error:
+            problems.append(str(error))
+    if problems:
+        raise MtpdError('\n'.join(problems))
+    text = _Draft(out, detectors, data, method, student_checkpoint, pocket).text()
+    write_text(out, text)
+    return text
+
+
+class _Draft:
+    """The recipe's parts, and the comments that say why they are so."""
+
+    def __init__(
+        self,
+        out: Path,
+        detectors: list[Detector],
+        data: str | None,
+        method: str,
+        checkpoint: str | None,
+        pocket: bool,
+    ):
+        self.out, self.data, self.method, self.pocket = out, data, method, pocket
+        self.student, *self.teachers = detectors
+        self.checkpoint = checkpoint
+        self.notes: list[str] = []
+        self.names = _teacher_names(self.teachers)
+
+    def text(self) -> str:
+        name = re.sub(r'\W+', '_', self.out.stem)
+        values = {
+            'name': name,
+            'title': f'{self.student.label} taught by {", then ".join(t.label for t in self.teachers)}',
+            'data': {'root': self.data} if self.data else None,
+            'image': self._image(),
+            'student': self._spec(self.student, self.checkpoint),
+            'teachers': {
+                key: self._spec(teacher, teacher.published.weights)
+                for key, teacher in zip(self.names, self.teachers, strict=True)
+            },
+            'arms': self._arms(),
+            'distill': self._distill(),
+            'schedule': self._schedule(),
+        }
+        lines = [f'# {values["title"]}. Made by `mtpd new`; change what you like.', '#']
+        for note in self._checkpoint_notes() + self.notes:
+            lines += textwrap.wrap(note, 110, initial_indent='# ', subsequent_indent='#   ')
+        lines += ['#', f'# Check: mtpd doctor {self.out}', f'# Launch: mtpd run {self.out}']
+        bases = ['configs/_base_/datasets/coco.py', 'configs/_base_/schedules/coco_1x.py']
+        bases += [f'configs/_base_/distill/{_methods_file(self.student)}']
+        lines += [f'_base_ = {_literal(bases)}']
+        lines += [f'{key} = {_literal(value)}' for key, value in values.items() if value]
+        return '\n'.join(lines) + '\n'
+
+    def _spec(self, detector: Detector, checkpoint: str | None) -> dict:
+        spec = {'label': detector.label, 'config': detector.config}
+        return spec | ({'checkpoint': checkpoint} if checkpoint else {})
+
+    def _checkpoint_notes(self) -> list[str]:
+        lines = []
+        for who, detector in zip(
+            ('student', *self.names), (self.student, *self.teachers), strict=True
+        ):
+            weights, ap = detector.published
+            known = f'{ap:g} box AP on COCO' if ap else 'AP not known'
+            digest = re.search(r'-([0-9a-f]{8})\.pth$', weights or '')
+            if weights:
+                lines.append(f'{who}: {known} (mmdet){f", SHA-256 {digest[1]}" if digest else ""}.')
+            elif who != 'student':
+                lines.append(
+                    f'{who}: mmdet has no weights for this config. It is trained here, unless teachers.{who}.checkpoint names some.'
+                )
+        return lines
+
+    def _arms(self) -> dict:
+        last = self.names[-1]
+        arms = {
+            'none': {'label': 'no teacher', 'teachers': [None]},
+            'direct': {'label': f'{self.teachers[-1].label} only', 'teachers': [last]},
+        }
+        if len(self.names) > 1:
+            stages = ' → '.join(t.label for t in self.teachers)
+            arms['repeated'] = {
+                'label': ' → '.join([self.teachers[-1].label] * len(self.names)),
+                'teachers': [last] * len(self.names),
+            }
+            arms['progressive'] = {'label': stages, 'teachers': list(self.names)}
+        return arms
+
+    def _distill(self) -> dict:
+        student = self.student.outputs
+        levels = []
+        for number, level in enumerate(student.levels):
+            places = [t.outputs.index(level.stride) for t in self.teachers]
+            modules = [
+                t.outputs.levels[place].module
+                for t, place in zip(self.teachers, places, strict=True)
+                if place is not None
+            ]
+            if level.module and len(modules) == len(places) and all(modules):
+                levels.append(number)
+        if not levels:
+            strides = '; '.join(
+                f'{d.label} {", ".join(str(level.stride) for level in d.outputs.levels)}'
+                for d in (self.student, *self.teachers)
+            )
+            raise MtpdError(
+                f'there is no stride at which all detectors have a level to compare (strides: {strides}). Choose another teacher.'
+            )
+        values: dict[str, Any] = {'method': self.method, 'levels': levels}
+        strides = [student.levels[number].stride for number in levels]
+        self.notes.append(f'Compared: strides {", ".join(map(str, strides))}.')
+        left_out = [level.stride for n, level in enumerate(student.levels) if n not in levels]
+        if left_out:
+            self.notes.append(
+                f'Not compared: strides {", ".join(map(str, left_out))} of the student.'
+            )
+        for who, detector in (('student', self.student), *(('teacher', t) for t in self.teachers)):
+            chosen = [level for level in detector.outputs.levels if level.stride in strides]
+            usual = [
+                level.module == FPN_MODULE.format(level=detector.outputs.index(level.stride))
+                for level in chosen
+            ]
+            if not all(usual):
+                values[f'{who}_module'] = 'auto'
+                self.notes.append(f'{detector.label}: {chosen[0].module}, ... are compared.')
+            if chosen[0].behind:
+                self.notes.append(
+                    f'{detector.label}: behind what is compared comes {", ".join(chosen[0].behind)}.'
+                )
+        return values | self._start()
+
+    def _start(self) -> dict:
+        if self.checkpoint:
+            self.notes.append('Stages start from the given student.')
+            return {'start': 'baseline'}
+        first = self.teachers[0]
+        try:
+            student, teacher = (
+                build_detector(ConfigDict(_without_weights(d.cfg.model)))
+                for d in (self.student, first)
+            )
+            inherit_from_teacher(student, teacher.state_dict(), ())
+        except Exception as error:  # mmdet raises a dozen types
+            reason = ' '.join(str(error).split())[:120]
+            self.notes.append(
+                f"Stages start as the student's config says, for {first.label}'s neck and head do not fit."
+            )
+            self.notes.append(f'  ({reason[:110]})')
+            return {'start': 'random'}
+        self.notes.append(f"Stages start with {first.label}'s neck and head, as in the paper.")
+        return {'start': 'inherit'}
+
+    def _image(self) -> dict:
+        data = self.student.cfg.get('data', {})
+        raw = RAW_PIXELS if 'LoadImageFromFile' in str(data) else None
+        norm = next(normalise_steps(data), self.student.cfg.get('img_norm_cfg', raw))
+        values: dict[str, Any] = {}
+        if norm:
+            values |= {key: list(norm[key]) for key in ('mean', 'std')}
+            values['to_rgb'] = bool(norm.get('to_rgb', True))
+        scale = _image_scale(data.get('train', {}))
+        if self.pocket:
+            values['scale'] = (320, 192)
+        elif scale:
+            values['scale'] = scale
+        return values
+
+    def _schedule(self) -> dict:
+        cfg, values = self.student.cfg, {}
+        optimizer = cfg.get('optimizer')
+        if optimizer and 'constructor' not in optimizer:
+            values['optimizer'] = {'_delete_': True, **optimizer.to_dict()}
+        elif optimizer:
+            self.notes.append(
+                f"Not taken from the student's config: optimizer ({optimizer.constructor})."
+            )
+        batch = cfg.get('auto_scale_lr', {}).get('base_batch_size', 16)
+        epochs = cfg.get('runner', {}).get('max_epochs') or cfg.get('total_epochs')
+        values['lr_batch_size'] = batch
+        policy = (cfg.get('lr_config') or ConfigDict()).to_dict()
+        if policy.get('policy') in POLICIES and epochs:
+            if isinstance(policy.get('step'), list):
+                policy['step'] = [round(step / epochs, 4) for step in policy['step']]
+            policy.pop('by_epoch', None)
+            values['lr'] = {'_delete_': True, **policy}
+        elif policy:
+            self.notes.append(
+                f"Not taken from the student's config: its learning rate policy {policy.get('policy')}."
+            )
+        clip = (cfg.get('optimizer_config') or {}).get('grad_clip')
+        values['grad_clip'] = dict(clip) if clip else None
+        stages = max(len(arm['teachers']) for arm in self._arms().values())
+        if self.pocket:
+            values |= {'batch_size': 2, 'baseline': 40, 'arm': 40 * stages, 'teacher': 40, 'log_interval': 10, 'checkpoint_interval': 20}  # fmt: skip
+            self.notes.append('A trial: small images and 40 updates a stage. AP means nothing.')
+        elif epochs and not self.data:
+            updates = epochs * -(-COCO_IMAGES // 16)
+            values |= {'baseline': updates, 'teacher': updates, 'arm': stages * updates}
+            self.notes.append(
+                f"Each stage is as long as the student's config trains: {epochs} epochs of COCO."
+            )
+        else:
+            self.notes.append(
+                "Lengths are the base file's: set schedule.baseline and schedule.arm for your dataset."
+            )
+        self._name_what_is_left()
+        return values
+
+    def _name_what_is_left(self) -> None:
+        cfg, left = self.student.cfg, []
+        steps = [step['type'] for step in _train_steps(cfg.get('data', {}).get('train', {}))]
+        left += [step for step in dict.fromkeys(steps) if step not in KNOWN_STEPS]
+        hooks = [hook['type'] for hook in cfg.get('custom_hooks') or ()]
+        left += [
+            hook for hook in hooks if hook not in ('NumClassCheckHook', 'CheckInvalidLossHook')
+        ]
+        if cfg.get('fp16'):
+            left.append('fp16 (speed.precision takes its place)')
+        if left:
+            self.notes.append(f"Not taken from the student's config: {', '.join(left)}.")
+
+
+def _teacher_names(teachers: list[Detector]) -> list[str]:
+    names: list[str] = []
+    for teacher in teachers:
+        stem = re.sub(r'\W+', '_', teacher.label)
+        name = next(c for c in (stem, *(f'{stem}_{n}' for n in range(2, 99))) if c not in names)
+        names.append(name)
+    return names
+
+
+def _without_weights(model: ConfigDict) -> ConfigDict:
+    model = model.deepcopy() if hasattr(model, 'deepcopy') else ConfigDict(model.to_dict())
+    model.backbone.init_cfg = None
+    return model
+
+
+def _methods_file(student: Detector) -> str:
+    kind = student.cfg.model.type
+    if 'RepPoints' in kind:
+        return 'methods_reppoints.py'
+    return 'methods_mask_rcnn.py' if kind in ('MaskRCNN', 'CascadeRCNN') else 'methods.py'
+
+
+def _train_steps(dataset: Any) -> list[dict]:
+    """The steps of a training dataset's pipelines, those of wrapped datasets and of branches included."""
+    if isinstance(dataset, dict):
+        own = (
+            [dataset]
+            if 'type' in dataset and 'pipeline' not in dataset and 'dataset' not in dataset
+            else []
+        )
+        inner = [dataset.get(key) for key in ('dataset', 'pipeline', 'transforms', 'policies')]
+        return own + [step for item in inner for step in _train_steps(item)]
+    items = dataset if isinstance(dataset, (list, tuple)) else ()
+    return [step for item in items for step in _train_steps(item)]
+
+
+def _image_scale(dataset: dict) -> tuple[int, int] | None:
+    """The largest (long side, short side) of the pipeline's Resize steps."""
+    scales = []
+    for step in _train_steps(dataset):
+        scale = step.get('img_scale') if step['type'] == 'Resize' else None
+        scales += scale if isinstance(scale, list) else [scale] if scale else []
+    pairs = [(max(scale), min(scale)) for scale in scales if len(scale) == 2]
+    return max(pairs, default=None)
+
+
+def _literal(value: Any, indent: int = 0) -> str:
+    """Python's text of a setting, as the recipes in `configs/` are written: `dict(key=value)`, at most 100 columns."""
+    if isinstance(value, dict):
+        parts = [f'{key}={_literal(item, indent + 4)}' for key, item in value.items()]
+        opening, closing = 'dict(', ')'
+    elif isinstance(value, list):
+        parts, opening, closing = [_literal(item, indent + 4) for item in value], '[', ']'
+    else:
+        return repr(value)
+    line = opening + ', '.join(parts) + closing
+    if len(line) + indent < 80 and '\n' not in line:
+        return line
+    inner = ''.join(f'{" " * (indent + 4)}{part},\n' for part in parts)
+    return f'{opening}\n{inner}{" " * indent}{closing}'
