@@ -177,7 +177,9 @@ class _Draft:
         return '\n'.join(lines) + '\n'
 
     def _spec(self, detector: Detector, checkpoint: str | None) -> dict:
-        spec = {'label': detector.label, 'config': detector.config}
+        spec: dict[str, Any] = {'label': detector.label, 'config': detector.config}
+        if self.pocket:  # nothing is fetched
+            return spec | {'model': {'backbone': {'init_cfg': None}}}
         return spec | ({'checkpoint': checkpoint} if checkpoint else {})
 
     def _checkpoint_notes(self) -> list[str]:
@@ -317,7 +319,9 @@ class _Draft:
         stages = max(len(arm['teachers']) for arm in self._arms().values())
         if self.pocket:
             values |= {'batch_size': 2, 'baseline': 40, 'arm': 40 * stages, 'teacher': 40, 'log_interval': 10, 'checkpoint_interval': 20}  # fmt: skip
-            self.notes.append('A trial: small images and 40 updates a stage. AP means nothing.')
+            self.notes.append(
+                'A trial: small images, 40 updates a stage, random weights in place of published ones. AP means nothing.'
+            )
         elif epochs and not self.data:
             updates = epochs * -(-COCO_IMAGES // 16)
             values |= {'baseline': updates, 'teacher': updates, 'arm': stages * updates}
