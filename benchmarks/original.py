@@ -12,8 +12,8 @@ from mmcv import ConfigDict
 from mmdet.models import BaseDetector, build_detector
 from torch import Tensor, nn
 
-from mtpd.config.plan import distill_cfg
 from mtpd.config.recipe import Recipe
+from mtpd.engine.distill_config import distill_cfg
 from mtpd.runtime import target_assignment
 
 

@@ -157,11 +157,15 @@ def untrained_detector(recipe: Recipe, detector: str, teacher: str | None) -> nn
 
 
 class Update:
-    """Called with a batch, makes an update of `model`, as mmcv's runner and optimizer hook do, and returns its seconds."""
+    """Called with a batch, makes an update of `model`, as mmcv's runner and optimizer hook do, and returns its seconds.
+
+    The learning rate is 0: without its warm-up a training may diverge, and only time and memory are of interest.
+    """
 
     def __init__(self, model: nn.Module, recipe: Recipe, switches: speed.Speed, device: str):
         model = speed.apply_speed(model.to(device).train(), switches, device)
-        optimizer = speed.optimizer_config(dict(recipe.cfg.schedule.optimizer), switches)
+        optimizer = dict(recipe.cfg.schedule.optimizer, lr=0.0)
+        optimizer = speed.optimizer_config(optimizer, switches)
         self.model = loop.data_parallel(model, device)
         self.optimizer = build_optimizer(model, optimizer)
         self.grad_clip, self.device = recipe.cfg.schedule.grad_clip, device
