@@ -1,0 +1,132 @@
+"""`mtpd new`: recipes for any student and teachers."""
+
+from mtpd.runtime import compat  # noqa: F401  (before mmcv)
+
+# isort: split
+import pytest
+from click.testing import CliRunner
+
+from mtpd import load_recipe
+from mtpd.cli.main import main
+from mtpd.engine.distill_config import distill_cfg
+from mtpd.errors import MtpdError
+from mtpd.pipeline.new_recipe import new_recipe, published_weights
+
+ATSS = 'mmdet::atss/atss_r{}_fpn_1x_coco.py'
+RETINANET = 'mmdet::retinanet/retinanet_r{}_fpn_1x_coco.py'
+YOLOX = 'mmdet::yolox/yolox_{}_8x8_300e_coco.py'
+MASK_RCNN = 'mmdet::mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py'
+
+
+def made(path, student, *teachers, **options):
+    """A recipe's text, and the recipe that it is."""
+    text = new_recipe(path / 'my.py', student, list(teachers), **options)
+    return text, load_recipe(path / 'my.py')
+
+
+def test_a_pair_of_one_family(tmp_path):
+    text, recipe = made(tmp_path, ATSS.format(50), ATSS.format(101))
+    assert '# student: 39.4 box AP on COCO (mmdet), SHA-256 985f7bd0.' in text
+    teacher = recipe.cfg.teachers.atss_r101_fpn_1x
+    assert teacher.checkpoint.endswith('atss_r101_fpn_1x_20200825-dfcadd6f.pth')
+    assert recipe.cfg.distill.start == 'inherit' and list(recipe.cfg.distill.levels) == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
+    assert 'module' not in text
+    schedule = recipe.cfg.schedule
+    assert (schedule.baseline, schedule.arm, schedule.lr_batch_size) == (87960, 87960, 16)
+    assert schedule.optimizer.lr == 0.01 and list(schedule.lr.step) == [0.6667, 0.9167]
+    assert [arm.teachers for arm in recipe.arms.values()] == [(None,), ('atss_r101_fpn_1x',)]
+
+
+def test_two_teachers_have_their_controls(tmp_path):
+    _, recipe = made(tmp_path, RETINANET.format(18), RETINANET.format(50), RETINANET.format(101))
+    one, two = 'retinanet_r50_fpn_1x', 'retinanet_r101_fpn_1x'
+    teachers = {name: arm.teachers for name, arm in recipe.arms.items()}
+    assert teachers == {
+        'none': (None,),
+        'direct': (two,),
+        'repeated': (two, two),
+        'progressive': (one, two),
+    }
+    assert recipe.arms['progressive'].stage_updates == recipe.cfg.schedule.baseline
+    # A ResNet-18's FPN takes other channels.
+    assert recipe.cfg.distill.start == 'random'
+
+
+def test_levels_are_those_of_the_same_stride(tmp_path, tiny_coco):
+    data = str(tiny_coco(tmp_path / 'coco'))
+    text, recipe = made(tmp_path, RETINANET.format(50), MASK_RCNN, data=data)
+    assert list(recipe.cfg.distill.levels) == [0, 1, 2]
+    assert '# Compared: strides 8, 16, 32.' in text and 'strides 64, 128 of the student' in text
+    student, teacher = (recipe.model(name) for name in recipe.detectors)
+    links = [item['teacher_module'] for item in distill_cfg(recipe, student, teacher)]
+    assert links == [f'neck.fpn_convs.{level}.conv' for level in (1, 2, 3)]
+
+
+def test_what_a_config_has_and_the_recipe_does_not_is_named(tmp_path, tiny_coco):
+    data = str(tiny_coco(tmp_path / 'coco'))
+    text, recipe = made(tmp_path, YOLOX.format('tiny'), YOLOX.format('s'), data=data)
+    told = ' '.join(text.replace('#', ' ').split())
+    for words in (
+        'learning rate policy YOLOX',
+        'Mosaic',
+        'ExpMomentumEMAHook',
+        'BatchNorm2d, Swish',
+    ):
+        assert words in told
+    assert recipe.cfg.distill.student_module == recipe.cfg.distill.teacher_module == 'auto'
+    assert list(recipe.cfg.image.std) == [1, 1, 1] and not recipe.cfg.image.to_rgb
+    assert recipe.cfg.schedule.optimizer.nesterov and recipe.cfg.schedule.lr_batch_size == 64
+    student, teacher = (recipe.model(name) for name in recipe.detectors)
+    (first, *_) = distill_cfg(recipe, student, teacher)
+    assert first['student_module'] == 'neck.out_convs.0.conv'
+    assert (
+        first['methods'][0]['student_channels'] == 96
+        and first['methods'][0]['teacher_channels'] == 128
+    )
+
+
+def test_a_trial_fetches_nothing(tmp_path, tiny_coco):
+    data = str(tiny_coco(tmp_path / 'coco'))
+    _, recipe = made(tmp_path, ATSS.format(50), ATSS.format(101), pocket=True, data=data)
+    assert 'http' not in (tmp_path / 'my.py').read_text()
+    assert recipe.model('student').backbone.init_cfg is None
+    assert recipe.checkpoint('atss_r101_fpn_1x') is None
+    assert recipe.cfg.data.root == data and recipe.cfg.schedule.arm == 40
+
+
+def test_a_student_that_is_there(tmp_path):
+    _, recipe = made(tmp_path, ATSS.format(50), ATSS.format(101), student_checkpoint='mine.pth')
+    assert recipe.cfg.student.checkpoint == 'mine.pth' and recipe.cfg.distill.start == 'baseline'
+
+
+def test_what_is_refused(tmp_path):
+    (tmp_path / 'my.py').write_text('')
+    with pytest.raises(MtpdError, match=r'my\.py is there'):
+        new_recipe(tmp_path / 'my.py', ATSS.format(50), [ATSS.format(101)])
+    with pytest.raises(MtpdError) as error:
+        new_recipe(tmp_path / 'x.py', ATSS.format(51), ['mmdet::yolof/yolo.py'])
+    assert 'atss_r51' in str(error.value) and 'yolof/yolo.py' in str(error.value)
+    with pytest.raises(MtpdError, match='no stride at which all detectors have a level'):
+        new_recipe(tmp_path / 'x.py', 'mmdet::yolof/yolof_r50_c5_8x8_1x_coco.py', ['mmdet::centernet/centernet_resnet18_140e_coco.py'])  # fmt: skip
+    assert not (tmp_path / 'x.py').exists()
+
+
+def test_the_command(tmp_path):
+    out = tmp_path / 'my.py'
+    words = ['new', str(out), '--student', ATSS.format(50), '--teacher', ATSS.format(101)]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    assert f'Check: mtpd doctor {out}' in result.output and out.is_file()
+    assert CliRunner().invoke(main, words).exit_code == 2
+
+
+def test_the_index_of_published_weights():
+    weights, ap = published_weights('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
+    assert weights.endswith('c2398f9e.pth') and ap == 36.5
+    assert published_weights('my/config.py') == (None, None)
