@@ -99,11 +99,10 @@ def train(recipe, work_dir, detector: str | None, arm: str | None, stage: int, a
 @click.argument('out', type=PATH)
 @click.option('--student', required=True, help='Its mmdet config: a file, or mmdet::...')
 @click.option(
-    '--teacher',
-    'teachers',
+    '--teachers',
     required=True,
     multiple=True,
-    help="A teacher's; once for each, in order.",
+    help="The teachers' configs, in the order of the sequence.",
 )
 @click.option('--data', help="A dataset's folder in COCO format. Default: COCO in data/coco.")
 @click.option('--method', default='mgd', show_default=True, help='The distillation loss.')

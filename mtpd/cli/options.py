@@ -35,14 +35,13 @@ class Command(click.Command):
     """Takes several words after an option that may be repeated, as mmdet's tools do.
 
     `--metrics bbox segm` and `--cfg-options seed=1 schedule.arm=3` are `--metrics bbox --metrics segm` and so on. A word
-    belongs to the option before it if it is one of its choices or, for `--cfg-options`, begins with ``KEY=``.
+    belongs to the option before it if it is one of its choices or, for `--cfg-options`, begins with ``KEY=``; other options
+    that may be repeated take all words up to the next option.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         patterns = {
-            flag: '|'.join(map(re.escape, option.type.choices)) + '$'
-            if isinstance(option.type, click.Choice)
-            else r'[A-Za-z_][\w.]*='
+            flag: _word_pattern(option)
             for option in self.params
             if isinstance(option, click.Option) and option.multiple
             for flag in option.opts
@@ -59,6 +58,13 @@ class Command(click.Command):
                 flag = word
             words.append(word)
         return super().parse_args(ctx, words)
+
+
+def _word_pattern(option: click.Option) -> str:
+    """What a word that belongs to the option begins with."""
+    if isinstance(option.type, click.Choice):
+        return '|'.join(map(re.escape, option.type.choices)) + '$'
+    return r'[A-Za-z_][\w.]*=' if option.name == 'cfg_options' else '(?!-)'
 
 
 class Main(click.Group):

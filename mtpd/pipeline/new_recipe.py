@@ -374,13 +374,13 @@ def _methods_file(student: Detector) -> str:
 def _train_steps(dataset: Any) -> list[dict]:
     """The steps of a training dataset's pipelines, those of wrapped datasets and of branches included."""
     if isinstance(dataset, dict):
-        own = (
+        single = (
             [dataset]
             if 'type' in dataset and 'pipeline' not in dataset and 'dataset' not in dataset
             else []
         )
         inner = [dataset.get(key) for key in ('dataset', 'pipeline', 'transforms', 'policies')]
-        return own + [step for item in inner for step in _train_steps(item)]
+        return single + [step for item in inner for step in _train_steps(item)]
     items = dataset if isinstance(dataset, (list, tuple)) else ()
     return [step for item in items for step in _train_steps(item)]
 

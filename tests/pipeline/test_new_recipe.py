@@ -71,14 +71,14 @@ def test_levels_are_those_of_the_same_stride(tmp_path, tiny_coco):
 def test_what_a_config_has_and_the_recipe_does_not_is_named(tmp_path, tiny_coco):
     data = str(tiny_coco(tmp_path / 'coco'))
     text, recipe = made(tmp_path, YOLOX.format('tiny'), YOLOX.format('s'), data=data)
-    told = ' '.join(text.replace('#', ' ').split())
+    notes = ' '.join(text.replace('#', ' ').split())
     for words in (
         'learning rate policy YOLOX',
         'Mosaic',
         'ExpMomentumEMAHook',
         'BatchNorm2d, Swish',
     ):
-        assert words in told
+        assert words in notes
     assert recipe.cfg.distill.student_module == recipe.cfg.distill.teacher_module == 'auto'
     assert list(recipe.cfg.image.std) == [1, 1, 1] and not recipe.cfg.image.to_rgb
     assert recipe.cfg.schedule.optimizer.nesterov and recipe.cfg.schedule.lr_batch_size == 64
@@ -119,10 +119,12 @@ def test_what_is_refused(tmp_path):
 
 def test_the_command(tmp_path):
     out = tmp_path / 'my.py'
-    words = ['new', str(out), '--student', ATSS.format(50), '--teacher', ATSS.format(101)]
+    teachers = [ATSS.format(50), ATSS.format(101)]
+    words = ['new', str(out), '--teachers', *teachers, '--student', ATSS.format(50)]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, result.output
-    assert f'Check: mtpd doctor {out}' in result.output and out.is_file()
+    assert f'Check: mtpd doctor {out}' in result.output
+    assert [*load_recipe(out).cfg.teachers] == ['atss_r50_fpn_1x', 'atss_r101_fpn_1x']
     assert CliRunner().invoke(main, words).exit_code == 2
 
 
