@@ -69,6 +69,11 @@ class Arm:
         return f'{stage}_{self.teachers[stage - 1] or "no_teacher"}'
 
 
+def image_scale(image: dict) -> tuple[int, int]:
+    """Longer and shorter side in pixels that an image is resized into; `image`: a recipe's settings."""
+    return (image.scale, image.scale) if isinstance(image.scale, int) else tuple(image.scale)
+
+
 def _teacher_names(teachers: Any) -> tuple:
     return () if teachers == 'auto' else tuple(teachers)
 
@@ -216,8 +221,8 @@ class Recipe:
                 problems += coco.split_problems(root, split, self.corrupt_limit)
         if problems:
             return problems
-        scale = self.cfg.image.scale
-        longest = scale if isinstance(scale, int) else max(scale)
+        scales = [self.image(name).scale for name in self.detectors]
+        longest = min(scale if isinstance(scale, int) else max(scale) for scale in scales)
         for name, split in splits.items():
             problems += coco.thin_images(root, split, longest, training=name == 'train')
         if problems:
@@ -235,6 +240,29 @@ class Recipe:
         return notes + coco.split_notes(root, splits['val'], training=False)
 
     # Detectors
+
+    def image(self, name: str) -> ConfigDict:
+        """How images are made for 'student' or a teacher: the recipe's `image`, with what a teacher's own states.
+
+        Raises:
+            RecipeError: no such detector.
+        """
+        own = self.detector(name).get('image', {})
+        return ConfigDict({**self.cfg.image, **own})
+
+    def is_features_only(self, name: str) -> bool:
+        """Whether only a teacher's features are used: it needs neither a head nor the dataset's classes, and has no AP."""
+        return bool(self.detector(name).get('features_only'))
+
+    def own_normalisation(self, teacher: str) -> dict | None:
+        """``mean``, ``std`` and ``to_rgb`` of a teacher's images in a stage; None where it sees the student's own.
+
+        It is not None where its images are of another size, as these come as bytes.
+        """
+        ours, theirs = self.cfg.image, self.image(teacher)
+        norm = {'mean': [*theirs.mean], 'std': [*theirs.std], 'to_rgb': theirs.to_rgb}
+        before = {'mean': [*ours.mean], 'std': [*ours.std], 'to_rgb': ours.to_rgb}
+        return norm if norm != before or image_scale(ours) != image_scale(theirs) else None
 
     def detector(self, name: str) -> dict:
         """What the recipe says of a detector. Raises RecipeError where it has none of that name."""

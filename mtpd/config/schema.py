@@ -104,6 +104,17 @@ DETECTOR = {
     'updates': _optional(POSITIVE),
     'scenes': _optional(POSITIVE),
 }
+# A teacher's own, where it sees other images than the student, or gives its features alone.
+TEACHER = {
+    **DETECTOR,
+    'image': {
+        'scale': _optional(_of_type(int, list, tuple)),
+        'mean': _optional(LIST),
+        'std': _optional(LIST),
+        'to_rgb': _optional(_of_type(bool)),
+    },
+    'features_only': _optional(_of_type(bool)),
+}
 # '*' stands for any key.
 RECIPE = {
     'name': TEXT,
@@ -126,7 +137,7 @@ RECIPE = {
         'divisor': POSITIVE,
     },
     'student': DETECTOR,
-    'teachers': {'*': DETECTOR},
+    'teachers': {'*': TEACHER},
     # 'auto': see `mtpd.pipeline.teacher_order.resolve_auto_arms`
     'arms': {'*': {'label': _optional(TEXT), 'teachers': _of_type(list, tuple, str)}},
     'distill': {
@@ -183,7 +194,17 @@ RECIPE = {
 def value_problems(cfg: dict) -> list[str]:
     """Everything wrong with a recipe's keys and values, a line each; empty when all is well."""
     problems = _table_problems(cfg, RECIPE)
-    for check in (_method, _splits, _metrics, _arms, _arm_rate, _loss_name, _levels, _image):
+    for check in (
+        _method,
+        _splits,
+        _metrics,
+        _arms,
+        _arm_rate,
+        _loss_name,
+        _levels,
+        _image,
+        _features_only,
+    ):
         try:
             problems += check(cfg)
         except (KeyError, TypeError, AttributeError, ValueError):
@@ -409,21 +430,57 @@ def _levels(cfg: dict) -> list[str]:
 
 
 def _image(cfg: dict) -> list[str]:
-    image = cfg['image']
-    scale = image['scale']
-    sides = scale if isinstance(scale, (list, tuple)) else (scale, scale)
+    """Of the recipe's `image`, and of teachers' own."""
+    places = {'image': cfg['image']}
+    places |= {
+        f'teachers.{n}.image': t['image'] for n, t in cfg['teachers'].items() if 'image' in t
+    }
     problems = []
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        problems.append(
-            f'image.scale is {scale!r}: pixels, or (width, height) in pixels, are needed.'
-        )
-    for key, above, words in (('mean', -math.inf, ''), ('std', 0, ', above 0')):
-        values = image[key]
-        good = all(isinstance(v, NUMBER) and math.isfinite(v) and v > above for v in values)
-        if len(values) != 3 or not good:
-            problems.append(f'image.{key} is {values!r}: a number per colour is needed{words}.')
-    if not 0 <= image['flip'] <= 1:
-        problems.append(f'image.flip is {image["flip"]}: a share from 0 to 1 is needed.')
+    for place, image in places.items():
+        if 'scale' in image:
+            problems += _scale_problems(f'{place}.scale', image['scale'])
+        for key, above, words in (('mean', -math.inf, ''), ('std', 0, ', above 0')):
+            values = image.get(key, (1, 1, 1))
+            good = all(isinstance(v, NUMBER) and math.isfinite(v) and v > above for v in values)
+            if len(values) != 3 or not good:
+                problems.append(
+                    f'{place}.{key} is {values!r}: a number per colour is needed{words}.'
+                )
+    if not 0 <= cfg['image']['flip'] <= 1:
+        problems.append(f'image.flip is {cfg["image"]["flip"]}: a share from 0 to 1 is needed.')
+    return problems
+
+
+def _scale_problems(key: str, scale: Any) -> list[str]:
+    sides = scale if isinstance(scale, (list, tuple)) else (scale, scale)
+    if len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides):
+        return []
+    return [f'{key} is {scale!r}: pixels, or (width, height) in pixels, are needed.']
+
+
+def _features_only(cfg: dict) -> list[str]:
+    """Teachers without AP: they have weights already, nobody inherits from them, and no order is chosen by it."""
+    problems = []
+    for name, teacher in cfg['teachers'].items():
+        if not teacher.get('features_only'):
+            continue
+        key = f'teachers.{name}.features_only'
+        if not teacher.get('checkpoint'):
+            problems.append(
+                f'{key}: such a teacher is not trained here. Give teachers.{name}.checkpoint, or leave features_only out.'
+            )
+        arms = [arm for arm, value in cfg['arms'].items() if [*value['teachers']][:1] == [name]]
+        if arms and cfg['distill']['start'] == 'inherit':
+            problems.append(
+                f"{key}: arms.{arms[0]} begins with this teacher's head (distill.start is 'inherit'), and only its features "
+                "are taken. Set distill.start to 'baseline' or 'random', or leave features_only out."
+            )
+        for arm, value in cfg['arms'].items():
+            if value['teachers'] == 'auto':
+                problems.append(
+                    f'{key}: arms.{arm} has its teachers chosen by their AP, and it has none. Name the teachers of the arm, '
+                    'or leave features_only out.'
+                )
     return problems
 
 

@@ -18,6 +18,7 @@ from ..runtime import checkpoints, detectors, yolox  # noqa: F401  (adapted befo
 from ..runtime.streams import cuda_stream
 from .initialization import InheritReport, inherit_from_teacher, initialise_weights
 from .losses import build_losses
+from .teacher_images import normalise_bytes, on_students_grid, renormalise
 
 _log = logging.getLogger('mtpd')
 
@@ -49,6 +50,7 @@ class Distiller(BaseDetector):
             the teacher into train mode (DropPath acts, batch norm updates its statistics).
         inherit_allow: patterns of weights that may differ then, see `mtpd.distill.initialization`.
         adapters_checkpoint: a training of a `Distiller`, whose distillation losses' weights these losses go on with.
+        teacher_norm: ``mean``, ``std`` and ``to_rgb`` of the teacher's images, where they are not the student's own.
         train_cfg, test_cfg: the student's, where its config does not hold them.
 
     Raises:
@@ -67,12 +69,13 @@ class Distiller(BaseDetector):
         teacher_mode: str = 'eval',
         inherit_allow: tuple[str, ...] = (),
         adapters_checkpoint: str | None = None,
+        teacher_norm: dict | None = None,
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
     ):
         super().__init__()
         _check_options(student_checkpoint, teacher_checkpoint, init_student, teacher_mode)
-        self.teacher_mode = teacher_mode
+        self.teacher_mode, self.teacher_norm = teacher_mode, teacher_norm
         self.inherit_report: InheritReport | None = None
         student, teacher = (ConfigDict(copy.deepcopy(dict(cfg))) for cfg in (student, teacher))
         self.student = build_detector(student, train_cfg, test_cfg)
@@ -137,26 +140,52 @@ class Distiller(BaseDetector):
         """The student's losses, and one scalar for each distillation loss under its name.
 
         Args:
-            img: `(N, 3, H, W)`, normalised as the student needs it; the teacher gets the same.
+            img: `(N, 3, H, W)`, normalised as the student needs it; the teacher gets the same, or this by `teacher_norm`.
             img_metas: one dict per image.
-            **gt: what the student takes: `gt_bboxes` (a list of `(n, 4)`, xyxy, pixels), ...
+            **gt: what the student takes: `gt_bboxes` (a list of `(n, 4)`, xyxy, pixels of `img`), ... And `teacher_img`,
+                bytes `(N, 3, H_t, W_t)`, where the teacher's images are of another size; `img_metas` then have
+                `teacher_shape`, and its features are compared at the places of the student's cells.
         """
+        teacher_img = gt.pop('teacher_img', None)
         if hasattr(self.student, 'resize_batch'):  # as YOLOX: the teacher and the boxes follow
             img, img_metas, gt['gt_bboxes'] = self.student.resize_batch(
                 img, img_metas, gt['gt_bboxes']
             )
-        with self._features() as (of_student, of_teacher), self.teacher.beside(img, of_teacher):
+        own_size = teacher_img is not None
+        seen = self._teachers_images(img, img_metas, teacher_img)
+        with self._features() as (of_student, of_teacher), self.teacher.beside(seen, of_teacher):
             losses = dict(self.student.forward_train(img, img_metas, **gt))
         for name, student_module, teacher_module in self._links:
             if name in losses:
                 raise MtpdError(f'the student itself has a loss {name!r}: rename the method')
+            student_feature = _hooked_feature(of_student, 'student', student_module)
+            teacher_feature = _hooked_feature(of_teacher, 'teacher', teacher_module)
+            if own_size:
+                teacher_feature = on_students_grid(
+                    teacher_feature,
+                    student_feature.shape[2:],
+                    (img.shape[2:], seen.shape[2:]),
+                    tuple(_shapes(img_metas, key) for key in ('img_shape', 'teacher_shape')),
+                )
             losses[name] = self.distill_losses[name](
-                _hooked_feature(of_student, 'student', student_module),
-                _hooked_feature(of_teacher, 'teacher', teacher_module),
+                student_feature,
+                teacher_feature,
                 gt_bboxes=gt.get('gt_bboxes'),
                 img_metas=img_metas,
             )
         return losses
+
+    def _teachers_images(
+        self, img: Tensor, img_metas: list[dict], teacher_img: Tensor | None
+    ) -> Tensor:
+        """The images that the teacher sees, `(N, 3, H, W)`; `img` itself where it has none of its own."""
+        if teacher_img is not None:
+            shapes = _shapes(img_metas, 'teacher_shape')
+            return normalise_bytes(teacher_img, self.teacher_norm, shapes)
+        if self.teacher_norm is None:
+            return img
+        before = img_metas[0]['img_norm_cfg']
+        return renormalise(img, before, self.teacher_norm, _shapes(img_metas, 'img_shape'))
 
     @contextlib.contextmanager
     def _features(self):
@@ -260,6 +289,10 @@ def _load_adapters(losses: nn.ModuleDict, path: str) -> None:
     losses.load_state_dict(weights)
 
 
+def _shapes(img_metas: list[dict], key: str) -> list[tuple[int, ...]]:
+    return [meta[key] for meta in img_metas]
+
+
 def _hooked_feature(features: dict, who: str, path: str) -> Tensor:
     """The output of a hooked module. Raises MtpdError unless it is a tensor."""
     output = features.get(path)
@@ -293,6 +326,8 @@ class Teacher(nn.Module):
     def forward(self, img: Tensor) -> tuple[Tensor, ...]:
         """Features, each `(N, C, H, W)`, of images `(N, 3, H, W)`."""
         return self.neck(self.backbone(img))
+
+    extract_feat = forward  # as of a detector
 
     @contextlib.contextmanager
     def beside(self, img: Tensor, features: dict[str, Tensor]) -> Iterator[None]:

@@ -40,6 +40,8 @@ def train_model(
     scenes: int | None = None,
     meta: dict | None = None,
     peak: float | None = None,
+    detector: str = 'student',
+    teacher: str | None = None,
 ) -> InheritReport | None:
     """Trains what `build` makes for `updates` optimizer steps into ``out/latest.pth``.
 
@@ -52,6 +54,8 @@ def train_model(
         scenes: number of training scenes, if not the recipe's.
         meta: entries for the checkpoint's `meta`.
         peak: the largest learning rate, if not the schedule's; as that, before it is scaled to the batch.
+        detector: whose images are loaded: 'student', or a teacher that is trained.
+        teacher: the stage's, whose images may be of another size.
 
     Returns:
         The model's `inherit_report`: what a `Distiller` took over from its teacher. None where that is nothing.
@@ -66,14 +70,15 @@ def train_model(
     make_writable_folder(out)
     masks = pipelines.needs_masks(recipe, model_cfg)
     train, val = (
-        pipelines.dataset_config(recipe, split, scenes, masks) for split in ('train', 'val')
+        pipelines.dataset_config(recipe, split, scenes, masks, detector, teacher)
+        for split in ('train', 'val')
     )
     cfg = training_config(recipe, train, val, out, updates, seed, recipe_device(recipe), peak)
     return train_by_config(
         cfg,
         build,
         recipe.source,
-        recipe_setting_names(recipe.cfg, processes_used),
+        recipe_setting_names(recipe.cfg, processes_used, detector),
         validate=bool(recipe.cfg.schedule.eval_interval),
         threads=recipe.cfg.runtime.threads,
         meta=meta,

@@ -143,9 +143,11 @@ class SettingNames(NamedTuple):
         return f'lower the learning rate ({self.lr}), or clip gradients to less ({self.clip})'
 
 
-def recipe_setting_names(cfg: dict, processes: int) -> SettingNames:
-    """The settings of a recipe, `cfg` its values."""
-    schedule, scale = cfg.schedule, cfg.image.scale
+def recipe_setting_names(cfg: dict, processes: int, detector: str = 'student') -> SettingNames:
+    """The settings of a recipe, `cfg` its values, for the training or evaluation of a detector."""
+    schedule, side, scale = cfg.schedule, 'image.scale', cfg.image.scale
+    if own := cfg.teachers.get(detector, {}).get('image', {}).get('scale'):
+        side, scale = f'teachers.{detector}.image.scale', own
     if schedule.get('lr_batch_size') is None:
         rate = f'schedule.lr_batch_size={schedule.batch_size} scales the learning rate with it'
     else:
@@ -158,7 +160,7 @@ def recipe_setting_names(cfg: dict, processes: int) -> SettingNames:
         images=schedule.batch_size,
         processes=processes,
         rate=rate,
-        side='image.scale',
+        side=side,
         scale=scale if isinstance(scale, int) else tuple(scale),
         evaluation='evaluation.batch_size',
         evaluated=cfg.evaluation.batch_size,

@@ -7,20 +7,18 @@ import io
 import sys
 from typing import Any
 
+import mmcv
 import numpy as np
 import torch
+from mmcv.parallel import DataContainer
 from mmcv.runner import get_dist_info
 from mmdet.datasets import PIPELINES, build_dataset
-from mmdet.datasets.pipelines import Normalize
+from mmdet.datasets.pipelines import Collect, Normalize
 
-from ..config.recipe import Recipe
+from ..config.recipe import Recipe, image_scale
 from ..data import coco, dataset, loading  # noqa: F401  (dataset, loading: registered with mmdet)
+from ..distill.teacher_images import normalise_bytes
 from ..errors import RecipeError
-
-
-def image_scale(image: dict) -> tuple[int, int]:
-    """Longer and shorter side in pixels that an image is resized into; `image`: a recipe's settings."""
-    return (image.scale, image.scale) if isinstance(image.scale, int) else tuple(image.scale)
 
 
 def input_size(image: dict) -> tuple[int, int]:
@@ -29,10 +27,16 @@ def input_size(image: dict) -> tuple[int, int]:
     return height, width
 
 
-def train_pipeline(image: dict, masks: bool = False) -> list[dict]:
-    """Load, resize (aspect ratio kept, within `image.scale` pixels), flip, normalise, pad."""
+def train_pipeline(image: dict, masks: bool = False, teacher: dict | None = None) -> list[dict]:
+    """Load, resize (aspect ratio kept, within `image.scale` pixels), flip, normalise, pad.
+
+    Args:
+        image: a recipe's settings, or those of one of its teachers.
+        masks: objects' masks are loaded.
+        teacher: a teacher's settings beside the student's `image`, for a stage; see `with_teacher_images`.
+    """
     keys = ['img', 'gt_bboxes', 'gt_labels', *(['gt_masks'] if masks else [])]
-    return [
+    steps = [
         dict(type='LoadImageFromFile'),
         dict(type='LoadAnnotations', with_bbox=True, with_mask=masks),
         dict(type='Resize', img_scale=image_scale(image), keep_ratio=True),
@@ -41,6 +45,7 @@ def train_pipeline(image: dict, masks: bool = False) -> list[dict]:
         dict(type='DefaultFormatBundle'),
         dict(type='Collect', keys=keys),
     ]
+    return with_teacher_images(steps, image, teacher) if teacher else steps
 
 
 def test_pipeline(image: dict) -> list[dict]:
@@ -63,8 +68,73 @@ def _normalise_and_pad(image: dict) -> list[dict]:
     return [dict(type='Normalize', **norm), dict(type='Pad', size_divisor=image.divisor)]
 
 
+# Images of a teacher's size, beside the student's.
+
+
+def with_teacher_images(steps: list[dict], image: dict, teacher: dict) -> list[dict]:
+    """Steps that also give `teacher_img`, the picture at the teacher's size; `steps` themselves where the sizes are equal.
+
+    The picture is resized from the file's pixels, not from the student's image, and flipped as that is. It is bytes, BGR:
+    the `Distiller` normalises them.
+
+    Args:
+        steps: of `train_pipeline`.
+        image, teacher: settings of the student's and the teacher's images.
+    """
+    scale = image_scale(teacher)
+    if scale == image_scale(image):
+        return steps
+    load, annotations, resize, flip, *rest, collect = steps
+    # The annotations' step draws nothing, and the resized image is a new array.
+    own = dict(type='TeacherImage', img_scale=scale, size_divisor=image.divisor)
+    collect = {**collect, 'type': 'CollectBoth', 'keys': [*collect['keys'], 'teacher_img']}
+    return [load, dict(type='KeepOriginal'), annotations, resize, flip, own, *rest, collect]
+
+
+@PIPELINES.register_module()
+class KeepOriginal:
+    """Keeps the loaded picture for `TeacherImage`; later steps make new arrays of `img`."""
+
+    def __call__(self, results: dict) -> dict:
+        results['teacher_img'] = results['img']
+        return results
+
+
+@PIPELINES.register_module()
+class TeacherImage:
+    """Makes the kept picture the teacher's image: resized, flipped as `img` was, and padded by 0; a stacked `DataContainer`.
+
+    Args:
+        img_scale: longer and shorter side in pixels that it is resized into, aspect ratio kept, as by mmdet's `Resize`.
+        size_divisor: its canvas has sides of a multiple of this.
+    """
+
+    def __init__(self, img_scale: tuple[int, int], size_divisor: int):
+        self.img_scale, self.size_divisor = tuple(img_scale), size_divisor
+
+    def __call__(self, results: dict) -> dict:
+        image = mmcv.imrescale(results['teacher_img'], self.img_scale, backend='cv2')
+        if results['flip']:
+            image = mmcv.imflip(image, direction=results['flip_direction'])
+        results['teacher_shape'] = image.shape
+        image = mmcv.impad_to_multiple(image, self.size_divisor)
+        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        results['teacher_img'] = DataContainer(pixels, stack=True)
+        return results
+
+
+@PIPELINES.register_module()
+class CollectBoth(Collect):
+    """mmdet's `Collect`, whose `img_metas` also have `teacher_shape`: (height, width, 3) of the teacher's image unpadded."""
+
+    def __init__(self, keys: list[str]):
+        super().__init__(keys)
+        self.meta_keys = (*self.meta_keys, 'teacher_shape')
+
+
 # Batches of bytes, which the device normalises.
 
+TEACHER_STEPS = ('KeepOriginal', 'TeacherImage')
 NORMALISED = ('LoadImageFromFile', 'LoadAnnotations', 'Resize', 'RandomFlip', 'Normalize', 'Pad', 'DefaultFormatBundle', 'Collect')  # fmt: skip
 
 
@@ -83,7 +153,8 @@ def with_byte_batches(cfg: dict) -> dict:
     A dataset whose steps are not those of `train_pipeline` is returned as it is.
     """
     steps = cfg.get('pipeline') or []
-    if tuple(step['type'] for step in steps) != NORMALISED:
+    types = [step['type'].replace('CollectBoth', 'Collect') for step in steps]
+    if tuple(kind for kind in types if kind not in TEACHER_STEPS) != NORMALISED:
         return cfg
     *first, norm, pad, bundle, collect = steps
     later, bundle = {**norm, 'type': 'NormalizeLater'}, {**bundle, 'img_to_float': False}
@@ -99,15 +170,9 @@ def normalise_batch(model: torch.nn.Module, args: tuple, batch: dict) -> tuple[t
     images = batch.get('img')
     if not isinstance(images, torch.Tensor) or images.dtype != torch.uint8:
         return args, batch
-    norm = batch['img_metas'][0]['img_norm_cfg']
-    normalised = torch.empty_like(images, dtype=torch.float32)
-    for channel, (mean, std) in enumerate(zip(norm['mean'], norm['std'], strict=True)):
-        pixels = images[:, 2 - channel if norm['to_rgb'] else channel].float()
-        # OpenCV rounds the difference to float32, and multiplies in float64.
-        normalised[:, channel] = pixels.sub_(float(mean)).double().mul_(1 / np.float64(std))
-    for image, meta in zip(normalised, batch['img_metas'], strict=True):
-        height, width = meta['img_shape'][:2]
-        image[:, height:], image[:, :, width:] = 0, 0
+    metas = batch['img_metas']
+    shapes = [meta['img_shape'] for meta in metas]
+    normalised = normalise_bytes(images, metas[0]['img_norm_cfg'], shapes)
     return args, {**batch, 'img': normalised}
 
 
@@ -134,7 +199,12 @@ def print_notes(notes: list[str]) -> None:
 
 
 def dataset_config(
-    recipe: Recipe, split: str, scenes: int | None = None, masks: bool = False
+    recipe: Recipe,
+    split: str,
+    scenes: int | None = None,
+    masks: bool = False,
+    detector: str = 'student',
+    teacher: str | None = None,
 ) -> dict:
     """mmdet's CocoDataset config for 'train' or 'val', its classes those of the training annotations.
 
@@ -143,19 +213,21 @@ def dataset_config(
     Args:
         scenes: number of training scenes, if not the recipe's.
         masks: a training split is loaded with its objects' masks.
+        detector: whose images it has: 'student', or a teacher that is trained or measured.
+        teacher: a teacher whose images a training split has beside them, where they are of another size.
 
     Raises:
         MtpdError: the training annotations can't be read.
     """
     annotations, images = recipe.split(split, scenes)
-    image = recipe.cfg.image
+    image, beside = recipe.image(detector), recipe.image(teacher) if teacher else None
     training = split == 'train'
     return dict(
         type='CocoDataset',
         ann_file=str(annotations),
         img_prefix=str(images),
         classes=recipe.classes,
-        pipeline=train_pipeline(image, masks) if training else test_pipeline(image),
+        pipeline=train_pipeline(image, masks, beside) if training else test_pipeline(image),
         test_mode=not training,
     )
 

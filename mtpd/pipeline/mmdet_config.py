@@ -265,7 +265,7 @@ def evaluate_config(
 
 def recipe_as_mmdet(recipe: Recipe, detector: str) -> str:
     """A recipe's detector and its validation split as an mmdet config's text, for mmdet's own ``tools/test.py``."""
-    split = pipelines.dataset_config(recipe, 'val')
+    split = pipelines.dataset_config(recipe, 'val', detector=detector)
     split |= {key: display_path(Path(split[key])) for key in ('ann_file', 'img_prefix')}
     batch = dict(samples_per_gpu=recipe.cfg.evaluation.batch_size, workers_per_gpu=0)
     data = dict(train={}, val=split, test=split, test_dataloader=batch)

@@ -74,6 +74,7 @@ def train_stage(
                 seed,
                 meta=meta,
                 peak=recipe.cfg.schedule.get('arm_lr'),
+                teacher=teacher,
             )
         write_json(
             out / 'stage.json',
@@ -188,6 +189,7 @@ def _stage_builder(
         teacher_mode=distill.teacher_mode,
         inherit_allow=tuple(distill.inherit_allow),
         adapters_checkpoint=str(adapters) if adapters else None,
+        teacher_norm=recipe.own_normalisation(teacher),
     )
     return build, student
 

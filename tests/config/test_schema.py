@@ -182,3 +182,45 @@ def test_no_detector_trains_for_less_than_one_update():
     assert 'teachers.r101.updates is -4: it must be at least 1.' in text
     assert 'teachers.rx101.scenes is 0' in text and 'schedule.arm is -5' in text
     assert 'divide' not in text and '3 problems' in text
+
+
+@pytest.mark.parametrize(
+    ('overrides', 'message'),
+    [
+        ({'teachers.r101.image.scale': 0}, 'teachers.r101.image.scale is 0: pixels, or (width'),
+        ({'teachers.r101.image.std': [1, 1]}, 'teachers.r101.image.std is [1, 1]: a number per'),
+        (
+            {'teachers.r101.image.flip': 0.5},
+            "unknown key 'teachers.r101.image.flip'. Did you mean",
+        ),
+        ({'student.image.scale': 64}, "unknown key 'student.image'"),
+    ],
+)
+def test_a_teachers_images_have_a_size_and_a_normalisation(overrides, message):
+    assert message in refused(overrides)
+
+
+def test_a_teacher_has_what_its_image_states_and_the_rest_of_the_recipes():
+    options = {'teachers.r101.image.scale': [400, 200], 'teachers.r101.image.to_rgb': False}
+    recipe = load_recipe(MINI, options | {'teachers.rx101.image.mean': [123.675, 116.28, 103.53]})
+    ours, theirs = recipe.image('student'), recipe.image('r101')
+    assert ours == recipe.cfg.image and theirs.scale == [400, 200] and not theirs.to_rgb
+    assert {**theirs, 'scale': ours.scale, 'to_rgb': True} == ours
+    norm = {'mean': ours.mean, 'std': ours.std, 'to_rgb': False}
+    assert recipe.own_normalisation('r101') == norm
+    assert recipe.own_normalisation('rx101') is None  # it states what the student has
+
+
+@pytest.mark.parametrize(
+    ('overrides', 'message'),
+    [
+        ({'teachers.r101.checkpoint': None}, 'Give teachers.r101.checkpoint'),
+        ({'distill.start': 'inherit'}, "begins with this teacher's head"),
+        ({'arms.direct.teachers': 'auto'}, 'arms.direct has its teachers chosen by their AP'),
+    ],
+)
+def test_a_teacher_of_features_alone_gives_neither_a_head_nor_an_ap(overrides, message):
+    alone = {'teachers.r101.features_only': True, 'distill.start': 'baseline'}
+    assert load_recipe(MINI, alone).is_features_only('r101')
+    text = refused(alone | overrides)
+    assert 'teachers.r101.features_only: ' in text and message in text
