@@ -16,7 +16,7 @@ from ..config.plan import stage_dir
 from ..config.recipe import Recipe
 from ..data.loading import read_image
 from ..distill.adaptation_cost import costs_from_features
-from ..engine.features import image_batches, load_detectors, neck_features
+from ..engine.features import feature_batches, image_batches, load_detectors
 from ..errors import RecipeError
 from ..pipeline.detectors import detector_checkpoint
 from ..pipeline.stages import train_stage
@@ -131,8 +131,7 @@ def feature_rows(
     """
     models = load_detectors(recipe, checkpoints)
     rows: list[list] = []
-    for images, _ in image_batches(recipe, count):
-        by_label = {label: neck_features(model, images) for label, model in models.items()}
+    for by_label, _, metas in feature_batches(recipe, models, count):
         levels = min(len(features) for features in by_label.values())
         if not 0 <= level < levels:
             raise RecipeError(
@@ -140,7 +139,7 @@ def feature_rows(
             )
         rows += [
             [(label, features[level][i]) for label, features in by_label.items()]
-            for i in range(len(images))
+            for i in range(len(metas))
         ]
     return rows
 

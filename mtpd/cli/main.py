@@ -196,7 +196,7 @@ def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out, ignore_class
         metrics = metrics or tuple(recipe.cfg.evaluation.metrics)
         name = detector or 'student'
         numbers = evaluate(recipe, checkpoint, metrics, name, out, ignore_classes)
-        if note := image_size_note(recipe, checkpoint):
+        if note := image_size_note(recipe, checkpoint, name):
             click.echo(f'note: {note}', err=True)
     echo_json(numbers)
 

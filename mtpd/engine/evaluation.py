@@ -28,6 +28,7 @@ from ..config.recipe import Recipe
 from ..data import coco, loading
 from ..data.classes import known_classes, match_classes
 from ..data.dataset import CocoDataset
+from ..distill.distiller import Teacher
 from ..errors import MtpdError, RecipeError
 from ..runtime import checkpoints, distributed
 from ..utils.files import file_sha256, read_json_if_valid, write_json, write_text
@@ -92,7 +93,8 @@ def evaluate(
     """
     pipelines.check_data(recipe, training=False)
     model = load_detector(recipe, checkpoint, detector, ignore_classes)
-    split = pipelines.dataset_config(recipe, 'val') | {'classes': model.CLASSES}
+    split = pipelines.dataset_config(recipe, 'val', detector=detector)
+    split |= {'classes': model.CLASSES}
     check_metrics(metrics, model, Path(split['ann_file']), recipe.source)
     count = process_count(recipe)
     task = DetectionTask(
@@ -101,22 +103,25 @@ def evaluate(
         recipe_device(recipe),
         count,
         recipe.corrupt_limit,
-        memory.recipe_setting_names(recipe.cfg, count),
+        memory.recipe_setting_names(recipe.cfg, count, detector),
         recipe.cfg.evaluation.get('library', 'auto'),
     )
     return evaluate_model(model, task, checkpoint, metrics, out)
 
 
-def image_size_note(recipe: Recipe, checkpoint: str | Path) -> str | None:
-    """What to do where a checkpoint of this kit was trained for images of another size than the recipe's."""
+def image_size_note(
+    recipe: Recipe, checkpoint: str | Path, detector: str = 'student'
+) -> str | None:
+    """What to do where a checkpoint of this kit was trained for images of another size than the recipe has for a detector."""
     meta = checkpoints.load_checkpoint(checkpoint).get('meta') or {}
     sizes = re.findall(r"'img_scale': (\(\d+, \d+\))", str(meta.get('config')))
-    ours = str(tuple(pipelines.image_scale(recipe.cfg.image)))
+    ours = str(tuple(pipelines.image_scale(recipe.image(detector))))
+    key = 'image' if detector == 'student' else f'teachers.{detector}.image'
     if 'recipe' not in meta or not sizes or sizes[-1] == ours:
         return None
     return (
         f'{checkpoint} was trained to be measured on images of {sizes[-1]}, and is measured on {ours}. As it was trained: '
-        f'--cfg-options "image.scale={sizes[-1].replace(" ", "")}"'
+        f'--cfg-options "{key}.scale={sizes[-1].replace(" ", "")}"'
     )
 
 
@@ -331,12 +336,16 @@ def _load_detections(truth: COCO, detections: list[dict], metric: str) -> COCO:
 def model_cost(recipe: Recipe, detector: str, images: int = 20) -> dict:
     """Size and speed: ``parameters``, ``gflops`` (multiply-adds counted as one, mmdet's convention) at ``input``
     [height, width] pixels, and ``ms_per_image``, the median of `images` single-image forward passes on this machine.
+
+    Of a teacher with `features_only` they are backbone's and neck's.
     """
-    model = build_detector(ConfigDict(recipe.model(detector))).eval().to(recipe_device(recipe))
+    build = Teacher if recipe.is_features_only(detector) else build_detector
+    model = build(ConfigDict(recipe.model(detector))).eval().to(recipe_device(recipe))
     if hasattr(model, 'roi_head'):
         _use_box_proposals(model.roi_head)
-    height, width = pipelines.input_size(recipe.cfg.image)
-    forward, model.forward = model.forward, model.forward_dummy
+    height, width = pipelines.input_size(recipe.image(detector))
+    dummy = getattr(model, 'forward_dummy', model.forward)
+    forward, model.forward = model.forward, dummy
     with contextlib.redirect_stdout(io.StringIO()):
         flops, _ = get_model_complexity_info(
             model, (3, height, width), as_strings=False, print_per_layer_stat=False
@@ -347,7 +356,7 @@ def model_cost(recipe: Recipe, detector: str, images: int = 20) -> dict:
     with torch.no_grad():
         for _ in range(images + 3):
             began = time.perf_counter()
-            model.forward_dummy(image)
+            dummy(image)
             if image.is_cuda:
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - began)

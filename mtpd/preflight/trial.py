@@ -86,7 +86,7 @@ def _measure_training(
     """
     memory.reset_peak(device)
     masks = pipelines.needs_masks(recipe, recipe.model(detector))
-    data = example_images(recipe, folder, batch, TIMED_UPDATES * batch, masks)
+    data = example_images(recipe, folder, batch, TIMED_UPDATES * batch, masks, detector, teacher)
     switches = speed.resolve_speed(recipe.cfg.get('speed'), device)
     _, _, available = memory.memory_used(device)
     too_much = int(1.1 * available)
@@ -150,7 +150,8 @@ def untrained_detector(recipe: Recipe, detector: str, teacher: str | None) -> nn
     if teacher:
         teacher_cfg = _without_pretrained(recipe.model(teacher))
         settings = distill_cfg(recipe, cfg, teacher_cfg)
-        return Distiller(cfg, teacher_cfg, settings, teacher_checkpoint='random')
+        norm = recipe.own_normalisation(teacher)
+        return Distiller(cfg, teacher_cfg, settings, teacher_checkpoint='random', teacher_norm=norm)
     model = build_detector(ConfigDict(cfg))
     model.init_weights()
     return model
@@ -207,7 +208,7 @@ class Update:
 @torch.no_grad()
 def _measure_evaluation(recipe: Recipe, detector: str, device: str) -> float:
     """Seconds for a validation image, by the second of two batches."""
-    data = pipelines.quiet_dataset(pipelines.dataset_config(recipe, 'val'))
+    data = pipelines.quiet_dataset(pipelines.dataset_config(recipe, 'val', detector=detector))
     data = SkipCorrupt(data, recipe.corrupt_limit)
     batch = recipe.cfg.evaluation.batch_size
     model = build_detector(ConfigDict(_without_pretrained(recipe.model(detector))))
@@ -226,7 +227,13 @@ def _measure_evaluation(recipe: Recipe, detector: str, device: str) -> float:
 
 
 def example_images(
-    recipe: Recipe, folder: Path, most: int, others: int, masks: bool
+    recipe: Recipe,
+    folder: Path,
+    most: int,
+    others: int,
+    masks: bool,
+    detector: str = 'student',
+    teacher: str | None = None,
 ) -> SkipCorrupt:
     """Images of the training split as training loads them: `most` that need most memory, then `others` at random.
 
@@ -236,6 +243,7 @@ def example_images(
     Args:
         folder: gets the annotation file.
         masks: with the objects' masks.
+        detector, teacher: whose images they are, see `pipelines.dataset_config`.
 
     Returns:
         A dataset of `most` + `others` images, fewer where the split has fewer.
@@ -248,7 +256,7 @@ def example_images(
         for item in table['images']
         if count[item['id']] and min(item['width'], item['height']) >= MIN_TRAINING_SIDE
     ]
-    scale = pipelines.image_scale(recipe.cfg.image)
+    scale = pipelines.image_scale(recipe.image(detector))
     sizes = {i['id']: rescale_size((i['width'], i['height']), scale) for i in images}
     formats = [[i for i in images if (i['width'] > i['height']) == wide] for wide in (True, False)]
     largest = max(formats, key=lambda group: _padded_pixels([sizes[i['id']] for i in group]))
@@ -261,7 +269,7 @@ def example_images(
     objects = [item for item in table['annotations'] if item['image_id'] in ids]
     path = folder / 'examples.json'
     path.write_text(json.dumps({**table, 'images': chosen, 'annotations': objects}))
-    cfg = pipelines.dataset_config(recipe, 'train', masks=masks)
+    cfg = pipelines.dataset_config(recipe, 'train', masks=masks, detector=detector, teacher=teacher)
     data = pipelines.quiet_dataset(cfg | {'ann_file': str(path)})
     return SkipCorrupt(data, recipe.corrupt_limit)
 

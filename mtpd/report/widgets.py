@@ -15,7 +15,7 @@ from ..analysis import dataset, feature_maps
 from ..analysis.error_types import classify_detections
 from ..analysis.run import Run
 from ..config.recipe import Recipe
-from ..engine.features import image_batches, load_detectors, neck_features
+from ..engine.features import feature_batches, load_detectors
 from ..plots import Figure
 
 
@@ -152,8 +152,7 @@ class FeaturesView:
         missing = {str(p): (n, p) for n, p in self.arms[arm].values() if p not in self._levels}
         models = load_detectors(self.recipe, missing)
         self._levels |= {Path(path): [] for path in models}
-        for pixels, metas in image_batches(self.recipe, len(self)) if models else ():
-            for path, model in models.items():
-                levels = neck_features(model, pixels)
+        for features, _, metas in feature_batches(self.recipe, models, len(self)) if models else ():
+            for path, levels in features.items():
                 self._levels[Path(path)] += [[x[i] for x in levels] for i in range(len(metas))]
         return [(label, self._levels[path][image]) for label, (_, path) in self.arms[arm].items()]
