@@ -27,6 +27,8 @@ FPN_MODULE = 'neck.fpn_convs.{level}.conv'  # what the recipes' base file compar
 COCO_IMAGES = 117266  # of train2017, with objects
 # Steps of a train pipeline that the recipe's own has, too.
 KNOWN_STEPS = ('LoadImageFromFile', 'LoadAnnotations', 'Resize', 'RandomFlip', 'Normalize', 'Pad', 'DefaultFormatBundle', 'Collect', 'FilterAnnotations')  # fmt: skip
+# Of the recipes' base file: of images for torchvision's weights.
+USUAL = {'mean': [123.675, 116.28, 103.53], 'std': [58.395, 57.12, 57.375], 'to_rgb': True}
 POLICIES = ('step', 'CosineAnnealing', 'OneCycle', 'poly', 'cyclic')
 
 
@@ -159,7 +161,7 @@ class _Draft:
             'image': self._image(),
             'student': self._spec(self.student, self.checkpoint),
             'teachers': {
-                key: self._spec(teacher, teacher.published.weights)
+                key: self._spec(teacher, teacher.published.weights) | self._own_images(teacher)
                 for key, teacher in zip(self.names, self.teachers, strict=True)
             },
             'arms': self._arms(),
@@ -181,6 +183,16 @@ class _Draft:
         if self.pocket:  # nothing is fetched
             return spec | {'model': {'backbone': {'init_cfg': None}}}
         return spec | ({'checkpoint': checkpoint} if checkpoint else {})
+
+    def _own_images(self, teacher: Detector) -> dict:
+        """What a teacher needs said whose images are normalised in another way than the student's."""
+        norm, students = _normalisation(teacher), _normalisation(self.student) or USUAL
+        if not norm or norm == students:
+            return {}
+        self.notes.append(
+            f'{teacher.label} takes its images normalised in its own way (teachers.*.image).'
+        )
+        return {'image': norm}
 
     def _checkpoint_notes(self) -> list[str]:
         lines = []
@@ -278,14 +290,8 @@ class _Draft:
         return {'start': 'inherit'}
 
     def _image(self) -> dict:
-        data = self.student.cfg.get('data', {})
-        raw = RAW_PIXELS if 'LoadImageFromFile' in str(data) else None
-        norm = next(normalise_steps(data), self.student.cfg.get('img_norm_cfg', raw))
-        values: dict[str, Any] = {}
-        if norm:
-            values |= {key: list(norm[key]) for key in ('mean', 'std')}
-            values['to_rgb'] = bool(norm.get('to_rgb', True))
-        scale = _image_scale(data.get('train', {}))
+        values: dict[str, Any] = _normalisation(self.student)
+        scale = _image_scale(self.student.cfg.get('data', {}).get('train', {}))
         if self.pocket:
             values['scale'] = (320, 192)
         elif scale:
@@ -347,6 +353,17 @@ class _Draft:
             left.append('fp16 (speed.precision takes its place)')
         if left:
             self.notes.append(f"Not taken from the student's config: {', '.join(left)}.")
+
+
+def _normalisation(detector: Detector) -> dict:
+    """`mean`, `std` and `to_rgb` of a detector's config; empty where it has no data pipeline."""
+    data = detector.cfg.get('data', {})
+    raw = RAW_PIXELS if 'LoadImageFromFile' in str(data) else None
+    norm = next(normalise_steps(data), detector.cfg.get('img_norm_cfg', raw))
+    if not norm:
+        return {}
+    lists = {key: list(map(float, norm[key])) for key in ('mean', 'std')}
+    return {**lists, 'to_rgb': bool(norm.get('to_rgb', True))}
 
 
 def _teacher_names(teachers: list[Detector]) -> list[str]:

@@ -11,10 +11,12 @@ from typing import Any
 
 from mmcv import Config, ConfigDict
 from mmdet.models import build_detector
+from torch import nn
 
 from ..config.recipe import Recipe, detector_key
 from ..data import coco
 from ..data.classes import known_classes, list_names, same_classes
+from ..distill.distiller import Teacher
 from ..distill.initialization import InheritanceError, inherit_from_teacher, warm_start
 from ..distill.losses import build_losses
 from ..engine.distill_config import distill_cfg
@@ -35,8 +37,9 @@ def settings_problems(recipe: Recipe, names: Iterable[str]) -> list[str]:
         problems += mask_problems(recipe, 'val', 'evaluation.metrics has segm')
     for name in names:
         model, spec = recipe.model(name), recipe.detectors[name]
-        masks = has_mask_head(model)
-        if segm and not masks:
+        features_only = recipe.is_features_only(name)
+        masks = has_mask_head(model) and not features_only
+        if segm and not masks and not features_only:
             problems.append(
                 f'evaluation.metrics has segm, and {name} predicts no masks: leave segm out.'
             )
@@ -89,7 +92,9 @@ def checkpoint_problems(recipe: Recipe, name: str, path: Path) -> list[str]:
         ]
     meta = checkpoint.get('meta')
     meta = meta if isinstance(meta, dict) else {}
-    problems = _class_problems(recipe, name, path, meta.get('CLASSES'))
+    problems = []
+    if not recipe.is_features_only(name):
+        problems = _class_problems(recipe, name, path, meta.get('CLASSES'))
     if not problems:
         problems = _architecture_problems(recipe, name, path, state)
     norm = checkpoint_normalisation(meta)
@@ -108,7 +113,7 @@ def distillation_problems(recipe: Recipe, teachers: Iterable[str]) -> list[str]:
         for name in ('student', teacher):
             configs.append(recipe.model(name))
             try:
-                models.append(build_detector(ConfigDict(recipe.model(name))))
+                models.append(_build(recipe, name))
             except Exception as error:  # mmdet raises a dozen types
                 problems.append(_build_failure(recipe, name, error))
         if len(models) < 2:
@@ -157,6 +162,12 @@ def inheritance_problems(recipe: Recipe, teachers: Iterable[str]) -> list[str]:
     return problems
 
 
+def _build(recipe: Recipe, name: str) -> nn.Module:
+    """A detector, or backbone and neck of a teacher with `features_only`."""
+    build = Teacher if recipe.is_features_only(name) else build_detector
+    return build(ConfigDict(recipe.model(name)))
+
+
 def _build_failure(recipe: Recipe, name: str, error: Exception) -> str:
     config, key = recipe.detectors[name].config, detector_key(name)
     return f'{name}: mmdet cannot build {config}: {error}. Correct {key}.model, or choose another {key}.config.'
@@ -185,19 +196,29 @@ def _class_problems(recipe: Recipe, name: str, path: Path, trained: Any) -> list
         if same_classes(sorted(classes), sorted(trained)):
             difference += ' (the same classes in another order)'
     key = detector_key(name)
+    fix = f'or train it here from those weights: --cfg-options {key}.checkpoint=None {key}.init={path}'
+    if name != 'student' and recipe.cfg.distill.start != 'inherit':
+        fix += (
+            f'; or take its features alone, without its AP: --cfg-options {key}.features_only=True'
+        )
     return [
-        f'{name}: {path} was trained on other classes: {difference}. Give a checkpoint of these classes in this order, '
-        f'or train it here from those weights: --cfg-options {key}.checkpoint=None {key}.init={path}'
+        f'{name}: {path} was trained on other classes: {difference}. Give a checkpoint of these classes in this order, {fix}'
     ]
 
 
 def _architecture_problems(recipe: Recipe, name: str, path: Path, state: dict) -> list[str]:
+    features_only = recipe.is_features_only(name)
     try:
-        model = build_detector(ConfigDict(recipe.model(name)))
+        model = _build(recipe, name)
     except Exception as error:  # mmdet raises a dozen types
         return [_build_failure(recipe, name, error)]
     weights = model.state_dict()
-    if name != 'student':  # a teacher's head may have less or more; where it is used, that is seen
+    if features_only:
+        for key in [key for key in state if not key.startswith(TEACHER_PARTS)]:
+            del state[key]
+    elif (
+        name != 'student'
+    ):  # a teacher's head may have less or more; where it is used, that is seen
         for key in state.keys() ^ weights.keys():
             if key.startswith(TEACHER_PARTS):
                 continue
@@ -280,28 +301,21 @@ def _literal_normalisation(node: ast.AST) -> dict | None:
 def normalisation_problems(
     recipe: Recipe, name: str, trained: dict | None, source: str
 ) -> list[str]:
-    """Whether the recipe makes images in another way than a detector takes them.
+    """Whether the recipe makes a detector's images in another way than it takes them.
 
     Args:
         trained: the normalisation that the detector was trained with, None where it is unknown.
         source: the file that states it.
     """
-    image = recipe.cfg.image
+    image = recipe.image(name)
     if trained is None or _same_normalisation(trained, image):
         return []
+    key = 'image' if name == 'student' else f'teachers.{name}.image'
     mean, std = _format_numbers(trained['mean']), _format_numbers(trained['std'])
-    options = f"'image.mean={mean} image.std={std} image.to_rgb={trained.get('to_rgb', True)}'"
-    student = None if name == 'student' else config_normalisation(recipe, 'student')
-    if student and _same_normalisation(student, image):
-        fix = (
-            'Choose a teacher that takes images as the student does: in mmdet, one without caffe in its name; '
-            f'or, with a student of its kind, --cfg-options {options}'
-        )
-    else:
-        fix = f'Set --cfg-options {options}, for all detectors of the recipe; or choose another checkpoint.'
+    options = f"'{key}.mean={mean} {key}.std={std} {key}.to_rgb={trained.get('to_rgb', True)}'"
     return [
         f'{name} takes images with {_normalisation_text(trained)} ({source}), and the recipe makes them with {_normalisation_text(image)}: '
-        f'its features would be wrong. {fix}'
+        f'its features would be wrong. Set --cfg-options {options}; or choose another checkpoint.'
     ]
 
 
