@@ -53,7 +53,7 @@ plots.loss_curves(loss_rows(baseline['dir'] / 'log.json'))
 
 # %%
 student = detectors[0]
-best = max(detectors, key=lambda row: row['AP'])
+best = max(detectors, key=lambda row: row['AP'] or 0)
 show_sentences(
     f'**Conclusion.** The student starts at {student["AP"]:.1f} AP with',
     f'{student["parameters"] / 1e6:.2f} million parameters. The best detector, {best["label"]}, has',

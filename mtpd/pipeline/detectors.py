@@ -20,7 +20,7 @@ from ..engine.loop import train_model
 from ..errors import RecipeError
 from ..preflight.checks import check_before_training
 from ..runtime import checkpoints
-from ..utils.files import read_json, write_json
+from ..utils.files import file_sha256, read_json, write_json
 from .mmdet_config import recipe_as_mmdet
 from .run_dir import recorded_settings, refuse_other_data
 
@@ -61,6 +61,7 @@ def train_detector_run(
                 recipe.seed,
                 scenes=spec.get('scenes'),
                 meta=meta,
+                detector=detector,
             )
         checkpoints.export_student(out / 'latest.pth', final)
     return measured_detector(recipe, detector, out, final)
@@ -115,15 +116,18 @@ def measured_detector(recipe: Recipe, detector: str, out: Path, checkpoint: Path
     """A detector's metrics and size, as `prepare_detector` returns them.
 
     metrics.json is written unless `out` has it for this checkpoint, and model.json unless it is there: it depends on
-    the detector's config alone.
+    the detector's config alone. Of a teacher with `features_only` there is no AP: it is not evaluated.
     """
     wanted = recipe.cfg.evaluation.metrics
-    metrics = metrics_of_checkpoint(
-        out,
-        checkpoint,
-        recipe.split('val')[0],
-        lambda: evaluate(recipe, checkpoint, wanted, detector, out),
-    )
+
+    def measure() -> dict:
+        if not recipe.is_features_only(detector):
+            return evaluate(recipe, checkpoint, wanted, detector, out)
+        about = {'checkpoint': Path(checkpoint).name, 'sha256': file_sha256(checkpoint)}
+        write_json(out / 'metrics.json', about | {'features_only': True})
+        return read_json(out / 'metrics.json')
+
+    metrics = metrics_of_checkpoint(out, checkpoint, recipe.split('val')[0], measure)
     if not (out / 'model.json').is_file():
         write_json(out / 'model.json', model_cost(recipe, detector))
     model = read_json(out / 'model.json')

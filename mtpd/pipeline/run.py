@@ -83,17 +83,20 @@ def step_chains(recipe: Recipe, run_dir: Path) -> list[list[list[Step]]]:
         return steps
 
     metrics = [f'detectors/{name}/metrics.json' for name in recipe.detectors]
-    order = step('03_teacher_order', 'order/costs.json', 'order/sequence.json')
+    order = [step('03_teacher_order', 'order/costs.json', 'order/sequence.json')]
     preparation = [
         [[step('00_environment', 'environment.json')]],
         [[step('01_data')]],
         [[step('02_detectors', *metrics)]],
     ]
+    # Teachers without AP have no place in a sequence that is chosen by it.
+    has_ap = not any(recipe.is_features_only(name) for name in recipe.detectors)
+    chosen_by_costs = [order] if has_ap else []
     if _has_auto_arms(recipe):
-        return [*preparation, [[order]]]
+        return [*preparation, [order]]
     return [
         *preparation,
-        [[order], *(stage_steps(arm) for arm in recipe.arms.values())],
+        [*chosen_by_costs, *(stage_steps(arm) for arm in recipe.arms.values())],
         [[step('05_evaluate')], [step('06_analysis')]],
     ]
 

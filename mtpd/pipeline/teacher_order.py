@@ -16,11 +16,11 @@ from ..distill.adaptation_cost import common_strides, costs_from_features
 from ..distill.teacher_sequence import SEARCH_METHODS, choose_sequence
 from ..engine.features import (
     blank_features,
+    feature_batches,
     features_by_stride,
-    image_batches,
     load_detectors,
-    neck_features,
 )
+from ..errors import RecipeError
 from ..preflight.checks import check_before_training
 from ..utils.files import json_value, read_json, write_json
 from .detectors import detector_checkpoint, prepare_detector
@@ -61,8 +61,18 @@ def check_teacher_pool(recipe: Recipe) -> None:
     """Looks at the student and all teachers, before anything is trained.
 
     Raises:
-        RecipeError, MtpdError: no teachers, a checkpoint is missing or does not fit, or two detectors share no stride.
+        RecipeError, MtpdError: no teachers, one without AP, a checkpoint is missing or does not fit, or two detectors share
+            no stride.
     """
+    if without_ap := [name for name in recipe.pool if recipe.is_features_only(name)]:
+        names = ', '.join(f'teachers.{name}' for name in without_ap)
+        raise RecipeError(
+            recipe.source,
+            [
+                f'{names} has features_only, and no AP: teachers are chosen by their AP and by adaptation costs. Name the '
+                'sequence of teachers, or leave such teachers out.'
+            ],
+        )
     check_before_training(recipe, ['student', *recipe.pool])
     common_strides(blank_features(recipe))
 
@@ -169,12 +179,8 @@ def image_features(
     recipe: Recipe, models: dict[str, nn.Module], images: int, first: int
 ) -> Iterator[dict[str, dict[int, Tensor]]]:
     """For every second image from `first` on, each detector's features (C, H, W) by stride, without the padding."""
-    for pixels, metas in image_batches(recipe, images, first=first, step=2):
-        height = pixels.shape[2]
-        batch = {
-            name: features_by_stride(neck_features(model, pixels), height)
-            for name, model in models.items()
-        }
+    for features, height, metas in feature_batches(recipe, models, images, first, step=2):
+        batch = {name: features_by_stride(levels, height) for name, levels in features.items()}
         for i, meta in enumerate(metas):
             yield {
                 name: {

@@ -14,6 +14,7 @@ from torch import nn
 from ..config.plan import Training, planned_trainings
 from ..config.recipe import Recipe
 from ..data import coco
+from ..distill.distiller import Teacher
 from ..distill.losses import build_losses
 from ..engine import memory
 from ..engine.distill_config import distill_cfg
@@ -48,7 +49,8 @@ def forecast(
         return earlier, []
     echo('trying a few updates of each kind of training ...')
     batch = recipe.cfg.schedule.batch_size // process_count(recipe)
-    kinds, detectors = list(todo.values()), list(recipe.detectors)
+    kinds = list(todo.values())
+    detectors = [name for name in recipe.detectors if not recipe.is_features_only(name)]
     task = (str(recipe.source), recipe.overrides, batch, kinds, detectors)
     try:
         measured = launch(1, recipe_device(recipe), trial.measure_updates, task)
@@ -145,7 +147,7 @@ def seconds_left(recipe: Recipe, run_dir: Path, measured: dict) -> float:
         done = read_json_if_valid(training.folder / 'training.json', {}).get('update', 0)
         seconds += max(0, training.updates - done) * update + NOTEBOOK_SECONDS
         evaluations.add((training.folder, training.detector))
-    for name in recipe.detectors:
+    for name in (n for n in recipe.detectors if not recipe.is_features_only(n)):
         folder = run_dir / 'detectors' / name
         if recipe.checkpoint(name) and not (folder / 'metrics.json').is_file():
             evaluations.add((folder, name))
@@ -206,7 +208,7 @@ def checkpoint_sizes(recipe: Recipe, detector: str, teacher: str | None) -> tupl
     if teacher:
         teacher_cfg = recipe.model(teacher)
         settings = distill_cfg(recipe, cfg, teacher_cfg)
-        losses = build_losses(settings, model, build_detector(ConfigDict(teacher_cfg)))
+        losses = build_losses(settings, model, Teacher(ConfigDict(teacher_cfg)))
         losses = nn.ModuleDict(losses)
     optimizer = recipe.cfg.schedule.optimizer
     plain = optimizer.type == 'SGD' and not optimizer.get('momentum')

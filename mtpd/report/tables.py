@@ -258,6 +258,11 @@ def stage_rows(
 
 
 def _comparable_points(metrics: dict | None) -> dict:
-    """As `ap_points`, with 0 for an AP that is None (a split without objects): notebooks subtract APs."""
+    """As `ap_points`, with 0 for an AP that is None (a split without objects): notebooks subtract APs.
+
+    Of a teacher with `features_only` it stays None.
+    """
     points = ap_points(metrics)
-    return points | {'AP': points['AP'] or 0.0} if metrics else points
+    if not metrics or metrics.get('features_only'):
+        return points
+    return points | {'AP': points['AP'] or 0.0}
