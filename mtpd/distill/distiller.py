@@ -18,6 +18,7 @@ from ..runtime import checkpoints, detectors, yolox  # noqa: F401  (adapted befo
 from ..runtime.streams import cuda_stream
 from .initialization import InheritReport, inherit_from_teacher, initialise_weights
 from .losses import build_losses
+from .losses.base import module_path
 from .teacher_images import normalise_bytes, on_students_grid, renormalise
 
 _log = logging.getLogger('mtpd')
@@ -42,7 +43,8 @@ class Distiller(BaseDetector):
             neck are built, without their initialisation, so nothing is downloaded for it.
         distill_cfg: a list of `dict(student_module='neck.fpn_convs.0.conv', teacher_module=...,
             methods=[dict(type='MGD', name='loss_mgd_fpn_0', ...)])`: the outputs of the two
-            modules go to each method's loss (`mtpd.distill.losses`), which is reported under its name.
+            modules go to each method's loss (`mtpd.distill.losses`), which is reported under its name. 'neck:4' is the
+            map of that number that the neck gives, counted from 0.
         student_checkpoint: what the student starts from; else its config's own initialisation.
         teacher_checkpoint: required; 'random' asks for an untrained teacher on purpose.
         init_student: the student takes over the teacher's neck and head; see `inherit_report`.
@@ -115,8 +117,8 @@ class Distiller(BaseDetector):
             module
             for _, student_module, teacher_module in self._links
             for module in (
-                self.student.get_submodule(student_module),
-                self.teacher.get_submodule(teacher_module),
+                self.student.get_submodule(module_path(student_module)),
+                self.teacher.get_submodule(module_path(teacher_module)),
             )
         }
 
@@ -201,9 +203,10 @@ class Distiller(BaseDetector):
             ):
 
                 def collect(module, args, output, features=features, path=path):
-                    features[path] = output
+                    features[path] = _chosen(output, path)
 
-                hooks.append(model.get_submodule(path).register_forward_hook(collect))
+                module = model.get_submodule(module_path(path))
+                hooks.append(module.register_forward_hook(collect))
         try:
             yield of_student, of_teacher
         finally:
@@ -291,6 +294,14 @@ def _load_adapters(losses: nn.ModuleDict, path: str) -> None:
 
 def _shapes(img_metas: list[dict], key: str) -> list[tuple[int, ...]]:
     return [meta[key] for meta in img_metas]
+
+
+def _chosen(output, path: str):
+    """Of a module's output what a path such as 'neck:4' asks for; the output itself where there is no such map."""
+    number = path.partition(':')[2]
+    if number.isdecimal() and isinstance(output, (tuple, list)) and int(number) < len(output):
+        return output[int(number)]
+    return output
 
 
 def _hooked_feature(features: dict, who: str, path: str) -> Tensor:

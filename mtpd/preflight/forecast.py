@@ -88,7 +88,7 @@ def memory_problems(recipe: Recipe, rows: dict[str, dict]) -> list[str]:
     batch, processes = recipe.cfg.schedule.batch_size, process_count(recipe)
     problems = [
         f'{title}: an update of {batch} images takes {_format_gib(row["wanted"])} of memory, and '
-        f'{_format_gib(row["there"])} are free: {_what_to_lower(recipe, row, processes)}'
+        f'{_format_gib(row["there"])} are free: {_what_to_lower(recipe, title, row, processes)}'
         for title, row in rows.items()
         if row['wanted'] > row['there']
     ]
@@ -105,12 +105,13 @@ def memory_problems(recipe: Recipe, rows: dict[str, dict]) -> list[str]:
     ]
 
 
-def _what_to_lower(recipe: Recipe, row: dict, processes: int) -> str:
+def _what_to_lower(recipe: Recipe, title: str, row: dict, processes: int) -> str:
     batch = recipe.cfg.schedule.batch_size
     fit = largest_fit(batch, processes, row['fixed'], row['wanted'], row['there'])
     if fit.side is None:
         return 'the weights alone do not fit. A smaller detector, or more memory, is needed.'
-    scale = f'image.scale to {scaled_image(recipe.cfg.image.scale, fit.side)}'
+    names = memory.recipe_setting_names(recipe.cfg, processes, title)  # of a teacher it is its name
+    scale = f'{names.side} to {scaled_image(names.scale, fit.side)}'
     if fit.images:
         return f'lower schedule.batch_size to {fit.images}, or {scale}.'
     return f'lower schedule.batch_size to {processes} and {scale}.'

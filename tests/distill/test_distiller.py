@@ -586,3 +586,26 @@ def test_the_room_gives_the_distiller_and_is_light_until_then():
     subprocess.run([sys.executable, '-c', code], check=True)
     with pytest.raises(ImportError, match='Distillery'):
         from mtpd.distill import Distillery  # noqa: F401
+
+
+def test_a_map_of_the_neck_is_hooked_by_its_number(files):
+    """'neck:1' is the FPN's second level, which its second convolution gives."""
+    by_number = methods()
+    for level, item in enumerate(by_number):
+        item['student_module'] = item['teacher_module'] = f'neck:{level}'
+    one, other = (
+        Distiller(STUDENT, TEACHER, cfg, files['student'], files['teacher'])
+        for cfg in (methods(mask_ratio=0.0), by_number)
+    )
+    other.distill_losses.load_state_dict(one.distill_losses.state_dict())
+    for loss in other.distill_losses.values():
+        loss.mask_ratio = 0.0
+    losses, same_losses = (model.forward_train(**batch()) for model in (one, other))
+    for name in ('loss_mgd_fpn_0', 'loss_mgd_fpn_1'):
+        assert torch.equal(losses[name], same_losses[name])
+    by_number[0]['teacher_module'] = 'neck:7'
+    model = Distiller(STUDENT, TEACHER, by_number, files['student'], files['teacher'])
+    with pytest.raises(MtpdError, match="teacher_module 'neck:7' gives a tuple"):
+        model.forward_train(**batch())
+    by_number[0]['teacher_module'] = 'nick:0'
+    assert "no module 'nick:0'" in message(STUDENT, TEACHER, by_number, None, 'random')

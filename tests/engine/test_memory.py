@@ -318,3 +318,12 @@ def test_a_real_shortage_on_a_gpu(tmp_path, tiny_coco):
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert 'image.scale to ' in str(error.value)
+
+
+def test_the_advice_on_a_teachers_training_names_its_own_size():
+    recipe = load_recipe(MINI, SMALL | {'teachers.r101.image.scale': (400, 200)})
+    names = recipe_setting_names(recipe.cfg, 1, 'r101')
+    assert (names.side, names.scale) == ('teachers.r101.image.scale', (400, 200))
+    for other in ('student', 'rx101', 'student taught by r101'):
+        names = recipe_setting_names(recipe.cfg, 1, other)
+        assert (names.side, names.scale) == ('image.scale', 64)

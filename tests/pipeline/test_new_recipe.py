@@ -132,3 +132,12 @@ def test_the_index_of_published_weights():
     weights, ap = published_weights('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
     assert weights.endswith('c2398f9e.pth') and ap == 36.5
     assert published_weights('my/config.py') == (None, None)
+
+
+def test_a_teacher_of_another_normalisation_has_it_in_the_recipe(tmp_path):
+    caffe = 'mmdet::retinanet/retinanet_r101_caffe_fpn_1x_coco.py'
+    text, recipe = made(tmp_path, RETINANET.format(50), caffe, RETINANET.format(101))
+    one, other = recipe.cfg.teachers.values()
+    assert one.image == {'mean': [103.53, 116.28, 123.675], 'std': [1.0, 1.0, 1.0], 'to_rgb': False}
+    assert 'image' not in other and 'normalised in its own way' in text
+    assert recipe.cfg.image.to_rgb and recipe.cfg.image.mean[0] == 123.675

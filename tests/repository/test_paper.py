@@ -1,4 +1,4 @@
-"""The paper's five sequences: every setting against mmdet's own configs and the paper's table."""
+"""The paper's five sequences and its rival: every setting against mmdet's own configs and the paper's table."""
 
 from importlib import resources
 
@@ -7,7 +7,7 @@ import torch
 from mmcv import Config
 
 from helpers.loss_cases import value_of
-from helpers.tiny import batch
+from helpers.tiny import batch, large_batch
 from mtpd.config.recipe import load_recipe
 from mtpd.distill.distiller import Distiller
 from mtpd.engine.distill_config import distill_cfg
@@ -18,6 +18,7 @@ from mtpd.engine.pipelines import train_pipeline
 from mtpd.pipeline.mmdet_config import load_config
 from mtpd.utils.paths import ROOT
 
+RIVAL = 'retinanet_r50__pkd_mask_rcnn_swin'
 EPOCH = 7330  # updates of 16 images: COCO's 117,266 training images with objects
 # name: student, teachers (mmdet's configs), learning rate, alpha, mask ratio, FPN levels, masks
 TABLE = {
@@ -82,7 +83,7 @@ def row(request, tiny_coco, tmp_path):
 
 
 def test_there_is_a_recipe_for_each():
-    assert {path.stem for path in (ROOT / 'configs' / 'paper').glob('*.py')} == set(TABLE)
+    assert {path.stem for path in (ROOT / 'configs' / 'paper').glob('*.py')} == {*TABLE, RIVAL}
 
 
 def test_schedule_and_pipeline_are_mmdets(row, tmp_path):
@@ -215,3 +216,60 @@ def test_size_of_a_two_stage_detector(tiny_coco, tmp_path):
     masks = 100 * 256 * 256 * (4 * 9 + 4) * 14 * 14
     assert cost['gflops'] == pytest.approx((boxes + masks) / 1e9, rel=0.03)
     assert cost['input'] == [64, 64] and cost['ms_per_image'] > 0
+
+
+@pytest.fixture
+def rival(tiny_coco, tmp_path):
+    root = tiny_coco(tmp_path / 'coco', tuple(f'class {k}' for k in range(80)))
+    return load_recipe(f'configs/paper/{RIVAL}.py', {'data.root': str(root)})
+
+
+def test_the_rival_is_one_stage_of_24_epochs_by_pkd(rival, tmp_path):
+    theirs = of_mmdet('retinanet/retinanet_r50_fpn_2x_coco')
+    updates = rival.arm('direct').stage_updates
+    ours = training_config(rival, {}, {}, tmp_path, updates, 0, 'cpu')
+    assert ours.runner.max_iters == theirs.runner.max_epochs * EPOCH == updates
+    assert ours.optimizer == theirs.optimizer
+    steps = [epoch * EPOCH for epoch in theirs.lr_config.step]
+    assert ours.lr_config == {**theirs.lr_config, 'step': steps}
+    assert rival.model('student') == of_mmdet('retinanet/retinanet_r50_fpn_2x_coco').model
+    for size in 'st':
+        name = f'swin/mask_rcnn_swin-{size}-p4-w7_fpn_fp16_ms-crop-3x_coco'
+        assert rival.model(f'swin{size}') == of_mmdet(name).model
+        spec = rival.detectors[f'swin{size}']
+        assert f'/{name}/mask_rcnn_swin-{size}-p4' in spec.checkpoint
+    assert rival.cfg.distill.start == 'random'
+
+
+def test_the_rivals_levels_match_by_stride(rival):
+    student, teacher = rival.model('student'), rival.model('swins')
+    entries = distill_cfg(rival, student, teacher)
+    pairs = [(item['student_module'], item['teacher_module']) for item in entries]
+    assert pairs == [(f'neck:{level}', f'neck:{level + 1}') for level in range(4)]
+    for item in entries:
+        (method,) = item['methods']
+        assert (method['type'], method['weight']) == ('PKD', 6.0)
+        assert method['student_channels'] == method['teacher_channels'] == 256
+
+
+@pytest.mark.long
+def test_the_rivals_loss_is_pkd_of_the_necks_maps(rival):
+    """Levels of 8 to 64 pixels, the teacher's last a pooling of the one before."""
+    models = rival.model('student'), rival.model('swint')
+    for model in models:
+        model.backbone.init_cfg = None
+    torch.manual_seed(0)
+    distiller = Distiller(*models, distill_cfg(rival, *models), teacher_checkpoint='random')
+    data = large_batch(False)
+    losses = distiller.forward_train(**data)
+    with torch.no_grad():
+        of_student, of_teacher = (
+            [level.double().numpy() for level in model.neck(model.backbone(data['img']))]
+            for model in (distiller.student, distiller.teacher)
+        )
+    assert [level.shape[2] for level in of_student] == [16, 8, 4, 2, 1]
+    assert [level.shape[2] for level in of_teacher] == [32, 16, 8, 4, 2]
+    for level in range(4):
+        loss = distiller.distill_losses[f'loss_pkd_fpn_{level}']
+        wanted = value_of(loss, {}, of_student[level], of_teacher[level + 1])
+        assert losses[f'loss_pkd_fpn_{level}'].item() == pytest.approx(wanted, rel=1e-4)

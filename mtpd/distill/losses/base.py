@@ -104,6 +104,11 @@ def check_settings(loss: str, positive: dict | None = None, **weights: float) ->
 # Losses from settings: one, or all of a stage.
 
 
+def module_path(path: str) -> str:
+    """The module of a hooked path: 'neck' of 'neck:4', which is the fifth of the maps that it gives."""
+    return path.partition(':')[0]
+
+
 def build_distill_loss(cfg: dict) -> nn.Module:
     """The loss that `cfg` describes, e.g. `dict(type='MGD', student_channels=64, ...)`.
 
@@ -145,7 +150,7 @@ def build_losses(
             problems.append(f'an entry has student_module, teacher_module, methods; not: {given}')
         for who, model in (('student', student), ('teacher', teacher)):
             path, paths = item.get(f'{who}_module'), [name for name, _ in model.named_modules()][1:]
-            if path not in paths:
+            if module_path(str(path)) not in paths:
                 near = difflib.get_close_matches(str(path), paths) or [
                     n for n, _ in model.named_children()
                 ]
