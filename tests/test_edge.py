@@ -14,15 +14,17 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from mmcv import Config
 from mmcv.ops import nms
 from mmdet.apis import inference_detector
+from mmdet.models import build_detector
 
 from mtpd import load_recipe, predict
 from mtpd.cli.main import main
 from mtpd.edge import EdgeDetector, nms_indices
 from mtpd.engine.onnx_export import export_onnx, image_preparation
 from mtpd.errors import MtpdError
-from mtpd.utils.paths import ROOT
+from mtpd.utils.paths import ROOT, find_config_file
 
 pytest.importorskip('onnxruntime')
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
@@ -121,6 +123,29 @@ def test_what_can_not_be_exported_says_so(tmp_path):
         model = build_detector(load_recipe(recipe).model('student'))
         with pytest.raises(MtpdError, match=words):
             export_onnx(model, tmp_path / 'x.onnx')
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    'config',
+    [
+        'atss/atss_r50_fpn_1x_coco',
+        'paa/paa_r50_fpn_1x_coco',
+        'gfl/gfl_r50_fpn_1x_coco',
+        'tood/tood_r50_fpn_1x_coco',
+    ],
+)
+def test_a_head_that_scores_in_another_way_is_refused(config, tmp_path):
+    """Centerness, distances or decoded boxes in the place of deltas."""
+    cfg = Config.fromfile(str(find_config_file(f'mmdet::{config}.py')))
+    cfg.model.backbone.update(depth=18, init_cfg=None)
+    cfg.model.pop('pretrained', None)
+    cfg.model.neck.in_channels = [64, 128, 256, 512]
+    cfg.data.test.pipeline[1].img_scale = (64, 64)
+    model = build_detector(cfg.model)
+    model.cfg, model.CLASSES = cfg, ('a',)
+    with pytest.raises(MtpdError, match='can not be exported to ONNX: only one-stage'):
+        export_onnx(model, tmp_path / 'x.onnx')
     assert not list(tmp_path.iterdir())
 
 

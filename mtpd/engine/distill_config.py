@@ -46,8 +46,8 @@ def distill_cfg(recipe: Recipe, student: dict, teacher: dict) -> list[dict]:
             )
             continue
         widths = [
-            has.channels.get(path) or model['neck']['out_channels']
-            for path, has, model in zip(paths, outputs, (student, teacher), strict=True)
+            has.channels.get(path) or _channels(has, number)
+            for path, has, number in zip(paths, outputs, numbers, strict=True)
         ]
         channels = dict(zip(('student_channels', 'teacher_channels'), widths, strict=True))
         method = dict(name=f'loss_{distill.method}_fpn_{level}', **channels, **settings)
@@ -55,6 +55,11 @@ def distill_cfg(recipe: Recipe, student: dict, teacher: dict) -> list[dict]:
     if problems:
         raise MtpdError('\n  '.join(['distill:', *problems]))
     return entries
+
+
+def _channels(outputs: Outputs, level: int) -> int:
+    """Of a level; 1 where there is none, which is reported with its module."""
+    return outputs.levels[level].channels if level < len(outputs.levels) else 1
 
 
 def _same_stride(level: int, student: Outputs, teacher: Outputs) -> int | None:

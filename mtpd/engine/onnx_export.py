@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 from mmcv import Config
+from mmdet.core.bbox.coder import DeltaXYWHBBoxCoder, TBLRBBoxCoder
 from mmdet.models.dense_heads.anchor_head import AnchorHead
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from torch import Tensor, nn
 
 from ..edge import import_onnx_package
@@ -21,6 +23,8 @@ OPSET = 17
 class DecodedDetector(nn.Module):
     """A detector with an `AnchorHead`, without the choice among its boxes.
 
+    Raises MtpdError for a head that gives more than scores and deltas of anchors.
+
     It maps images (1, 3, H, W), normalised, to boxes (N, 4), xyxy in their pixels, and scores (N, classes) after the
     sigmoid, FPN level by level.
     """
@@ -30,7 +34,10 @@ class DecodedDetector(nn.Module):
         self.detector, head = detector, detector.bbox_head
         with torch.no_grad():
             blank = torch.zeros(1, 3, height, width)
-            scores, _ = head(detector.extract_feat(blank))
+            outputs = head(detector.extract_feat(blank))
+        if len(outputs) != 2:  # as with ATSS, whose scores are multiplied by a centerness
+            raise MtpdError(_refusal(detector))
+        scores, _ = outputs
         sizes = [level.shape[-2:] for level in scores]
         anchors = head.prior_generator.grid_priors(sizes, device='cpu')
         self.levels = [len(level) for level in anchors]
@@ -129,14 +136,26 @@ def image_preparation(cfg: Config) -> dict:
     }
 
 
+def _refusal(detector: nn.Module) -> str:
+    return (
+        f'{type(detector).__name__} can not be exported to ONNX: only one-stage detectors whose head gives scores and deltas of '
+        'anchors can, such as RetinaNet. A name that does not end in .onnx writes a plain mmdet checkpoint.'
+    )
+
+
 def _check_exportable(detector: nn.Module) -> None:
     head = getattr(detector, 'bbox_head', None)
     kind = type(detector).__name__
-    if not isinstance(head, AnchorHead) or not head.use_sigmoid_cls:
-        raise MtpdError(
-            f'{kind} can not be exported to ONNX: only one-stage detectors with anchors can, such as RetinaNet. '
-            'A name that does not end in .onnx writes a plain mmdet checkpoint.'
+    if (
+        not isinstance(head, AnchorHead)
+        or not head.use_sigmoid_cls
+        or not isinstance(head.bbox_coder, (DeltaXYWHBBoxCoder, TBLRBBoxCoder))
+        or any(  # TOOD, PAA and others choose among their boxes in another way
+            getattr(type(head), name) is not getattr(BaseDenseHead, name)
+            for name in ('get_bboxes', '_get_bboxes_single')
         )
+    ):
+        raise MtpdError(_refusal(detector))
     deformable = [
         name for name, module in detector.named_modules() if 'DeformConv' in type(module).__name__
     ]

@@ -253,8 +253,8 @@ def needs_masks(recipe: Recipe, model: dict) -> bool:
     return True
 
 
-def has_mask_head(model: Any) -> bool:
-    """Whether mmdet's config of a detector has one, at any depth."""
+def has_mask_head(model: Any, key: str = 'mask_head') -> bool:
+    """Whether mmdet's config of a detector has one, at any depth; or a head of another `key`."""
     if isinstance(model, dict):
-        return bool(model.get('mask_head')) or any(map(has_mask_head, model.values()))
-    return isinstance(model, (list, tuple)) and any(map(has_mask_head, model))
+        return bool(model.get(key)) or any(has_mask_head(part, key) for part in model.values())
+    return isinstance(model, (list, tuple)) and any(has_mask_head(part, key) for part in model)

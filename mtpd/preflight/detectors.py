@@ -45,6 +45,13 @@ def settings_problems(recipe: Recipe, names: Iterable[str]) -> list[str]:
             )
         if masks and (name == 'student' or not spec.get('checkpoint')):
             problems += mask_problems(recipe, 'train', f'{name} has a mask head')
+        if has_mask_head(model, 'semantic_head') and (
+            name == 'student' or not spec.get('checkpoint')
+        ):
+            problems.append(
+                f'{name} trains on semantic maps, which are not loaded here. Choose a config without, such as '
+                f'mmdet::htc/htc_without_semantic_r50_fpn_1x_coco.py: {detector_key(name)}.config.'
+            )
         if has_foreign_weights(spec, model):
             norm = config_normalisation(recipe, name)
             problems += normalisation_problems(recipe, name, norm, spec.config)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmcv.ops import DeformConv2dPack
+import torch
+from mmcv.ops import DeformConv2dPack, deform_conv2d
 from mmcv.parallel import MMDataParallel
-from mmdet.models.dense_heads import RepPointsHead
+from mmdet.models.dense_heads import RepPointsHead, tood_head
 from mmdet.utils import util_distribution
-from torch import nn
+from torch import Tensor, nn
 
 
 def patch_detectors() -> None:
@@ -16,6 +17,7 @@ def patch_detectors() -> None:
     start_without_offsets()
     move_offsets_with_model()
     wrap_on_cpu()
+    sample_in_full_precision()
 
 
 def start_without_offsets() -> None:
@@ -44,6 +46,19 @@ class CpuDataParallel(MMDataParallel):
     def __init__(self, module: nn.Module, dim: int = 0, **_: Any):
         nn.Module.__init__(self)
         self.module, self.dim, self.device_ids = module, dim, []
+
+
+def sample_in_full_precision() -> None:
+    """Lets TOOD's head train in bfloat16: it calls mmcv's deformable convolution itself, which takes float32 only."""
+    if tood_head.deform_conv2d is not deform_conv2d:
+        return
+
+    def in_full_precision(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            full = [a.float() if isinstance(a, Tensor) else a for a in args]
+            return deform_conv2d(x.float().contiguous(), *full, **kwargs)
+
+    tood_head.deform_conv2d = in_full_precision
 
 
 def wrap_on_cpu() -> None:

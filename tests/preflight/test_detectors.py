@@ -72,3 +72,29 @@ def test_an_unknown_method_is_no_problem_of_the_detectors():
     recipe = load_recipe('configs/mini/retinanet_r50__r101_rx101.py')
     recipe.cfg.distill.method = 'mgt'
     assert detectors.distillation_problems(recipe, recipe.cfg.teachers) == []
+
+
+def test_a_detector_that_trains_on_semantic_maps_is_refused_before_it_does(tiny_coco, tmp_path):
+    options = {'data.root': str(tiny_coco(tmp_path)), 'student.model.roi_head.mask_head': None}
+    htc = {'student.config': 'mmdet::htc/htc_r50_fpn_1x_coco.py'}
+    recipe = load_recipe(PAPER, {**options, **htc})
+    problems = detectors.settings_problems(recipe, ['student'])
+    assert any('student trains on semantic maps' in problem for problem in problems)
+    without = {'student.config': 'mmdet::htc/htc_without_semantic_r50_fpn_1x_coco.py'}
+    problems = detectors.settings_problems(load_recipe(PAPER, {**options, **without}), ['student'])
+    assert not any('semantic maps' in problem for problem in problems)
+
+
+def test_a_module_that_a_list_of_necks_lacks_is_named(tiny_coco, tmp_path):
+    """Libra R-CNN has two necks in a list: there is no neck.fpn_convs."""
+    options = {
+        'data.root': str(tiny_coco(tmp_path)),
+        'student.config': 'mmdet::libra_rcnn/libra_retinanet_r50_fpn_1x_coco.py',
+        'distill.start': 'random',
+    }
+    recipe = load_recipe(PAPER, options)
+    problems = detectors.distillation_problems(recipe, ['r101'])
+    assert "no module 'neck.fpn_convs.0.conv'" in problems[0] and 'TypeError' not in str(problems)
+    assert 'distill.student_module=auto finds one' in problems[0]
+    auto = load_recipe(recipe, {'distill.student_module': 'auto'})
+    assert detectors.distillation_problems(auto, ['r101']) == []

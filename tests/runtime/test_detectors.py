@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from mmcv.cnn import build_conv_layer
-from mmcv.ops import DeformConv2dPack
-from mmdet.models import build_backbone
+import pytest
+import torch
 
+from helpers import tiny
+from mtpd.engine import speed
 from mtpd.runtime import detectors
+
+# isort: split
+from mmcv import Config
+from mmcv.cnn import build_conv_layer
+from mmcv.ops import DeformConv2dPack, deform_conv2d
+from mmdet.models import build_backbone, build_detector
+from mmdet.models.dense_heads import tood_head
+
+from mtpd.utils.paths import find_config_file
 
 
 def test_a_deformable_backbone_begins_as_a_plain_one():
@@ -31,3 +41,28 @@ def test_applying_again_changes_nothing():
     layer.conv_offset.weight.data.fill_(1)
     layer.init_weights()
     assert not layer.conv_offset.weight.any()
+
+
+def test_toods_head_samples_in_full_precision_whatever_is_around_it():
+    """mmcv's deformable convolution takes no bfloat16; by zero offsets it is a plain convolution."""
+    x = torch.randn(1, 4, 6, 6)
+    weight, offset = torch.randn(4, 4, 1, 1), torch.zeros(1, 2, 6, 6)
+    wanted = torch.nn.functional.conv2d(x.bfloat16().float(), weight.bfloat16().float())
+    with torch.autocast('cpu', torch.bfloat16):
+        ours = tood_head.deform_conv2d(x.bfloat16(), offset, weight.bfloat16(), 1, 0, 1, 1, 1)
+    assert ours.dtype == torch.float32 and torch.allclose(ours, wanted, atol=1e-5)
+    full = tood_head.deform_conv2d(x, offset, weight, 1, 0, 1, 1, 1)
+    assert torch.equal(full, deform_conv2d(x, offset, weight, 1, 0, 1, 1, 1))
+
+
+@pytest.mark.long
+def test_tood_trains_in_bfloat16_on_the_cpu():
+    cfg = Config.fromfile(str(find_config_file('mmdet::tood/tood_r50_fpn_1x_coco.py')))
+    cfg.model.backbone.update(depth=18, init_cfg=None)
+    cfg.model.neck.in_channels = [64, 128, 256, 512]
+    cfg.model.bbox_head.num_classes = 3
+    torch.manual_seed(0)
+    model = build_detector(cfg.model).train()
+    model = speed.apply_speed(model, speed.Speed(precision='bf16'), 'cpu')
+    _, gradients = tiny.gradients(model)
+    assert gradients and all(value.isfinite().all() for value in gradients.values())
