@@ -247,8 +247,8 @@ class Recipe:
         Raises:
             RecipeError: no such detector.
         """
-        own = self.detector(name).get('image', {})
-        return ConfigDict({**self.cfg.image, **own})
+        stated = self.detector(name).get('image', {})
+        return ConfigDict({**self.cfg.image, **stated})
 
     def is_features_only(self, name: str) -> bool:
         """Whether only a teacher's features are used: it needs neither a head nor the dataset's classes, and has no AP."""

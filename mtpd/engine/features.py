@@ -80,10 +80,12 @@ def feature_batches(
         pixels, metas = made[0]
         features = {}
         for label, model in models.items():
-            own, own_metas = made[kinds.index(images[label])]
-            levels = neck_features(model, own)
+            theirs, own_metas = made[kinds.index(images[label])]
+            levels = neck_features(model, theirs)
             if pipelines.image_scale(images[label]) != pipelines.image_scale(recipe.cfg.image):
-                levels = [_resampled(level, (pixels, metas), (own, own_metas)) for level in levels]
+                levels = [
+                    _resampled(level, (pixels, metas), (theirs, own_metas)) for level in levels
+                ]
             features[label] = list(levels)
         yield features, pixels.shape[2], metas
 

@@ -146,8 +146,8 @@ class SettingNames(NamedTuple):
 def recipe_setting_names(cfg: dict, processes: int, detector: str = 'student') -> SettingNames:
     """The settings of a recipe, `cfg` its values, for the training or evaluation of a detector."""
     schedule, side, scale = cfg.schedule, 'image.scale', cfg.image.scale
-    if own := cfg.teachers.get(detector, {}).get('image', {}).get('scale'):
-        side, scale = f'teachers.{detector}.image.scale', own
+    if stated := cfg.teachers.get(detector, {}).get('image', {}).get('scale'):
+        side, scale = f'teachers.{detector}.image.scale', stated
     if schedule.get('lr_batch_size') is None:
         rate = f'schedule.lr_batch_size={schedule.batch_size} scales the learning rate with it'
     else:

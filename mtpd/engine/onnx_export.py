@@ -138,8 +138,8 @@ def image_preparation(cfg: Config) -> dict:
 
 def _refusal(detector: nn.Module) -> str:
     return (
-        f'{type(detector).__name__} can not be exported to ONNX: only one-stage detectors whose head gives scores and deltas of '
-        'anchors can, such as RetinaNet. A name that does not end in .onnx writes a plain mmdet checkpoint.'
+        f'{type(detector).__name__} can not be exported to ONNX: only one-stage detectors with anchors, and with scores and '
+        'deltas of them, can, such as RetinaNet. A name that does not end in .onnx writes a plain mmdet checkpoint.'
     )
 
 

@@ -86,9 +86,9 @@ def with_teacher_images(steps: list[dict], image: dict, teacher: dict) -> list[d
         return steps
     load, annotations, resize, flip, *rest, collect = steps
     # The annotations' step draws nothing, and the resized image is a new array.
-    own = dict(type='TeacherImage', img_scale=scale, size_divisor=image.divisor)
+    larger = dict(type='TeacherImage', img_scale=scale, size_divisor=image.divisor)
     collect = {**collect, 'type': 'CollectBoth', 'keys': [*collect['keys'], 'teacher_img']}
-    return [load, dict(type='KeepOriginal'), annotations, resize, flip, own, *rest, collect]
+    return [load, dict(type='KeepOriginal'), annotations, resize, flip, larger, *rest, collect]
 
 
 @PIPELINES.register_module()

@@ -149,7 +149,7 @@ def test_costs_compare_what_each_detector_sees_on_the_students_grid(recipe):
     )
     teacher.image = chosen.image('r101')
     rows = [*image_features(chosen, {'student': student, 'r101': teacher}, 4, 0)]
-    own = [
+    looked_up = [
         (levels, meta)
         for pixels, metas in features.image_batches(chosen, 4, step=2, image=teacher.image)
         for levels, meta in zip(
@@ -157,8 +157,8 @@ def test_costs_compare_what_each_detector_sees_on_the_students_grid(recipe):
         )
     ]
     students = [m for _, metas in features.image_batches(chosen, 4, step=2) for m in metas]
-    assert len(rows) == len(own) == len(students) == 2
-    for row, (levels, meta), student_meta in zip(rows, own, students, strict=True):
+    assert len(rows) == len(looked_up) == len(students) == 2
+    for row, (levels, meta), student_meta in zip(rows, looked_up, students, strict=True):
         shapes = {name: {s: f.shape[1:] for s, f in of.items()} for name, of in row.items()}
         assert shapes['student'] == shapes['r101']
         for (stride, ours), level in zip(row['r101'].items(), levels, strict=True):
