@@ -244,7 +244,7 @@ def recipes(as_json: bool) -> None:
         echo_json(rows)
         return
     for row in rows:
-        paper = f'  (paper: {row["paper"]} AP)' if row['paper'] else ''
+        paper = f'  (released by the authors: {row["paper"]} AP)' if row['paper'] else ''
         click.echo(f'{row["path"]:<58}  {row["title"]}{paper}')
 
 
