@@ -28,9 +28,17 @@ from .options import (
 )
 
 METRIC = click.Choice(['bbox', 'segm'])
+# What one wants, and the commands for it.
+SECTIONS = {
+    'Start': ('run', 'new', 'recipes', 'show'),
+    'Train and measure': ('train', 'order', 'eval', 'export'),
+    'Look': ('report', 'compare', 'status', 'predict', 'diagnose'),
+    'Many runs': ('sweep', 'collect'),
+    'Set up': ('doctor', 'data', 'install-ops'),
+}
 
 
-@click.group(cls=Main, context_settings={'help_option_names': ['-h', '--help']})
+@click.group(cls=Main, sections=SECTIONS, context_settings={'help_option_names': ['-h', '--help']})
 @click.version_option(__version__)
 @click.option('-v', '--verbose', is_flag=True, help="Also mmdet's and mmcv's logs. Before COMMAND.")
 def main(verbose: bool) -> None:

@@ -68,9 +68,24 @@ def _word_pattern(option: click.Option) -> str:
 
 
 class Main(click.Group):
-    """Prints a user's mistake as one message (exit code 2) instead of a traceback."""
+    """Prints a user's mistake as one message (exit code 2) instead of a traceback.
+
+    Args:
+        sections: the names of its commands, by the heading under which --help lists them.
+    """
 
     command_class = Command
+
+    def __init__(self, *args, sections: dict[str, tuple[str, ...]], **settings):
+        super().__init__(*args, **settings)
+        self.sections = sections
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        limit = formatter.width - 6 - max(map(len, self.commands))
+        for heading, names in self.sections.items():
+            commands = [self.commands[name] for name in names if name in self.commands]
+            with formatter.section(heading):
+                formatter.write_dl([(c.name, c.get_short_help_str(limit)) for c in commands])
 
     def invoke(self, ctx: click.Context):
         with sigterm_unwinds():

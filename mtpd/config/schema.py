@@ -23,12 +23,18 @@ class Rule:
         least: the smallest number.
         choices: the words and switches to choose from.
         optional: a recipe may leave the key out.
+        meaning: of the key, in a sentence, as `docs/recipes.md` has it.
     """
 
     types: tuple[type, ...]
     least: int | None = None
     choices: tuple = ()
     optional: bool = False
+    meaning: str = ''
+
+    def means(self, meaning: str) -> Rule:
+        """The rule of a key with this meaning."""
+        return replace(self, meaning=meaning)
 
     def problem(self, path: str, value: Any) -> str | None:
         """What is wrong with the value of the key `path`; None where nothing is."""
@@ -78,115 +84,201 @@ TEXT, TEXT_OR_NONE = _of_type(str), _of_type(str, NONE)
 DICT, LIST = _of_type(dict), _of_type(list, tuple)
 PLACE, PLACE_KEYS = _of_type(str, dict), {'annotations': TEXT, 'images': TEXT}  # of a split
 POSITIVE, NOT_NEGATIVE = Rule((int,), least=1), Rule((int,), least=0)
-# Switches of a training's speed, see `mtpd.engine.speed`.
-SWITCHES = (
-    'channels_last',
-    'fold_teacher',
-    'teacher_stream',
-    'fold_student',
-    'fused_convs',
-    'fused_attention',
-    'deform_kernels',
-    'target_stream',
-    'pin_memory',
-    'byte_batches',
-    'fused_optimizer',
-    'keep_memory',
-)
+# Switches of a training's speed and their meanings, see `mtpd.engine.speed`.
+SWITCHES = {
+    'channels_last': 'Activations lie as (N, H, W, C) in memory.',
+    'fold_teacher': "The teacher's batch norms become part of its convolutions.",
+    'teacher_stream': "The teacher's forward pass runs beside the student's.",
+    'fold_student': "In each update, the student's batch norms that take no statistics become part of its convolutions.",
+    'fused_convs': 'A convolution, its bias and its ReLU are one kernel.',
+    'fused_attention': "A Swin Transformer teacher's attention is one call, with fewer copies before and after.",
+    'deform_kernels': "Deformable convolutions run by Triton kernels, in bf16 where the rest does; by mmcv's where Triton or a C compiler is missing.",
+    'target_stream': 'Targets are assigned beside the forward pass.',
+    'pin_memory': 'Batches are copied to the GPU without waiting.',
+    'byte_batches': 'Batches hold images as bytes, a quarter of the memory. The GPU normalises them.',
+    'fused_optimizer': 'One kernel updates all weights.',
+    'keep_memory': 'The process keeps freed memory for the next tensors.',
+}
 LIBRARIES = ('auto', 'pycocotools', 'faster_coco_eval')  # see `mtpd.engine.evaluation`
 
 DETECTOR = {
-    'label': _optional(TEXT),
-    'config': TEXT,
-    'model': _optional(DICT),
-    'checkpoint': _optional(TEXT_OR_NONE),
-    'init': _optional(TEXT_OR_NONE),
-    'updates': _optional(POSITIVE),
-    'scenes': _optional(POSITIVE),
+    'label': _optional(TEXT).means('Its name in tables and figures. Left out: its key.'),
+    'config': TEXT.means(
+        'The mmdet config that has its `model`: a file, or `mmdet::family/name.py`.'
+    ),
+    'model': _optional(DICT).means("Changes of the config's `model`."),
+    'checkpoint': _optional(TEXT_OR_NONE).means(
+        'Its trained weights: a file, or an https address. Left out or None: it is trained here.'
+    ),
+    'init': _optional(TEXT_OR_NONE).means(
+        'The weights that its training starts from, where they fit.'
+    ),
+    'updates': _optional(POSITIVE).means(
+        'The length of its training. Left out: `schedule.baseline` for the student, `schedule.teacher` for a teacher.'
+    ),
+    'scenes': _optional(POSITIVE).means(
+        'The training DigitScenes of its own training. Left out: `data.scenes.train`.'
+    ),
 }
 # A teacher's own, where it sees other images than the student, or gives its features alone.
 TEACHER = {
     **DETECTOR,
     'image': {
-        'scale': _optional(_of_type(int, list, tuple)),
-        'mean': _optional(LIST),
-        'std': _optional(LIST),
-        'to_rgb': _optional(_of_type(bool)),
+        'scale': _optional(_of_type(int, list, tuple)).means(
+            "The size of the teacher's images, where it is not `image.scale`."
+        ),
+        'mean': _optional(LIST).means("The mean of each colour, where it is not the student's."),
+        'std': _optional(LIST).means("The standard deviation, where it is not the student's."),
+        'to_rgb': _optional(_of_type(bool)).means(
+            "The order of colours, where it is not the student's."
+        ),
     },
-    'features_only': _optional(_of_type(bool)),
+    'features_only': _optional(_of_type(bool)).means(
+        'Whether the teacher gives its features alone. It then needs a checkpoint, but neither the classes of the data nor a head.'
+    ),
 }
 # '*' stands for any key.
 RECIPE = {
-    'name': TEXT,
-    'title': _optional(TEXT),
-    'paper': _optional(DICT),
-    'seed': NOT_NEGATIVE,
+    'name': TEXT.means('The name of its runs: they lie in `runs/<name>/<seed>`.'),
+    'title': _optional(TEXT).means('A line about the recipe, for `mtpd recipes` and the report.'),
+    'paper': _optional(DICT).means(
+        "What is published of the sequence. The report puts it beside the run's AP."
+    ),
+    'seed': NOT_NEGATIVE.means('The seed of everything that is drawn. `--seed` sets it, too.'),
     'data': {
-        'root': TEXT_OR_NONE,
-        'cache': TEXT,
-        'splits': {'train': PLACE, 'val': PLACE},
-        'corrupt_limit': _optional(NOT_NEGATIVE),
-        'scenes': {'train': POSITIVE, 'val': POSITIVE, 'size': POSITIVE, 'seed': NOT_NEGATIVE},
+        'root': TEXT_OR_NONE.means("A dataset's folder in COCO format. None: DigitScenes."),
+        'cache': TEXT.means('The folder that DigitScenes are made in.'),
+        'splits': {
+            'train': PLACE.means(
+                'The training split: its name in the layout, or a dict of its `annotations` and `images`.'
+            ),
+            'val': PLACE.means('The validation split, in the same two forms.'),
+        },
+        'corrupt_limit': _optional(NOT_NEGATIVE).means(
+            'How many images of a split may be corrupt and are left out. 0: none.'
+        ),
+        'scenes': {
+            'train': POSITIVE.means('The number of training DigitScenes.'),
+            'val': POSITIVE.means('The number of validation DigitScenes.'),
+            'size': POSITIVE.means('The side of a scene, in pixels.'),
+            'seed': NOT_NEGATIVE.means('The seed that the scenes are drawn with.'),
+        },
     },
     'image': {
-        'scale': _of_type(int, list, tuple),
-        'flip': Rule(NUMBER),
-        'mean': LIST,
-        'std': LIST,
-        'to_rgb': _of_type(bool),
-        'divisor': POSITIVE,
+        'scale': _of_type(int, list, tuple).means(
+            'The size within which images are resized: a side, or (width, height).'
+        ),
+        'flip': Rule(NUMBER).means('The share of training images that are mirrored, from 0 to 1.'),
+        'mean': LIST.means('The mean of each colour. It is subtracted.'),
+        'std': LIST.means('The standard deviation of each colour. Pixels are divided by it.'),
+        'to_rgb': _of_type(bool).means(
+            'Whether colours come as red, green, blue. False: as blue, green, red.'
+        ),
+        'divisor': POSITIVE.means('The sides of a batch are padded to multiples of this number.'),
     },
     'student': DETECTOR,
     'teachers': {'*': TEACHER},
-    # 'auto': see `mtpd.pipeline.teacher_order.resolve_auto_arms`
-    'arms': {'*': {'label': _optional(TEXT), 'teachers': _of_type(list, tuple, str)}},
+    'arms': {
+        '*': {
+            'label': _optional(TEXT).means('Its name in tables and figures. Left out: its key.'),
+            # 'auto': see `mtpd.pipeline.teacher_order.resolve_auto_arms`
+            'teachers': _of_type(list, tuple, str).means(
+                "A teacher for each stage, None for a stage without one; or `'auto'`: the sequence that adaptation costs suggest."
+            ),
+        }
+    },
     'distill': {
-        'method': TEXT,
-        'settings': {'*': DICT},
-        'levels': LIST,
-        'student_module': TEXT,
-        'teacher_module': TEXT,
-        'start': _one_of('baseline', 'inherit', 'random'),
-        'inherit_allow': LIST,
-        'teacher_mode': _one_of('eval', 'train'),
-        'keep_adapters': _optional(_of_type(bool)),
+        'method': TEXT.means('The distillation loss: a key of `distill.settings`.'),
+        'settings': {
+            '*': DICT.means(
+                "A loss's `type` and its settings. `levels`, `student_module` and `teacher_module` in it replace the recipe's."
+            )
+        },
+        'levels': LIST.means(
+            "The student's FPN levels that are compared. 0 is the finest. The teacher's are those of the same strides."
+        ),
+        'student_module': TEXT.means(
+            "The student's module whose output is compared. `{level}` stands for each level; `auto` finds the module in any neck."
+        ),
+        'teacher_module': TEXT.means(
+            "The teacher's module whose output is compared. `{level}` is the level of the same stride; `auto` finds the module in any neck."
+        ),
+        'start': _one_of('baseline', 'inherit', 'random').means(
+            "What stage 1 starts from: the baseline, the teacher's neck and head (inherit), or the student's config (random)."
+        ),
+        'inherit_allow': LIST.means(
+            'Patterns of weights that may not fit when the student inherits.'
+        ),
+        'teacher_mode': _one_of('eval', 'train').means(
+            "The teacher's mode while it teaches. `'train'` is the authors' way."
+        ),
+        'keep_adapters': _optional(_of_type(bool)).means(
+            "Whether a stage goes on with the distillation losses' weights of the stage before. Left out: they are new."
+        ),
     },
     'order': {
-        'images': Rule((int,), least=2),
-        'max_length': POSITIVE,
-        'method': _one_of('backward_greedy', 'shortest_path'),
-        'min_gain': _of_type(*NUMBER, NONE),
+        'images': Rule((int,), least=2).means(
+            'The validation images that adaptation costs are measured on.'
+        ),
+        'max_length': POSITIVE.means('The largest number of teachers in a suggested sequence.'),
+        'method': _one_of('backward_greedy', 'shortest_path').means(
+            'How a sequence is searched: from the best teacher backward, or as the path of least cost.'
+        ),
+        'min_gain': _of_type(*NUMBER, NONE).means(
+            'The AP, from 0 to 1, by which a teacher must exceed the one before it. None: no such rule.'
+        ),
     },
     'schedule': {
-        'batch_size': POSITIVE,
-        'lr_batch_size': _optional(_of_type(int, NONE)),
-        'baseline': POSITIVE,
-        'arm': POSITIVE,
-        'teacher': POSITIVE,
-        'optimizer': DICT,
-        'grad_clip': _of_type(dict, NONE),
-        'lr': DICT,
-        'arm_lr': _optional(_of_type(*NUMBER, NONE)),
-        'log_interval': POSITIVE,
-        'checkpoint_interval': POSITIVE,
-        'eval_interval': NOT_NEGATIVE,
-        'loggers': _optional(LIST),
+        'batch_size': POSITIVE.means('The images of an update, over all processes.'),
+        'lr_batch_size': _optional(_of_type(int, NONE)).means(
+            'The batch size that the learning rate is stated for. Another one scales it linearly. Left out or None: no scaling.'
+        ),
+        'baseline': POSITIVE.means("The updates of the student's baseline."),
+        'arm': POSITIVE.means('The updates of every arm, split evenly over its stages.'),
+        'teacher': POSITIVE.means('The updates of a teacher that is trained here.'),
+        'optimizer': DICT.means('The optimizer and its settings.'),
+        'grad_clip': _of_type(dict, NONE).means('How gradients are clipped. None: not at all.'),
+        'lr': DICT.means(
+            "mmcv's learning rate policy. Every training runs through it whole. A list of `step` has shares of the training."
+        ),
+        'arm_lr': _optional(_of_type(*NUMBER, NONE)).means(
+            "The peak of the learning rate in arms. Left out or None: the baseline's."
+        ),
+        'log_interval': POSITIVE.means('The updates between two rows of `log.json`.'),
+        'checkpoint_interval': POSITIVE.means('The updates between two checkpoints.'),
+        'eval_interval': NOT_NEGATIVE.means(
+            'The updates between two evaluations during training. 0: at the end only.'
+        ),
+        'loggers': _optional(LIST).means(
+            "mmcv's logger hooks beside `log.json`, such as `[dict(type='TensorboardLoggerHook')]`."
+        ),
     },
     'evaluation': {
-        'metrics': LIST,
-        'batch_size': POSITIVE,
-        'library': _optional(_one_of(*LIBRARIES)),
+        'metrics': LIST.means("`'bbox'`, and `'segm'` for masks."),
+        'batch_size': POSITIVE.means('The images of an evaluation at a time.'),
+        'library': _optional(_one_of(*LIBRARIES)).means(
+            'What counts AP. `auto`: faster-coco-eval where it is installed. The numbers are the same.'
+        ),
     },
     'runtime': {
-        'device': TEXT,
-        'gpus': _optional(POSITIVE),
-        'workers': Rule((int, str), least=0, choices=('auto',)),
-        'threads': NOT_NEGATIVE,
-        'jobs': POSITIVE,
+        'device': TEXT.means('`auto`, `cpu` or `cuda`.'),
+        'gpus': _optional(POSITIVE).means(
+            'The number of processes, each with a GPU. Left out: 1, or as many as torchrun or SLURM started.'
+        ),
+        'workers': Rule((int, str), least=0, choices=('auto',)).means(
+            'The processes that load images, for each process that trains.'
+        ),
+        'threads': NOT_NEGATIVE.means("torch's threads on the CPU. 0: one per core."),
+        'jobs': POSITIVE.means('The arms that train side by side and share the cores.'),
     },
     'speed': {
-        'precision': _optional(_one_of('auto', 'fp32', 'tf32', 'bf16')),
-        **dict.fromkeys(SWITCHES, _optional(_one_of('auto', True, False))),
+        'precision': _optional(_one_of('auto', 'fp32', 'tf32', 'bf16')).means(
+            'Of training only. `bf16`: convolutions and matrix products in bfloat16. `tf32`: a GPU rounds their factors to 10 bits. `fp32`: no rounding.'
+        ),
+        **{
+            name: _optional(_one_of('auto', True, False)).means(text)
+            for name, text in SWITCHES.items()
+        },
     },
 }
 

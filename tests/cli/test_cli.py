@@ -7,7 +7,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from mtpd.cli.main import main
+from mtpd.cli.main import SECTIONS, main
 from mtpd.utils.paths import ROOT
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
@@ -41,6 +41,16 @@ def test_help_needs_no_heavy_import():
         assert f'  {command} ' in process.stdout
 
 
+def test_help_lists_each_command_once_under_what_one_wants():
+    listed = [name for names in SECTIONS.values() for name in names]
+    assert len(listed) == len(set(listed)) and not set(main.commands) - set(listed)
+    text = call('--help').output
+    for heading, names in SECTIONS.items():
+        section = text.split(f'\n{heading}:\n')[1].split('\n\n')[0]
+        words = [line.split()[0] for line in section.splitlines() if line.startswith('  ')]
+        assert words == [name for name in names if name in main.commands]
+
+
 def test_digits_are_made_and_checked(tmp_path):
     arguments = ('data', 'digits', '--root', tmp_path, '--train', 3, '--val', 2, '--size', 64)
     result = call(*arguments)
@@ -66,6 +76,7 @@ def test_mistakes_in_a_recipe_are_one_message(command):
         [MINI, '--cfg-options', 'seed=7 schedule.arm=30'],
         [MINI, '--cfg-options', 'seed=7', '--cfg-options', 'schedule.arm=30'],
         ['--cfg-options', 'seed=7', 'schedule.arm=30', '--work-dir', 'a=b', MINI],
+        ['--cfg-options', 'seed=7 title=a b', 'schedule.arm=30', MINI],
     ],
 )
 def test_overrides_are_written_as_in_mmdet_as_one_text_or_one_by_one(words):
@@ -174,7 +185,7 @@ def test_show_prints_a_recipe_that_loads_again_and_trains_nothing(tmp_path):
     assert result.exit_code == 0, result.output
     values: dict = {}
     exec(result.output, values)  # our own recipe
-    assert values['seed'] == 7 and values['student']['config'].endswith('pocket_retinanet.py')
+    assert values['seed'] == 7 and values['student']['config'].endswith('pocket_retinanet_width16.py')
     assert '_base_' not in values and not (tmp_path / 'run').exists()
     plain = call('show', 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
     assert "'type': 'RetinaNet'" in plain.output
