@@ -2,6 +2,7 @@
 # make test   the tests             make env    what both need, made once in .venv
 # make test-all   also the tests that take long, notebooks in JupyterLab and pages in Chromium among them
 # make lint   style checks          make notebooks   sync notebooks/*.py with *.ipynb
+# make docs-pages   what pages of docs/ have from the code: keys of recipes, --help, speed switches, notebooks' parameters
 # make bench  the CPU benchmarks (half an hour), after the demo; tables go to benchmarks/README.md
 # make gpu    on a machine with a GPU: checks, times and a verdict, half an hour; ARGS='--data data/coco' for COCO's images
 # Variables: PYTHON=python3.11  VENV=.venv  RECIPE=configs/...  ARGS='options'
@@ -16,7 +17,7 @@ ARGS ?=
 CUDA_ARCH ?=
 export TORCH_INDEX
 
-.PHONY: env packages demo test test-all test-tools bench gpu lint notebooks clean
+.PHONY: env packages demo test test-all test-tools bench gpu lint notebooks docs-pages clean
 BENCH := distill_step tried end_to_end evaluation adaptation_cost edge growth install_ops
 
 env: packages
@@ -56,6 +57,9 @@ lint: packages
 
 notebooks: packages
 	@$(BIN)/jupytext --set-kernel python3 --sync $(wildcard notebooks/*.py)
+
+docs-pages: env
+	@$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -54,8 +54,8 @@ def keys() -> str:
             parts.append(key_section(title, [*leaves('', DETECTOR)], [{}] * len(BASES)))
         elif name == 'speed':
             precision = rule['precision']
-            text = f'`speed.precision` is {kind(precision)}. The other switches are `auto`, True or False. All are `auto` in both bases. '
-            parts.append(f'## `speed`\n\n{text}[Performance](performance.md#switches) has a row for each.')  # fmt: skip
+            text = f'`speed.precision` is {kind(precision)}. The other switches are `auto`, True or False. All are `auto` in both bases.'
+            parts.append(f'### `speed`\n\n{text}\n[Performance](performance.md#switches) has a row for each.')  # fmt: skip
         elif name != 'teachers':
             parts.append(key_section(f'`{name}`', [*leaves(f'{name}.', rule)], defaults))
     return '\n\n'.join([key_section('General', general, defaults), *parts])
@@ -83,7 +83,7 @@ def key_section(title: str, rows: list, defaults: list[dict]) -> str:
     headings = ['key', 'type', *BASES, 'meaning']
     if all(row[2] == row[3] == '-' for row in made):  # no base has a value
         made, headings = [[*row[:2], row[4]] for row in made], ['key', 'type', 'meaning']
-    return f'## {title}\n\n{table(headings, made)}'
+    return f'### {title}\n\n{table(headings, made)}'
 
 
 def key_row(path: str, rule: Rule, defaults: list[dict]) -> list[str]:

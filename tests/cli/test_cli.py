@@ -185,7 +185,9 @@ def test_show_prints_a_recipe_that_loads_again_and_trains_nothing(tmp_path):
     assert result.exit_code == 0, result.output
     values: dict = {}
     exec(result.output, values)  # our own recipe
-    assert values['seed'] == 7 and values['student']['config'].endswith('pocket_retinanet_width16.py')
+    assert values['seed'] == 7 and values['student']['config'].endswith(
+        'pocket_retinanet_width16.py'
+    )
     assert '_base_' not in values and not (tmp_path / 'run').exists()
     plain = call('show', 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
     assert "'type': 'RetinaNet'" in plain.output

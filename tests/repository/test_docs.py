@@ -1,0 +1,211 @@
+"""README.md and docs/: generated parts are the code's, links lead somewhere, and what is said of the code is so."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from mtpd.cli.main import SECTIONS, main
+from mtpd.config.recipe import load_recipe
+from mtpd.config.schema import RECIPE, Rule
+from mtpd.utils.paths import ROOT
+
+sys.path.insert(0, str(ROOT / 'docs'))
+README, DOCS = ROOT / 'README.md', sorted((ROOT / 'docs').glob('*.md'))
+PAGES = [README, *DOCS, ROOT / 'CONTRIBUTING.md', ROOT / 'benchmarks/README.md']
+TASKS = (
+    'results', 'recipes', 'notebooks', 'teacher-order', 'sweeps', 'full-size', 'own-data', 'detectors', 'mmdet',
+    'performance', 'gpu', 'run-directory', 'troubleshooting', 'cli', 'architecture', 'methods',
+)  # fmt: skip
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def text_of(path: Path) -> str:
+    return path.read_text(encoding='utf-8')
+
+
+def page(name: str) -> str:
+    return text_of(ROOT / 'docs' / f'{name}.md')
+
+
+def prose(text: str) -> str:
+    """Without blocks of code."""
+    return re.sub(r'^```.*?^```$', '', text, flags=re.DOTALL | re.MULTILINE)
+
+
+def code_blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf'^```{language}\n(.*?)^```$', text, re.DOTALL | re.MULTILINE)
+
+
+def anchors(path: Path) -> set[str]:
+    """As GitHub makes them of headings."""
+    made: list[str] = []
+    for heading in re.findall(r'^#+ (.*)$', prose(text_of(path)), re.MULTILINE):
+        slug = re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-')
+        count = sum(re.sub(r'-\d+$', '', other) == slug for other in made)
+        made.append(f'{slug}-{count}' if count else slug)
+    return set(made)
+
+
+def between(text: str, marker: str) -> str:
+    return text.split(f'<!-- {marker} -->')[1].split(f'<!-- end of {marker} -->')[0]
+
+
+def table_rows(text: str) -> list[list[str]]:
+    """The cells of all rows of tables, but for headings' rules."""
+    lines = [line for line in text.splitlines() if line.startswith('|') and '---' not in line]
+    return [
+        [cell.strip().replace('\\|', '|') for cell in re.split(r'(?<!\\)\|', line)[1:-1]]
+        for line in lines
+    ]
+
+
+@pytest.mark.parametrize('name', ['recipes.md', 'performance.md', 'cli.md', 'notebooks.md'])
+def test_generated_parts_are_what_the_code_says(name):
+    import generate
+
+    text = text_of(ROOT / 'docs' / name)
+    assert generate.written(name, text) == text, 'run make docs-pages'
+
+
+def rules_of(node: dict | Rule, path: tuple = ()) -> list[tuple[tuple, Rule]]:
+    if isinstance(node, Rule):
+        return [(path, node)]
+    return [pair for key, below in node.items() for pair in rules_of(below, (*path, key))]
+
+
+def test_each_key_of_a_recipe_has_its_meaning_on_one_page():
+    recipes, performance = table_rows(page('recipes')), table_rows(page('performance'))
+    for path, rule in rules_of(RECIPE):
+        assert rule.meaning.endswith('.'), path
+        if path[0] in ('student', 'teachers'):
+            key = path[-1]
+        else:
+            key = '.'.join('NAME' if part == '*' else part for part in path)
+        rows = performance if path[0] == 'speed' else recipes
+        key = path[-1] if path[0] == 'speed' else key
+        assert [row for row in rows if row[0] == f'`{key}`' and rule.meaning in row], path
+
+
+def test_defaults_are_those_of_the_recipes():
+    """Of the page, against two recipes that are built on the bases."""
+    rows = {row[0].strip('`'): row[2:4] for row in table_rows(page('recipes')) if len(row) == 5}
+    recipes = [load_recipe(f'configs/{name}.py') for name in ('mini/pool', 'paper/retinanet_r50__r101_rx101')]  # fmt: skip
+    for key in ('schedule.batch_size', 'schedule.teacher', 'image.scale', 'order.images', 'distill.method'):  # fmt: skip
+        section, name = key.split('.')
+        shown = [ast.literal_eval(cell.strip('`')) for cell in rows[key]]
+        assert shown == [recipe.cfg[section][name] for recipe in recipes], key
+
+
+@pytest.mark.parametrize('path', PAGES, ids=name_of)
+def test_links_and_anchors_resolve(path):
+    text = prose(text_of(path))
+    links = re.findall(r'\]\(([^()\s]+)\)', text) + re.findall(r'src="([^"]+)"', text)
+    for link in links:
+        if link.startswith('https://'):
+            continue
+        file, _, anchor = link.partition('#')
+        target = (path.parent / file).resolve() if file else path
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_there_is_a_page_for_each_task_and_the_readme_leads_to_it():
+    assert {path.stem for path in DOCS} == set(TASKS)
+    links = re.findall(r'\]\(docs/([\w-]+)\.md', text_of(README))
+    assert set(links) == set(TASKS)
+
+
+def test_the_readme_is_short():
+    text = text_of(README)
+    assert len(text.split()) <= 1000 and len(text.splitlines()) <= 170
+    places = [text.index(part) for part in ('# MTPD', '![', '## Quick start', 'make demo', '## What it shows')]  # fmt: skip
+    assert places == sorted(places) and text[: places[2]].count('\n') < 15
+    (heading, *rows), more = table_rows(between(text, 'results')), text.count('AP50')
+    assert 'AP' in heading and len(rows) <= 7 and more <= 1
+
+
+@pytest.mark.parametrize('path', [README, *DOCS], ids=name_of)
+def test_no_paragraph_is_long(path):
+    for block in re.split(r'\n\s*\n', prose(text_of(path))):
+        lines = [
+            line for line in block.splitlines() if not line.startswith(('|', '<!--', '![', '#'))
+        ]
+        items = re.split(r'^(?:- |\d+\. )', '\n'.join(lines), flags=re.MULTILINE)
+        assert max(item.strip().count('\n') for item in items) < 5, block
+
+
+def test_the_readmes_recipe_loads(tmp_path, tiny_coco):
+    recipe = next(block for block in code_blocks(text_of(README), 'python') if '_base_' in block)
+    assert len(recipe.splitlines()) <= 15
+    file = tmp_path / 'mine.py'
+    file.write_text(recipe.replace('/path/to/dataset', str(tiny_coco(tmp_path / 'data'))))
+    loaded = load_recipe(file)
+    assert (loaded.name, loaded.cfg.distill.method, loaded.cfg.schedule.arm) == ('mine', 'fgd', 800)
+    assert [loaded.checkpoint(name) for name in loaded.detectors] == [None] * 3
+    assert set(loaded.arms) > {'none', 'direct', 'progressive', 'auto'}
+
+
+@pytest.mark.parametrize('path', PAGES, ids=name_of)
+def test_commands_and_files_are_there(path):
+    text = text_of(path)
+    known = {name for names in SECTIONS.values() for name in names} | set(main.commands)
+    for word in re.findall(r'(?:`|/bin/|^|; |&& )mtpd ([a-z][\w-]*)', text, re.MULTILINE):
+        assert word in known, word
+    named = re.findall(r'(?<![\w/])(?:configs|results|benchmarks|notebooks|mtpd|tests)/[\w./-]*\w', text)  # fmt: skip
+    for name in named:
+        if not re.search(r'(^|/)[A-Z]\.py$', name):  # X.py stands for any
+            assert (ROOT / name).exists() or '<key>' in text, name
+    for block in code_blocks(text, 'python'):
+        ast.parse(block)
+
+
+def strings_of_the_code() -> str:
+    """All texts in mtpd, a line each; values in them are three dots."""
+    lines = []
+    for path in (ROOT / 'mtpd').rglob('*.py'):
+        for node in ast.walk(ast.parse(text_of(path))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [p.value if isinstance(p, ast.Constant) else ' ... ' for p in node.values]
+                lines.append(''.join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                lines.append(node.value)
+    return '\n'.join(lines)
+
+
+def test_messages_in_troubleshooting_are_those_of_the_code():
+    said = strings_of_the_code()
+    messages = [
+        cell[1:-1]
+        for part in page('troubleshooting').split('| message |')[1:]
+        for cell, *_ in table_rows(part.split('\n\n')[0])
+        if cell.startswith('`')
+    ]
+    assert len(messages) > 15
+    for message in messages:
+        for part in re.split(r'\s*\.\.\.\s*', message.strip('. ')):
+            assert part.strip(',: ') in said, message
+
+
+def test_the_settings_of_losses_are_those_of_the_recipes():
+    settings = load_recipe('configs/paper/retinanet_r50__r101_rx101.py').cfg.distill.settings
+    rows = {row[0].strip('`'): row[3] for row in table_rows(page('methods')) if len(row) == 4 and row[0][:1] == '`'}  # fmt: skip
+    assert set(rows) == set(settings)
+    for key, cell in rows.items():
+        stated = {
+            name: ast.literal_eval(value) for name, value in re.findall(r'`(\w+)=([^`]+)`', cell)
+        }
+        assert stated == {k: v for k, v in settings[key].to_dict().items() if k != 'type'}, key
+
+
+def test_the_papers_sequences_are_listed():
+    rows = [row[0].strip('`') for row in table_rows(page('full-size').split('## The five')[1])]
+    names = {path.stem for path in (ROOT / 'configs/paper').glob('*.py')}
+    assert names == {row for row in rows if row in names} and len(names) == 5
