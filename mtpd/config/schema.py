@@ -273,7 +273,7 @@ RECIPE = {
     },
     'speed': {
         'precision': _optional(_one_of('auto', 'fp32', 'tf32', 'bf16')).means(
-            'Of training only. `bf16`: convolutions and matrix products in bfloat16. `tf32`: a GPU rounds their factors to 10 bits. `fp32`: no rounding.'
+            "Of training only. `bf16`: convolutions and matrix products in bfloat16; losses, targets, heads' outputs and the optimizer stay in float32. `tf32`: a GPU rounds factors to 10 bits, as the authors' torch did. `fp32`: no rounding."
         ),
         **{
             name: _optional(_one_of('auto', True, False)).means(text)
