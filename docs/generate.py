@@ -20,7 +20,7 @@ import click
 from mmcv import Config
 
 from mtpd.cli.main import SECTIONS, main
-from mtpd.config.schema import DETECTOR, NONE, RECIPE, Rule
+from mtpd.config.schema import DETECTOR, NONE, RECIPE, TEACHER, Rule
 from mtpd.engine.speed import CUDA_ONLY, resolve_speed
 from mtpd.pipeline.notebooks import notebook_parameters
 from mtpd.utils.paths import ROOT
@@ -52,6 +52,9 @@ def keys() -> str:
         elif rule is DETECTOR:  # the teachers have the same
             title = '`student.KEY`, and `teachers.NAME.KEY` of each teacher'
             parts.append(key_section(title, [*leaves('', DETECTOR)], [{}] * len(BASES)))
+            teachers = {key: rule for key, rule in TEACHER.items() if key not in DETECTOR}
+            title = '`teachers.NAME.KEY`, of teachers alone'
+            parts.append(key_section(title, [*leaves('', teachers)], [{}] * len(BASES)))
         elif name == 'speed':
             precision = rule['precision']
             text = f'`speed.precision` is {kind(precision)}. The other switches are `auto`, True or False. All are `auto` in both bases.'
