@@ -26,7 +26,8 @@ from mtpd.report.run import make_report
 from mtpd.runtime.checkpoints import load_checkpoint, save_atomic
 from mtpd.utils.paths import ROOT
 
-TWINS = sorted(path.stem for path in (ROOT / 'configs' / 'paper').glob('*.py'))
+# The paper's own sequences; its rival by PKD has one teacher, and no twin.
+TWINS = sorted(p.stem for p in (ROOT / 'configs' / 'paper').glob('*.py') if 'pkd' not in p.stem)
 METHODS = tuple(load_recipe('configs/mini/retinanet_r50__r101_rx101.py').cfg.distill.settings)
 # Deformable convolutions need at least 3 x 3 cells, at stride 32.
 SMALL = {'data.scenes.train': 2, 'data.scenes.val': 2, 'data.scenes.size': 96, 'image.scale': 96}
