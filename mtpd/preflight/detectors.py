@@ -185,23 +185,9 @@ def _build_failure(recipe: Recipe, name: str, error: Exception) -> str:
 
 def _class_problems(recipe: Recipe, name: str, path: Path, trained: Any) -> list[str]:
     """`trained`: the checkpoint's class names, whatever it has for them."""
-    trained, classes = known_classes(trained), recipe.classes
-    if trained is None or same_classes(classes, trained):
+    difference = class_difference(recipe, trained)
+    if difference is None:
         return []
-    if len(classes) != len(trained):
-        difference = (
-            f'it knows {len(trained)} classes ({list_names(trained)}), the dataset has {len(classes)} '
-            f'({list_names(classes)})'
-        )
-    else:
-        k = next(
-            k
-            for k in range(len(classes))
-            if not same_classes(classes[k : k + 1], trained[k : k + 1])
-        )
-        difference = f"its class {k} is {trained[k]!r}, the dataset's {classes[k]!r}"
-        if same_classes(sorted(classes), sorted(trained)):
-            difference += ' (the same classes in another order)'
     key = detector_key(name)
     fix = f'or train it here from those weights: --cfg-options {key}.checkpoint=None {key}.init={path}'
     if name != 'student' and recipe.cfg.distill.start != 'inherit':
@@ -211,6 +197,25 @@ def _class_problems(recipe: Recipe, name: str, path: Path, trained: Any) -> list
     return [
         f'{name}: {path} was trained on other classes: {difference}. Give a checkpoint of these classes in this order, {fix}'
     ]
+
+
+def class_difference(recipe: Recipe, trained: Any) -> str | None:
+    """How the classes of a checkpoint differ from the dataset's, in words; None where they don't, or it has no names."""
+    trained, classes = known_classes(trained), recipe.classes
+    if trained is None or same_classes(classes, trained):
+        return None
+    if len(classes) != len(trained):
+        return (
+            f'it knows {len(trained)} classes ({list_names(trained)}), the dataset has {len(classes)} '
+            f'({list_names(classes)})'
+        )
+    k = next(
+        k for k in range(len(classes)) if not same_classes(classes[k : k + 1], trained[k : k + 1])
+    )
+    difference = f"its class {k} is {trained[k]!r}, the dataset's {classes[k]!r}"
+    if same_classes(sorted(classes), sorted(trained)):
+        difference += ' (the same classes in another order)'
+    return difference
 
 
 def _architecture_problems(recipe: Recipe, name: str, path: Path, state: dict) -> list[str]:
@@ -279,7 +284,7 @@ def checkpoint_normalisation(meta: dict) -> dict | None:
     except (SyntaxError, ValueError, RecursionError):
         return None
     steps = [step for node in nodes if (step := _literal_normalisation(node))]
-    alike = all(_same_normalisation(steps[0], step) for step in steps)
+    alike = all(same_normalisation(steps[0], step) for step in steps)
     # Texts of several files may state what is overridden.
     return steps[0] if steps and alike else None
 
@@ -315,25 +320,30 @@ def normalisation_problems(
         source: the file that states it.
     """
     image = recipe.image(name)
-    if trained is None or _same_normalisation(trained, image):
+    if trained is None or same_normalisation(trained, image):
         return []
-    key = 'image' if name == 'student' else f'teachers.{name}.image'
-    mean, std = _format_numbers(trained['mean']), _format_numbers(trained['std'])
-    options = f"'{key}.mean={mean} {key}.std={std} {key}.to_rgb={trained.get('to_rgb', True)}'"
     return [
-        f'{name} takes images with {_normalisation_text(trained)} ({source}), and the recipe makes them with {_normalisation_text(image)}: '
-        f'its features would be wrong. Set --cfg-options {options}; or choose another checkpoint.'
+        f'{name} takes images with {normalisation_text(trained)} ({source}), and the recipe makes them with {normalisation_text(image)}: '
+        f'its features would be wrong. {normalisation_fix(name, trained)}'
     ]
 
 
-def _same_normalisation(one: dict, other: dict) -> bool:
+def normalisation_fix(name: str, trained: dict) -> str:
+    """What to do where a detector was trained with another normalisation than the recipe's."""
+    key = 'image' if name == 'student' else f'teachers.{name}.image'
+    mean, std = _format_numbers(trained['mean']), _format_numbers(trained['std'])
+    options = f"'{key}.mean={mean} {key}.std={std} {key}.to_rgb={trained.get('to_rgb', True)}'"
+    return f'Set --cfg-options {options}; or choose another checkpoint.'
+
+
+def same_normalisation(one: dict, other: dict) -> bool:
     if one.get('to_rgb', True) != other.get('to_rgb', True):
         return False
     pairs = ((a, b) for key in ('mean', 'std') for a, b in zip(one[key], other[key], strict=False))
     return all(math.isclose(a, b, abs_tol=1e-3) for a, b in pairs)
 
 
-def _normalisation_text(norm: dict) -> str:
+def normalisation_text(norm: dict) -> str:
     to_rgb = norm.get('to_rgb', True)
     return (
         f'mean {_format_numbers(norm["mean"])}, std {_format_numbers(norm["std"])}, to_rgb {to_rgb}'

@@ -21,7 +21,12 @@ class FeatureLoss(nn.Module):
         student_channels: C of the student's feature map; `align`, a 1x1 convolution, maps it to
             the teacher's where they differ.
         teacher_channels: C of the teacher's feature map.
+
+    Attributes:
+        scale_settings: the arguments that the loss is proportional to, all together.
     """
+
+    scale_settings: tuple[str, ...] = ('weight',)
 
     def __init__(self, student_channels: int, teacher_channels: int):
         super().__init__()

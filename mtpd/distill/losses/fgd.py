@@ -41,6 +41,8 @@ class FGD(FeatureLoss):
         MtpdError: a setting out of range.
     """
 
+    scale_settings = ('alpha', 'beta', 'gamma', 'relation')
+
     def __init__(
         self,
         student_channels: int,

@@ -26,6 +26,8 @@ class MGD(FeatureLoss):
         MtpdError: a setting out of range.
     """
 
+    scale_settings = ('alpha',)
+
     def __init__(
         self,
         student_channels: int,
