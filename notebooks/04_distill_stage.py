@@ -27,6 +27,7 @@ stage: int = 1  # which stage of it, from 1
 
 # %%
 from mtpd import load_recipe, plots
+from mtpd.analysis import stage_sentences
 from mtpd.report import markdown_table, show_sentences, stage_rows, train_stage_live
 
 plan = load_recipe(recipe, cfg_options, seed)
@@ -55,6 +56,8 @@ steps = stage_rows(plan, arm, stage, work_dir)
 markdown_table(steps, 'stages')
 
 # %%
+for sentence in stage_sentences(plan, arm, stage, work_dir):
+    show_sentences(sentence)
 show_sentences(
     f'**Conclusion.** After stage {stage} the student has {steps[-1]["AP"]:.1f} AP,',
     f'{plots.gain(steps[-1]["AP"], steps[-2]["AP"])} by this stage and',

@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         '.run': ('Run', 'load_run', 'loss_rows', 'class_aps'),
         '.study': ('load_study',),
         '.verdict': ('run_summary', 'study_summary', 'study_verdict'),
+        '.findings': ('diagnose', 'run_findings', 'stage_sentences'),
         '.methods': ('compare_methods', 'methods_caption'),
         '.paper': (
             *('load_run_or_plan', 'checkpoint_metrics', 'checkpoint_detections'),

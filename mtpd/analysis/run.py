@@ -9,10 +9,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..config.settings import read_settings
 from ..errors import MtpdError
 from ..pipeline.status import may_be_alive
 from ..utils.files import read_json, read_log
-from ..utils.paths import ROOT
+from ..utils.paths import ROOT, display_path
 from .published import paper_figures
 
 MEASURED_TIMES = ('seconds', 'ms_per_image')  # keys of `Run.results` that differ between equal runs
@@ -35,9 +36,14 @@ def ap_points(metrics: dict | None) -> dict[str, float | None]:
 
 
 def load_run(path: str | Path) -> Run:
-    """Open a run directory. Raises MtpdError when `path` is none."""
+    """Open a run directory, or a folder that `mtpd train` made. Raises MtpdError when `path` is neither."""
     path = Path(path)
-    if not (path / 'run.json').is_file():
+    status = read_json(path / 'status.json', {})
+    if (path / 'run.json').is_file():
+        info = read_json(path / 'run.json')
+    elif is_run(path):
+        info = _training_info(path, status)
+    else:
         # Two levels down only where runs are: any other folder may be large.
         deep = ['*/*/run.json'] if path.resolve() == (ROOT / 'runs').resolve() else []
         runs = [
@@ -48,12 +54,33 @@ def load_run(path: str | Path) -> Run:
         raise MtpdError(
             f'{path} is not a run: it {what}.{hint} Run `make demo`, or `mtpd run RECIPE`, first.'
         )
-    return Run(
-        path,
-        read_json(path / 'run.json'),
-        read_json(path / 'status.json', {}),
-        read_json(path / 'environment.json', {}),
+    return Run(path, info, status, read_json(path / 'environment.json', {}))
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run directory, or one that `mtpd train` made of a recipe (recipe.py) or of an mmdet config (config.py)."""
+    trained = any((path / name).is_dir() for name in ('detectors', 'stages'))
+    return (
+        (path / 'run.json').is_file()
+        or ((path / 'recipe.py').is_file() and trained)
+        or ((path / 'config.py').is_file() and (path / 'log.json').is_file())
     )
+
+
+def _training_info(path: Path, status: dict) -> dict:
+    """What run.json would say of a folder that `mtpd train` made. No code of its recipe.py or config.py runs."""
+    command = {'command': status['command']} if 'command' in status else {}
+    if not (path / 'recipe.py').is_file():
+        name = path.resolve().name
+        label = {'name': 'model', 'role': 'student', 'label': name, 'updates': None}
+        info = {'name': name, 'title': f'Training of {name}', 'recipe': display_path(path)}
+        return info | {'arms': [], 'detectors': [label], 'paper': {}, 'is_plain': True} | command
+    if read_settings(path / 'recipe.py') is None:  # raises where it is more than literals
+        raise MtpdError(f'{path}/recipe.py is missing.')
+    from ..config.recipe import load_recipe
+    from ..pipeline.run_dir import run_info
+
+    return run_info(load_recipe(path / 'recipe.py')) | command
 
 
 @dataclass(frozen=True)
@@ -117,10 +144,14 @@ class Run:
         names = [f'{k}_{teacher or "no_teacher"}' for k, teacher in enumerate(teachers, 1)]
         return [d for d in (self.path / 'stages' / arm / n for n in names) if d.is_dir()]
 
+    def detector_dir(self, name: str) -> Path:
+        """Where the files of a detector lie; of a plain mmdet config's training at the top."""
+        return self.path if self.info.get('is_plain') else self.path / 'detectors' / name
+
     def metrics(self, kind: str, name: str) -> dict | None:
         """metrics.json (fractions 0..1) of `kind` 'detector' or 'arm' (its last stage), or None."""
         if kind == 'detector':
-            return read_json(self.path / 'detectors' / name / 'metrics.json')
+            return read_json(self.detector_dir(name) / 'metrics.json')
         if kind != 'arm':
             raise ValueError(f"kind must be 'detector' or 'arm', not {kind!r}")
         arm = next((a for a in self.arms if a['name'] == name), None)
@@ -142,7 +173,7 @@ class Run:
         detectors = self.info.get('detectors', [])
         for detector in sorted(detectors, key=lambda d: d['role'] != 'student'):
             name = detector['name']
-            log = read_log(self.path / 'detectors' / name / 'log.json')
+            log = read_log(self.detector_dir(name) / 'log.json')
             metrics = self.metrics('detector', name)
             last = log[-1] if log else {}
             updates, planned = last.get('update', detector.get('updates')), last.get('updates')
@@ -151,7 +182,7 @@ class Run:
             rows.append(
                 {'name': name, 'label': self.label(name), 'kind': None, 'stages': []}
                 | {'role': 'baseline' if detector['role'] == 'student' else 'teacher'}
-                | {'updates': updates, 'seconds': _training_seconds(self.path / 'detectors' / name)}
+                | {'updates': updates, 'seconds': _training_seconds(self.detector_dir(name))}
                 | ap_points(metrics)
                 | self._model(name)
             )
@@ -173,7 +204,7 @@ class Run:
         return sum(values) if values and None not in values else None
 
     def _model(self, name: str | None) -> dict:
-        model = read_json(self.path / 'detectors' / str(name) / 'model.json', {})
+        model = read_json(self.detector_dir(str(name)) / 'model.json', {})
         return {key: model.get(key) for key in ('parameters', 'gflops', 'ms_per_image')}
 
     def curves(self, arm: str | None = None) -> list[dict] | dict[str, list[dict]]:
@@ -197,6 +228,14 @@ class Run:
                 )
             offset += stage['updates']
         return rows
+
+    def detector_curves(self) -> dict[str, list[dict]]:
+        """{label: log rows} of the detectors that were trained on their own here, as `loss_rows` gives them."""
+        curves = {
+            self.label(item['name']): loss_rows(self.detector_dir(item['name']) / 'log.json')
+            for item in self.info.get('detectors', [])
+        }
+        return {label: rows for label, rows in curves.items() if rows}
 
     def stage_aps(self, arm: str | None = None) -> list[dict] | dict[str, list[dict]]:
         """AP along an arm: the baseline (0 updates), then each evaluated stage.

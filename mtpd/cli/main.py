@@ -291,9 +291,27 @@ def export(source: Path, target: str, half: bool, trust_checkpoint: bool, config
 
 
 @main.command()
+@click.argument('path', metavar='RUN_OR_RECIPE', type=PATH)
+@click.option('--seed', type=int, help="Default: the recipe's.")
+@cfg_options
+@work_dir_option()
+def diagnose(path: Path, seed: int | None, cfg_options: dict, work_dir: Path | None) -> None:
+    """Why is my student worse? What is out of its usual range: measured value, usual range, what to change.
+
+    A few batches are computed with the checkpoints that there are, and logs are read. Nothing is trained. RUN_OR_RECIPE
+    is a run directory, a folder of `mtpd train`, or a recipe. Exit code 1: nothing could be measured.
+    """
+    from ..analysis.findings import diagnose, format_diagnosis
+
+    diagnosis = diagnose(path, cfg_options, seed, work_dir)
+    click.echo(format_diagnosis(diagnosis))
+    sys.exit(0 if diagnosis.measured else 1)
+
+
+@main.command()
 @click.argument('folder', metavar='RUN_OR_SWEEP', type=PATH)
 def report(folder: Path) -> None:
-    """Write the HTML report of a run directory, or of a sweep."""
+    """Write the HTML report of a run directory, of a folder of `mtpd train`, or of a sweep."""
     from ..report.run import make_report
     from ..sweep.report import make_sweep_report
 

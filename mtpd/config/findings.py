@@ -157,16 +157,21 @@ def teacher_mode_finding(mode: str) -> Finding | None:
     )
 
 
-def rise_finding(subject: str, first: float, last: float) -> Finding | None:
-    """Whether a stage's detection loss ends above where it began."""
+def rise_finding(subject: str, first: float, last: float, is_stage: bool = True) -> Finding | None:
+    """Whether the detection loss of a stage, or of a detector's own training, ends above where it began."""
     if last <= USUAL_RISE * first:
         return None
+    change = 'Lower the learning rate, and look at the annotations.'
+    if is_stage:
+        change = (
+            'Give the distillation loss less weight, lower the learning rate of stages (schedule.arm_lr), or train longer '
+            '(schedule.arm).'
+        )
     return warning(
         subject,
         f'the detection loss ends at {number_text(last)}, {last / first:.2f} times where it began ({number_text(first)})',
         f'below {USUAL_RISE:g} times',
-        'Give the distillation loss less weight, lower the learning rate of stages (schedule.arm_lr), or train longer '
-        '(schedule.arm).',
+        change,
     )
 
 

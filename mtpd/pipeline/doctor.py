@@ -324,9 +324,23 @@ def check_recipe(
     elif not problems and not expected:
         text = f'{run_dir}: nothing is left to train, so no update was tried'
         yield Check('its time', 'ok', text)
+    if not problems:
+        yield from check_findings(recipe, work_dir)
     if expected:
         words = forecast.forecast_texts(recipe, run_dir, expected) | loop.speed_settings(recipe)
         yield from (Check(f'its {name}', 'ok', text) for name, text in words.items())
+
+
+def check_findings(recipe: Recipe, work_dir: Path | None = None) -> Iterator[Check]:
+    """What `mtpd diagnose` finds by a few batches: warnings, as a run is not refused for them."""
+    from ..preflight.diagnosis import diagnose_recipe
+
+    diagnosis = diagnose_recipe(recipe, work_dir, fetch=False)
+    for finding in diagnosis.findings:
+        text = f'{finding.subject}: {finding.facts}'
+        yield Check('diagnosis', 'warn', text, finding.change)
+    if not diagnosis.findings and diagnosis.measured:
+        yield Check('diagnosis', 'ok', 'losses, gradients and teachers are in their usual ranges')
 
 
 def check_weights(recipe: Recipe) -> Iterator[Check]:

@@ -90,15 +90,20 @@ class Balance(NamedTuple):
     @property
     def text(self) -> str:
         """The measured ratios in words."""
-        by_level = ', '.join(
+        return (
+            f'the distillation loss is {number_text(self.loss_ratio)} times the detection loss '
+            f'({number_text(sum(self.levels.values()))} against {number_text(self.detection)}), its gradient '
+            f'{number_text(_ratio(*self.neck))} times in the neck and {number_text(_ratio(*self.backbone))} times in the backbone'
+        )
+
+    @property
+    def level_text(self) -> str:
+        """The distillation loss of each level by the detection loss."""
+        levels = (
             f'level {level} {number_text(_ratio(loss, self.detection))}'
             for level, loss in self.levels.items()
         )
-        return (
-            f'distillation loss {number_text(sum(self.levels.values()))} against detection {number_text(self.detection)}, '
-            f'{number_text(self.loss_ratio)} times ({by_level}); of the gradient {number_text(_ratio(*self.neck))} times in '
-            f'the neck, {number_text(_ratio(*self.backbone))} times in the backbone'
-        )
+        return f'of the losses {", ".join(levels)}'
 
 
 @dataclass
@@ -140,7 +145,7 @@ def diagnose_recipe(
             diagnosis.findings += detector_findings(recipe, name, path)
     diagnosis.findings += settings_findings(recipe)
     if refused:
-        diagnosis.unmeasured.append('nothing was measured: the recipe has errors.')
+        diagnosis.unmeasured.append('nothing was measured: the recipe has errors')
     else:
         unfit = {item.subject for item in diagnosis.findings if item.severity == 'error'}
         get_root_logger(log_level=log_level())
@@ -422,20 +427,24 @@ def _measure(
         if path and not unfit & {name, f'teacher {name}'}
     }
     _add_aps(recipe, run_dir, fit, folder, diagnosis)
+    rates: list[Finding] = []
     for teacher in teachers:
         if teacher not in fit:
             reason = 'its checkpoint has errors' if weights[teacher] else 'it is not trained yet'
-            diagnosis.unmeasured.append(f'teacher {teacher}: losses were not measured, {reason}.')
+            diagnosis.unmeasured.append(f'teacher {teacher}: not measured: {reason}')
             continue
         for title, start, judged, build in _states(recipe, teacher, fit, work_dir):
             try:
                 balance = measure_balance(recipe, build(), device, folder)
             except (MtpdError, MemoryError, RuntimeError) as error:
-                first = str(error).partition('\n')[0]
-                diagnosis.unmeasured.append(f'{title}: losses were not measured. {first}')
+                reason = str(error).partition('\n')[0].partition('. ')[0]
+                diagnosis.unmeasured.append(f'{title}, {start}: not measured: {reason}')
                 continue
-            diagnosis.measured.append(f'{title}, {start}: {balance.text}')
+            diagnosis.measured.append(f'{title}, {start}: {balance.text}; {balance.level_text}')
             diagnosis.findings += balance_findings(recipe, title, teacher, balance, start, judged)
+            if rate := rate_finding(recipe, balance.update):
+                rates.append(rate)
+    diagnosis.findings += rates[:1]  # of all states
 
 
 def balance_findings(
@@ -471,19 +480,21 @@ def balance_findings(
                 'distill.levels, or compare other modules (distill.teacher_module=auto).',
             )
         )
-    if balance.update is not None and balance.update > USUAL_UPDATE:
-        rate = peak_rate(recipe)
-        factor = 10 ** math.ceil(math.log10(balance.update / USUAL_UPDATE))
-        rows.append(
-            warning(
-                'learning rate',
-                f"at the peak of {number_text(rate)} an update changes the student's weights by {number_text(balance.update)} of "
-                'their size',
-                f'up to {USUAL_UPDATE:g}',
-                f'Set --cfg-options schedule.arm_lr={rate / factor:.2g}.',
-            )
-        )
     return [row for row in rows if row]
+
+
+def rate_finding(recipe: Recipe, update: float | None) -> Finding | None:
+    """Whether updates at the peak learning rate are too large; `update`: of `Balance`."""
+    if update is None or update <= USUAL_UPDATE:
+        return None
+    rate = peak_rate(recipe)
+    factor = 10 ** math.ceil(math.log10(update / USUAL_UPDATE))
+    return warning(
+        'learning rate',
+        f"at the peak of {number_text(rate)} an update changes the student's weights by {number_text(update)} of their size",
+        f'up to {USUAL_UPDATE:g}',
+        f'Set --cfg-options schedule.arm_lr={rate / factor:.2g}.',
+    )
 
 
 def method_weights(settings: dict) -> dict[str, float]:
@@ -690,7 +701,7 @@ def _add_aps(
             few[name] = measure_ap(recipe, name, weights[name], folder)
         except (MtpdError, MemoryError, RuntimeError) as error:
             first = str(error).partition('\n')[0]
-            diagnosis.unmeasured.append(f'{name}: AP was not measured. {first}')
+            diagnosis.unmeasured.append(f'{name}: AP was not measured: {first}')
     for name in teachers:
         if known[name] is not None:
             diagnosis.measured.append(f'teacher {name}: AP {known[name]:.1f}, as measured before')

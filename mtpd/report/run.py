@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .. import plots
+from ..analysis.findings import run_findings
 from ..analysis.published import paper_finding
 from ..analysis.run import AP_KEYS, Run, load_run
 from ..analysis.study import Study, comparable_runs, load_study
@@ -48,7 +49,7 @@ def make_report(run_dir: str | Path) -> Path:
     Also for runs that failed or are under way: the report says so.
 
     Raises:
-        MtpdError: `run_dir` is no run.
+        MtpdError: `run_dir` is neither a run nor a folder of `mtpd train`.
     """
     run = load_run(run_dir)
     folder = run.path / 'report'
@@ -79,7 +80,9 @@ def study_figures(study: Study) -> list[tuple[Figure, str]]:
 
 def _index_page(run: Run, pages: list[dict]) -> str:
     results, study, smoke = run.results(), load_study(run), run.info.get('smoke')
-    recipe = run.path / 'recipe.py'
+    recipe = run.path / ('config.py' if run.info.get('is_plain') else 'recipe.py')
+    trained_only = run.info.get('seconds') is None and not run.steps
+    no_answer = smoke or (trained_only and not study.evaluated)
     rows = _result_rows(run, results, study)
     groups = [
         (title, [row for row in rows if row['role'] == role]) for role, title in ROW_GROUPS.items()
@@ -94,8 +97,11 @@ def _index_page(run: Run, pages: list[dict]) -> str:
         headline=HEADLINES[run.state],
         detail=_progress_text(run) + _corrupt_text(run),
         missing=[step for step in run.steps if step['state'] != 'done'],
-        answer='' if smoke else study_summary(study),
-        questions={} if smoke or not results else study_verdict(study) | paper_finding(run.paper),
+        answer='' if no_answer else study_summary(study),
+        findings=run_findings(run, study),
+        questions={}
+        if no_answer or not results
+        else study_verdict(study) | paper_finding(run.paper),
         commands=_commands(run),
         seeds=len(study.seeds),
         groups=[(title, group) for title, group in groups if group],
@@ -166,6 +172,8 @@ def _key_facts(run: Run) -> list[str]:
 
 
 def _progress_text(run: Run) -> str:
+    if not run.steps and run.state == 'complete':
+        return 'This folder holds trainings, and no whole run.'
     done = sum(step['state'] == 'done' for step in run.steps)
     count = f'{done} of {len(run.steps)} steps are done'
     if run.state == 'complete':
@@ -208,7 +216,13 @@ def _run_figures(run: Run, results: list[dict], study: Study) -> list[dict]:
     drawn = study_figures(study) if len(study.seeds) > 1 else []
     prefix = f'Seed {run.info.get("seed")}: ' if drawn else ''
     dataset = run.info.get('dataset') or 'this run'
+    curves = run.curves()
+    trained = {} if curves else run.detector_curves()
     captions = [
+        (
+            plots.loss_curves(trained) if trained else plots.empty(''),
+            'Losses of detectors on the training data.',
+        ),
         (
             plots.ap_over_stages(run.stage_aps()),
             'AP from the common baseline over the stages of each arm; lines join what was measured.',
@@ -218,7 +232,7 @@ def _run_figures(run: Run, results: list[dict], study: Study) -> list[dict]:
             'Final AP of each arm, and its gain over the baseline; vertical lines are references.',
         ),
         (
-            plots.loss_curves(run.curves()),
+            plots.loss_curves(curves),
             'Losses on the training data: thin as logged, thick smoothed; stages are shaded. Each stage begins its '
             'learning rate schedule anew, which lifts the detection loss at first.',
         ),
