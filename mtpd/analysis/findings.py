@@ -12,16 +12,18 @@ from ..config.findings import (
     ap_finding,
     balance_finding,
     count_text,
+    divergence_finding,
     number_text,
     regime_finding,
     rise_finding,
+    student_finding,
     teacher_mode_finding,
     unique,
 )
 from ..config.settings import read_settings
 from ..errors import MtpdError
 from ..utils.paths import user_path
-from .run import DISTILLATION_LOSS, Run, is_run, load_run
+from .run import DISTILLATION_LOSS, Run, ap_points, is_run, load_run
 from .study import Study, load_study
 
 if TYPE_CHECKING:
@@ -93,9 +95,11 @@ def run_findings(run: Run, study: Study | None = None) -> list[Finding]:
         return []
     study = study or load_study(run)
     index = study.regime_index
+    baseline = ap_points(run.metrics('detector', run.student) if run.student else None)['AP']
     rows = [
         *(finding for name in _arm_names(run) for finding in stage_findings(run, name)),
         *_detector_findings(run),
+        student_finding(baseline) if run.arms and baseline is not None else None,
         teacher_mode_finding(_distill_settings(run).get('teacher_mode', 'eval')),
         regime_finding(index.value) if index else None,
     ]
@@ -109,13 +113,15 @@ def stage_findings(run: Run, arm: str, stage: int | None = None) -> list[Finding
         stage: that one alone, counted from 1.
     """
     rows: list[Finding | None] = []
+    aps = {row['stage']: row['AP'] for row in run.stage_aps(arm)}
     for k, losses in _stage_losses(run, arm, stage):
         detection = [row['detection'] for row in losses]
         # A row is a mean over the log's interval; of the end there are several.
         end = statistics.fmean(detection[-max(1, len(detection) // 10) :])
         subject = f'{arm}, stage {k}'
         if len(detection) > 1:
-            rows.append(rise_finding(subject, detection[0], end))
+            known = (aps[k - 1], aps[k]) if k - 1 in aps and k in aps else None
+            rows.append(rise_finding(subject, detection[0], end, known))
         rows.append(_balance_finding(run, subject, losses))
     teachers = next(item['teachers'] for item in run.arms if item['name'] == arm)
     if stage:
@@ -138,6 +144,7 @@ def stage_sentences(
     """For a notebook: the findings about a stage, or that there are none."""
     run = load_run(recipe.run_dir(work_dir))
     findings = [] if run.info.get('smoke') else stage_findings(run, arm, stage)
+    findings = [finding for finding in findings if finding.severity != 'note']
     if not findings:
         return ['Losses and AP are in their usual range.']
     return [f'**To look at:** {finding.text}' for finding in findings]
@@ -189,7 +196,7 @@ def _detector_findings(run: Run) -> list[Finding]:
     for label, log in run.detector_curves().items():
         losses = [row['detection'] for row in log if row['detection'] is not None]
         if len(losses) > 1:
-            rows.append(rise_finding(label, losses[0], losses[-1], is_stage=False))
+            rows.append(divergence_finding(label, losses[0], losses[-1]))
     return [row for row in rows if row]
 
 

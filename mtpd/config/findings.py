@@ -24,12 +24,15 @@ USUAL_RATE = (0.5, 2.0)
 USUAL_SIDE = (0.8, 1.25)
 
 
+SEVERITIES = ('error', 'warning', 'note')
+
+
 class Finding(NamedTuple):
     """One thing that is out of its usual range.
 
     Attributes:
         subject: the detector, stage or setting that it is about.
-        severity: 'warning', or 'error' where training would be refused.
+        severity: 'error' where training would be refused, 'warning', or 'note' where nothing has to change.
         measured: what it is, a sentence without its full stop.
         usual: what it is where all is well, in the same form; may be empty.
         change: what to do, in sentences.
@@ -67,8 +70,8 @@ def count_text(findings: Iterable[Finding]) -> str:
 
 
 def unique(findings: Iterable[Finding]) -> list[Finding]:
-    """Each finding once, errors first."""
-    return sorted(dict.fromkeys(findings), key=lambda finding: finding.severity != 'error')
+    """Each finding once: errors, then warnings, then notes."""
+    return sorted(dict.fromkeys(findings), key=lambda finding: SEVERITIES.index(finding.severity))
 
 
 def number_text(value: float) -> str:
@@ -146,6 +149,16 @@ def ap_finding(
     )
 
 
+def student_finding(ap: float) -> Finding | None:
+    """Whether the baseline has learned next to nothing; `ap`: AP in points."""
+    if ap >= USELESS_AP:
+        return None
+    change = 'Train the baseline longer: schedule.baseline. Stages that start from it hardly tell teachers apart.'
+    return warning(
+        'student', f'AP is {ap:.1f} before distillation', f'above {USELESS_AP:g}', change
+    )
+
+
 def teacher_mode_finding(mode: str) -> Finding | None:
     if mode != 'train':
         return None
@@ -157,22 +170,43 @@ def teacher_mode_finding(mode: str) -> Finding | None:
     )
 
 
-def rise_finding(subject: str, first: float, last: float, is_stage: bool = True) -> Finding | None:
-    """Whether the detection loss of a stage, or of a detector's own training, ends above where it began."""
+def rise_finding(
+    subject: str, first: float, last: float, aps: tuple[float, float] | None = None
+) -> Finding | None:
+    """Whether the detection loss of a stage ends above where it began; a note where AP rose all the same.
+
+    Args:
+        aps: AP (points) before the stage and after it, where they are known.
+    """
     if last <= USUAL_RISE * first:
         return None
-    change = 'Lower the learning rate, and look at the annotations.'
-    if is_stage:
-        change = (
-            'Give the distillation loss less weight, lower the learning rate of stages (schedule.arm_lr), or train longer '
-            '(schedule.arm).'
+    text = f'the detection loss ends at {number_text(last)}, {last / first:.2f} times where it began ({number_text(first)})'
+    usual = f'up to {USUAL_RISE:g} times'
+    if aps and aps[1] > aps[0]:
+        text += f', and AP rises from {aps[0]:.1f} to {aps[1]:.1f}'
+        return Finding(
+            subject,
+            'note',
+            text,
+            usual,
+            'The stage helps. A smaller weight of distillation may help more.',
         )
-    return warning(
-        subject,
-        f'the detection loss ends at {number_text(last)}, {last / first:.2f} times where it began ({number_text(first)})',
-        f'below {USUAL_RISE:g} times',
-        change,
+    if aps:
+        text += f', and AP goes from {aps[0]:.1f} to {aps[1]:.1f}'
+    change = (
+        'Give the distillation loss less weight, lower the learning rate of stages (schedule.arm_lr), or train longer '
+        '(schedule.arm).'
     )
+    return warning(subject, text, usual, change)
+
+
+def divergence_finding(subject: str, first: float, last: float) -> Finding | None:
+    """Whether the loss of a detector's own training ends above where it began."""
+    if last <= USUAL_RISE * first:
+        return None
+    text = f'the loss ends at {number_text(last)}, {last / first:.2f} times where it began ({number_text(first)})'
+    change = 'Lower the learning rate, and look at the annotations.'
+    return warning(subject, text, f'up to {USUAL_RISE:g} times', change)
 
 
 def regime_finding(index: float) -> Finding | None:

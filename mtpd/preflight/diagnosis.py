@@ -24,6 +24,7 @@ from mmdet.utils import get_root_logger
 from torch import Tensor, nn
 
 from ..config.findings import (
+    USELESS_AP,
     USUAL_RATE,
     USUAL_SIDE,
     USUAL_UPDATE,
@@ -35,6 +36,7 @@ from ..config.findings import (
     number_text,
     range_text,
     refusal,
+    student_finding,
     teacher_mode_finding,
     unique,
     warning,
@@ -426,14 +428,15 @@ def _measure(
         for name, path in weights.items()
         if path and not unfit & {name, f'teacher {name}'}
     }
-    _add_aps(recipe, run_dir, fit, folder, diagnosis)
+    student_ap = _add_aps(recipe, run_dir, fit, folder, diagnosis)
     rates: list[Finding] = []
     for teacher in teachers:
         if teacher not in fit:
             reason = 'its checkpoint has errors' if weights[teacher] else 'it is not trained yet'
             diagnosis.unmeasured.append(f'teacher {teacher}: not measured: {reason}')
             continue
-        for title, start, judged, build in _states(recipe, teacher, fit, work_dir):
+        for title, start, ap, build in _states(recipe, teacher, fit, work_dir, student_ap):
+            judged = 'losses' if ap is not None and ap < USELESS_AP else 'gradients in the neck'
             try:
                 balance = measure_balance(recipe, build(), device, folder)
             except (MtpdError, MemoryError, RuntimeError) as error:
@@ -454,7 +457,8 @@ def balance_findings(
 
     Args:
         title, start: the stage, and the weights at which it was measured, in words.
-        judged: 'gradients in the neck' or, where the student's weights are not those of a stage, 'losses'.
+        judged: 'gradients in the neck' or, of a student that has learned nothing yet, whose detection loss has far larger
+            gradients than later, 'losses'.
     """
     method = recipe.cfg.distill.method
     ratio = _ratio(*balance.neck) if judged != 'losses' else balance.loss_ratio
@@ -504,12 +508,16 @@ def method_weights(settings: dict) -> dict[str, float]:
 
 
 def _states(
-    recipe: Recipe, teacher: str, weights: dict[str, Path], work_dir: Any
-) -> Iterator[tuple[str, str, str, Any]]:
+    recipe: Recipe,
+    teacher: str,
+    weights: dict[str, Path],
+    work_dir: Any,
+    student_ap: float | None,
+) -> Iterator[tuple[str, str, float | None, Any]]:
     """The weights at which a student beside a teacher is measured.
 
     Yields:
-        The stage and the weights in words, what is judged (see `balance_findings`), and what builds the `Distiller`.
+        The stage and the weights in words, their AP (points; None where it is not known), and what builds the `Distiller`.
     """
     title = f'student taught by {teacher}'
     student, model = recipe.model('student'), recipe.model(teacher)
@@ -524,25 +532,26 @@ def _states(
         allow = tuple(distill.inherit_allow)
         where = f"at a stage's start, with the teacher's neck{lacks}"
         yield (
-            *(title, where, 'losses' if lacks else 'gradients in the neck'),
+            *(title, where, 0.0 if lacks else None),
             lambda: build(initial, init_student=True, inherit_allow=allow),
         )
     elif distill.start == 'baseline' and 'student' in weights:
         path = str(weights['student'])
         yield (
-            *(title, "at a stage's start, from the baseline", 'gradients in the neck'),
+            *(title, "at a stage's start, from the baseline", student_ap),
             lambda: build(student_checkpoint=path),
         )
     else:
-        yield title, f'with an untrained student{lacks}', 'losses', lambda: build(initial)
+        yield title, f'with an untrained student{lacks}', 0.0, lambda: build(initial)
     for arm in recipe.arms.values():
         for stage, name in enumerate(arm.teachers, 1):
             out = stage_dir(recipe, arm, stage, work_dir)
             files = [str(out / 'student.pth'), str(out / 'latest.pth')]
             if name == teacher and all(Path(file).is_file() for file in files):
                 where = f'at the end of {arm.name}, stage {stage}'
+                ap = read_json_if_valid(out / 'metrics.json', {}).get('bbox_mAP')
                 yield (
-                    *(title, where, 'gradients in the neck'),
+                    *(title, where, None if ap is None else 100 * ap),
                     lambda files=files: build(
                         student_checkpoint=files[0], adapters_checkpoint=files[1]
                     ),
@@ -691,19 +700,29 @@ def _add_aps(
     weights: dict[str, Path],
     folder: Path,
     diagnosis: Diagnosis,
-) -> None:
-    """Adds what AP says of teachers: as measured before, else on a few validation images, teachers and student alike."""
+) -> float | None:
+    """Adds what AP says of student and teachers: as measured before, else on a few validation images, all alike.
+
+    Returns:
+        The student's AP (points), None where it is not trained.
+    """
     known = {name: known_ap(run_dir, name, path) for name, path in weights.items()}
     teachers = [name for name in weights if name != 'student']
     few: dict[str, tuple[float, float, int]] = {}
-    for name in weights if any(known[name] is None for name in teachers) else ():
+    for name in weights if None in known.values() else ():
         try:
             few[name] = measure_ap(recipe, name, weights[name], folder)
         except (MtpdError, MemoryError, RuntimeError) as error:
             first = str(error).partition('\n')[0]
             diagnosis.unmeasured.append(f'{name}: AP was not measured: {first}')
+    student_ap = known.get('student')
+    if student_ap is None and 'student' in few:
+        student_ap = few['student'][0]
+    if student_ap is not None:
+        diagnosis.measured.append(f'student: AP {student_ap:.1f} before distillation')
+        diagnosis.findings += filter(None, [student_finding(student_ap)])
     for name in teachers:
-        if known[name] is not None:
+        if known[name] is not None and known.get('student', 0.0) is not None:
             diagnosis.measured.append(f'teacher {name}: AP {known[name]:.1f}, as measured before')
             diagnosis.findings += filter(
                 None, [ap_finding(name, known[name], known.get('student'))]
@@ -711,14 +730,15 @@ def _add_aps(
         elif name in few:
             ap, any_class, images = few[name]
             diagnosis.measured.append(f'teacher {name}: AP {ap:.1f} on {images} images')
-            student_ap = few['student'][0] if 'student' in few else None
+            beside = few['student'][0] if 'student' in few else None
             diagnosis.findings += filter(
                 None,
                 [
                     class_order_finding(name, ap, any_class, images)
-                    or ap_finding(name, ap, student_ap, images)
+                    or ap_finding(name, ap, beside, images)
                 ],
             )
+    return student_ap
 
 
 def class_order_finding(teacher: str, ap: float, any_class: float, images: int) -> Finding | None:

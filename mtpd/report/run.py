@@ -98,7 +98,7 @@ def _index_page(run: Run, pages: list[dict]) -> str:
         detail=_progress_text(run) + _corrupt_text(run),
         missing=[step for step in run.steps if step['state'] != 'done'],
         answer='' if no_answer else study_summary(study),
-        findings=run_findings(run, study),
+        findings=[item for item in run_findings(run, study) if item.severity != 'note'],
         questions={}
         if no_answer or not results
         else study_verdict(study) | paper_finding(run.paper),
