@@ -69,18 +69,20 @@ def is_run(path: Path) -> bool:
 
 def _training_info(path: Path, status: dict) -> dict:
     """What run.json would say of a folder that `mtpd train` made. No code of its recipe.py or config.py runs."""
-    command = {'command': status['command']} if 'command' in status else {}
+    more = {'is_training': True}
+    if 'command' in status:
+        more['command'] = status['command']
     if not (path / 'recipe.py').is_file():
         name = path.resolve().name
         label = {'name': 'model', 'role': 'student', 'label': name, 'updates': None}
         info = {'name': name, 'title': f'Training of {name}', 'recipe': display_path(path)}
-        return info | {'arms': [], 'detectors': [label], 'paper': {}, 'is_plain': True} | command
+        return info | {'arms': [], 'detectors': [label], 'paper': {}, 'is_plain': True} | more
     if read_settings(path / 'recipe.py') is None:  # raises where it is more than literals
         raise MtpdError(f'{path}/recipe.py is missing.')
     from ..config.recipe import load_recipe
     from ..pipeline.run_dir import run_info
 
-    return run_info(load_recipe(path / 'recipe.py')) | command
+    return run_info(load_recipe(path / 'recipe.py')) | more
 
 
 @dataclass(frozen=True)

@@ -45,13 +45,13 @@ class Finding(NamedTuple):
     change: str
 
     @property
-    def facts(self) -> str:
+    def summary(self) -> str:
         """Measured value and usual range: 'AP is 0.0 (usual: above 1)'."""
         return f'{self.measured} (usual: {self.usual})' if self.usual else self.measured
 
     @property
     def text(self) -> str:
-        facts = f'{self.subject}: {self.facts}'.rstrip('.')
+        facts = f'{self.subject}: {self.summary}'.rstrip('.')
         return f'{facts}. {self.change}'.strip()
 
 

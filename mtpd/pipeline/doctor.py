@@ -337,7 +337,7 @@ def check_findings(recipe: Recipe, work_dir: Path | None = None) -> Iterator[Che
 
     diagnosis = diagnose_recipe(recipe, work_dir, fetch=False)
     for finding in diagnosis.findings:
-        text = f'{finding.subject}: {finding.facts}'
+        text = f'{finding.subject}: {finding.summary}'
         yield Check('diagnosis', 'warn', text, finding.change)
     if not diagnosis.findings and diagnosis.measured:
         yield Check('diagnosis', 'ok', 'losses, gradients and teachers are in their usual ranges')

@@ -81,8 +81,7 @@ def study_figures(study: Study) -> list[tuple[Figure, str]]:
 def _index_page(run: Run, pages: list[dict]) -> str:
     results, study, smoke = run.results(), load_study(run), run.info.get('smoke')
     recipe = run.path / ('config.py' if run.info.get('is_plain') else 'recipe.py')
-    trained_only = run.info.get('seconds') is None and not run.steps
-    no_answer = smoke or (trained_only and not study.evaluated)
+    no_answer = smoke or (run.info.get('is_training') and not study.evaluated)
     rows = _result_rows(run, results, study)
     groups = [
         (title, [row for row in rows if row['role'] == role]) for role, title in ROW_GROUPS.items()
@@ -172,7 +171,7 @@ def _key_facts(run: Run) -> list[str]:
 
 
 def _progress_text(run: Run) -> str:
-    if not run.steps and run.state == 'complete':
+    if run.info.get('is_training'):
         return 'This folder holds trainings, and no whole run.'
     done = sum(step['state'] == 'done' for step in run.steps)
     count = f'{done} of {len(run.steps)} steps are done'

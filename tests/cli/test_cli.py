@@ -7,6 +7,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
+from helpers.fake_run import make_run
 from mtpd.cli.main import SECTIONS, main
 from mtpd.utils.paths import ROOT
 
@@ -256,3 +257,18 @@ def test_export_makes_the_folder_that_ends_in_a_slash(tmp_path):
     (file,) = (tmp_path / 'new').iterdir()
     assert result.exit_code == 0 and result.output.strip() == str(file)
     assert file.name.startswith('model-')
+
+
+def test_diagnose_prints_findings_and_their_number(tmp_path):
+    """The ending of a run is enough; exit code 1 where nothing could be measured."""
+    run = make_run(tmp_path / 'mini' / '0')
+    result = call('diagnose', run)
+    assert result.exit_code == 0, result.output
+    assert 'measured      none, stage 1: detection 1.3 at the start' in result.output
+    assert '  measured  training as long without a teacher brings 5.3 times' in result.output
+    assert '  usual     1 or less\n' in result.output
+    assert result.output.endswith('1 finding\n')
+    missing = ('teachers.r101.checkpoint=no.pth', 'teachers.rx101.checkpoint=no.pth')
+    result = call('diagnose', MINI, '--work-dir', tmp_path / 'x', '--cfg-options', *missing)
+    assert result.exit_code == 1 and result.output.endswith('2 findings\n')
+    assert 'is not a run' in refused('diagnose', tmp_path)

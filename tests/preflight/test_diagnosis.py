@@ -272,7 +272,7 @@ def test_a_shuffled_class_order_that_the_checkpoint_does_not_state(tmp_path, tea
     finding = of_subject(result, 'teacher r101')
     assert 'in another order' in finding.change
     ap, any_class = map(float, re.findall(r'(\d+\.\d)', finding.measured))
-    assert ap < 3 and any_class > 20
+    assert ap < 5 and any_class > 20
 
 
 @pytest.mark.long
@@ -322,7 +322,7 @@ def test_a_learning_rate_times_ten(rate, expected):
     """AdamW's first update changes each weight by the rate: by hand rate * sqrt(n) / |w|."""
     recipe = tiny_recipe(schedule__lr__max_lr=rate)
     model = build_detector(ConfigDict(recipe.model('student')))
-    weights = torch.cat([p.flatten().double() for p in model.parameters() if p.dim() > 1])
+    weights = torch.cat([p.detach().flatten() for p in model.parameters() if p.dim() > 1]).double()
     update = diagnosis._update_share(recipe, model, torch.zeros(()))
     expected_share = rate * math.sqrt(len(weights)) / float(weights.norm())
     assert update == pytest.approx(expected_share, rel=1e-6)

@@ -231,3 +231,44 @@ def test_runs_of_other_seeds_are_read_with_it(tmp_path):
     assert f'{command} --seed 1' in page.text and f'{command} --seed 2' in page.text
     first = page.rows[0]
     assert first[1:4] == ['AP, mean of 3 seeds [95 %]', 'AP, seed 2', 'against baseline, mean']
+
+
+def test_findings_stand_on_the_first_page(done, tmp_path):
+    """The fake run's regime index is 5.3; a run whose control gains less has no such section."""
+    page = done['index.html']
+    assert 'To look at' in page.text
+    assert 'Training as long without a teacher brings 5.3 times what distillation adds' in page.text
+    run = make_run(tmp_path / 'mini' / '0')
+    put(run / 'stages/none/1_no_teacher/metrics.json', metrics(21.0))
+    index = make_report(run)
+    assert 'To look at' not in index.read_text('utf-8')
+
+
+def test_a_folder_of_mtpd_train_has_a_report(tmp_path):
+    from helpers.fake_run import stage
+    from mtpd.config.recipe import load_recipe
+
+    (tmp_path / 'detectors').mkdir()
+    recipe = load_recipe('configs/mini/retinanet_r50__r101_rx101.py')
+    (tmp_path / 'recipe.py').write_text(recipe.text)
+    put(tmp_path / 'status.json', {'state': 'done', 'command': 'mtpd train x.py --arm direct'})
+    put(tmp_path / 'detectors/student/metrics.json', metrics(20.0))
+    stage(tmp_path, 'direct', 1)
+    page = Page(make_report(tmp_path).read_text('utf-8'))
+    assert 'This folder holds trainings, and no whole run.' in page.text
+    assert 'mtpd train x.py --arm direct' in page.text
+    assert page.row('teacher 2 only')[1:3] == ['29.0', '+9.0']
+    assert len(page.images) >= 2
+
+
+def test_a_plain_training_has_a_report(tmp_path):
+    from helpers.fake_run import log
+
+    folder = tmp_path / 'retinanet'
+    log(folder / 'log.json', 100, distilled=False)
+    (folder / 'config.py').write_text('optimizer = dict(lr=0.01)\n')
+    put(folder / 'status.json', {'state': 'done', 'command': 'mtpd train x.py'})
+    put(folder / 'metrics.json', metrics(33.0))
+    page = Page(make_report(folder).read_text('utf-8'))
+    assert page.row('retinanet')[1] == '33.0' and 'Every arm' not in page.text
+    assert len(page.images) == 1 and 'optimizer = dict(lr=0.01)' in page.text
