@@ -59,7 +59,12 @@ def diagnose(
     run = load_run(folder)
     diagnosis = Diagnosis()
     if read_settings(folder / 'recipe.py'):  # literals alone: to load it runs no code
-        diagnosis = diagnose_recipe(load_recipe(folder / 'recipe.py', overrides, seed), folder)
+        try:
+            recipe = load_recipe(folder / 'recipe.py', overrides, seed)
+        except MtpdError as error:  # of another version, or its detectors' configs are gone
+            diagnosis.unmeasured.append(f'losses and gradients: {error}')
+        else:
+            diagnosis = diagnose_recipe(recipe, folder)
     _add_run(diagnosis, run)
     return diagnosis
 
