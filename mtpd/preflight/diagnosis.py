@@ -430,6 +430,7 @@ def _measure(
     }
     student_ap = _add_aps(recipe, run_dir, fit, folder, diagnosis)
     rates: list[Finding] = []
+    useless = {finding.subject for finding in diagnosis.findings if finding.severity == 'warning'}
     for teacher in teachers:
         if teacher not in fit:
             reason = 'its checkpoint has errors' if weights[teacher] else 'it is not trained yet'
@@ -444,7 +445,10 @@ def _measure(
                 diagnosis.unmeasured.append(f'{title}, {start}: not measured: {reason}')
                 continue
             diagnosis.measured.append(f'{title}, {start}: {balance.text}; {balance.level_text}')
-            diagnosis.findings += balance_findings(recipe, title, teacher, balance, start, judged)
+            findings = balance_findings(recipe, title, teacher, balance, start, judged)
+            if f'teacher {teacher}' in useless:  # no weight makes such a teacher good
+                findings = [finding for finding in findings if finding.subject != title]
+            diagnosis.findings += findings
             if rate := rate_finding(recipe, balance.update):
                 rates.append(rate)
     diagnosis.findings += rates[:1]  # of all states
