@@ -206,6 +206,7 @@ def test_an_untrained_teacher(tmp_path, put_teacher):
     model.init_weights()
     path = put_teacher({'state_dict': model.state_dict(), 'meta': {}})
     result = diagnosed(tmp_path, teachers__r101__checkpoint=path)
+    assert len(result.findings) == 1  # and none about alpha
     finding = of_subject(result, 'teacher r101')
     assert (
         finding.measured == 'AP is 0.0 on 32 images' and 'train the teacher here' in finding.change
