@@ -428,15 +428,14 @@ def _measure(
         for name, path in weights.items()
         if path and not unfit & {name, f'teacher {name}'}
     }
-    student_ap = _add_aps(recipe, run_dir, fit, folder, diagnosis)
+    aps = _add_aps(recipe, run_dir, fit, folder, diagnosis)
     rates: list[Finding] = []
-    useless = {finding.subject for finding in diagnosis.findings if finding.severity == 'warning'}
     for teacher in teachers:
         if teacher not in fit:
             reason = 'its checkpoint has errors' if weights[teacher] else 'it is not trained yet'
             diagnosis.unmeasured.append(f'teacher {teacher}: not measured: {reason}')
             continue
-        for title, start, ap, build in _states(recipe, teacher, fit, work_dir, student_ap):
+        for title, start, ap, build in _states(recipe, teacher, fit, work_dir, aps.get('student')):
             judged = 'losses' if ap is not None and ap < USELESS_AP else 'gradients in the neck'
             try:
                 balance = measure_balance(recipe, build(), device, folder)
@@ -446,7 +445,7 @@ def _measure(
                 continue
             diagnosis.measured.append(f'{title}, {start}: {balance.text}; {balance.level_text}')
             findings = balance_findings(recipe, title, teacher, balance, start, judged)
-            if f'teacher {teacher}' in useless:  # no weight makes such a teacher good
+            if aps.get(teacher, math.inf) < USELESS_AP:  # no weight makes such a teacher good
                 findings = [finding for finding in findings if finding.subject != title]
             diagnosis.findings += findings
             if rate := rate_finding(recipe, balance.update):
@@ -704,11 +703,11 @@ def _add_aps(
     weights: dict[str, Path],
     folder: Path,
     diagnosis: Diagnosis,
-) -> float | None:
+) -> dict[str, float]:
     """Adds what AP says of student and teachers: as measured before, else on a few validation images, all alike.
 
     Returns:
-        The student's AP (points), None where it is not trained.
+        AP (points) by detector, of those that are known or were measured.
     """
     known = {name: known_ap(run_dir, name, path) for name, path in weights.items()}
     teachers = [name for name in weights if name != 'student']
@@ -742,7 +741,9 @@ def _add_aps(
                     or ap_finding(name, ap, beside, images)
                 ],
             )
-    return student_ap
+    return {name: ap for name, (ap, _, _) in few.items()} | {
+        name: ap for name, ap in known.items() if ap is not None
+    }
 
 
 def class_order_finding(teacher: str, ap: float, any_class: float, images: int) -> Finding | None:
