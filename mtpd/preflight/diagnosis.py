@@ -265,7 +265,7 @@ def _class_finding(
     recipe: Recipe, name: str, subject: str, path: Path, meta: dict
 ) -> Finding | None:
     difference = detectors.class_difference(recipe, meta.get('CLASSES'))
-    if difference is None:
+    if difference is None or recipe.is_features_only(name):
         return None
     key = detector_key(name)
     return refusal(
@@ -286,10 +286,10 @@ def _normalisation_finding(
     if detectors.has_foreign_weights(spec, recipe.model(name)):
         norms.append((spec.config, detectors.config_normalisation(recipe, name)))
     for source, norm in norms:
-        if norm and not detectors.same_normalisation(norm, recipe.cfg.image):
+        if norm and not detectors.same_normalisation(norm, recipe.image(name)):
             return refusal(
                 subject,
-                f'the recipe makes images with {detectors.normalisation_text(recipe.cfg.image)}',
+                f'the recipe makes images with {detectors.normalisation_text(recipe.image(name))}',
                 f'as {source} says, {detectors.normalisation_text(norm)}',
                 detectors.normalisation_fix(name, norm),
             )
@@ -306,7 +306,7 @@ def _size_finding(
         scales = list(_pipeline_scales((cfg.get('data') or {}).get('train')))
     if not scales:
         return None
-    side = math.sqrt(math.prod(pipelines.image_scale(recipe.cfg.image)))
+    side = math.sqrt(math.prod(pipelines.image_scale(recipe.image(name))))
     factors = [side / math.sqrt(math.prod(scale)) for scale in scales]
     factor = min(factors, key=lambda value: abs(math.log(value)))
     if min(factors) < 1 < max(factors) or not is_outside(factor, USUAL_SIDE):
@@ -316,7 +316,8 @@ def _size_finding(
         f'the images are {number_text(factor)} times as large as those of its training ({scales[0][0]} x {scales[0][1]} in '
         f'{source})',
         f'{range_text(USUAL_SIDE)} times',
-        f"Set --cfg-options 'image.scale=({scales[0][0]},{scales[0][1]})', or give a teacher that was trained on such images.",
+        f"Set --cfg-options 'teachers.{name}.image.scale=({scales[0][0]},{scales[0][1]})', or give a teacher that was trained on such "
+        'images.',
     )
 
 
@@ -438,7 +439,7 @@ def _measure(
         for title, start, ap, build in _states(recipe, teacher, fit, work_dir, aps.get('student')):
             judged = 'losses' if ap is not None and ap < USELESS_AP else 'gradients in the neck'
             try:
-                balance = measure_balance(recipe, build(), device, folder)
+                balance = measure_balance(recipe, build(), teacher, device, folder)
             except (MtpdError, MemoryError, RuntimeError) as error:
                 reason = str(error).partition('\n')[0].partition('. ')[0]
                 diagnosis.unmeasured.append(f'{title}, {start}: not measured: {reason}')
@@ -525,7 +526,11 @@ def _states(
     title = f'student taught by {teacher}'
     student, model = recipe.model('student'), recipe.model(teacher)
     cfg, distill = distill_cfg(recipe, student, model), recipe.cfg.distill
-    common = dict(teacher_checkpoint=str(weights[teacher]), teacher_mode=distill.teacher_mode)
+    common = dict(
+        teacher_checkpoint=str(weights[teacher]),
+        teacher_mode=distill.teacher_mode,
+        teacher_norm=recipe.own_normalisation(teacher),
+    )
 
     def build(student_cfg=student, **options):
         return Distiller(student_cfg, model, cfg, **common, **options)
@@ -575,17 +580,20 @@ def _initial_student(recipe: Recipe) -> tuple[ConfigDict, str]:
     return cfg, ''
 
 
-def measure_balance(recipe: Recipe, model: Distiller, device: str, folder: Path) -> Balance:
+def measure_balance(
+    recipe: Recipe, model: Distiller, teacher: str, device: str, folder: Path
+) -> Balance:
     """Losses and gradients of a stage's model on a few batches of the training data, in full precision, without a step.
 
     A batch that takes longer than `trial.SLOW_BATCH` is the last one.
 
     Args:
+        teacher: its name in the recipe, whose images the model also needs where they are of another size.
         folder: for the annotations of the batches' images.
     """
     size = min(IMAGES, recipe.cfg.schedule.batch_size)
     masks = pipelines.needs_masks(recipe, recipe.model('student'))
-    data = trial.example_images(recipe, folder, size, BATCHES * size, masks)
+    data = trial.example_images(recipe, folder, size, BATCHES * size, masks, teacher=teacher)
     model.train()
     wrapped = loop.data_parallel(model, device)
     rows: list[tuple[list[float], list[float], dict[int, float]]] = []
@@ -709,6 +717,8 @@ def _add_aps(
     Returns:
         AP (points) by detector, of those that are known or were measured.
     """
+    # A teacher of features alone has no AP.
+    weights = {name: path for name, path in weights.items() if not recipe.is_features_only(name)}
     known = {name: known_ap(run_dir, name, path) for name, path in weights.items()}
     teachers = [name for name in weights if name != 'student']
     few: dict[str, tuple[float, float, int]] = {}
@@ -774,7 +784,7 @@ def measure_ap(recipe: Recipe, name: str, path: Path, folder: Path) -> tuple[flo
         MtpdError: the checkpoint does not load.
     """
     model = load_detector(recipe, path, name)
-    split = pipelines.dataset_config(recipe, 'val') | {'classes': model.CLASSES}
+    split = pipelines.dataset_config(recipe, 'val', detector=name) | {'classes': model.CLASSES}
     table = coco.read_annotations(Path(split['ann_file']))
     step = max(1, len(table['images']) // TESTED_IMAGES)
     images = table['images'][::step][:TESTED_IMAGES]

@@ -116,7 +116,7 @@ def small(recipe, tmp_path):
 @pytest.mark.long
 def test_losses_and_gradients_are_those_of_backward(tmp_path):
     recipe = small(tiny_recipe(), tmp_path)
-    balance = diagnosis.measure_balance(recipe, distiller(recipe).eval(), 'cpu', tmp_path)
+    balance = diagnosis.measure_balance(recipe, distiller(recipe).eval(), 'r101', 'cpu', tmp_path)
     rows = hand_measured(recipe, distiller(recipe).train(), tmp_path)
     mean = {key: sum(row[key] for row in rows) / 3 for key in rows[0]}
     assert balance.detection == pytest.approx(mean['detection'], rel=1e-4)
@@ -283,7 +283,7 @@ def test_features_that_hardly_vary(tmp_path, teacher, put_teacher):
         teacher['state_dict'][f'neck.fpn_convs.{level}.conv.weight'] *= 0
     recipe = small(tiny_recipe(), tmp_path)
     model = distiller(recipe, put_teacher(teacher))
-    balance = diagnosis.measure_balance(recipe, model, 'cpu', tmp_path)
+    balance = diagnosis.measure_balance(recipe, model, 'r101', 'cpu', tmp_path)
     assert balance.variation[0] < 1e-9 and balance.variation[2] < 1e-9
     assert balance.variation[1] > 0.5
     findings = diagnosis.balance_findings(recipe, 'a stage', 'r101', balance, '', 'losses')
@@ -359,3 +359,25 @@ def test_a_learning_rate_that_was_not_scaled(batch, rate, found_one):
     assert (finding is not None) == found_one
     if finding:
         assert 'schedule.lr_batch_size=16 schedule.optimizer.lr=0.01' in finding.change
+
+
+@pytest.mark.long
+def test_a_teacher_of_other_images_is_measured_on_its_own(tmp_path):
+    """Larger and normalised its way: its AP and the stage are measured, and nothing is refused."""
+    result = diagnosed(
+        tmp_path,
+        teachers__r101__image__scale=192,
+        teachers__r101__image__mean=[103.53, 116.28, 123.675],
+        teachers__r101__image__std=[1.0, 1.0, 1.0],
+        teachers__r101__image__to_rgb=False,
+    )
+    assert result.unmeasured == []
+    assert any(line.startswith('student taught by r101, ') for line in result.measured)
+    assert not [item for item in result.findings if item.severity == 'error']
+
+
+@pytest.mark.long
+def test_a_teacher_of_features_alone_has_no_ap(tmp_path):
+    result = diagnosed(tmp_path, teachers__r101__features_only=True, distill__start='random')
+    assert not any('teacher r101: AP' in line for line in result.measured)
+    assert any(line.startswith('student taught by r101, ') for line in result.measured)

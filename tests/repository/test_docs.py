@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
 from pathlib import Path
@@ -211,3 +212,32 @@ def test_the_papers_sequences_are_listed():
     rows = [row[0].strip('`') for row in table_rows(page('full-size').split('## The five')[1])]
     names = {path.stem for path in (ROOT / 'configs/paper').glob('*.py') if 'pkd' not in path.stem}
     assert names == {row for row in rows if row in names} and len(names) == 5
+
+
+def test_the_demos_tables_are_those_of_their_file():
+    file = ROOT / 'results/mini_retinanet_r50__r101_rx101/study.json'
+    orders = {row['name']: row for row in json.loads(file.read_text())['studies']['mgd']['orders']}
+    names = {
+        'teacher 2 only': 'rx101',
+        'teacher 2 → teacher 2': 'rx101-rx101',
+        'teacher 1 → teacher 2': 'r101-rx101',
+        'teacher 2 → teacher 1': 'rx101-r101',
+        'teacher 1 only': 'r101',
+        'no teacher': 'none',
+    }
+
+    def cell(interval, sign=''):
+        if interval is None:
+            return '–'
+        mean, low, high = (interval[key] for key in ('value', 'low', 'high'))
+        return f'{mean:{sign}.1f} [{low:.1f}, {high:.1f}]'.replace('-', '−')
+
+    for text in (text_of(README), page('results')):
+        rows = {row[0]: row[1:] for row in table_rows(text) if row[0] in names and len(row) == 4}
+        assert list(rows) == list(names)
+        for label, name in names.items():
+            row = orders[name]
+            wanted = [cell(row['mean']), cell(row['above_control'], '+'), cell(row['above_direct'], '+')]  # fmt: skip
+            assert [x.replace('[−0.0', '[0.0').replace('−0.0]', '0.0]') for x in wanted] == rows[
+                label
+            ]
