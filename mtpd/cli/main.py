@@ -115,12 +115,28 @@ def train(recipe, work_dir, detector: str | None, arm: str | None, stage: int, a
 @click.option('--data', help="A dataset's folder in COCO format. Default: COCO in data/coco.")
 @click.option('--method', default='mgd', show_default=True, help='The distillation loss.')
 @click.option('--student-checkpoint', help='Weights that stages start from.')
+@click.option(
+    '--teacher-checkpoints',
+    multiple=True,
+    help="The teachers' weights, in their order. Default: those that mmdet publishes.",
+)
 @click.option('--pocket', is_flag=True, help='Small images and few updates, to see that all works.')
-def new(out: Path, student, teachers, data, method, student_checkpoint, pocket) -> None:
+def new(
+    out: Path, student, teachers, data, method, student_checkpoint, teacher_checkpoints, pocket
+) -> None:
     """Write a recipe OUT for any student and teachers, with what was chosen and why."""
     from ..pipeline.new_recipe import new_recipe
 
-    text = new_recipe(out, student, list(teachers), data, method, student_checkpoint, pocket)
+    text = new_recipe(
+        out,
+        student,
+        list(teachers),
+        data,
+        method,
+        student_checkpoint,
+        pocket,
+        teacher_checkpoints,
+    )
     click.echo(
         ''.join(f'{line[2:]}\n' for line in text.splitlines() if line.startswith('# ')), nl=False
     )

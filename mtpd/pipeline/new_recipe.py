@@ -8,6 +8,7 @@ from ..runtime import compat  # noqa: F401  (before mmcv)
 import functools
 import re
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +17,12 @@ from mmcv import Config, ConfigDict
 from mmdet.models import build_detector
 
 from ..config.files import pretrained_as_init_cfg
+from ..config.recipe import load_recipe
 from ..distill.hook_points import Outputs, measured_outputs
 from ..distill.initialization import inherit_from_teacher
 from ..errors import MtpdError
 from ..preflight.detectors import RAW_PIXELS, normalise_steps
+from ..preflight.diagnosis import balanced_weights
 from ..utils.files import write_text
 from ..utils.paths import find_config_file, packaged_configs
 
@@ -107,6 +110,7 @@ def new_recipe(
     method: str = 'mgd',
     student_checkpoint: str | None = None,
     pocket: bool = False,
+    teacher_checkpoints: Sequence[str] = (),
 ) -> str:
     """Writes a recipe, and returns its text.
 
@@ -115,6 +119,7 @@ def new_recipe(
         data: a dataset's folder; COCO in data/coco by default.
         student_checkpoint: what stages start from.
         pocket: small images and few updates, to see that all works.
+        teacher_checkpoints: the teachers' weights, in their order; those that mmdet publishes by default.
 
     Raises:
         MtpdError: all that stands in the way: no such config, detectors without a common level, a file that is there.
@@ -122,6 +127,10 @@ def new_recipe(
     if out.exists():
         raise MtpdError(f'{out} is there. Choose another name, or remove it.')
     problems, detectors = [], []
+    if len(teacher_checkpoints) not in (0, len(teachers)):
+        problems.append(
+            f'{len(teachers)} teachers and {len(teacher_checkpoints)} checkpoints: give --teacher-checkpoints one for each, in order.'
+        )
     for config in (student, *teachers):
         try:
             detectors.append(read_detector(config))
@@ -129,9 +138,14 @@ def new_recipe(
             problems.append(str(error))
     if problems:
         raise MtpdError('\n'.join(problems))
-    text = _Draft(out, detectors, data, method, student_checkpoint, pocket).text()
-    write_text(out, text)
-    return text
+    for place, checkpoint in enumerate(teacher_checkpoints, 1):
+        detectors[place] = detectors[place]._replace(published=Published(checkpoint))
+    draft = _Draft(out, detectors, data, method, student_checkpoint, pocket)
+    write_text(out, draft.text())
+    if not pocket:  # with random weights a ratio says nothing
+        draft.measure_weight()
+        write_text(out, draft.text())
+    return draft.text()
 
 
 class _Draft:
@@ -151,8 +165,29 @@ class _Draft:
         self.checkpoint = checkpoint
         self.notes: list[str] = []
         self.names = _teacher_names(self.teachers)
+        self.loss_weights: dict[str, float] = {}
+        self.weight_note = ''
+
+    def measure_weight(self) -> None:
+        """Weighs the loss against detection with the last teacher, where its weights and the data are on this machine."""
+        measured = balanced_weights(load_recipe(self.out), self.names[-1])
+        if measured is None:
+            self.weight_note = (
+                'Weight of the distillation loss: as published. It was not measured, for weights or data are not here; '
+                f'`mtpd diagnose {self.out}` names one that fits.'
+            )
+            return
+        self.loss_weights, ratio = measured
+        if self.loss_weights:
+            self.weight_note = (
+                'Weight of the distillation loss: so that it pulls as hard as detection. With the published one, '
+                f'{ratio}.'
+            )
+        else:
+            self.weight_note = f'Weight of the distillation loss: as published; {ratio}.'
 
     def text(self) -> str:
+        self.notes = [self.weight_note] if self.weight_note else []
         name = re.sub(r'\W+', '_', self.out.stem)
         values = {
             'name': name,
@@ -203,7 +238,9 @@ class _Draft:
             known = f'{ap:g} box AP on COCO' if ap else 'AP not known'
             digest = re.search(r'-([0-9a-f]{8})\.pth$', weights or '')
             if weights:
-                lines.append(f'{who}: {known} (mmdet){f", SHA-256 {digest[1]}" if digest else ""}.')
+                lines.append(
+                    f'{who}: {known}{" (mmdet)" if ap else ""}{f", SHA-256 {digest[1]}" if digest else ""}.'
+                )
             elif who != 'student':
                 lines.append(
                     f'{who}: mmdet has no weights for this config. It is trained here, unless teachers.{who}.checkpoint names some.'
@@ -266,6 +303,8 @@ class _Draft:
                 self.notes.append(
                     f'{detector.label}: behind what is compared comes {", ".join(chosen[0].behind)}.'
                 )
+        if self.loss_weights:
+            values['settings'] = {self.method: self.loss_weights}
         return values | self._start()
 
     def _start(self) -> dict:

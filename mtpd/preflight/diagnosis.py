@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ..config.findings import (
     USELESS_AP,
     USUAL_RATE,
+    USUAL_RATIO,
     USUAL_SIDE,
     USUAL_UPDATE,
     USUAL_VARIATION,
@@ -509,6 +510,37 @@ def method_weights(settings: dict) -> dict[str, float]:
     """The settings of a method, as a recipe has them, that its loss is proportional to."""
     names = DISTILL_LOSSES.get(settings['type']).scale_settings
     return {name: settings[name] for name in names if name in settings}
+
+
+def balanced_weights(recipe: Recipe, teacher: str) -> tuple[dict[str, float], str] | None:
+    """A method's weights with which distillation and detection pull alike at a stage's start, and the measured ratio in words.
+
+    The weights are empty where the recipe's are in their usual range.
+
+    Returns:
+        None where weights or data are not on this machine, or the stage cannot be measured.
+    """
+    weights = {name: _weights(recipe, name, None, fetch=False) for name in ('student', teacher)}
+    fit = {name: path for name, path in weights.items() if path}
+    if teacher not in fit or recipe.data_problems():
+        return None
+    device = loop.recipe_device(recipe)
+    with tempfile.TemporaryDirectory() as folder:
+        small = _small(recipe, folder)
+        try:
+            _, start, ap, build = next(_states(small, teacher, fit, None, None))
+            balance = measure_balance(small, build(), teacher, device, Path(folder))
+        except (MtpdError, MemoryError, RuntimeError):
+            return None
+    ratio = balance.loss_ratio if ap is not None and ap < USELESS_AP else _ratio(*balance.neck)
+    if not is_outside(ratio, USUAL_RATIO) or not 0 < ratio < math.inf:
+        return {}, f'{start}, {balance.text}'
+    method = recipe.cfg.distill.method
+    settings = method_weights(recipe.cfg.distill.settings[method].to_dict())
+    return (
+        {name: float(f'{value / ratio:.2g}') for name, value in settings.items()},
+        f'{start}, {balance.text}',
+    )
 
 
 def _states(

@@ -3,14 +3,20 @@
 from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
+import re
+
 import pytest
+import torch
 from click.testing import CliRunner
+from mmcv import ConfigDict
+from mmdet.models import build_detector
 
 from mtpd import load_recipe
 from mtpd.cli.main import main
 from mtpd.engine.distill_config import distill_cfg
 from mtpd.errors import MtpdError
 from mtpd.pipeline.new_recipe import new_recipe, published_weights
+from mtpd.utils.paths import ROOT
 
 ATSS = 'mmdet::atss/atss_r{}_fpn_1x_coco.py'
 RETINANET = 'mmdet::retinanet/retinanet_r{}_fpn_1x_coco.py'
@@ -22,6 +28,11 @@ def made(path, student, *teachers, **options):
     """A recipe's text, and the recipe that it is."""
     text = new_recipe(path / 'my.py', student, list(teachers), **options)
     return text, load_recipe(path / 'my.py')
+
+
+def one_line(text):
+    """A recipe's text without the breaks of its comments."""
+    return ' '.join(text.replace('#', ' ').split())
 
 
 def test_a_pair_of_one_family(tmp_path):
@@ -71,7 +82,7 @@ def test_levels_are_those_of_the_same_stride(tmp_path, tiny_coco):
 def test_what_a_config_has_and_the_recipe_does_not_is_named(tmp_path, tiny_coco):
     data = str(tiny_coco(tmp_path / 'coco'))
     text, recipe = made(tmp_path, YOLOX.format('tiny'), YOLOX.format('s'), data=data)
-    notes = ' '.join(text.replace('#', ' ').split())
+    notes = one_line(text)
     for words in (
         'learning rate policy YOLOX',
         'Mosaic',
@@ -141,3 +152,27 @@ def test_a_teacher_of_another_normalisation_has_it_in_the_recipe(tmp_path):
     assert one.image == {'mean': [103.53, 116.28, 123.675], 'std': [1.0, 1.0, 1.0], 'to_rgb': False}
     assert 'image' not in other and 'normalised in its own way' in text
     assert recipe.cfg.image.to_rgb and recipe.cfg.image.mean[0] == 123.675
+
+
+@pytest.mark.long
+def test_the_weight_is_measured_where_weights_and_data_are(tmp_path, tiny_coco):
+    """A teacher of the checkout's own, and a dataset that is there: alpha is the one that gives a ratio of 1."""
+    data = str(tiny_coco(tmp_path / 'coco'))
+    model = str(ROOT / 'configs/_base_/models/pocket_retinanet.py')
+    text, recipe = made(tmp_path, model, model, data=data)
+    assert 'It was not measured' in one_line(text) and 'settings' not in text  # no weights
+    teacher = tmp_path / 'teacher.pth'
+    weights = build_detector(ConfigDict(recipe.model('student'))).state_dict()
+    torch.save({'state_dict': weights, 'meta': {}}, teacher)
+    (tmp_path / 'my.py').unlink()
+    text, recipe = made(tmp_path, model, model, data=data, teacher_checkpoints=[str(teacher)])
+    name = next(iter(recipe.cfg.teachers))
+    assert recipe.cfg.teachers[name].checkpoint == str(teacher)
+    ratio = float(re.search(r'the distillation loss is ([\d.e-]+) times', one_line(text))[1])
+    neck = float(re.search(r'its gradient ([\d.e-]+) times in the neck', one_line(text))[1])
+    judged = ratio if recipe.cfg.distill.start == 'random' else neck
+    alpha = recipe.cfg.distill.settings.mgd.alpha
+    expected = 2e-5 if 0.1 <= judged <= 10 else 2e-5 / judged
+    assert alpha == pytest.approx(expected, rel=0.06)
+    with pytest.raises(MtpdError, match='1 teachers and 2 checkpoints'):
+        new_recipe(tmp_path / 'x.py', model, [model], teacher_checkpoints=['a', 'b'])
