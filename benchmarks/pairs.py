@@ -108,7 +108,7 @@ def row_of(title: str, options: argparse.Namespace, folder: Path) -> dict:
     losses = {path.name: distill_losses(path) for path in stages}
     mtpd('export', str(stages[-1] / 'student.pth'), 'out', folder=folder)
     file = next(folder.glob('out-*.pth'))
-    found = detections(file, data)
+    boxes = detections(file, data)
     recipe = load_recipe(folder / 'my.py')
     return {
         'pair': title,
@@ -119,7 +119,7 @@ def row_of(title: str, options: argparse.Namespace, folder: Path) -> dict:
         'start': recipe.cfg.distill.start,
         'distillation_losses': losses,
         'export': file.name,
-        'classes': len(found),
+        'classes': len(boxes),
         'seconds': round(time.time() - began, 1),
     }
 
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument('--three-classes', required=True, type=Path, help='one of other classes')
     parser.add_argument('--runs', type=Path, default=Path('runs/pairs'))
     parser.add_argument('--only', nargs='+', help='these pairs, by a part of their title')
-    parser.add_argument('--out', required=True, type=Path)
+    parser.add_argument('--out', type=Path, help='where the JSON goes; rows that it holds stay')
     options = parser.parse_args()
     options.coco, options.three_classes = options.coco.resolve(), options.three_classes.resolve()
     rows = (
@@ -170,7 +170,8 @@ def main() -> None:
             flush=True,
         )
         ordered = [rows[name] for name in PAIRS if name in rows]
-        write_json(options.out, {'environment': describe_environment(1), 'rows': ordered})
+        if options.out:
+            write_json(options.out, {'environment': describe_environment(1), 'rows': ordered})
 
 
 if __name__ == '__main__':

@@ -7,8 +7,8 @@
 # larger. Where the recipe names a checkpoint it is loaded, else the teacher is trained. Distillation has
 # something to give only if the teachers are clearly better than the student will become.
 #
-# **What to expect.** A table and a figure: teachers far above the student, and dearer to run. Without a run (`make demo`) the
-# baseline is trained here first, a minute or two.
+# **What to expect.** A table and a figure: teachers far above the student, and dearer to run. Without a run (`make demo`)
+# the detectors are measured here first, a minute or two.
 
 # %% tags=["parameters"]
 recipe: str = 'configs/mini/retinanet_r50__r101_rx101.py'  # recipe file

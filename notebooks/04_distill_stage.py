@@ -15,7 +15,7 @@
 # convolutions); $\alpha$ and the share are the recipe's. (Yang et al., Masked Generative Distillation, ECCV 2022.)
 #
 # **What to expect.** Losses that fall while you watch, unless the stage is done: then its curves, at once. After it, AP before and
-# after. A stage of the demo takes half a minute on two cores; in a new folder the baseline is trained first, a minute or two.
+# after. A stage of the demo takes one to four minutes on two cores.
 
 # %% tags=["parameters"]
 recipe: str = 'configs/mini/retinanet_r50__r101_rx101.py'  # recipe file

@@ -260,7 +260,7 @@ TWO_TEACHERS = [
     path
     for kind in ('mini', 'paper', 'own_data')
     for path in (ROOT / 'configs' / kind).glob('*.py')
-    if not path.stem.startswith('pool')
+    if not path.stem.startswith('pool') and 'pkd' not in path.stem
 ]
 
 

@@ -99,7 +99,7 @@ def test_what_slurm_no_longer_has_is_lost(sweep):
 
 
 def test_a_folder_of_another_sweep_is_refused(sweep, recipe):
-    other = load_recipe(recipe, {'schedule.arm': 1200})
+    other = load_recipe(recipe, {'schedule.arm': 2400})
     with pytest.raises(MtpdError, match='holds a sweep with other settings'):
         open_sweep(other, sweep.path, [(A,)], ['mgd'], [0])
     renamed = load_recipe(recipe, {'name': 'other'})
@@ -119,6 +119,6 @@ def test_a_sweep_of_another_recipe_stays_as_it_is(tmp_path):
     twin = 'configs/mini/retinanet_r50__swint_swins.py'
     text = refused('sweep', twin, '--work-dir', folder)
     assert f'{folder} holds a sweep of mini_retinanet_r50__r101_rx101' in text
-    text = refused('sweep', MINI, '--work-dir', folder, '--cfg-options', 'schedule.arm=1200')
+    text = refused('sweep', MINI, '--work-dir', folder, '--cfg-options', 'schedule.arm=2400')
     assert 'holds a sweep with other settings' in text and 'another --work-dir' in text
     assert {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()} == before

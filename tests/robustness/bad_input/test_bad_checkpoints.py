@@ -127,13 +127,13 @@ TEACHERS = {
     ),
     'other images, as this kit writes them': (
         dict(change=meta(config=f'data = {[eval(NORM)]!r}\n')),
-        r'(?s)to_rgb False.*image\.mean=\[103\.53,116\.28,123\.675\] image\.std=\[1,1,1\] image\.to_rgb=False',
+        r'(?s)to_rgb False.*teachers\.r101\.image\.mean=\[103\.53,116\.28,123\.675\] teachers\.r101\.image\.std=\[1,1,1\] ',
     ),
     'other images': (
         dict(change=meta(config=f'pipeline = [{NORM}]\n')),
         r'(?s)mean \[103\.53,116\.28,123\.675\], std \[1,1,1\], to_rgb False'
         r'.*mean \[123\.675,116\.28,103\.53\], std \[58\.395,57\.12,57\.375\], to_rgb True'
-        r'.*image\.mean=\[103\.53,116\.28,123\.675\] image\.std=\[1,1,1\] image\.to_rgb=False',
+        r'.*teachers\.r101\.image\.mean=\[103\.53,116\.28,123\.675\] teachers\.r101\.image\.std=\[1,1,1\] ',
     ),
     'a detector that mmdet cannot build': (
         {'change': as_it_is, 'teachers.r101.model.neck.num_outs': 1}, 'r101: mmdet cannot build'
@@ -273,8 +273,11 @@ def test_the_fix_for_a_caffe_student_is_the_one_that_is_told(place):
     plan = place.settings | {'student.config': CAFFE, 'teachers.r101.config': CAFFE}
     plan |= {'teachers.r101.checkpoint': 'r101.pth'}
     problems = detectors.settings_problems(load_recipe(MINI, plan), ['student', 'r101'])
-    assert len(problems) == 2 and all(
-        f"--cfg-options '{CAFFE_IMAGES}'" in text for text in problems
-    )
-    corrected = load_recipe(load_recipe(MINI, plan), CAFFE_IMAGES)
-    assert detectors.settings_problems(corrected, ['student', 'r101']) == []
+    of_teacher = ' '.join(f'teachers.r101.{word}' for word in CAFFE_IMAGES.split())
+    fixes = [CAFFE_IMAGES, of_teacher]
+    for fix, text in zip(fixes, problems, strict=True):
+        assert f"--cfg-options '{fix}'" in text
+    # The student's is enough, as the teacher sees the same images; so are both.
+    for fix in (CAFFE_IMAGES, f'{CAFFE_IMAGES} {of_teacher}'):
+        corrected = load_recipe(load_recipe(MINI, plan), fix)
+        assert detectors.settings_problems(corrected, ['student', 'r101']) == []

@@ -55,7 +55,7 @@ def test_a_teacher_of_caffe_images_is_refused_by_its_config_and_not_fetched(plac
     given = {'student.config': 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'}
     given |= {'teachers.r101.config': CAFFE}
     make = of_teacher(place, f'{site.url}/r101.pth', 'train', '--arm', 'direct', **given)
-    message = refuse(place, make, 'Choose a teacher that takes images as')
+    message = refuse(place, make, r'Set --cfg-options .teachers\.r101\.image\.mean=')
     assert f'to_rgb False ({CAFFE})' in message and site.asked == []
 
 
