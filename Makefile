@@ -3,6 +3,7 @@
 # make test-all   also the tests that take long, notebooks in JupyterLab and pages in Chromium among them
 # make lint   style checks          make notebooks   sync notebooks/*.py with *.ipynb
 # make docs-pages   what pages of docs/ have from the code: keys of recipes, --help, speed switches, notebooks' parameters
+# make docs  the site, in build/site/html: pages, notebooks with the outputs of the demo's run, its report
 # make bench  the CPU benchmarks (half an hour), after the demo; tables go to benchmarks/README.md
 # make gpu    on a machine with a GPU: checks, times and a verdict, half an hour; ARGS='--data data/coco' for COCO's images
 # Variables: PYTHON=python3.11  VENV=.venv  RECIPE=configs/...  ARGS='options'
@@ -17,7 +18,7 @@ ARGS ?=
 CUDA_ARCH ?=
 export TORCH_INDEX
 
-.PHONY: env packages demo test test-all test-tools bench gpu lint notebooks docs-pages clean
+.PHONY: env packages demo test test-all test-tools bench gpu lint notebooks docs docs-packages docs-pages clean
 BENCH := distill_step tried end_to_end evaluation adaptation_cost edge growth install_ops
 
 env: packages
@@ -32,7 +33,7 @@ demo: env
 test: env
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-all: env test-tools
+test-all: env test-tools docs-packages
 	@$(BIN)/python -m pytest --all $(ARGS)
 
 # What some tests need beside the packages. Without root, or without Debian's packages, these tests skip themselves.
@@ -57,6 +58,12 @@ lint: packages
 
 notebooks: packages
 	@$(BIN)/jupytext --set-kernel python3 --sync $(wildcard notebooks/*.py)
+
+docs: env docs-packages
+	@$(BIN)/python docs/make_site.py $(ARGS)
+
+docs-packages: packages
+	@$(PYTHON) -m mtpd.install.venv $(VENV) docs
 
 docs-pages: env
 	@$(BIN)/python docs/generate.py

@@ -3,7 +3,8 @@
 python docs/generate.py   (make docs-pages)
 
 `<!-- keys -->` of recipes.md is `mtpd.config.schema`; `<!-- switches -->` of performance.md its speed switches;
-`<!-- commands -->` of cli.md what `--help` prints; `<!-- parameters -->` of notebooks.md the notebooks' parameter cells.
+`<!-- commands -->` of cli.md what `--help` prints; `<!-- parameters -->` of notebooks.md the notebooks' parameter cells;
+`<!-- provenance -->` of provenance.md which script, commit and results are behind figures and tables.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from mtpd.cli.main import SECTIONS, main
 from mtpd.config.schema import DETECTOR, NONE, RECIPE, TEACHER, Rule
 from mtpd.engine.speed import CUDA_ONLY, resolve_speed
 from mtpd.pipeline.notebooks import notebook_parameters
+from mtpd.utils.files import file_sha256, read_json
 from mtpd.utils.paths import ROOT
 
 DOCS = Path(__file__).parent
@@ -186,11 +189,107 @@ def parameters() -> str:
     return table(['notebook', 'parameter', 'default', 'meaning'], rows)
 
 
+# Provenance
+
+FIGURES = {  # figure: what draws it, the results that it shows, the pages that have it
+    'results/mini_pool_reduced/ap_versus_order.png': (
+        'benchmarks/order_figure.py', 'results/mini_pool_reduced/study.json', ('README.md', 'docs/results.md'),
+    ),
+    'results/bench/precision.png': (
+        'benchmarks/precision.py', 'results/bench/precision.json', ('benchmarks/README.md',),
+    ),
+}  # fmt: skip
+DEMO = 'results/mini_retinanet_r50__r101_rx101/seed0.json'
+STUDY = 'results/mini_pool_reduced/study.json'
+
+
+def provenance() -> str:
+    shown = []
+    for figure, (script, results, pages) in FIGURES.items():
+        where = ', '.join(link(page) for page in pages)
+        shown.append([link(figure), where, link(script), link(results), commit(results), digest(results)])  # fmt: skip
+    headings = ['figure', 'on', 'script', 'results', 'commit', 'SHA-256 of the results']
+    parts = [f'## Figures\n\n{table(headings, shown)}']
+    rows = [[f'demo: {label}', code(command), commit(DEMO)] for label, command in demo_commands()]
+    rows += [[f'study: {label}', code(command), commit(STUDY)] for label, command in study_commands()]  # fmt: skip
+    parts.append(f'## Rows of the tables\n\n{ROWS}\n\n{table(["row", "command", "commit"], rows)}')
+    files = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'results').rglob('*.json'))
+    rows = [[link(file), command_of(file), commit(file), digest(file)] for file in files]
+    parts.append(f'## Files\n\n{table(["file", "command", "commit", "SHA-256"], rows)}')
+    return '\n\n'.join(parts)
+
+
+ROWS = (
+    'In a checkout of the commit, the command trains what the row shows, with what comes before it, and prints its AP. '
+    'One seed: `--seed N` for another.'
+)
+
+
+def demo_commands() -> list[tuple[str, str]]:
+    """Of each row of the demo's table."""
+    results = read_json(ROOT / DEMO)
+    recipe, arms = results['run']['recipe'], {arm['name']: arm for arm in results['run']['arms']}
+    rows = []
+    for row in results['results']:
+        stages = len(arms[row['name']]['teachers']) if row['role'] == 'arm' else 0
+        what = f'--arm {row["name"]} --stage {stages}' if stages else f'--detector {row["name"]}'
+        rows.append((row['label'], f'mtpd train {recipe} {what}'))
+    return rows
+
+
+def study_commands() -> list[tuple[str, str]]:
+    """Of each row of the study's table, all its seeds."""
+    study = read_json(ROOT / STUDY)
+    recipe = shlex.split(study['command'])[2]
+    seeds = f'{min(study["seeds"])}-{max(study["seeds"])}'
+    return [
+        (order.replace(',', ' → '), f"mtpd sweep {recipe} --orders '{order}' --seeds {seeds}")
+        for order in study['orders']
+    ]
+
+
+def command_of(file: str) -> str:
+    written = read_json(ROOT / file)
+    command = written.get('command') or written.get('run', {}).get('command')
+    rows = written.get('rows')
+    commands = (
+        [row.get('command') for row in rows if isinstance(row, dict)]
+        if isinstance(rows, list)
+        else []
+    )
+    commands = [one for one in commands if one]
+    if command:
+        return code(command)
+    return 'one a row, in the file' if commands or 'commands' in written else 'not recorded'
+
+
+def commit(file: str) -> str:
+    """The commit that a results file records."""
+    written = read_json(ROOT / file)
+    recorded = str((written.get('environment') or {}).get('git_commit') or '')
+    commits = [recorded] if recorded else list((written.get('commits') or {}).values())
+    hashes = dict.fromkeys(one[:12] for one in commits if re.fullmatch('[0-9a-f]{7,40}', one))
+    return ', '.join(map(code, hashes)) or 'not recorded'
+
+
+def digest(file: str) -> str:
+    return code(file_sha256(ROOT / file))
+
+
+def link(file: str) -> str:
+    return f'[{file}](../{file})'
+
+
+def code(text: str) -> str:
+    return f'`{text}`'
+
+
 GENERATED: dict[str, tuple[str, Callable[[], str]]] = {  # marker: page and what makes it
     'keys': ('recipes.md', keys),
     'switches': ('performance.md', switches),
     'commands': ('cli.md', commands),
     'parameters': ('notebooks.md', parameters),
+    'provenance': ('provenance.md', provenance),
 }
 
 

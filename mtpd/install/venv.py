@@ -1,7 +1,7 @@
 """`make env`, first half: the virtual environment with the pinned packages. Standard library only.
 
 `python -m mtpd.install.venv .venv` makes it with the Python that runs it. It does nothing where the environment has what
-requirements/ asks for already.
+requirements/ asks for already. `python -m mtpd.install.venv .venv docs` adds what `make docs` needs.
 """
 
 from __future__ import annotations
@@ -20,10 +20,15 @@ REQUIREMENTS = ROOT / 'requirements'
 SUPPORTED_PYTHON = ((3, 11), (3, 12))
 OLDEST_TORCH = (2, 6)
 PACKAGE_SETS = ('base', 'dev', 'onnx', 'sweep')  # files of requirements/
+ON_DEMAND = ('docs',)  # further ones, which `make env` leaves out
 
 
-def main(venv: Path) -> None:
-    """Makes or completes the environment. Ends the process with a message where that can't be done."""
+def main(venv: Path, *more: str) -> None:
+    """Makes or completes the environment. Ends the process with a message where that can't be done.
+
+    Args:
+        more: names from `ON_DEMAND`, whose packages are to be in it, too.
+    """
     python = venv / 'bin' / 'python'
     if not python.exists():
         create_venv(venv)
@@ -31,11 +36,25 @@ def main(venv: Path) -> None:
     if version_numbers(version) not in SUPPORTED_PYTHON:
         exit_with(f'{venv} was made with Python {version}. Remove it (`rm -rf {venv}`) and repeat.')
     stamp = venv / 'mtpd-env.txt'
-    if stamp.is_file() and stamp.read_text() == requirements_digest(python):
+    if not stamp.is_file() or stamp.read_text() != requirements_digest(python):
+        stamp.unlink(missing_ok=True)
+        install_packages(python)
+        stamp.write_text(requirements_digest(python))
+    for name in more:
+        install_on_demand(python, name, venv / f'mtpd-env-{name}.txt')
+
+
+def install_on_demand(python: Path, name: str, stamp: Path) -> None:
+    """Installs a set of packages beside the pinned ones, which stay as they are."""
+    if name not in ON_DEMAND:
+        exit_with(f'There are no packages {name!r}, only: {", ".join(ON_DEMAND)}.')
+    file = REQUIREMENTS / f'{name}.txt'
+    if stamp.is_file() and stamp.read_text() == file.read_text():
         return
     stamp.unlink(missing_ok=True)
-    install_packages(python)
-    stamp.write_text(requirements_digest(python))
+    pins = [f'--constraint={REQUIREMENTS / each}.txt' for each in PACKAGE_SETS]
+    pip_install(python, *pins, f'--requirement={file}')
+    stamp.write_text(file.read_text())
 
 
 def create_venv(venv: Path) -> None:
@@ -144,4 +163,4 @@ def exit_with(message: str) -> None:
 
 
 if __name__ == '__main__':
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else '.venv'))
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else '.venv'), *sys.argv[2:])

@@ -48,6 +48,20 @@ def test_nothing_is_installed_where_nothing_has_changed(bare):
     assert (bare / 'mtpd-env.txt').read_text() == venv.requirements_digest(python)
 
 
+def test_packages_on_demand_are_installed_once_and_beside_the_pins(bare, monkeypatch, capsys):
+    (bare / 'mtpd-env.txt').write_text(venv.requirements_digest(bare / 'bin' / 'python'))
+    calls = []
+    monkeypatch.setattr(venv, 'pip_install', lambda python, *arguments: calls.append(arguments))
+    venv.main(bare, 'docs')
+    venv.main(bare, 'docs')
+    (arguments,) = calls
+    assert arguments[-1] == f'--requirement={venv.REQUIREMENTS / "docs.txt"}'
+    assert f'--constraint={venv.REQUIREMENTS / "base.txt"}' in arguments
+    with pytest.raises(SystemExit):
+        venv.main(bare, 'games')
+    assert 'only: docs' in capsys.readouterr().err
+
+
 def test_a_changed_pin_or_torch_is_noticed(bare, monkeypatch, tmp_path):
     python = bare / 'bin' / 'python'
     before = venv.requirements_digest(python)

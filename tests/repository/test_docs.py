@@ -20,7 +20,7 @@ README, DOCS = ROOT / 'README.md', sorted((ROOT / 'docs').glob('*.md'))
 PAGES = [README, *DOCS, ROOT / 'CONTRIBUTING.md', ROOT / 'benchmarks/README.md']
 TASKS = (
     'results', 'recipes', 'notebooks', 'teacher-order', 'sweeps', 'full-size', 'own-data', 'detectors', 'mmdet',
-    'performance', 'gpu', 'run-directory', 'troubleshooting', 'cli', 'architecture', 'methods',
+    'performance', 'gpu', 'run-directory', 'troubleshooting', 'cli', 'architecture', 'methods', 'course', 'exercises', 'provenance',
 )  # fmt: skip
 
 
@@ -68,7 +68,9 @@ def table_rows(text: str) -> list[list[str]]:
     ]
 
 
-@pytest.mark.parametrize('name', ['recipes.md', 'performance.md', 'cli.md', 'notebooks.md'])
+@pytest.mark.parametrize(
+    'name', ['recipes.md', 'performance.md', 'cli.md', 'notebooks.md', 'provenance.md']
+)
 def test_generated_parts_are_what_the_code_says(name):
     import generate
 
@@ -156,7 +158,7 @@ def test_the_readmes_recipe_loads(tmp_path, tiny_coco):
 
 @pytest.mark.parametrize('path', PAGES, ids=name_of)
 def test_commands_and_files_are_there(path):
-    text = text_of(path)
+    text = text_of(path).split('<!-- provenance -->')[0]  # after it: commands of earlier commits
     known = {name for names in SECTIONS.values() for name in names} | set(main.commands)
     for word in re.findall(r'(?:`|/bin/|^|; |&& )mtpd ([a-z][\w-]*)', text, re.MULTILINE):
         assert word in known, word
@@ -168,6 +170,20 @@ def test_commands_and_files_are_there(path):
         assert name == 'mmdet::family/name.py' or find_config_file(name).is_file()
     for block in code_blocks(text, 'python'):
         ast.parse(block)
+
+
+def test_each_figure_has_its_provenance():
+    import generate
+
+    drawn = {'docs/architecture.svg'}  # by hand
+    for path in PAGES:
+        for link in re.findall(r'!\[[^]]*\]\(([^)]+)\)', text_of(path)):
+            figure = (path.parent / link).resolve().relative_to(ROOT).as_posix()
+            if figure not in drawn:
+                script, results, pages = generate.FIGURES[figure]
+                assert (ROOT / script).is_file() and (ROOT / results).is_file()
+                assert name_of(path) in pages
+                assert f'({link})\n[Script, commit, results](' in text_of(path)
 
 
 def strings_of_the_code() -> str:

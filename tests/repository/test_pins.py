@@ -23,7 +23,7 @@ def pins(name: str) -> dict[str, str]:
     return dict(line.split(' ')[0].split('==') for line in lines)
 
 
-@pytest.mark.parametrize('name', ['torch', 'base', 'dev', 'onnx', 'sweep', 'mmcv'])
+@pytest.mark.parametrize('name', ['torch', 'base', 'dev', 'onnx', 'sweep', 'docs', 'mmcv'])
 def test_every_requirement_is_pinned_exactly(name):
     versions = pins(name)
     assert versions
@@ -57,14 +57,16 @@ def test_package_reads_the_pins():
     assert dynamic['dependencies'] == {'file': ['requirements/base.txt']}
     assert dynamic['optional-dependencies']['dev'] == {'file': ['requirements/dev.txt']}
     assert dynamic['optional-dependencies']['onnx'] == {'file': ['requirements/onnx.txt']}
-    assert dynamic['optional-dependencies']['sweep'] == {'file': ['requirements/sweep.txt']}
+    for name in ('sweep', 'docs'):
+        wanted = {'file': [f'requirements/{name}.txt']}
+        assert dynamic['optional-dependencies'][name] == wanted
     assert project['scripts']['mtpd'] == 'mtpd.cli:main'
 
 
 def test_mmcv_stands_in_one_place_and_pip_never_builds_it():
     version = pins('mmcv')['mmcv-full']
     assert build.mmcv_version() == version
-    for name in ('torch', 'base', 'dev', 'onnx', 'sweep'):
+    for name in ('torch', 'base', 'dev', 'onnx', 'sweep', 'docs'):
         assert not {'mmcv', 'mmcv-full'} & set(pins(name))
     tracked = subprocess.run(
         ['git', 'grep', '-lF', f'mmcv-full=={version}'], cwd=ROOT, capture_output=True, text=True
