@@ -20,6 +20,7 @@ myst_enable_extensions = ['colon_fence', 'dollarmath']
 myst_heading_anchors = 4
 # The notebooks have their outputs from a run. Controls need a kernel, and are left out.
 nb_execution_mode = 'off'
+nb_render_markdown_format = 'myst'  # with tables
 nb_ipywidgets_js = {}
 nb_output_stderr = 'remove'
 nb_merge_streams = True

@@ -204,18 +204,24 @@ STUDY = 'results/mini_pool_reduced/study.json'
 
 
 def provenance() -> str:
-    shown = []
+    parts = ['## Figures']
     for figure, (script, results, pages) in FIGURES.items():
-        where = ', '.join(link(page) for page in pages)
-        shown.append([link(figure), where, link(script), link(results), commit(results), digest(results)])  # fmt: skip
-    headings = ['figure', 'on', 'script', 'results', 'commit', 'SHA-256 of the results']
-    parts = [f'## Figures\n\n{table(headings, shown)}']
+        rows = [
+            ['on', ', '.join(link(page) for page in pages)],
+            ['script', link(script)],
+            ['results', link(results)],
+            ['their commit', commit(results)],
+            ['their SHA-256', digest(results)],
+        ]
+        parts.append(table([link(figure), ''], rows))
     rows = [[f'demo: {label}', code(command), commit(DEMO)] for label, command in demo_commands()]
     rows += [[f'study: {label}', code(command), commit(STUDY)] for label, command in study_commands()]  # fmt: skip
     parts.append(f'## Rows of the tables\n\n{ROWS}\n\n{table(["row", "command", "commit"], rows)}')
     files = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'results').rglob('*.json'))
-    rows = [[link(file), command_of(file), commit(file), digest(file)] for file in files]
-    parts.append(f'## Files\n\n{table(["file", "command", "commit", "SHA-256"], rows)}')
+    rows = [
+        [f'{link(file)}<br>{command_of(file)}<br>{digest(file)}', commit(file)] for file in files
+    ]
+    parts.append(f'## Files\n\n{table(["file, command, SHA-256", "commit"], rows)}')
     return '\n\n'.join(parts)
 
 

@@ -28,7 +28,13 @@ from mtpd.utils.paths import ROOT
 RECIPE = 'configs/mini/retinanet_r50__r101_rx101.py'
 RUN = ROOT / 'runs' / 'mini_retinanet_r50__r101_rx101' / '0'
 OUTSIDE = ('CHANGELOG.md', 'CONTRIBUTING.md', 'benchmarks/README.md')  # pages beside README, docs/
-SHOWN = ('text/markdown', 'image/png', 'image/jpeg', 'text/plain', 'text/html')
+SHOWN = (
+    'text/markdown',
+    'image/png',
+    'image/jpeg',
+    'text/html',
+    'text/plain',
+)  # the first that it has
 EXECUTED = {'04_distill_stage': '04_distill_stage__progressive_1'}  # one of those of its stages
 # The contents, part by part. README.md is the start page.
 CONTENTS = {
@@ -128,8 +134,9 @@ def notebook_page(path: Path, run: Path):
 
 
 def keep(cell) -> bool:
-    """Not what a page without a kernel can't do, and not what only says that a notebook failed."""
-    return not {LIVE_TAG, 'papermill-error-cell-tag'} & {*cell.metadata.get('tags', [])}
+    """Not what needs a kernel, what only says that a notebook failed, or the run's parameters, which its command has."""
+    left_out = {LIVE_TAG, 'papermill-error-cell-tag', 'injected-parameters'}
+    return not left_out & {*cell.metadata.get('tags', [])}
 
 
 def show_outputs(cell) -> None:
@@ -140,7 +147,8 @@ def show_outputs(cell) -> None:
         if data is not None:
             if 'application/vnd.jupyter.widget-view+json' in data:
                 continue
-            output.data = {kind: data[kind] for kind in SHOWN if kind in data}
+            kinds = [kind for kind in SHOWN if kind in data]
+            output.data = {kind: data[kind] for kind in kinds[:1]}
             images = [about for about in output.metadata.values() if isinstance(about, dict)]
             alts += [about['alt'] for about in images if about.get('alt')]
         shown.append(output)

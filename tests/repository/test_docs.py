@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import mtpd
 from mtpd.cli.main import SECTIONS, main
 from mtpd.config.recipe import load_recipe
 from mtpd.config.schema import RECIPE, Rule
@@ -170,6 +171,24 @@ def test_commands_and_files_are_there(path):
         assert name == 'mmdet::family/name.py' or find_config_file(name).is_file()
     for block in code_blocks(text, 'python'):
         ast.parse(block)
+
+
+def test_what_is_cited_is_the_same_everywhere():
+    import json
+
+    import yaml
+
+    citation = yaml.safe_load(text_of(ROOT / 'CITATION.cff'))
+    paper, zenodo = citation['preferred-citation'], json.loads(text_of(ROOT / '.zenodo.json'))
+    assert (
+        citation['version'] == mtpd.__version__ and 'version' not in zenodo
+    )  # a release has its own
+    assert zenodo['title'] == citation['title'] and zenodo['license'] == citation['license']
+    assert zenodo['keywords'] == citation['keywords']
+    assert (paper['volume'], paper['start'], paper['end'], paper['year']) == (202, 3577, 3598, 2023)
+    assert f'pages = {{{paper["start"]}--{paper["end"]}}}' in text_of(README)
+    (related,) = zenodo['related_identifiers']
+    assert related['identifier'].removeprefix('arXiv:') in paper['url']
 
 
 def test_each_figure_has_its_provenance():
