@@ -4,7 +4,7 @@ pip alone does not ensure that: without torch it builds a wheel without ops in t
 wheel, or one for another torch, to the next environment.
 
 `install_ops` chooses what to build (`choose_target`), keeps what is installed where that works (`kept_ops`), else
-installs a wheel from the cache or a new one (`install_wheel`), tests it (`self_test`) and records it in a marker file.
+installs a wheel from the cache, a release's or a new one (`install_wheel`), tests it (`self_test`) and records it in a marker file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..utils import machine
 from ..utils.files import read_json, write_json
 from ..utils.paths import cache_dir
 from ..utils.processes import same_imports
-from . import build, nvcc
+from . import build, nvcc, published
 from .build import Target
 
 ONE_DAY = 86400  # seconds
@@ -51,7 +51,7 @@ def install_ops(
         echo: takes the lines to show.
 
     Returns:
-        `action` ('kept', 'installed' from the cache, 'built'), `ops` ('CPU' or 'CUDA 13.0 (9.0)'),
+        `action` ('kept', 'installed' from the cache, 'fetched' from a release, 'built'), `ops` ('CPU' or 'CUDA 13.0 (9.0)'),
         `reason`, `warning` (None, or why a GPU stays unused), `mmcv`, `torch`, `seconds`.
 
     Raises:
@@ -258,7 +258,7 @@ def file_fingerprint(file: Path) -> list:
 
 
 def install_wheel(torch: machine.Torch, target: Target, rebuild: bool, echo: Callable) -> str:
-    """Installs the wheel for `target` from the cache, or builds it first; returns 'installed' or 'built'."""
+    """Installs the wheel for `target` from the cache, a release's, or builds it; returns 'installed', 'fetched' or 'built'."""
     refuse_plain_mmcv()
     folder = cache_dir() / 'wheels' / wheel_key(torch, target)
     cached = next(folder.glob('*.whl'), None)
@@ -269,6 +269,12 @@ def install_wheel(torch: machine.Torch, target: Target, rebuild: bool, echo: Cal
             action = 'installed'
         except MtpdError as error:
             echo(f'The cached wheel is of no use ({error}); building another.')
+    elif not rebuild and (wheel := published.fetch_published(folder.name, folder, echo)):
+        try:
+            install_and_test(wheel)
+            action = 'fetched'
+        except MtpdError as error:
+            echo(f"The release's wheel is of no use ({error}); building one.")
     if action == 'built':
         install_and_test(build_into_cache(folder, torch, target, echo))
     write_marker(torch, target)

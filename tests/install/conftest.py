@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers.toolchain import CUDA, make_wheel, nvcc_says, program
-from mtpd.install import build, nvcc, ops
+from mtpd.install import build, nvcc, ops, published
 
 
 @pytest.fixture
@@ -71,6 +71,7 @@ def bench(marked, monkeypatch, tmp_path):
     monkeypatch.setattr(build, 'build_wheel', make)
     monkeypatch.setattr(ops, 'pip_install_wheel', installed.append)
     monkeypatch.setattr(ops, 'refuse_plain_mmcv', lambda: None)
+    monkeypatch.setattr(published, 'INDEX', tmp_path / 'wheels.json')
     return installed
 
 
