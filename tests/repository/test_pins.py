@@ -74,6 +74,25 @@ def test_mmcv_stands_in_one_place_and_pip_never_builds_it():
     assert tracked.stdout.split() in ([], ['requirements/mmcv.txt'])
 
 
+@pytest.mark.parametrize('name', ['ci', 'pages', 'release'])
+def test_workflows_call_what_there_is(name):
+    workflow = yaml.safe_load((ROOT / f'.github/workflows/{name}.yml').read_text())
+    targets = set(re.findall(r'^([\w-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE))
+    steps = [step for job in workflow['jobs'].values() for step in job['steps']]
+    commands = '\n'.join(step.get('run', '') for step in steps)
+    assert set(re.findall(r'^make ([\w-]+)', commands, re.MULTILINE)) <= targets
+    pythons = {
+        one
+        for job in workflow['jobs'].values()
+        for one in job.get('strategy', {}).get('matrix', {}).get('python', [])
+    }
+    assert pythons <= {'.'.join(map(str, version)) for version in venv.SUPPORTED_PYTHON}
+    if name == 'release':
+        torches = workflow['jobs']['wheel']['strategy']['matrix']['torch']
+        assert pins('torch')['torch'] in torches
+        assert all(venv.version_numbers(torch) >= venv.OLDEST_TORCH for torch in torches)
+
+
 def test_setuptools_still_has_pkg_resources():
     assert int(pins('base')['setuptools'].split('.')[0]) < 81
 
