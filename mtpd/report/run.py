@@ -6,6 +6,7 @@ Formulas in notebooks become MathML, which browsers draw by themselves.
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from .. import plots
@@ -17,8 +18,10 @@ from ..analysis.verdict import study_summary, study_verdict
 from ..plots import Figure
 from ..utils import statistics
 from ..utils.files import read_json, write_json, write_text
+from ..utils.paths import display_path
 from ..utils.statistics import printed_difference
 from .html import encode_figures, fill_template, render_pages, run_pages
+from .provenance import result_files, row_commands, run_command
 from .tables import Column, format_duration, table_columns
 
 # Groups of the table's rows, by the role of a row.
@@ -83,6 +86,7 @@ def _index_page(run: Run, pages: list[dict]) -> str:
     recipe = run.path / ('config.py' if run.info.get('is_plain') else 'recipe.py')
     no_answer = smoke or (run.info.get('is_training') and not study.evaluated)
     rows = _result_rows(run, results, study)
+    runs = [other for _, other in _runs_by_seed(run)]
     groups = [
         (title, [row for row in rows if row['role'] == role]) for role, title in ROW_GROUPS.items()
     ]
@@ -102,6 +106,9 @@ def _index_page(run: Run, pages: list[dict]) -> str:
         if no_answer or not results
         else study_verdict(study) | paper_finding(run.paper),
         commands=_commands(run),
+        row_commands=row_commands(run, rows),
+        files=result_files(runs),
+        report_command=f'mtpd report {shlex.quote(display_path(run.path))}',
         seeds=len(study.seeds),
         groups=[(title, group) for title, group in groups if group],
         columns=_columns(run, rows, len(study.seeds)),
@@ -198,15 +205,19 @@ def _corrupt_text(run: Run) -> str:
 
 def _commands(run: Run) -> list[dict]:
     """Of the run and of those of other seeds that are read with it."""
-    runs, _ = comparable_runs(run)
     return [
         {
-            'command': other.info.get('command') or f'mtpd run {other.info.get("recipe")}',
+            'command': run_command(other),
             'seed': seed,
             'commit': other.environment.get('git_commit'),
         }
-        for seed, other in sorted(runs.items(), key=lambda item: str(item[0]))
+        for seed, other in _runs_by_seed(run)
     ]
+
+
+def _runs_by_seed(run: Run) -> list[tuple[int, Run]]:
+    runs, _ = comparable_runs(run)
+    return sorted(runs.items(), key=lambda item: str(item[0]))
 
 
 def _run_figures(run: Run, results: list[dict], study: Study) -> list[dict]:

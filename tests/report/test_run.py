@@ -13,6 +13,7 @@ from helpers.page import Page
 from mtpd.errors import MtpdError
 from mtpd.report.run import make_report
 from mtpd.report.tables import format_duration
+from mtpd.utils.files import file_sha256
 
 
 @pytest.fixture(scope='module')
@@ -86,6 +87,21 @@ def test_the_index_says_status_answer_command_and_environment(done):
     tags = [tag for tag, _ in page.tags]
     assert tags.count('h1') == 1 and ('html', {'lang': 'en'}) in page.tags
     assert all('scope' in attrs for tag, attrs in page.tags if tag == 'th')
+
+
+def test_rows_and_figures_say_where_they_come_from(tmp_path):
+    run = make_run(tmp_path / 'mini' / '0')
+    page = Page(make_report(run).read_text('utf-8'))
+    recipe = 'mtpd train configs/mini/retinanet_r50__r101_rx101.py --seed 0'
+    rows = {row[0]: row[1] for row in page.rows if len(row) == 2}
+    assert rows['Teacher 1 → teacher 2'] == f'{recipe} --arm progressive --stage 2'
+    assert rows['Student'] == f'{recipe} --detector r50'
+    assert (
+        rows['Teacher 1'] == 'mtpd run configs/mini/retinanet_r50__r101_rx101.py --seed 0'
+    )  # its checkpoint is shipped
+    metrics = run / 'stages/progressive/2_rx101/metrics.json'
+    assert rows['stages/progressive/2_rx101/metrics.json'] == file_sha256(metrics)
+    assert page.links.count('#provenance') == len(page.images) and f'mtpd report {run}' in page.text
 
 
 def test_no_page_loads_anything(done, failed):
