@@ -63,6 +63,10 @@ def main(run: Path, out: Path) -> None:
     command += ['-c', str(ROOT / 'docs'), '-d', str(out / 'doctrees'), str(source), str(html)]
     if code := subprocess.run(command, cwd=ROOT).returncode:
         raise SystemExit(code)
+    for path in html.rglob(
+        '*.map'
+    ):  # of the theme's scripts, for its developers: a quarter of the site
+        path.unlink()
     if (run / 'report').is_dir():
         shutil.copytree(run / 'report', html / 'report')
     size = sum(path.stat().st_size for path in html.rglob('*') if path.is_file())

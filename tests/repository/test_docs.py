@@ -205,6 +205,34 @@ def test_each_figure_has_its_provenance():
                 assert f'({link})\n[Script, commit, results](' in text_of(path)
 
 
+def test_the_exercises_have_the_numbers_of_their_files():
+    import json
+
+    def read(name):
+        return json.loads(text_of(ROOT / 'results' / name))
+
+    rows = {row['name']: row for row in read('exercises.json')['rows']}
+    text = page('exercises')
+    for name, label in (('none', 'no teacher'), ('alpha2e-5', 'alpha 2e-5'), ('alpha1e-2', 'alpha 1e-2')):  # fmt: skip
+        row = rows[name]
+        ratio = f'{row["ratio"]:.0f}' if row['ratio'] else '–'
+        assert f'{label} | {ratio} | {row["last detection"]:.2f} | {row["AP"]:.1f} |' in text
+    three = [rows[name] for name in ('inherit', 'alpha2e-5', 'none')]
+    for key, label in (('AP', 'AP'), ('first detection', 'detection loss, first 25 updates'),
+                       ('last detection', 'detection loss, last 25 updates')):  # fmt: skip
+        cells = ' | '.join(f'{row[key]:.{1 if key == "AP" else 2}f}' for row in three)
+        assert f'| {label} | {cells} |' in text
+    study = read('mini_pool_reduced/study.json')
+    for name, costs in zip(study['costs']['detectors'], study['costs']['cost'], strict=True):
+        cells = ' | '.join('0' if cost < 1e-6 else f'{cost:.2f}' for cost in costs[1:])
+        assert f'| {name} | {cells} |' in text
+    search = {row['settings'].get('distill.settings.mgd.alpha', 2e-5): row['AP'] for row in read('regime/search.json')['rows']
+              if row['settings']['schedule.arm'] == 1500 and row['seeds'] == [0] and 'schedule.arm_lr' not in row['settings']}  # fmt: skip
+    for alpha, label in ((8e-6, '8e-6'), (2e-5, '2e-5')):
+        assert f'alpha {label} | {search[alpha]["rx101"]:.1f} |' in text
+        assert f'no teacher | {search[alpha]["none"]:.1f} |' in text
+
+
 def strings_of_the_code() -> str:
     """All texts in mtpd, a line each; values in them are three dots."""
     lines = []
