@@ -192,15 +192,23 @@ def parameters() -> str:
 # Provenance
 
 FIGURES = {  # figure: what draws it, the results that it shows, the pages that have it
+    'results/mini_retinanet_r50__r101_rx101/ap_versus_order.png': (
+        'benchmarks/order_figure.py', 'results/mini_retinanet_r50__r101_rx101/study.json', ('README.md', 'docs/results.md'),
+    ),
     'results/mini_pool_reduced/ap_versus_order.png': (
-        'benchmarks/order_figure.py', 'results/mini_pool_reduced/study.json', ('README.md', 'docs/results.md'),
+        'benchmarks/order_figure.py', 'results/mini_pool_reduced/study.json', ('docs/results.md',),
     ),
     'results/bench/precision.png': (
         'benchmarks/precision.py', 'results/bench/precision.json', ('benchmarks/README.md',),
     ),
 }  # fmt: skip
 DEMO = 'results/mini_retinanet_r50__r101_rx101/seed0.json'
-STUDY = 'results/mini_pool_reduced/study.json'
+STUDIES = {
+    'study': 'results/mini_retinanet_r50__r101_rx101/study.json',
+    'kept': 'results/mini_retinanet_r50__r101_rx101/kept.json',
+    'RCO': 'results/mini_retinanet_r50__r101_rx101/rco.json',
+    'pool': 'results/mini_pool_reduced/study.json',
+}
 
 
 def provenance() -> str:
@@ -215,7 +223,11 @@ def provenance() -> str:
         ]
         parts.append(table([link(figure), ''], rows))
     rows = [[f'demo: {label}', code(command), commit(DEMO)] for label, command in demo_commands()]
-    rows += [[f'study: {label}', code(command), commit(STUDY)] for label, command in study_commands()]  # fmt: skip
+    rows += [
+        [f'{name}: {label}', code(command), commit(file)]
+        for name, file in STUDIES.items()
+        for label, command in study_commands(file)
+    ]
     parts.append(f'## Rows of the tables\n\n{ROWS}\n\n{table(["row", "command", "commit"], rows)}')
     files = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'results').rglob('*.json'))
     rows = [
@@ -243,13 +255,17 @@ def demo_commands() -> list[tuple[str, str]]:
     return rows
 
 
-def study_commands() -> list[tuple[str, str]]:
-    """Of each row of the study's table, all its seeds."""
-    study = read_json(ROOT / STUDY)
+def study_commands(file: str) -> list[tuple[str, str]]:
+    """Of each row of a study's table, all its seeds."""
+    study = read_json(ROOT / file)
     recipe = shlex.split(study['command'])[2]
     seeds = f'{min(study["seeds"])}-{max(study["seeds"])}'
+    # Where data lie changes no number.
+    options = {key: v for key, v in study['overrides'].items() if key != 'data.cache'}
+    words = ' '.join(f'{key}={value}' for key, value in options.items())
+    rest = f' --cfg-options {words}' if words else ''
     return [
-        (order.replace(',', ' → '), f"mtpd sweep {recipe} --orders '{order}' --seeds {seeds}")
+        (order.replace(',', ' → '), f"mtpd sweep {recipe} --orders '{order}' --seeds {seeds}{rest}")
         for order in study['orders']
     ]
 
