@@ -4,7 +4,8 @@
 # Prerequisites: none. DigitScenes are made on the spot; the teachers are trained here, from the shipped RetinaNets' weights
 #   that fit.
 # Launch: mtpd run configs/mini/reppoints_r50__r101_rx101dcn.py
-# Expected: results/mini_twins.json.
+# Expected: a smoke test. The teachers are trained for minutes; no AP is worth comparing (results/mini_twins.json: an earlier,
+#   shorter schedule).
 _base_ = ['../_base_/pocket.py', '../_base_/distill/methods_reppoints.py']
 name = 'mini_reppoints_r50__r101_rx101dcn'
 title = 'RepPoints at pocket size on DigitScenes: a ResNet-34 and a deformable ResNeXt-50 teach a narrow ResNet-18'

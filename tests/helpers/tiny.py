@@ -22,6 +22,7 @@ SMALL = {
     'schedule.log_interval': 1,
     'schedule.checkpoint_interval': 1,
     'runtime.workers': 0,
+    'student.checkpoint': None,
     'teachers.r101.checkpoint': None,
     'teachers.rx101.checkpoint': None,
     'teachers.rx101.init': None,
