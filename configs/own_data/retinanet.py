@@ -10,7 +10,12 @@ title = 'RetinaNet at pocket size on your own data'
 paper = dict(_delete_=True)  # its AP is on COCO
 data = dict(root='data/own')
 image = dict(scale=(256, 256), flip=0.5)
-student = dict(checkpoint=None, init=None)
+student = dict(
+    _delete_=True,
+    label='student: ResNet-18, width 8',
+    config='../_base_/models/pocket_retinanet.py',
+    init=None,
+)
 teachers = dict(
     r101=dict(checkpoint=None, init='../mini/teachers/r101/model.pth', updates=600),
     rx101=dict(checkpoint=None, init='../mini/teachers/rx101/model.pth', updates=800),
