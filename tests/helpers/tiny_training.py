@@ -10,6 +10,7 @@ SMALL = {
     'schedule.log_interval': 2,
     'schedule.checkpoint_interval': 2,
     'runtime.workers': 0,
+    'student.checkpoint': None,
     'runtime.threads': 1,
     'teachers.r101.checkpoint': None,
     'teachers.r101.model.backbone.depth': 18,
