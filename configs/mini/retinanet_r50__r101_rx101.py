@@ -21,8 +21,7 @@ paper = dict(
 
 student = dict(
     label='student: ResNet-18, width 16',
-    config='../_base_/models/pocket_retinanet.py',
-    model=dict(backbone=dict(base_channels=16), neck=dict(in_channels=[16, 32, 64, 128])),
+    config='../_base_/models/pocket_retinanet_width16.py',
     checkpoint='student/model.pth',
 )
 teachers = dict(

@@ -21,7 +21,7 @@ from mtpd.engine.evaluation import load_detector
 
 RECIPE = 'configs/mini/retinanet_r50__r101_rx101.py'
 TEACHER = 'configs/mini/teachers/r101/model.pth'
-FEW = {'data.scenes.train': 12, 'data.scenes.val': 8, 'evaluation.batch_size': 4}
+FEW = {'student.checkpoint': None, 'data.scenes.train': 12, 'data.scenes.val': 8, 'evaluation.batch_size': 4}
 
 
 @pytest.fixture(scope='module')

@@ -65,7 +65,7 @@ def test_paths_of_overrides_are_settled_where_they_are_given(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe(MINI, 'data.root=cells')
     assert recipe.overrides == {'data.root': str(tmp_path / 'cells')}
-    assert recipe.cfg.student.config == 'configs/_base_/models/pocket_retinanet.py'
+    assert recipe.cfg.student.config == 'configs/_base_/models/pocket_retinanet_width16.py'
 
 
 # Recipes that lie elsewhere, and what their paths name

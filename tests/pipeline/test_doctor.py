@@ -267,7 +267,7 @@ def test_checkpoint_of_a_url_is_to_be_fetched_or_cached(tmp_path):
 
 
 def test_a_recipe_whose_detectors_do_not_fit_is_a_failed_check(tmp_path, tiny_coco):
-    """The shipped teachers know ten digits; the data set has two classes."""
+    """The shipped detectors know ten digits; the data set has two classes."""
     data = tiny_coco(tmp_path / 'coco')
     failed = [
         one
@@ -276,5 +276,6 @@ def test_a_recipe_whose_detectors_do_not_fit_is_a_failed_check(tmp_path, tiny_co
         )
         if one.state == 'fail'
     ]
-    assert len(failed) == 2 and not (tmp_path / 'run').exists()
-    assert 'r101: ' in failed[0].found and 'it knows 10 classes (0, 1, 2, ...)' in failed[0].found
+    assert len(failed) == 3 and not (tmp_path / 'run').exists()
+    assert 'student: ' in failed[0].found and 'r101: ' in failed[1].found
+    assert 'it knows 10 classes (0, 1, 2, ...)' in failed[0].found

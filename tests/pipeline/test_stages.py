@@ -284,6 +284,7 @@ def test_a_checkpoint_of_other_classes_is_refused_with_both_numbers(recipe, tmp_
     ten = load_recipe(
         MINI,
         {
+            'student.config': recipe.cfg.student.config,
             'data.scenes.train': 4,
             'data.scenes.val': 2,
             'data.scenes.size': 64,

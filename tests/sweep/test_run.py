@@ -56,7 +56,7 @@ def refused(*arguments, **options) -> str:
         (('--seeds', '0-x'), "'0-x' is no seed"),
         (('--seeds', '4-1'), "'4-1' is no seed"),
         (('--executor', 'locla'), "unknown executor 'locla'. Did you mean 'local'?"),
-        (('--orders', ','.join(['r101'] * 7)), '7 stages, which do not divide schedule.arm = 600'),
+        (('--orders', ','.join(['r101'] * 7)), '7 stages, which do not divide schedule.arm = 1500'),
     ],
 )
 def test_mistakes_are_one_message_and_leave_nothing(tmp_path, arguments, words):
@@ -109,7 +109,7 @@ def test_an_arm_gets_as_many_teachers_as_asked_for(measured, method, length, seq
     suggest_sequence(recipe, costs, run_dir)
     assert read_json(run_dir / 'order' / 'sequence.json')['sequence'] == sequence
     arm = resolve_auto_arms(recipe, run_dir).arm('auto', length)
-    assert arm.teachers == tuple(sequence) and arm.stage_updates == 600 // length
+    assert arm.teachers == tuple(sequence) and arm.stage_updates == 1500 // length
     assert arm.label == 'chosen: ' + ' → '.join(sequence)
 
 
@@ -131,9 +131,9 @@ def test_a_sweep_gets_the_sequences_of_two_and_of_three(measured, tmp_path):
     orders = parse_orders('auto;r18', recipe.pool, suggested['orders'])
     sweep = open_sweep(recipe, tmp_path / 'sweep', orders, ['mgd'], [0], suggested)
     updates = {job.teachers: job.updates for job in sweep.jobs.values() if job.teachers}
-    sequences = {('r101', 'rx101'): 300, ('r18', 'r101', 'rx101'): 200}
-    repeated = {('rx101',) * 2: 300, ('rx101',) * 3: 200}
-    assert updates == {CONTROL: 600, ('r18',): 600} | sequences | repeated
+    sequences = {('r101', 'rx101'): 750, ('r18', 'r101', 'rx101'): 500}
+    repeated = {('rx101',) * 2: 750, ('rx101',) * 3: 500}
+    assert updates == {CONTROL: 1500, ('r18',): 1500} | sequences | repeated
     assert [list(order) for order in suggested['orders']] == load_sweep(sweep.path).info[
         'suggested'
     ]['orders']
@@ -186,7 +186,7 @@ def test_what_stands_in_the_way_is_said_before_anything_is_trained(
     options = options | {'data.root': tiny_coco(tmp_path / 'coco'), 'schedule.arm': 6}
     if kind != 'checkpoint':  # the shipped teachers know other classes
         options |= {'teachers.r101.checkpoint': None, 'teachers.rx101.checkpoint': None}
-        options |= {'teachers.rx101.init': None}
+        options |= {'teachers.rx101.init': None, 'student.checkpoint': None}
     text = refused(command[0], MINI, *command[1:], '--work-dir', tmp_path / 'out', **options)
     assert all(word in text for word in words), text
     assert not (tmp_path / 'out').exists()
