@@ -180,16 +180,16 @@ def gain_by_regime(rows: Sequence[Mapping]) -> Figure:
         ax.plot(*zip(*means, strict=True), **style, markersize=7, label=label)
         texts = (f'{format_signed(mean)} at {index:.2g}' for index, mean in means)
         parts.append(f'{label} {", ".join(texts)}')
-    ax.set_xscale('log')
-    ticks = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]
-    ax.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
+    ax.set_xscale('symlog', linthresh=0.1)  # an index may be 0 or, where training on harms, less
+    ticks = [-1, -0.1, 0, 0.1, 0.2, 0.5, 1, 2, 5, 10]
+    ax.set_xticks(ticks, [f'{tick:g}'.replace('-', '−') for tick in ticks])
     ax.set_xticks([], minor=True)
-    ax.set_xlim(min(rows[0]['index'], 1) / 1.4, max(rows[-1]['index'], 1) * 1.4)
+    ax.set_xlim(min(rows[0]['index'] - 0.05, 0), max(rows[-1]['index'], 1) * 1.4)
     ax.axhline(0, color=INK, linewidth=1, zorder=1)
     ax.axvline(1, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-    for row in rows:
+    for number, row in enumerate(rows):
         ax.annotate(
-            row['label'], (row['index'], 1.01), xycoords=ax.get_xaxis_transform(),
+            row['label'], (row['index'], 1.01 + 0.05 * (number % 2)), xycoords=ax.get_xaxis_transform(),
             ha='center', fontsize=TEXT - 1.5, color=INK,
         )  # fmt: skip
     ax.legend(fontsize=TEXT - 1, frameon=False)
