@@ -48,7 +48,7 @@ teachers = dict(
         scenes=24000,
     ),
 )
-schedule = dict(baseline=6000, arm=1500)
+schedule = dict(baseline=6000, arm=1200)
 arms = dict(
     direct=dict(teachers=['rx101']),
     repeated=dict(teachers=['rx101', 'rx101']),

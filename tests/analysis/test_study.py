@@ -133,10 +133,10 @@ def test_a_curve_has_the_evaluations_during_training(tmp_path):
     put(run.path / 'detectors' / 'student' / 'metrics.json', {'bbox_mAP': 0.05})
     rows = [
         {'update': 150, 'bbox_mAP': 0.07},
-        {'update': 750, 'loss': 1.0},
-        {'update': 750, 'bbox_mAP': 0.9},
+        {'update': 600, 'loss': 1.0},
+        {'update': 600, 'bbox_mAP': 0.9},
     ]
     log = run.path / 'stages' / 'progressive' / '1_r101' / 'log.json'
     log.write_text('\n'.join(map(json.dumps, rows)))
     curve = [(row['updates'], row['AP'], row['stage']) for row in ap_curve(run, 'progressive')]
-    assert curve == [(0, 5.0, 0), (150, pytest.approx(7.0), 1), (750, 12.0, 1), (1500, 12.0, 2)]
+    assert curve == [(0, 5.0, 0), (150, pytest.approx(7.0), 1), (600, 12.0, 1), (1200, 12.0, 2)]

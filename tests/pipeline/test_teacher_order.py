@@ -77,7 +77,7 @@ def test_an_arm_gets_the_chosen_teachers(tmp_path):
     write_json(tmp_path / 'order' / 'sequence.json', {'sequence': ['rx101']})
     resolved = resolve_auto_arms(recipe, tmp_path)
     arm = resolved.arm('auto', 1)
-    assert (arm.teachers, arm.label, arm.stage_updates) == (('rx101',), 'chosen: rx101', 1500)
+    assert (arm.teachers, arm.label, arm.stage_updates) == (('rx101',), 'chosen: rx101', 1200)
     assert '04_distill_stage__auto_1' in [step.title for step in recipe_steps(resolved, tmp_path)]
     assert resolve_auto_arms(resolved, tmp_path) is resolved
     again = load_recipe(MINI, options_text(resolved))  # as its notebooks get it

@@ -52,7 +52,7 @@ def test_differences_are_those_of_the_recipes(tmp_path):
     assert dict(run_differences([a, b, c])) == {
         'seed': ['0', '3', '0'],
         'distill.method': ["'mgd'", "'fgd'", "'mgd'"],
-        'schedule.arm': ['1500', '800', '1500'],
+        'schedule.arm': ['1200', '800', '1200'],
     }
 
 

@@ -51,10 +51,10 @@ def test_the_jobs_of_a_sweep_by_hand(recipe):
     ]
     assert [job.id for job in jobs] == ids
     by_id = {job.id: job for job in jobs}
-    # Each stage of a method and seed is written by one job, and every order gets 1,500 updates.
+    # Each stage of a method and seed is written by one job, and every order gets 1,200 updates.
     folders = [folder for job in jobs for folder in job.folders]
     assert len(folders) == len(set(folders)) == 4 + 4 + 2 + 4 * (1 + 1 + 1 + 3)
-    assert [by_id[name].updates for name in ids[-4:]] == [1500, 750, 750, 500]
+    assert [by_id[name].updates for name in ids[-4:]] == [1200, 600, 600, 400]
     late = by_id['cwd-3-r101-r101']
     assert (late.first, late.needs) == (2, ('cwd-3-r101-of-2',))
     assert late.folders == ['cwd/3/stages/r101-r101/2_r101']

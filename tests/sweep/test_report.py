@@ -60,7 +60,7 @@ def test_numbers_words_and_figures(sweep):
         'is better than the strongest teacher alone (rx101) by 1.0 AP [0.9, 1.2], 3 seeds'
         in page.text
     )
-    assert 'Every arm trained 1,500 updates' in page.text
+    assert 'Every arm trained 1,200 updates' in page.text
     assert [image['alt'][:12] for image in page.images] == [
         'Box AP by ar',
         'Cost of the ',

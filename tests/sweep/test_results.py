@@ -13,10 +13,10 @@ def test_the_table_counts_updates_over_stages_and_the_time_left(sweep, recipe):
     put_job_status(sweep, name, state='running', stage=2)
     folder = sweep.path / sweep.jobs[name].stage_dir(2)
     folder.mkdir(parents=True)
-    rows = [{'update': n, 'updates': 750, 'time': 0.5} for n in (25, 50)]
+    rows = [{'update': n, 'updates': 600, 'time': 0.5} for n in (25, 50)]
     (folder / 'log.json').write_text(''.join(json.dumps(row) + '\n' for row in rows))
     (row,) = (row for row in job_table(sweep) if row['job'] == name)
-    assert (row['stage'], row['updates'], row['left']) == ('2/2 rx101', '50/750', 350.0)
+    assert (row['stage'], row['updates'], row['left']) == ('2/2 rx101', '50/600', 275.0)
     lines = table_text(job_table(sweep)).splitlines()
     assert lines[0].split() == ['job', 'state', 'stage', 'updates', 'elapsed', 'left', 'reason']
     assert lines[-1] == f'{len(sweep.jobs)} jobs: {len(sweep.jobs) - 1} pending, 1 running'
@@ -27,7 +27,7 @@ def test_an_unfinished_sweep_is_collected_and_what_is_missing_listed(sweep):
     put_job_status(sweep, job.id, state='done')
     folder = sweep.path / job.stage_dir(1)
     write_json(folder / 'metrics.json', {'bbox_mAP': 0.123456789, 'bbox_mAP_50': 0.5})
-    write_json(folder / 'stage.json', {'updates': 750, 'seconds': 9.5})
+    write_json(folder / 'stage.json', {'updates': 600, 'seconds': 9.5})
     put_job_status(sweep, 'control-0', state='failed', reason='ValueError: no')
     results = collect_results(sweep.path)
     assert [(row['order'], row['method'], row['stage']) for row in results['rows']] == [

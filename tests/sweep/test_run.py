@@ -56,7 +56,7 @@ def refused(*arguments, **options) -> str:
         (('--seeds', '0-x'), "'0-x' is no seed"),
         (('--seeds', '4-1'), "'4-1' is no seed"),
         (('--executor', 'locla'), "unknown executor 'locla'. Did you mean 'local'?"),
-        (('--orders', ','.join(['r101'] * 7)), '7 stages, which do not divide schedule.arm = 1500'),
+        (('--orders', ','.join(['r101'] * 7)), '7 stages, which do not divide schedule.arm = 1200'),
     ],
 )
 def test_mistakes_are_one_message_and_leave_nothing(tmp_path, arguments, words):
@@ -109,7 +109,7 @@ def test_an_arm_gets_as_many_teachers_as_asked_for(measured, method, length, seq
     suggest_sequence(recipe, costs, run_dir)
     assert read_json(run_dir / 'order' / 'sequence.json')['sequence'] == sequence
     arm = resolve_auto_arms(recipe, run_dir).arm('auto', length)
-    assert arm.teachers == tuple(sequence) and arm.stage_updates == 1500 // length
+    assert arm.teachers == tuple(sequence) and arm.stage_updates == 1200 // length
     assert arm.label == 'chosen: ' + ' → '.join(sequence)
 
 
@@ -131,9 +131,9 @@ def test_a_sweep_gets_the_sequences_of_two_and_of_three(measured, tmp_path):
     orders = parse_orders('auto;r18', recipe.pool, suggested['orders'])
     sweep = open_sweep(recipe, tmp_path / 'sweep', orders, ['mgd'], [0], suggested)
     updates = {job.teachers: job.updates for job in sweep.jobs.values() if job.teachers}
-    sequences = {('r101', 'rx101'): 750, ('r18', 'r101', 'rx101'): 500}
-    repeated = {('rx101',) * 2: 750, ('rx101',) * 3: 500}
-    assert updates == {CONTROL: 1500, ('r18',): 1500} | sequences | repeated
+    sequences = {('r101', 'rx101'): 600, ('r18', 'r101', 'rx101'): 400}
+    repeated = {('rx101',) * 2: 600, ('rx101',) * 3: 400}
+    assert updates == {CONTROL: 1200, ('r18',): 1200} | sequences | repeated
     assert [list(order) for order in suggested['orders']] == load_sweep(sweep.path).info[
         'suggested'
     ]['orders']
