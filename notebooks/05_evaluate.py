@@ -20,7 +20,7 @@ work_dir: str = ''  # run directory; empty: runs, recipe, seed
 compare: list[str] = []  # run folders of other methods or seeds; empty, those beside this one
 checkpoint: str = ''  # a student to test as well, such as a released one
 metrics: list[str] = []  # of that checkpoint, bbox and segm; empty, the recipe's
-image: int = 3  # validation image to show detections on, in file order
+image: int = 8  # validation image to show detections on, in file order
 
 # %%
 from mtpd import load_recipe, plots
@@ -102,7 +102,7 @@ numbers = checkpoint_metrics(plan, checkpoint, metrics, work_dir)
 detections = DetectionsView(plan, run, checkpoint_detections(numbers))
 thresholds = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 image = min(image, len(detections) - 1)
-show_with_controls(detections, image=(image, range(len(detections))), threshold=(0.3, thresholds))
+show_with_controls(detections, image=(image, range(len(detections))), threshold=(0.5, thresholds))
 
 # %% [markdown]
 # ## Beside the paper
