@@ -57,6 +57,29 @@ class SeedUpdate(Hook):
 
 
 @HOOKS.register_module()
+class SetEpoch(Hook):
+    """Tells detectors that learn by epochs, as TOOD does, how often the training has gone through its images.
+
+    mmdet's SetEpochInfoHook waits for an epoch's begin, which a training that is counted in updates has none of.
+
+    Args:
+        batch_size: images of an update, over all processes.
+    """
+
+    def __init__(self, batch_size: int):
+        self.batch_size, self.models = batch_size, []
+
+    def before_run(self, runner) -> None:
+        modules = runner.model.modules()
+        self.models = [module for module in modules if hasattr(module, 'set_epoch')]
+
+    def before_train_iter(self, runner) -> None:
+        for module in self.models:
+            images = len(runner.data_loader._dataloader.dataset)
+            module.set_epoch(runner.iter * self.batch_size // images)
+
+
+@HOOKS.register_module()
 class LoggedGradNorm(OptimizerHook):
     """mmcv's optimizer hook. It reads the gradients' norms when they are logged: each reading waits for the GPU.
 

@@ -276,6 +276,7 @@ def training_config(
         runner=dict(type='IterBasedRunner', max_iters=updates),
         checkpoint_config=dict(interval=schedule.checkpoint_interval, by_epoch=False),
         log_config=dict(interval=schedule.log_interval, hooks=list(schedule.get('loggers', ()))),
+        custom_hooks=[dict(type='SetEpoch', batch_size=schedule.batch_size)],
         evaluation=dict(interval=schedule.eval_interval or updates, metric='bbox'),
         workflow=[('train', 1)],
         work_dir=str(out),

@@ -32,6 +32,8 @@ COCO_IMAGES = 117266  # of train2017, with objects
 KNOWN_STEPS = ('LoadImageFromFile', 'LoadAnnotations', 'Resize', 'RandomFlip', 'Normalize', 'Pad', 'DefaultFormatBundle', 'Collect', 'FilterAnnotations')  # fmt: skip
 # Of the recipes' base file: of images for torchvision's weights.
 USUAL = {'mean': [123.675, 116.28, 103.53], 'std': [58.395, 57.12, 57.375], 'to_rgb': True}
+# Hooks of mmdet that check what preflight does, or that every training has (`engine.hooks.SetEpoch`).
+KNOWN_HOOKS = ('NumClassCheckHook', 'CheckInvalidLossHook', 'SetEpochInfoHook')
 POLICIES = ('step', 'CosineAnnealing', 'OneCycle', 'poly', 'cyclic')
 
 
@@ -385,9 +387,7 @@ class _Draft:
         steps = [step['type'] for step in _train_steps(cfg.get('data', {}).get('train', {}))]
         left += [step for step in dict.fromkeys(steps) if step not in KNOWN_STEPS]
         hooks = [hook['type'] for hook in cfg.get('custom_hooks') or ()]
-        left += [
-            hook for hook in hooks if hook not in ('NumClassCheckHook', 'CheckInvalidLossHook')
-        ]
+        left += [hook for hook in hooks if hook not in KNOWN_HOOKS]
         if cfg.get('fp16'):
             left.append('fp16 (speed.precision takes its place)')
         if left:

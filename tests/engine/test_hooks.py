@@ -16,7 +16,8 @@ from mmcv import Config
 from mmcv.parallel import DataContainer
 from mmcv.runner import HOOKS, Fp16OptimizerHook
 from mmcv.utils import build_from_cfg
-from mmdet.datasets import build_dataloader
+from mmdet.datasets import build_dataloader, build_dataset
+from mmdet.models import DETECTORS, RetinaNet
 
 from helpers import failing
 from helpers.plain_config import META, TEXT
@@ -250,3 +251,25 @@ def test_a_config_of_half_precision_keeps_mmdets_optimizer_hook(tmp_path):
             assert Fp16OptimizerHook(**cfg.optimizer_config, **cfg.fp16, distributed=False)
         else:
             assert build_from_cfg(dict(cfg.optimizer_config), HOOKS).interval == 5
+
+
+@DETECTORS.register_module()
+class CountsEpochs(RetinaNet):
+    """As TOOD, which learns in another way after some epochs."""
+
+    epochs = []
+
+    def set_epoch(self, epoch):
+        self.epochs.append(epoch)
+
+
+def test_a_detector_that_learns_by_epochs_is_given_them(root, tmp_path):
+    """Also after a restart: the second training goes on at update 3."""
+    options = {'student.model.type': 'CountsEpochs', 'data.root': str(root)}
+    recipe = load_recipe(MINI, SMALL | options)
+    cfg = recipe.model('student')
+    images = len(build_dataset(pipelines.dataset_config(recipe, 'train')))
+    for updates in (3, 8):
+        train_model(recipe, partial(failing.build, cfg), cfg, tmp_path, updates, 0)
+    assert CountsEpochs.epochs == [2 * update // images for update in range(8)]
+    assert CountsEpochs.epochs[-1] >= 1
