@@ -23,13 +23,14 @@ from ..utils.paths import ROOT, find_config_file, nearest_config, packaged_confi
 from .schema import parse_overrides
 
 _plain_file2dict = Config._file2dict
+IN_MMDET = 'mmdet::'
 PATH_SETTINGS = ('root', 'config', 'checkpoint', 'init')  # of a recipe's data and detectors
 
 
 def read_config(path: str | Path) -> tuple[Path, Config]:
     """The file of a recipe or an mmdet config (see `paths.find_config_file`), and its values.
 
-    A file in `_base_` is looked for beside the file that names it, then in the checkout. Of a recipe's paths, those to
+    A file in `_base_` is looked for beside the file that names it, then in the checkout; `mmdet::x.py` is mmdet's. Of a recipe's paths, those to
     files beside the file that states them are absolute in the values.
 
     Raises:
@@ -43,6 +44,12 @@ def read_config(path: str | Path) -> tuple[Path, Config]:
             return source, Config.fromfile(str(source.resolve()))
     except Exception as error:  # a recipe is Python: anything can go wrong in it
         raise _load_error(source, error) from error
+
+
+def mmdet_config(path: Path) -> Config:
+    """The values of a detector's mmdet config, whose `_base_` may be in mmdet's package: `mmdet::family/name.py`."""
+    with _files_read_as_recipes():
+        return Config.fromfile(str(path.resolve()))
 
 
 @contextlib.contextmanager
@@ -75,7 +82,9 @@ def _files_read_as_recipes() -> Iterator[None]:
 
 
 def base_file(folder: Path, name: str) -> Path:
-    """The file that a config file in `folder` names in `_base_`: relative to `folder`, else to the checkout."""
+    """The file that a config file in `folder` names in `_base_`: relative to `folder`, else to the checkout, or `mmdet::x.py`."""
+    if name.startswith(IN_MMDET):
+        return packaged_configs() / name.removeprefix(IN_MMDET)
     file = (folder / user_path(name)).resolve()
     in_checkout = (ROOT / name).resolve()
     return in_checkout if in_checkout.is_file() and not file.is_file() else file

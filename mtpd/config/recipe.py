@@ -34,6 +34,7 @@ from .files import (
     as_overrides,
     format_config,
     is_plain_config,
+    mmdet_config,
     override_values,
     pretrained_as_init_cfg,
     read_config,
@@ -279,7 +280,7 @@ class Recipe:
         spec = self.detector(name)
         path, count = resolve_path(spec.config, self.source), len(self.classes)
         try:
-            cfg = Config.fromfile(str(path))
+            cfg = mmdet_config(path)
             cfg.merge_from_dict({'model': copy.deepcopy(spec.get('model', {}))})
             pretrained_as_init_cfg(cfg.model)
             set_class_count(cfg.model, count)

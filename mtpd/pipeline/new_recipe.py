@@ -16,7 +16,7 @@ import yaml
 from mmcv import Config, ConfigDict
 from mmdet.models import build_detector
 
-from ..config.files import pretrained_as_init_cfg
+from ..config.files import pretrained_as_init_cfg, read_config
 from ..config.recipe import load_recipe
 from ..distill.hook_points import Outputs, measured_outputs
 from ..distill.initialization import inherit_from_teacher
@@ -24,7 +24,7 @@ from ..errors import MtpdError
 from ..preflight.detectors import RAW_PIXELS, normalise_steps
 from ..preflight.diagnosis import balanced_weights
 from ..utils.files import write_text
-from ..utils.paths import find_config_file, packaged_configs
+from ..utils.paths import packaged_configs
 
 FPN_MODULE = 'neck.fpn_convs.{level}.conv'  # what the recipes' base file compares
 COCO_IMAGES = 117266  # of train2017, with objects
@@ -91,8 +91,7 @@ class Detector(NamedTuple):
 
 def read_detector(config: str) -> Detector:
     """Raises MtpdError: no such file, it has no detector, or its neck cannot be run."""
-    path = find_config_file(config)
-    cfg = Config.fromfile(str(path))
+    _, cfg = read_config(config)
     if 'model' not in cfg or 'backbone' not in cfg.model:
         raise MtpdError(
             f'{config} has no detector (`model` with a backbone): name an mmdet config.'

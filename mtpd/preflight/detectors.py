@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mmcv import Config, ConfigDict
+from mmcv import ConfigDict
 from mmdet.models import build_detector
 from torch import nn
 
+from ..config.files import mmdet_config
 from ..config.recipe import Recipe, detector_key
 from ..data import coco
 from ..data.classes import known_classes, list_names, same_classes
@@ -262,7 +263,7 @@ def config_normalisation(recipe: Recipe, name: str) -> dict | None:
 
     None where the config has no data pipeline.
     """
-    cfg = Config.fromfile(str(resolve_path(recipe.detectors[name].config, recipe.source)))
+    cfg = mmdet_config(resolve_path(recipe.detectors[name].config, recipe.source))
     data = cfg.get('data', {})
     raw = RAW_PIXELS if 'LoadImageFromFile' in str(data) else None
     return next(normalise_steps(data), cfg.get('img_norm_cfg', raw))

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from mmcv import Config, ConfigDict
+from mmcv import ConfigDict
 from mmcv.parallel import collate
 from mmcv.runner import CheckpointLoader
 from mmdet.models import build_detector
 from mmdet.utils import get_root_logger
 from torch import Tensor, nn
 
+from ..config.files import mmdet_config
 from ..config.findings import (
     USELESS_AP,
     USUAL_RATE,
@@ -303,7 +304,7 @@ def _size_finding(
     source, scales = path.name, checkpoint_scales(meta)
     if not scales:
         source = recipe.detectors[name].config
-        cfg = Config.fromfile(str(resolve_path(source, recipe.source)))
+        cfg = mmdet_config(resolve_path(source, recipe.source))
         scales = list(_pipeline_scales((cfg.get('data') or {}).get('train')))
     if not scales:
         return None
@@ -376,7 +377,7 @@ def settings_findings(recipe: Recipe) -> list[Finding]:
 
 def _rate_finding(recipe: Recipe) -> Finding | None:
     """The stages' learning rate against that of the student's own config, scaled linearly to the batch."""
-    cfg = Config.fromfile(str(resolve_path(recipe.cfg.student.config, recipe.source)))
+    cfg = mmdet_config(resolve_path(recipe.cfg.student.config, recipe.source))
     stated, optimizer = cfg.get('optimizer') or {}, recipe.cfg.schedule.optimizer
     rate = peak_rate(recipe)
     if stated.get('type') != optimizer.type or not stated.get('lr') or rate is None:

@@ -176,3 +176,22 @@ def test_the_weight_is_measured_where_weights_and_data_are(tmp_path, tiny_coco):
     assert alpha == pytest.approx(expected, rel=0.06)
     with pytest.raises(MtpdError, match='1 teachers and 2 checkpoints'):
         new_recipe(tmp_path / 'x.py', model, [model], teacher_checkpoints=['a', 'b'])
+
+
+def test_a_config_of_ones_own_may_build_on_mmdets(tmp_path, tiny_coco):
+    """A backbone that mmdet has no such detector of; a base that is not there is named."""
+    mobilenet = tmp_path / 'mobilenet.py'
+    mobilenet.write_text(
+        f'_base_ = {RETINANET.format(50)!r}\n'
+        "model = dict(backbone=dict(_delete_=True, type='MobileNetV2', out_indices=(1, 2, 4, 7)),\n"
+        '             neck=dict(in_channels=[24, 32, 96, 1280]))\n'
+    )
+    data = str(tiny_coco(tmp_path / 'coco'))
+    _, recipe = made(tmp_path, str(mobilenet), RETINANET.format(50), data=data, pocket=True)
+    model = recipe.model('student')
+    assert model.type == 'RetinaNet' and model.backbone.type == 'MobileNetV2'
+    assert model.bbox_head.num_classes == len(recipe.classes)
+    assert list(recipe.cfg.distill.levels) == [0, 1, 2, 3, 4]
+    mobilenet.write_text("_base_ = 'mmdet::retinanet/retinanet_r51.py'\n")
+    with pytest.raises(MtpdError, match=r'retinanet_r51\.py is missing'):
+        new_recipe(tmp_path / 'x.py', str(mobilenet), [RETINANET.format(50)])
