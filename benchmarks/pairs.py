@@ -100,16 +100,21 @@ def row_of(title: str, options: argparse.Namespace, folder: Path) -> dict:
     ]
     command, notes = mtpd(*words, folder=folder)
     _, checks = mtpd('doctor', 'my.py', folder=folder)
-    # One teacher teaches twice: two stages, too.
-    arm = 'progressive' if len(teachers) > 1 else 'repeated'
-    few = f'schedule.arm={UPDATES * max(2, len(teachers))} schedule.teacher={UPDATES} schedule.baseline={UPDATES} schedule.log_interval=5'
+    recipe = load_recipe(folder / 'my.py')
+    arm, more = 'progressive', ''
+    if len(teachers) == 1:  # it teaches twice: two stages, too
+        (name,) = recipe.cfg.teachers
+        arm, more = (
+            'repeated',
+            f" arms.repeated.label=twice arms.repeated.teachers=['{name}','{name}']",
+        )
+    few = f'schedule.arm={UPDATES * max(2, len(teachers))} schedule.teacher={UPDATES} schedule.baseline={UPDATES} schedule.log_interval=5{more}'
     mtpd('train', 'my.py', '--arm', arm, '--work-dir', 'run', '--cfg-options', few, folder=folder)
     stages = sorted((folder / 'run' / 'stages' / arm).iterdir())
     losses = {path.name: distill_losses(path) for path in stages}
     mtpd('export', str(stages[-1] / 'student.pth'), 'out', folder=folder)
     file = next(folder.glob('out-*.pth'))
     boxes = detections(file, data)
-    recipe = load_recipe(folder / 'my.py')
     return {
         'pair': title,
         'command': command,

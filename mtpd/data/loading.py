@@ -287,15 +287,16 @@ def explain_worker_death(work: Callable[[], T]) -> T:
             code = _wait_for_worker_exit(error)
             if code is None:
                 raise
-            signal_text = signal.strsignal(-code) if code < 0 else None
-            raise MtpdError(_worker_death_text(signal_text)) from error
+            raise MtpdError(_worker_death_text(_signal_text(code))) from error
     except RuntimeError as error:
         # Only at the text's beginning: a worker's own error in a dataset may have these words further on.
         if not (death := _WORKER_DEATH.match(str(error))):
             raise
         # torch's loop that waits for data wraps the signal handler's error, which names the signal, into another.
         death = _WORKER_DEATH.match(str(error.__cause__)) or death
-        raise MtpdError(_worker_death_text(death['signal'])) from error
+        # The loop may see the worker's end before the handler does, and names no signal.
+        text = death['signal'] or _late_signal(error)
+        raise MtpdError(_worker_death_text(text)) from error
 
 
 def _wait_for_worker_exit(error: BaseException) -> int | None:
@@ -314,6 +315,20 @@ def _wait_for_worker_exit(error: BaseException) -> int | None:
         if time.monotonic() >= end:
             return None
         time.sleep(0.05)
+
+
+def _late_signal(error: BaseException) -> str | None:
+    """The text of the signal that ended the worker that `error` is of; torch's handler may name it in the meantime."""
+    try:
+        return _signal_text(_wait_for_worker_exit(error))
+    except RuntimeError as named:
+        death = _WORKER_DEATH.match(str(named))
+        return death and death['signal']
+
+
+def _signal_text(code: int | None) -> str | None:
+    """The text of the signal that ended a process; None where no signal did."""
+    return signal.strsignal(-code) if code and code < 0 else None
 
 
 def _worker_death_text(signal_text: str | None) -> str:

@@ -121,6 +121,19 @@ def test_its_end_is_told_where_torchs_error_was_dropped(monkeypatch, number, wor
         loading.explain_worker_death(lambda: list(batches))
 
 
+def test_its_signal_is_told_where_torch_names_none():
+    """torch's loop may see the worker's end before torch's handler does."""
+    batches = iter(DataLoader(Numbers(lambda: None), num_workers=1))
+    text = f'DataLoader worker (pid(s) {batches._workers[0].pid}) exited unexpectedly'
+
+    def noticed(self):
+        os.kill(batches._workers[0].pid, signal.SIGKILL)
+        raise RuntimeError(text)
+
+    with pytest.raises(MtpdError, match='ended by signal SIGKILL'):
+        loading.explain_worker_death(lambda: noticed(batches))
+
+
 def test_other_errors_stay_what_they_are():
     def other():
         raise RuntimeError('no worker')

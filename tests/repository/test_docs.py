@@ -152,7 +152,7 @@ def test_the_readmes_recipe_loads(tmp_path, tiny_coco):
     file = tmp_path / 'mine.py'
     file.write_text(recipe.replace('/path/to/dataset', str(tiny_coco(tmp_path / 'data'))))
     loaded = load_recipe(file)
-    assert (loaded.name, loaded.cfg.distill.method, loaded.cfg.schedule.arm) == ('mine', 'fgd', 800)
+    assert (loaded.name, loaded.cfg.distill.method, loaded.cfg.schedule.arm) == ('mine', 'mgd', 800)
     assert [loaded.checkpoint(name) for name in loaded.detectors] == [None] * 3
     assert set(loaded.arms) > {'none', 'direct', 'progressive', 'auto'}
 
