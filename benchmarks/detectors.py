@@ -40,6 +40,7 @@ from mtpd.utils.paths import ROOT, packaged_configs
 
 PARTNER = 'mmdet::faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py'
 NOT_DETECTORS = ('_base_', 'common')
+SCALE = (448, 320)  # SSD takes no lower images
 TIMEOUT = 600  # seconds of a row
 PAGE, MARKERS = ROOT / 'docs' / 'detectors.md', ('<!-- detectors -->', '<!-- end of detectors -->')
 TOLERANCE = 1e-4  # of a loss's value: float32 against float64
@@ -52,7 +53,8 @@ def families() -> list[str]:
 
 def smallest_config(family: str) -> str:
     """The config of a family with the shortest name, a ResNet-50's or a ResNet-18's where there is one."""
-    names = sorted((path.name for path in (packaged_configs() / family).glob('*.py')), key=len)
+    names = [path.name for path in (packaged_configs() / family).glob('*.py')]
+    names.sort(key=lambda name: (len(name), name))
     usual = [name for name in names if re.search('r50|r18', name)]
     return f'mmdet::{family}/{(usual or names)[0]}'
 
@@ -87,7 +89,7 @@ def update_of(student: str, teacher: str, data: str) -> dict:
         path = Path(folder) / 'pair.py'
         try:
             new_recipe(path, student, [teacher], data=data, pocket=True)
-            return one_update(load_recipe(path))
+            return one_update(load_recipe(path, {'image.scale': SCALE}))
         except Exception as error:
             return message(error)
 
