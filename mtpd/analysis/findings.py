@@ -81,6 +81,9 @@ def format_diagnosis(diagnosis: Diagnosis) -> str:
 
 
 def _add_run(diagnosis: Diagnosis, run: Run) -> None:
+    if run.info.get('smoke'):
+        diagnosis.unmeasured.append(f'{run.path}: it is a smoke run, whose numbers mean nothing')
+        return
     diagnosis.findings = unique([*diagnosis.findings, *run_findings(run)])
     diagnosis.measured += [text for name in _arm_names(run) for text in stage_texts(run, name)]
     for row in run.results() if not run.arms else ():

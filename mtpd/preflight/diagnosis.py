@@ -802,8 +802,13 @@ def class_order_finding(teacher: str, ap: float, any_class: float, images: int) 
 
 
 def known_ap(run_dir: Path, name: str, path: Path) -> float | None:
-    """AP (points) of a checkpoint, as a metrics.json of it says: the run's, or the one beside the checkpoint."""
-    for file in (run_dir / 'detectors' / name / 'metrics.json', path.with_name('metrics.json')):
+    """AP (points) of a checkpoint, as a metrics.json of it says: the run's, or the one beside the checkpoint.
+
+    A smoke run measures on too few images.
+    """
+    files = [run_dir / 'detectors' / name / 'metrics.json', path.with_name('metrics.json')]
+    smoke = read_json_if_valid(run_dir / 'run.json', {}).get('smoke')
+    for file in files[1:] if smoke else files:
         metrics = read_json_if_valid(file, {})
         if metrics.get('bbox_mAP') is not None and metrics.get('sha256') == file_sha256(path):
             return 100 * metrics['bbox_mAP']

@@ -19,6 +19,7 @@ from mtpd.distill.distiller import Distiller
 from mtpd.engine.distill_config import distill_cfg
 from mtpd.preflight import diagnosis, trial
 from mtpd.runtime import checkpoints
+from mtpd.utils.files import file_sha256, write_json
 from mtpd.utils.paths import ROOT
 
 SETTINGS = {
@@ -381,3 +382,17 @@ def test_a_teacher_of_features_alone_has_no_ap(tmp_path):
     result = diagnosed(tmp_path, teachers__r101__features_only=True, distill__start='random')
     assert not any('teacher r101: AP' in line for line in result.measured)
     assert any(line.startswith('student taught by r101, ') for line in result.measured)
+
+
+def test_ap_is_read_where_the_checkpoint_is_the_one_that_was_measured(tmp_path):
+    """Of the run first, then beside the file; a smoke run's is not read."""
+    run, path = tmp_path / 'run', tmp_path / 'r101.pth'
+    path.write_bytes(b'weights')
+    digest = file_sha256(path)
+    write_json(run / 'detectors/r101/metrics.json', {'bbox_mAP': 0.6, 'sha256': digest})
+    write_json(tmp_path / 'metrics.json', {'bbox_mAP': 0.4, 'sha256': digest})
+    assert diagnosis.known_ap(run, 'r101', path) == 60
+    write_json(run / 'run.json', {'smoke': True})
+    assert diagnosis.known_ap(run, 'r101', path) == 40
+    path.write_bytes(b'others')
+    assert diagnosis.known_ap(run, 'r101', path) is None
