@@ -19,7 +19,7 @@ from mtpd.utils.paths import ROOT
 from mtpd.utils.processes import Interrupted
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
-NO_CHECKPOINTS = {'teachers.r101.checkpoint': None, 'teachers.rx101.checkpoint': None}
+NO_CHECKPOINTS = {f'{key}.checkpoint': None for key in ('student', 'teachers.r101', 'teachers.rx101')}
 
 
 def notebook(path, body):
