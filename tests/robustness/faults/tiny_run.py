@@ -23,7 +23,7 @@ teachers = dict(
     r101=dict(config={config!r}, checkpoint='{teachers}/r101/model.pth'),
     rx101=dict(config={config!r}, checkpoint='{teachers}/rx101/model.pth', init=None),
 )
-student = dict(config={config!r})
+student = dict(config={config!r}, checkpoint=None)
 arms = dict(_delete_=True, progressive=dict(label='both', teachers=['r101', 'rx101']))
 """
 OPTIONS = (
