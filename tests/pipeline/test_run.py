@@ -19,7 +19,9 @@ from mtpd.utils.paths import ROOT
 from mtpd.utils.processes import Interrupted
 
 MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
-NO_CHECKPOINTS = {f'{key}.checkpoint': None for key in ('student', 'teachers.r101', 'teachers.rx101')}
+NO_CHECKPOINTS = {
+    f'{key}.checkpoint': None for key in ('student', 'teachers.r101', 'teachers.rx101')
+}
 
 
 def notebook(path, body):
