@@ -319,12 +319,10 @@ class _Draft:
                 for d in (self.student, first)
             )
             inherit_from_teacher(student, teacher.state_dict(), ())
-        except Exception as error:  # mmdet raises a dozen types
-            reason = ' '.join(str(error).split())[:120]
+        except Exception:  # mmdet raises a dozen types
             self.notes.append(
-                f"Stages start as the student's config says, for {first.label}'s neck and head do not fit."
+                f"Stages start at random, as the student's config says: {first.label}'s neck and head do not fit."
             )
-            self.notes.append(f'  ({reason[:110]})')
             return {'start': 'random'}
         self.notes.append(f"Stages start with {first.label}'s neck and head, as in the paper.")
         return {'start': 'inherit'}
