@@ -15,6 +15,7 @@ from mtpd.cli.main import SECTIONS, main
 from mtpd.config.recipe import load_recipe
 from mtpd.config.schema import RECIPE, Rule
 from mtpd.utils.paths import ROOT, find_config_file
+from mtpd.utils.statistics import mean_interval
 
 sys.path.insert(0, str(ROOT / 'docs'))
 README, DOCS = ROOT / 'README.md', sorted((ROOT / 'docs').glob('*.md'))
@@ -304,3 +305,43 @@ def test_the_demos_tables_are_those_of_their_file():
             assert [x.replace('[−0.0', '[0.0').replace('−0.0]', '0.0]') for x in wanted] == rows[
                 label
             ]
+
+
+def test_the_demos_sentences_are_what_its_files_give():
+    """Differences paired by seed that the page has beside its tables."""
+    folder = ROOT / 'results/mini_retinanet_r50__r101_rx101'
+    ap = {}
+    for name in ('study', 'kept', 'rco'):
+        study = json.loads((folder / f'{name}.json').read_text())
+        ap[name] = {row['name']: row['ap'] for row in study['studies']['mgd']['orders']}
+        rows = [row for row in study['rows'] if row['order'] == 'baseline']
+        ap[name]['baseline'] = {str(row['seed']): row['AP'] for row in rows}
+
+    def text(one, other, digits):
+        pairs = [one[seed] - (other[seed] if other else 0) for seed in one]
+        interval = mean_interval(pairs)
+        numbers = (interval.value, interval.low, interval.high)
+        mean, low, high = (f'{number:.{digits}f}' for number in numbers)
+        return f'{mean} [{low}, {high}]'.replace('-', '−')
+
+    study, layers, rco = (ap[name] for name in ('study', 'kept', 'rco'))
+    words = ' '.join(page('results').split())
+    for stated in (
+        f'the baseline {text(study["baseline"], None, 1)}',
+        f'bring {text(study["none"], study["baseline"], 1)}'.replace('bring 1.1', 'bring 1.1 AP'),
+        f'first than last, by {text(study["r101-rx101"], study["rx101-r101"], 2)}',
+        f'+{text(layers["r101-rx101"], study["r101-rx101"], 1)} against new layers',
+        f'{text(layers["rx101-rx101"], study["rx101-rx101"], 1).replace("−0.0 ", "0.0 ")} against new layers',
+        f'{text(rco["early-rx101"], study["r101-rx101"], 1)} against teacher 1 → teacher 2',
+        text(layers['r101-rx101'], None, 1),
+        text(rco['early-rx101'], None, 1),
+    ):
+        assert stated in words, stated
+    pool = json.loads((ROOT / 'results/mini_pool_reduced/study.json').read_text())['rows']
+    means = {
+        order: sum(row['AP'] for row in pool if row['order'] == order) / 5
+        for order in ('baseline', 'none', 'x50')
+    }
+    alone, teacher = means['none'] - means['baseline'], means['x50'] - means['none']
+    assert f'bring {alone:.1f} AP, and the teacher of highest AP {teacher:.1f} on top' in words
+    assert f'Its regime index is {alone / teacher:.1f},' in words
