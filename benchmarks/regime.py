@@ -5,6 +5,8 @@ for scenes in 2000 3000; do
         --orders 'rx101;r101,rx101;rx101,rx101' --cfg-options "data.scenes.train=$scenes schedule.baseline=6000 schedule.arm=3000"
 done
 python benchmarks/regime.py runs/regime/* --out results/regime/search.json --figure results/regime/gain.png
+
+A sweep is its folder, or the JSON of its results.
 """
 
 import argparse
@@ -12,15 +14,16 @@ from pathlib import Path
 
 from mtpd import plots
 from mtpd.sweep.results import collect_results
-from mtpd.utils.files import write_json
+from mtpd.utils.files import read_json, write_json
 from mtpd.utils.statistics import Interval, format_interval, format_number
 
 CONTROL = 'none'
 
 
-def row_of(folder: Path) -> list[dict]:
+def row_of(sweep: Path) -> list[dict]:
     """A row for each method of a sweep; of what is evaluated so far."""
-    results, rows = collect_results(folder), []
+    results = read_json(sweep) if sweep.is_file() else collect_results(sweep)
+    rows = []
     baselines = [row['AP'] for row in results['rows'] if row['order'] == 'baseline']
     for method, study in results['studies'].items():
         means = {order['name']: order['mean']['value'] for order in study['orders']}
@@ -69,16 +72,18 @@ def gains(row: dict) -> dict[str, dict[str, float]]:
 
 
 def figure(rows: list[dict]) -> bytes:
-    """The PNG of what orders bring by regime index. A row's label is its baseline's AP."""
+    """The PNG of what the orders of all rows bring, by regime index. A row's label is its baseline's AP."""
+    rows = [row for row in rows if row['regime_index'] and row['regime_index']['value']]
+    everywhere = set.intersection(*(set(gains(row)) for row in rows))
     return plots.gain_by_regime(
         [
             {
                 'label': f'baseline {row["baseline"]:.1f} AP',
                 'index': row['regime_index']['value'],
-                'gains': gains(row),
+                'gains': {name: gain for name, gain in gains(row).items() if name in everywhere},
             }
             for row in rows
-            if row['regime_index'] and row['regime_index']['value'] and row['baseline']
+            if row['baseline']
         ]
     ).encoded()[1]
 
@@ -87,11 +92,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument('sweeps', nargs='+', type=Path, help='their folders')
+    parser.add_argument(
+        'sweeps', nargs='+', type=Path, help='their folders, or JSON of their results'
+    )
     parser.add_argument('--out', type=Path, help='where the JSON goes')
     parser.add_argument('--figure', type=Path, help='where the PNG goes')
     options = parser.parse_args()
-    rows = [row for folder in options.sweeps for row in row_of(folder)]
+    rows = [row for sweep in options.sweeps for row in row_of(sweep)]
     print(table(rows))
     if options.out:
         write_json(options.out, {'rows': rows})
