@@ -138,6 +138,8 @@ def apply_speed(model: nn.Module, speed: Speed, device: str) -> nn.Module:
                 part.to(memory_format=torch.channels_last)
     if speed.precision == 'bf16':
         use_bfloat16(model, student, device, backbone=device == 'cuda')
+        if device == 'cpu':
+            keep_narrow_maps_in_float32(student)
     if speed.precision == 'bf16' or speed.channels_last:
         keep_operators_plain(model, *teachers, device=device)
     return model
@@ -243,6 +245,24 @@ def keep_operators_plain(*models: nn.Module, device: str) -> None:
             if _is_plain_operator(module):
                 module.to(memory_format=torch.contiguous_format)
                 AutocastScope(device, False).on(module)
+
+
+def keep_narrow_maps_in_float32(student: nn.Module) -> None:
+    """Lets strided convolutions compute in float32 where their input is one cell wide.
+
+    There the gradient of the weight that torch 2.13 computes in bfloat16 on the CPU (oneDNN 3.12) reads memory that was never
+    written.
+    """
+    for module in student.modules():
+        if type(module) is nn.Conv2d and module.stride[1] > 1:
+            module.forward = functools.partial(_strided_conv, module)
+
+
+def _strided_conv(module: nn.Conv2d, x: Tensor) -> Tensor:
+    if x.shape[-1] > 1:
+        return nn.Conv2d.forward(module, x)
+    with torch.autocast(x.device.type, enabled=False):
+        return nn.Conv2d.forward(module, x.float())
 
 
 def is_head(name: str, module: nn.Module) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 import sys
 
 import pytest
 import torch
 
+from helpers import tiny
 from helpers.tiny import SMALL, batch, gradients, large_batch, retinanet
 from mtpd.config.recipe import load_recipe
 from mtpd.config.schema import SWITCHES
@@ -241,6 +243,27 @@ def test_bfloat16_trains_every_kind_of_detector(name, kind_of):
     assert any('generation' in path for path in half)
     assert any(path.startswith('student.backbone') for path in half) == whole
     assert not any('reppoints_pts_' in path and path.endswith('_out') for path in half)
+
+
+def test_in_bfloat16_the_gradient_from_a_map_one_cell_wide_is_that_of_float32():
+    """torch 2.13's own reads memory that was never written, on processors that multiply in bfloat16."""
+    images = [
+        torch.randn(2, channels, side, side) for channels, side in ((16, 4), (32, 2), (64, 1))
+    ]
+
+    def gradient(precision: str) -> torch.Tensor:
+        cfg = retinanet()
+        cfg['neck'].update(num_outs=4, add_extra_convs='on_input')
+        model = tiny.detector(cfg, seed=0).train()
+        model = speed.apply_speed(model, speed.Speed(precision=precision), 'cpu')
+        used = [torch.full((count,), math.nan) for count in (64, 256, 2304, 4096, 65536)]
+        del used  # what is allocated next begins with them
+        sum(level.float().square().sum() for level in model.neck(images)).backward()
+        return model.neck.fpn_convs[3].conv.weight.grad
+
+    wanted = gradient('fp32')
+    for _ in range(5):
+        assert torch.allclose(gradient('bf16'), wanted, atol=0.02 * float(wanted.abs().max()))
 
 
 def test_autocast_ends_with_the_module_also_where_it_fails():
