@@ -52,6 +52,13 @@ def test_help_lists_each_command_once_under_what_one_wants():
         assert words == [name for name in names if name in main.commands]
 
 
+@pytest.mark.parametrize('group', [(), ('data',)])
+def test_no_line_of_help_is_cut(group):
+    text = CliRunner().invoke(main, [*group, '--help'], terminal_width=80).output
+    lines = [line for line in text.splitlines() if not line.startswith('Usage')]
+    assert lines and not [line for line in lines if line.endswith('...')]
+
+
 def test_digits_are_made_and_checked(tmp_path):
     arguments = ('data', 'digits', '--root', tmp_path, '--train', 3, '--val', 2, '--size', 64)
     result = call(*arguments)
