@@ -337,14 +337,12 @@ class _Draft:
         return values
 
     def _schedule(self) -> dict:
-        cfg, values = self.student.cfg, {}
+        cfg, values, left = self.student.cfg, {}, []
         optimizer = cfg.get('optimizer')
         if optimizer and 'constructor' not in optimizer:
             values['optimizer'] = {'_delete_': True, **optimizer.to_dict()}
         elif optimizer:
-            self.notes.append(
-                f"Not taken from the student's config: optimizer ({optimizer.constructor})."
-            )
+            left.append(f'optimizer ({optimizer.constructor})')
         batch = cfg.get('auto_scale_lr', {}).get('base_batch_size', 16)
         epochs = cfg.get('runner', {}).get('max_epochs') or cfg.get('total_epochs')
         values['lr_batch_size'] = batch
@@ -355,9 +353,7 @@ class _Draft:
             policy.pop('by_epoch', None)
             values['lr'] = {'_delete_': True, **policy}
         elif policy:
-            self.notes.append(
-                f"Not taken from the student's config: its learning rate policy {policy.get('policy')}."
-            )
+            left.append(f'learning rate policy {policy.get("policy")}')
         clip = (cfg.get('optimizer_config') or {}).get('grad_clip')
         values['grad_clip'] = dict(clip) if clip else None
         stages = max(len(arm['teachers']) for arm in self._arms().values())
@@ -376,19 +372,21 @@ class _Draft:
             self.notes.append(
                 "Lengths are the base file's: set schedule.baseline and schedule.arm for your dataset."
             )
-        self._name_what_is_left()
+        left += self._unknown_parts()
+        if left:
+            self.notes.append(f"Not taken from the student's config: {', '.join(left)}.")
         return values
 
-    def _name_what_is_left(self) -> None:
-        cfg, left = self.student.cfg, []
+    def _unknown_parts(self) -> list[str]:
+        """Steps of the student's pipeline, hooks and settings that a recipe has no place for."""
+        cfg = self.student.cfg
         steps = [step['type'] for step in _train_steps(cfg.get('data', {}).get('train', {}))]
-        left += [step for step in dict.fromkeys(steps) if step not in KNOWN_STEPS]
+        left = [step for step in dict.fromkeys(steps) if step not in KNOWN_STEPS]
         hooks = [hook['type'] for hook in cfg.get('custom_hooks') or ()]
         left += [hook for hook in hooks if hook not in KNOWN_HOOKS]
         if cfg.get('fp16'):
             left.append('fp16 (speed.precision takes its place)')
-        if left:
-            self.notes.append(f"Not taken from the student's config: {', '.join(left)}.")
+        return left
 
 
 def _normalisation(detector: Detector) -> dict:

@@ -90,6 +90,7 @@ def test_what_a_config_has_and_the_recipe_does_not_is_named(tmp_path, tiny_coco)
         'BatchNorm2d, Swish',
     ):
         assert words in notes
+    assert notes.count('Not taken from') == 1
     assert recipe.cfg.distill.student_module == recipe.cfg.distill.teacher_module == 'auto'
     assert list(recipe.cfg.image.std) == [1, 1, 1] and not recipe.cfg.image.to_rgb
     assert recipe.cfg.schedule.optimizer.nesterov and recipe.cfg.schedule.lr_batch_size == 64
