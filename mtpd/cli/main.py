@@ -64,12 +64,12 @@ def run(recipe, work_dir: Path | None, smoke: bool) -> None:
 @main.command()
 @config_options
 @click.option('--detector', help='student (its baseline), or a teacher. Default: student.')
-@click.option('--arm', help='Train a stage of this arm instead.')
-@click.option('--stage', type=int, default=1, show_default=True, help='Which stage of the arm.')
+@click.option('--arm', help='Train the stages of this arm instead.')
+@click.option('--stage', type=int, help='The last stage of the arm to train. Default: all of them.')
 @as_json_option
 @with_all_processes
-def train(recipe, work_dir, detector: str | None, arm: str | None, stage: int, as_json) -> None:
-    """Train a plain detector, or a stage of distillation. What comes before the stage is trained, too.
+def train(recipe, work_dir, detector: str | None, arm: str | None, stage, as_json) -> None:
+    """Train a plain detector, or the stages of an arm. What they need and lack is trained, too.
 
     CONFIG is a recipe, or an mmdet config (a file, or mmdet::retinanet/retinanet_r50_fpn_1x_coco.py), which is trained
     as it says; --cfg-options are its keys then, and data.root=FOLDER for any COCO-format dataset.
@@ -81,7 +81,7 @@ def train(recipe, work_dir, detector: str | None, arm: str | None, stage: int, a
     from ..pipeline.status import run_lock
 
     if arm and detector:
-        raise click.UsageError('--arm trains a stage and --detector a plain detector: give one.')
+        raise click.UsageError('--arm trains stages and --detector a plain detector: give one.')
     plain = is_plain(recipe, arm=arm, detector=detector)
     run_dir = config_run_dir(recipe, work_dir) if plain else recipe.run_dir(work_dir)
     # With --json standard output has the JSON alone.

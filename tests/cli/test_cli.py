@@ -224,6 +224,21 @@ def test_a_training_is_not_answered_for_by_one_with_other_settings(tmp_path, tin
         assert other.split('=')[0] in message and '--work-dir' in message
 
 
+def test_an_arm_is_trained_with_all_its_stages_or_up_to_the_one_that_is_named(tmp_path, tiny_coco):
+    from helpers import tiny
+
+    arm = {'arms.none.teachers': '[None,None]', 'distill.start': 'random'}
+    settings = tiny.SMALL | arm | {'data.root': tiny_coco(tmp_path / 'coco')}
+    options = ' '.join(f'{key}={value}' for key, value in settings.items())
+    command = ('train', MINI, '--arm', 'none', '--work-dir', tmp_path / 'run')
+    for words, stages in ((('--stage', 1), [1]), ((), [1, 2])):
+        done = call(*command, *words, '--cfg-options', options)
+        assert done.exit_code == 0, done.output
+        files = sorted((tmp_path / 'run/stages/none').glob('*/metrics.json'))
+        assert [path.parent.name for path in files] == [f'{k}_no_teacher' for k in stages]
+        assert done.output.splitlines()[-1].endswith(f'{stages[-1]}_no_teacher/student.pth')
+
+
 @pytest.mark.long
 def test_for_machines_there_is_json(tmp_path):
     from helpers.fake_run import make_run
