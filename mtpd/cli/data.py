@@ -48,7 +48,7 @@ def digits(root: Path, train: int, val: int, size: int, seed: int) -> None:
 @click.option('--server', envvar='MTPD_COCO_SERVER', help='A mirror with the same archives.')
 @click.option('--remove-zips', is_flag=True, help='Remove the archives once all is checked.')
 def coco(root: Path, splits, more, server: str | None, remove_zips: bool) -> None:
-    """Fetch COCO 2017 (20 GB, 40 GB with what it unpacks to) into ROOT, or check what is there.
+    """Fetch COCO 2017 into ROOT, or check what is there. It has 20 GB, 40 GB with what it unpacks to.
 
     Goes on where it was interrupted. Sizes and SHA-256 of the archives are compared with those that TensorFlow
     Datasets recorded, as COCO publishes none. Terms of use: https://cocodataset.org/#termsofuse

@@ -54,7 +54,7 @@ def main(verbose: bool) -> None:
 @recipe_options
 @click.option('--smoke', is_flag=True, help='Next to no training: does everything work?')
 def run(recipe, work_dir: Path | None, smoke: bool) -> None:
-    """Run all steps of RECIPE, skipping what is done, and write the report."""
+    """Run all steps of RECIPE, and write the report. What is done is skipped."""
     from ..pipeline.run import run_recipe
     from ..report.run import make_report
 
@@ -64,12 +64,12 @@ def run(recipe, work_dir: Path | None, smoke: bool) -> None:
 @main.command()
 @config_options
 @click.option('--detector', help='student (its baseline), or a teacher. Default: student.')
-@click.option('--arm', help='Train a stage of this arm instead.')
-@click.option('--stage', type=int, default=1, show_default=True, help='Which stage of the arm.')
+@click.option('--arm', help='Train the stages of this arm instead.')
+@click.option('--stage', type=int, help='The last stage of the arm to train. Default: all of them.')
 @as_json_option
 @with_all_processes
-def train(recipe, work_dir, detector: str | None, arm: str | None, stage: int, as_json) -> None:
-    """Train a plain detector of a recipe, or one stage of distillation with what comes before it.
+def train(recipe, work_dir, detector: str | None, arm: str | None, stage, as_json) -> None:
+    """Train a plain detector, or the stages of an arm. What they need and lack is trained, too.
 
     CONFIG is a recipe, or an mmdet config (a file, or mmdet::retinanet/retinanet_r50_fpn_1x_coco.py), which is trained
     as it says; --cfg-options are its keys then, and data.root=FOLDER for any COCO-format dataset.
@@ -81,7 +81,7 @@ def train(recipe, work_dir, detector: str | None, arm: str | None, stage: int, a
     from ..pipeline.status import run_lock
 
     if arm and detector:
-        raise click.UsageError('--arm trains a stage and --detector a plain detector: give one.')
+        raise click.UsageError('--arm trains stages and --detector a plain detector: give one.')
     plain = is_plain(recipe, arm=arm, detector=detector)
     run_dir = config_run_dir(recipe, work_dir) if plain else recipe.run_dir(work_dir)
     # With --json standard output has the JSON alone.
@@ -124,7 +124,7 @@ def train(recipe, work_dir, detector: str | None, arm: str | None, stage: int, a
 def new(
     out: Path, student, teachers, data, method, student_checkpoint, teacher_checkpoints, pocket
 ) -> None:
-    """Write a recipe OUT for any student and teachers, with what was chosen and why."""
+    """Write a recipe OUT for any student and teachers. It says what was chosen and why."""
     from ..pipeline.new_recipe import new_recipe
 
     text = new_recipe(
@@ -145,7 +145,7 @@ def new(
 @main.command()
 @recipe_options
 def order(recipe, work_dir: Path | None) -> None:
-    """How far RECIPE's detectors are from each other, and the sequence of teachers that suggests."""
+    """Suggest a sequence of teachers by adaptation costs. They say how far RECIPE's detectors are from each other."""
     from ..pipeline.run_dir import refuse_other_settings
     from ..pipeline.teacher_order import (
         adaptation_costs,
@@ -178,7 +178,7 @@ def order(recipe, work_dir: Path | None) -> None:
 @main.command()
 @config_options
 def show(recipe, work_dir: Path | None) -> None:
-    """Print a recipe or an mmdet config resolved, bases and overrides included, and train nothing.
+    """Print a recipe or an mmdet config, and train nothing. It is resolved: bases and overrides are in it.
 
     It is Python: to load it runs its code. Read what strangers wrote before this, too.
     """
@@ -208,7 +208,10 @@ main.add_command(sweeps.collect)
 )
 @with_all_processes
 def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out, ignore_classes) -> None:
-    """COCO numbers of a checkpoint (any layout) on a recipe's validation or an mmdet config's test split, as JSON."""
+    """Measure a checkpoint: COCO's numbers, as JSON.
+
+    The checkpoint has any layout. It is measured on a recipe's validation split, or on an mmdet config's test split.
+    """
     from ..engine.evaluation import evaluate, image_size_note
     from ..pipeline.mmdet_config import evaluate_config
 
@@ -240,7 +243,7 @@ def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out, ignore_class
 )
 @click.option('--device', default='auto', show_default=True)
 def predict(sources, checkpoint, config, detector, out, threshold, device) -> None:
-    """Draw what a checkpoint's detector finds in images: boxes and, if it has them, masks; and predictions.json.
+    """Draw what a checkpoint's detector finds in images. Boxes and, if it has them, masks are drawn; predictions.json has them, too.
 
     A folder stands for all images in it, also in nested folders. Images that cannot be read are listed at the end, with
     exit code 1; the others have their predictions.
@@ -284,7 +287,7 @@ def recipes(as_json: bool) -> None:
 @click.option('--config', help='For ONNX: as of `mtpd predict`.')
 @click.option('--detector', default='student', help='For ONNX: whose it is in a recipe.')
 def export(source: Path, target: str, half: bool, trust_checkpoint: bool, config, detector) -> None:
-    """Write the student in SOURCE (any layout) as a plain mmdet checkpoint, or as ONNX.
+    """Write the student in SOURCE for mmdet, or as ONNX. SOURCE is a checkpoint of any layout.
 
     TARGET is a folder (made where it ends in a slash), or a name, to which the start of the file's SHA-256 is added: student-7ee888e0.pth. A name that
     ends in .onnx makes an ONNX file of a one-stage detector, which `mtpd.edge.EdgeDetector` runs without torch.
@@ -312,7 +315,7 @@ def export(source: Path, target: str, half: bool, trust_checkpoint: bool, config
 @cfg_options
 @work_dir_option()
 def diagnose(path: Path, seed: int | None, cfg_options: dict, work_dir: Path | None) -> None:
-    """Why is my student worse? What is out of its usual range: measured value, usual range, what to change.
+    """Say why a student is worse than expected. What is out of its usual range: measured value, usual range, what to change.
 
     A few batches are computed with the checkpoints that there are, and logs are read. Nothing is trained. RUN_OR_RECIPE
     is a run directory, a folder of `mtpd train`, or a recipe. Exit code 1: nothing could be measured.
@@ -327,7 +330,7 @@ def diagnose(path: Path, seed: int | None, cfg_options: dict, work_dir: Path | N
 @main.command()
 @click.argument('folder', metavar='RUN_OR_SWEEP', type=PATH)
 def report(folder: Path) -> None:
-    """Write the HTML report of a run directory, of a folder of `mtpd train`, or of a sweep."""
+    """Write the HTML report of a run or of a sweep. The folder may also be one of `mtpd train`."""
     from ..report.run import make_report
     from ..sweep.report import make_sweep_report
 
@@ -339,7 +342,7 @@ def report(folder: Path) -> None:
 @click.argument('folders', metavar='RUN RUN...', nargs=-1, required=True, type=PATH)
 @click.option('--out', default='runs/comparison.html', show_default=True, type=PATH)
 def compare(folders: tuple[str, ...], out: str) -> None:
-    """Write one page about several run directories: AP side by side, settings that differ, curves overlaid."""
+    """Write one page about several run directories. AP stands side by side, settings that differ, and curves overlaid."""
     from ..report.comparison import compare_runs
 
     click.echo(compare_runs(folders, out))
@@ -354,7 +357,7 @@ main.add_command(datasets.data)
 @work_dir_option()
 @as_json_option
 def doctor(recipe: str | None, cfg_options: dict, work_dir: Path | None, as_json: bool) -> None:
-    """Check this machine, and all that a run of RECIPE (default: the demo's) needs: all problems at once, with fixes.
+    """Check this machine, and all that a run of RECIPE needs. All problems are told at once, with fixes. Default: the demo's RECIPE.
 
     A few updates are tried, which tells the memory and the time that the run will take. RECIPE is Python, and its code runs.
     """
@@ -377,7 +380,7 @@ def doctor(recipe: str | None, cfg_options: dict, work_dir: Path | None, as_json
     '--no-retry', is_flag=True, help='Keep CPU ops where CUDA ops could not be built before.'
 )
 def install_ops(cuda_arch: str | None, rebuild: bool, no_retry: bool) -> None:
-    """Build mmcv-full's compiled ops against the installed torch; cached outside the checkout.
+    """Build mmcv-full's compiled ops for the installed torch. They are cached outside the checkout.
 
     With a GPU and a torch for CUDA they are CUDA ops for that GPU. Where there is no nvcc, pip's is fetched (150 MB).
     """

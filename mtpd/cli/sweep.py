@@ -60,7 +60,7 @@ def sweep(
     recipe, work_dir, orders, methods, seeds, executor, slots, cpus, minutes, requeues, signal_delay,
     partition, gpus_per_job, mem, account, qos, constraint, deadline,
 ) -> None:  # fmt: skip
-    """Distil RECIPE's student in many orders of teachers, with several methods and seeds.
+    """Distil RECIPE's student in many orders of teachers. Methods and seeds may be several, too.
 
     What is done is skipped; the same command runs again what has failed.
     """
@@ -100,7 +100,7 @@ def sweep(
 @DEADLINE
 @as_json_option
 def status(folder: Path, watch: bool, every: float, deadline: float, as_json: bool) -> None:
-    """Where a run stands; or the jobs of a sweep: state, stage, updates, times, and why one failed."""
+    """Say where a run stands, or the jobs of a sweep. Each has its state, stage, updates, times, and why it failed."""
     if not (folder / 'sweep.json').is_file():
         from ..pipeline.status import read_status, status_text
 
@@ -129,7 +129,7 @@ def status(folder: Path, watch: bool, every: float, deadline: float, as_json: bo
 @click.command()
 @click.argument('folder', metavar='SWEEP', type=PATH)
 def collect(folder: Path) -> None:
-    """Gather what a sweep has measured: results.json and results.csv in SWEEP."""
+    """Gather what a sweep has measured. It is written to results.json and results.csv in SWEEP."""
     from ..sweep.results import collect_results
 
     results = collect_results(folder)

@@ -18,15 +18,18 @@ from mmdet.models import build_detector
 
 from ..config.files import pretrained_as_init_cfg, read_config
 from ..config.recipe import load_recipe
+from ..data import coco, layouts
 from ..distill.hook_points import Outputs, measured_outputs
 from ..distill.initialization import inherit_from_teacher
 from ..errors import MtpdError
 from ..preflight.detectors import RAW_PIXELS, normalise_steps
 from ..preflight.diagnosis import balanced_weights
-from ..utils.files import write_text
-from ..utils.paths import packaged_configs
+from ..utils.files import write_json, write_text
+from ..utils.paths import packaged_configs, resolve_path
 
 FPN_MODULE = 'neck.fpn_convs.{level}.conv'  # what the recipes' base file compares
+# Of --pocket: a whole run of a ResNet-50 takes minutes on two cores.
+POCKET_SCALE, POCKET_UPDATES, POCKET_IMAGES = (320, 192), 10, 16
 COCO_IMAGES = 117266  # of train2017, with objects
 # Steps of a train pipeline that the recipe's own has, too.
 KNOWN_STEPS = ('LoadImageFromFile', 'LoadAnnotations', 'Resize', 'RandomFlip', 'Normalize', 'Pad', 'DefaultFormatBundle', 'Collect', 'FilterAnnotations')  # fmt: skip
@@ -119,7 +122,7 @@ def new_recipe(
         student, teachers: mmdet configs, a file or `mmdet::...`; teachers in the order of the sequence.
         data: a dataset's folder; COCO in data/coco by default.
         student_checkpoint: what stages start from.
-        pocket: small images and few updates, to see that all works.
+        pocket: small images, few updates and few validation images, to see that all works.
         teacher_checkpoints: the teachers' weights, in their order; those that mmdet publishes by default.
 
     Raises:
@@ -193,7 +196,7 @@ class _Draft:
         values = {
             'name': name,
             'title': f'{self.student.label} taught by {", then ".join(t.label for t in self.teachers)}',
-            'data': {'root': self.data} if self.data else None,
+            'data': {'root': self.data} if self.data else {},
             'image': self._image(),
             'student': self._spec(self.student, self.checkpoint),
             'teachers': {
@@ -204,6 +207,7 @@ class _Draft:
             'distill': self._distill(),
             'schedule': self._schedule(),
         }
+        values['data'] |= self._few_images()  # last: it writes a file, and others refuse
         lines = [f'# {values["title"]}. Made by `mtpd new`; change what you like.', '#']
         for note in self._checkpoint_notes() + self.notes:
             lines += textwrap.wrap(note, 110, initial_indent='# ', subsequent_indent='#   ')
@@ -213,6 +217,32 @@ class _Draft:
         lines += [f'_base_ = {_literal(bases)}']
         lines += [f'{key} = {_literal(value)}' for key, value in values.items() if value]
         return '\n'.join(lines) + '\n'
+
+    def _few_images(self) -> dict:
+        """Of --pocket: a validation split of the first images with objects, in a file beside the recipe."""
+        if not self.pocket:
+            return {}
+        cut = (
+            f'A trial: images of {POCKET_SCALE[0]} x {POCKET_SCALE[1]}, {POCKET_UPDATES} updates a stage, random weights in '
+            'place of published ones'
+        )
+        annotations, images = layouts.locate_split(
+            resolve_path(self.data or 'data/coco', self.out), 'val'
+        )
+        if not annotations.is_file():
+            self.notes.append(f'{cut}. AP means nothing.')
+            return {}
+        table = coco.read_annotations(annotations)
+        shown = {item['image_id'] for item in table['annotations']}
+        chosen = [image for image in table['images'] if image['id'] in shown][:POCKET_IMAGES]
+        ids = {image['id'] for image in chosen}
+        objects = [item for item in table['annotations'] if item['image_id'] in ids]
+        file = self.out.with_name(f'{self.out.stem}_val.json').absolute()
+        write_json(file, {**table, 'images': chosen, 'annotations': objects})
+        self.notes.append(
+            f'{cut}, {len(chosen)} of {len(table["images"])} validation images ({file.name}). AP means nothing.'
+        )
+        return {'splits': {'val': {'annotations': str(file), 'images': str(images.absolute())}}}
 
     def _spec(self, detector: Detector, checkpoint: str | None) -> dict:
         spec: dict[str, Any] = {'label': detector.label, 'config': detector.config}
@@ -331,20 +361,18 @@ class _Draft:
         values: dict[str, Any] = _normalisation(self.student)
         scale = _image_scale(self.student.cfg.get('data', {}).get('train', {}))
         if self.pocket:
-            values['scale'] = (320, 192)
+            values['scale'] = POCKET_SCALE
         elif scale:
             values['scale'] = scale
         return values
 
     def _schedule(self) -> dict:
-        cfg, values = self.student.cfg, {}
+        cfg, values, left = self.student.cfg, {}, []
         optimizer = cfg.get('optimizer')
         if optimizer and 'constructor' not in optimizer:
             values['optimizer'] = {'_delete_': True, **optimizer.to_dict()}
         elif optimizer:
-            self.notes.append(
-                f"Not taken from the student's config: optimizer ({optimizer.constructor})."
-            )
+            left.append(f'optimizer ({optimizer.constructor})')
         batch = cfg.get('auto_scale_lr', {}).get('base_batch_size', 16)
         epochs = cfg.get('runner', {}).get('max_epochs') or cfg.get('total_epochs')
         values['lr_batch_size'] = batch
@@ -355,17 +383,13 @@ class _Draft:
             policy.pop('by_epoch', None)
             values['lr'] = {'_delete_': True, **policy}
         elif policy:
-            self.notes.append(
-                f"Not taken from the student's config: its learning rate policy {policy.get('policy')}."
-            )
+            left.append(f'learning rate policy {policy.get("policy")}')
         clip = (cfg.get('optimizer_config') or {}).get('grad_clip')
         values['grad_clip'] = dict(clip) if clip else None
         stages = max(len(arm['teachers']) for arm in self._arms().values())
         if self.pocket:
-            values |= {'batch_size': 2, 'baseline': 40, 'arm': 40 * stages, 'teacher': 40, 'log_interval': 10, 'checkpoint_interval': 20}  # fmt: skip
-            self.notes.append(
-                'A trial: small images, 40 updates a stage, random weights in place of published ones. AP means nothing.'
-            )
+            updates = POCKET_UPDATES
+            values |= {'batch_size': 2, 'baseline': updates, 'arm': updates * stages, 'teacher': updates, 'log_interval': 5, 'checkpoint_interval': 5}  # fmt: skip
         elif epochs and not self.data:
             updates = epochs * -(-COCO_IMAGES // 16)
             values |= {'baseline': updates, 'teacher': updates, 'arm': stages * updates}
@@ -376,19 +400,21 @@ class _Draft:
             self.notes.append(
                 "Lengths are the base file's: set schedule.baseline and schedule.arm for your dataset."
             )
-        self._name_what_is_left()
+        left += self._unknown_parts()
+        if left:
+            self.notes.append(f"Not taken from the student's config: {', '.join(left)}.")
         return values
 
-    def _name_what_is_left(self) -> None:
-        cfg, left = self.student.cfg, []
+    def _unknown_parts(self) -> list[str]:
+        """Steps of the student's pipeline, hooks and settings that a recipe has no place for."""
+        cfg = self.student.cfg
         steps = [step['type'] for step in _train_steps(cfg.get('data', {}).get('train', {}))]
-        left += [step for step in dict.fromkeys(steps) if step not in KNOWN_STEPS]
+        left = [step for step in dict.fromkeys(steps) if step not in KNOWN_STEPS]
         hooks = [hook['type'] for hook in cfg.get('custom_hooks') or ()]
         left += [hook for hook in hooks if hook not in KNOWN_HOOKS]
         if cfg.get('fp16'):
             left.append('fp16 (speed.precision takes its place)')
-        if left:
-            self.notes.append(f"Not taken from the student's config: {', '.join(left)}.")
+        return left
 
 
 def _normalisation(detector: Detector) -> dict:

@@ -28,7 +28,7 @@ from .teacher_order import resolve_auto_arm
 
 
 def train_stage(
-    recipe: Recipe, stage: int, arm: str = 'progressive', work_dir: str | Path | None = None
+    recipe: Recipe, stage: int | None, arm: str = 'progressive', work_dir: str | Path | None = None
 ) -> dict:
     """Trains and evaluates one stage of an arm; what is done is not repeated.
 
@@ -40,7 +40,7 @@ def train_stage(
     trained. A damaged checkpoint that can't be made again from latest.pth is an error.
 
     Args:
-        stage: counted from 1.
+        stage: counted from 1; None: the last, and so all of them.
 
     Returns:
         ``{'dir', 'checkpoint', 'metrics', 'model', 'stage'}``: paths, and the contents of metrics.json, model.json and
@@ -52,6 +52,7 @@ def train_stage(
     """
     refuse_other_data(recipe, recipe.run_dir(work_dir))
     plan = resolve_auto_arm(recipe, arm, work_dir).arm(arm, stage)
+    stage = len(plan.teachers) if stage is None else stage
     out = stage_dir(recipe, plan, stage, work_dir)
     final = out / 'student.pth'
     if not checkpoints.is_finished(final):

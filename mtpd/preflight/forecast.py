@@ -31,6 +31,7 @@ NOTEBOOK_SECONDS = (
 )
 OTHER_NOTEBOOKS = 6  # beside those that train
 FORECAST_FILE = 'preflight.json'
+BUSY = 2 / 3  # of the time of updates; with a core for less of it other programs are at work
 
 
 def forecast(
@@ -128,11 +129,22 @@ def forecast_texts(recipe: Recipe, run_dir: Path, measured: dict) -> dict[str, s
     """What the rest of a run takes, in words: its ``time`` and ``memory``. `measured`: by `forecast`."""
     largest = max(row['wanted'] for row in measured['trainings'].values())
     seconds = seconds_left(recipe, run_dir, measured)
-    time = f'{seconds / 60:.0f} minutes' if seconds < 7200 else f'{seconds / 3600:.1f} hours'
-    return {
-        'time': f'about {time}, more where other programs are at work',
-        'memory': f'{_format_gib(largest)} a training',
-    }
+    time = f'about {_time_text(seconds)}, more where other programs are at work'
+    rows = measured['trainings'].values()
+    wall = sum(row['seconds'] for row in rows)
+    # Files of earlier versions lack it.
+    processor = sum(row.get('processor', row['seconds']) for row in rows)
+    if processor < BUSY * wall:
+        time = (
+            f'about {_time_text(seconds * processor / wall)} alone. The machine is busy: other programs are at work, and '
+            f'updates took {wall:.1f} s of wall time for {processor:.1f} s of processor time. If that stays, about '
+            f'{_time_text(seconds)}'
+        )
+    return {'time': time, 'memory': f'{_format_gib(largest)} a training'}
+
+
+def _time_text(seconds: float) -> str:
+    return f'{seconds / 60:.0f} minutes' if seconds < 7200 else f'{seconds / 3600:.1f} hours'
 
 
 def seconds_left(recipe: Recipe, run_dir: Path, measured: dict) -> float:

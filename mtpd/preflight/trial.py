@@ -80,9 +80,9 @@ def _measure_training(
     """A row of a training.
 
     Returns:
-        ``seconds`` of an update and ``data``, those to load its images by one process (both None where it would not
-        fit); and bytes: ``there`` (which the process can have), ``fixed`` (without images), ``wanted`` (with the
-        largest batch).
+        ``seconds`` of an update, ``processor``, those of them in which its thread had a core, and ``data``, those to load
+        its images by one process (all None where it would not fit); and bytes: ``there`` (which the process can have),
+        ``fixed`` (without images), ``wanted`` (with the largest batch).
     """
     memory.reset_peak(device)
     masks = pipelines.needs_masks(recipe, recipe.model(detector))
@@ -96,6 +96,7 @@ def _measure_training(
         'fixed': available,
         'wanted': too_much,
         'seconds': None,
+        'processor': None,
         'data': None,
     }
     try:
@@ -123,8 +124,9 @@ def _measure_batches(update: Update, data: SkipCorrupt, batch: int, image_second
     An image by itself tells little of a batch: where other programs are at work, a batch may take hardly longer.
     """
     if image_seconds * batch > SLOWEST_BATCH:
-        return {'seconds': image_seconds * batch, 'data': 0.0}
-    loads, updates = [], []
+        processor = update.processor_seconds * batch
+        return {'seconds': image_seconds * batch, 'processor': processor, 'data': 0.0}
+    loads, updates, processor = [], [], []
     for number, images in enumerate(islice(example_batches(data, batch), 1 + TIMED_UPDATES)):
         began = time.perf_counter()
         items = collate([data[index] for index in images], batch)
@@ -132,11 +134,13 @@ def _measure_batches(update: Update, data: SkipCorrupt, batch: int, image_second
         seconds = update(items)
         if number or seconds > SLOW_BATCH:  # the largest batch comes first, and is not typical
             updates.append(seconds)
+            processor.append(update.processor_seconds)
         if seconds > SLOW_BATCH:
             break
     # The fastest: what else the machine does comes on top.
     peak = memory.memory_used(update.device)[1]
-    return {'seconds': min(updates), 'data': min(loads), 'wanted': peak}
+    seconds = {'seconds': min(updates), 'processor': min(processor), 'data': min(loads)}
+    return seconds | {'wanted': peak}
 
 
 def _without_pretrained(cfg: ConfigDict) -> ConfigDict:
@@ -161,6 +165,10 @@ class Update:
     """Called with a batch, makes an update of `model`, as mmcv's runner and optimizer hook do, and returns its seconds.
 
     The learning rate is 0: without its warm-up a training may diverge, and only time and memory are of interest.
+
+    Attributes:
+        processor_seconds: of the last update. On the CPU those in which the calling thread had a core: it works all the
+            time, so the others are those of other programs. On a GPU all.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, switches: speed.Speed, device: str):
@@ -171,6 +179,7 @@ class Update:
         self.optimizer = build_optimizer(model, optimizer)
         self.grad_clip, self.device = recipe.cfg.schedule.grad_clip, device
         self.precision = switches.precision
+        self.processor_seconds = 0.0
 
     def bytes_kept(self) -> int:
         """Bytes that stay from update to update beside the weights, by the optimizer's type: gradients and its state."""
@@ -196,13 +205,16 @@ class Update:
         self.optimizer.step()
 
     def __call__(self, batch: dict) -> float:
-        began = time.perf_counter()
+        began, began_processor = time.perf_counter(), time.thread_time()
         with speed.tf32_products(self.precision):
             for step in self.steps(batch):
                 step()
         if self.device == 'cuda':
             torch.cuda.synchronize()
-        return time.perf_counter() - began
+        processor = time.thread_time() - began_processor
+        seconds = time.perf_counter() - began
+        self.processor_seconds = seconds if self.device == 'cuda' else processor
+        return seconds
 
 
 @torch.no_grad()

@@ -64,12 +64,13 @@ def require_mmdet() -> None:
 
 
 def quiet_warnings() -> None:
-    """Silences mmcv's notes on its own future and on names that torch has renamed: a reader can do nothing about them."""
+    """Silences notes on mmcv's own future, and on how mmcv and mmdet call torch: a reader can do nothing about them."""
     for message in (
         'On January 1, 2023, MMCV will release v2.0.0',
         r'``MultiScaleDeformableAttention`` has been moved',
         r'`torch\.cuda\.amp\.',
         r'`broadcast_buffers` is deprecated',
+        r'torch\.meshgrid: in an upcoming release',
     ):
         warnings.filterwarnings('ignore', message=message)
 

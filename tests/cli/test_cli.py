@@ -52,6 +52,13 @@ def test_help_lists_each_command_once_under_what_one_wants():
         assert words == [name for name in names if name in main.commands]
 
 
+@pytest.mark.parametrize('group', [(), ('data',)])
+def test_no_line_of_help_is_cut(group):
+    text = CliRunner().invoke(main, [*group, '--help'], terminal_width=80).output
+    lines = [line for line in text.splitlines() if not line.startswith('Usage')]
+    assert lines and not [line for line in lines if line.endswith('...')]
+
+
 def test_digits_are_made_and_checked(tmp_path):
     arguments = ('data', 'digits', '--root', tmp_path, '--train', 3, '--val', 2, '--size', 64)
     result = call(*arguments)
@@ -215,6 +222,21 @@ def test_a_training_is_not_answered_for_by_one_with_other_settings(tmp_path, tin
     for other in ('speed.precision=fp32', 'schedule.baseline=2'):
         message = refused(*command, f'{options} {other}')
         assert other.split('=')[0] in message and '--work-dir' in message
+
+
+def test_an_arm_is_trained_with_all_its_stages_or_up_to_the_one_that_is_named(tmp_path, tiny_coco):
+    from helpers import tiny
+
+    arm = {'arms.none.teachers': '[None,None]', 'distill.start': 'random'}
+    settings = tiny.SMALL | arm | {'data.root': tiny_coco(tmp_path / 'coco')}
+    options = ' '.join(f'{key}={value}' for key, value in settings.items())
+    command = ('train', MINI, '--arm', 'none', '--work-dir', tmp_path / 'run')
+    for words, stages in ((('--stage', 1), [1]), ((), [1, 2])):
+        done = call(*command, *words, '--cfg-options', options)
+        assert done.exit_code == 0, done.output
+        files = sorted((tmp_path / 'run/stages/none').glob('*/metrics.json'))
+        assert [path.parent.name for path in files] == [f'{k}_no_teacher' for k in stages]
+        assert done.output.splitlines()[-1].endswith(f'{stages[-1]}_no_teacher/student.pth')
 
 
 @pytest.mark.long

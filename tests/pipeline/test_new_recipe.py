@@ -3,6 +3,7 @@
 from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
+import json
 import re
 
 import pytest
@@ -15,6 +16,7 @@ from mtpd import load_recipe
 from mtpd.cli.main import main
 from mtpd.engine.distill_config import distill_cfg
 from mtpd.errors import MtpdError
+from mtpd.pipeline import new_recipe as new_recipe_module
 from mtpd.pipeline.new_recipe import new_recipe, published_weights
 from mtpd.utils.paths import ROOT
 
@@ -90,6 +92,7 @@ def test_what_a_config_has_and_the_recipe_does_not_is_named(tmp_path, tiny_coco)
         'BatchNorm2d, Swish',
     ):
         assert words in notes
+    assert notes.count('Not taken from') == 1
     assert recipe.cfg.distill.student_module == recipe.cfg.distill.teacher_module == 'auto'
     assert list(recipe.cfg.image.std) == [1, 1, 1] and not recipe.cfg.image.to_rgb
     assert recipe.cfg.schedule.optimizer.nesterov and recipe.cfg.schedule.lr_batch_size == 64
@@ -108,7 +111,31 @@ def test_a_trial_fetches_nothing(tmp_path, tiny_coco):
     assert 'http' not in (tmp_path / 'my.py').read_text()
     assert recipe.model('student').backbone.init_cfg is None
     assert recipe.checkpoint('atss_r101_fpn_1x') is None
-    assert recipe.cfg.data.root == data and recipe.cfg.schedule.arm == 40
+    assert recipe.cfg.data.root == data and recipe.cfg.schedule.arm == 10
+
+
+def test_a_trial_evaluates_few_images_and_says_so(tmp_path, tiny_coco, monkeypatch):
+    monkeypatch.setattr(new_recipe_module, 'POCKET_IMAGES', 2)
+    data = tiny_coco(tmp_path / 'coco')
+    text, recipe = made(tmp_path, ATSS.format(50), ATSS.format(101), pocket=True, data=str(data))
+    annotations, images = recipe.split('val')
+    whole, few = (json.loads(path.read_text()) for path in (data / 'annotations/val.json', annotations))  # fmt: skip
+    assert annotations == tmp_path / 'my_val.json' and images == data / 'val'
+    names = [[item['file_name'] for item in table['images']] for table in (whole, few)]
+    assert names[1] == names[0][:2] and len(few['categories']) == len(whole['categories'])
+    assert len(few['annotations']) == 3  # one of the first image, two of the second
+    assert recipe.split('train')[0] == data / 'annotations/train.json'
+    assert not recipe.data_problems()
+    notes = one_line(text)
+    assert '10 updates a stage' in notes and '2 of 4 validation images' in notes
+    assert notes.count('AP means nothing') == 1
+
+
+def test_a_trial_may_be_written_before_its_data_is_here(tmp_path):
+    text, recipe = made(tmp_path, ATSS.format(50), ATSS.format(101), pocket=True, data=str(tmp_path / 'no'))  # fmt: skip
+    assert recipe.cfg.data.splits == {'train': 'train', 'val': 'val'}
+    notes = one_line(text)
+    assert 'AP means nothing' in notes and 'validation images' not in notes
 
 
 def test_a_student_that_is_there(tmp_path):

@@ -4,6 +4,7 @@ from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
 import json
+import time
 from itertools import islice
 
 import pytest
@@ -101,8 +102,22 @@ def test_updates_are_tried(measured):
     assert list(measured['trainings']) == ['student', 'student taught by r101']
     for row in measured['trainings'].values():
         assert row['seconds'] > 0 and all(row[key] > 2**20 for key in ('fixed', 'wanted', 'there'))
-        assert 0 < row['data'] < 5
+        assert 0 < row['data'] < 5 and 0 < row['processor'] <= row['seconds']
     assert measured['images']['student'] > 0
+
+
+def test_waiting_is_not_processor_time(tmp_path):
+    few = {'data.cache': str(tmp_path), 'data.scenes.train': 2, 'data.scenes.val': 2}
+    recipe = load_recipe(MINI, few)
+
+    class Waiting(trial.Update):
+        def steps(self, batch):
+            return [*super().steps(batch), lambda: time.sleep(0.5)]
+
+    model = trial.untrained_detector(recipe, 'student', None)
+    update = Waiting(model, recipe, speed.Speed(), 'cpu')
+    seconds = update(collate([example_images(recipe, tmp_path, 1, 0, masks=False)[0]], 1))
+    assert 0 < update.processor_seconds <= seconds - 0.49
 
 
 def test_images_that_may_be_corrupt_do_not_stop_the_trial(tmp_path, tiny_coco):

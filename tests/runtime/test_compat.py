@@ -209,6 +209,7 @@ from mmcv import ProgressBar
 from mmcv.ops import DeformConv2dPack
 from mmcv.runner import BaseModule
 from mmcv.utils import get_logger
+from mmdet.core.anchor import MlvlPointGenerator
 
 class Model(BaseModule):
     def __init__(self):
@@ -224,6 +225,7 @@ assert bar.completed == 2
 layer = DeformConv2dPack(2, 2, 3)
 layer.load_state_dict(layer.state_dict())
 assert logging.getLogger().level == logging.WARNING
+assert len(MlvlPointGenerator([8]).grid_priors([(2, 2)], device='cpu')[0]) == 4  # as YOLOX's
 get_logger('mmcv').warning('a warning is seen')
 """
 
