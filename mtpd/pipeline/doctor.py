@@ -133,8 +133,6 @@ def check_versions() -> Iterator[Check]:
             yield Check(name, 'fail', 'not installed', machine.install_hint(name))
         elif package and package.origin:
             yield Check(name, 'warn', version, package.remedy)
-        elif name == 'torchvision' and (problem := _torchvision_problem(version)):
-            yield Check(name, 'warn', version, problem)
         elif pins.get(name, version) == version:
             yield Check(name, 'ok', version)
         else:
@@ -144,28 +142,6 @@ def check_versions() -> Iterator[Check]:
         package = machine.find_package(name)
         if package and package.origin:
             yield Check(name, 'warn', package.text, package.remedy)
-
-
-def _torchvision_problem(version: str) -> str:
-    """Why a torchvision of another build than torch's cannot be imported, and the fix; '' where it can be.
-
-    The kit itself does without torchvision's compiled part: see `runtime.compat.import_torchvision`.
-    """
-    torch = machine.find_torch()
-    if torch is None or torch.version.partition('+')[2] == version.partition('+')[2]:
-        return ''
-    code = [sys.executable, '-c', 'import torchvision.ops']
-    done = subprocess.run(code, capture_output=True, text=True)
-    reason = (done.stderr.splitlines() or [''])[-1]
-    if done.returncode == 0 or 'torchvision::' not in reason:  # or torch itself is broken
-        return ''
-    release, build = version.partition('+')[0], torch.version.partition('+')[2]
-    index = f' --index-url https://download.pytorch.org/whl/{build}' if build else ''
-    return (
-        f'It is of another build than torch {torch.version}. The kit works with it, and `import torchvision` in code of '
-        f'your own fails ({reason}): `{sys.executable} -m pip install --force-reinstall --no-deps '
-        f'torchvision=={release}{index}`.'
-    )
 
 
 def check_checkout() -> Iterator[Check]:

@@ -72,36 +72,6 @@ def test_broken_torch_is_reported_not_raised(tmp_path):
     assert 'not looked at' in done.stdout
 
 
-@pytest.mark.parametrize(
-    ('build', 'code', 'state'),
-    [
-        ('other', "raise RuntimeError('operator torchvision::nms does not exist')", 'warn'),
-        ('other', '', 'ok'),
-        ('same', "raise RuntimeError('operator torchvision::nms does not exist')", 'ok'),
-        ('other', "raise ImportError('libtorch.so')", 'ok'),  # other checks name it
-    ],
-)
-def test_a_torchvision_of_another_build_is_named_where_it_fails(
-    build, code, state, tmp_path, monkeypatch
-):
-    """The processes that doctor starts see a torchvision that can be imported, or not."""
-    (tmp_path / 'torchvision').mkdir()
-    for name in ('__init__', 'ops'):
-        (tmp_path / 'torchvision' / f'{name}.py').write_text(code)
-    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
-    version = machine.package_version('torchvision')
-    tag = {'other': 'other', 'same': version.partition('+')[2]}[build]
-    torch = machine.Torch(f'2.13.0+{tag}', None, tmp_path)
-    monkeypatch.setattr(machine, 'find_torch', lambda: torch)
-    check = next(check for check in doctor.check_versions() if check.name == 'torchvision')
-    assert (check.state, check.found) == (state, version)
-    if state == 'warn':
-        assert 'torchvision::nms' in check.fix and 'torch 2.13.0+other' in check.fix
-        assert f'torchvision=={version.partition("+")[0]} --index-url' in check.fix
-    else:
-        assert not check.fix
-
-
 def test_missing_torch(monkeypatch):
     monkeypatch.setattr(machine, 'find_torch', lambda: None)
     (one,) = doctor.check_torch()
