@@ -359,11 +359,11 @@ class _Draft:
 
     def _image(self) -> dict:
         values: dict[str, Any] = _normalisation(self.student)
-        scale = _image_scale(self.student.cfg.get('data', {}).get('train', {}))
+        scales = _image_scales(self.student.cfg.get('data', {}).get('train', {}))
         if self.pocket:
             values['scale'] = POCKET_SCALE
-        elif scale:
-            values['scale'] = scale
+        elif scales:
+            values['scale'] = scales[-1]
         return values
 
     def _schedule(self) -> dict:
@@ -391,6 +391,7 @@ class _Draft:
             updates = POCKET_UPDATES
             values |= {'batch_size': 2, 'baseline': updates, 'arm': updates * stages, 'teacher': updates, 'log_interval': 5, 'checkpoint_interval': 5}  # fmt: skip
         elif epochs and not self.data:
+            epochs *= _repeats((cfg.get('data') or {}).get('train'))
             updates = epochs * -(-COCO_IMAGES // 16)
             values |= {'baseline': updates, 'teacher': updates, 'arm': stages * updates}
             self.notes.append(
@@ -408,8 +409,16 @@ class _Draft:
     def _unknown_parts(self) -> list[str]:
         """Steps of the student's pipeline, hooks and settings that a recipe has no place for."""
         cfg = self.student.cfg
-        steps = [step['type'] for step in _train_steps(cfg.get('data', {}).get('train', {}))]
+        train = cfg.get('data', {}).get('train', {})
+        steps = [step['type'] for step in _train_steps(train)]
         left = [step for step in dict.fromkeys(steps) if step not in KNOWN_STEPS]
+        sizes = _image_scales(train)
+        if len(sizes) > 1:
+            left.append(
+                f'images of several sizes ({sizes[0]} to {sizes[-1]}; the largest is taken)'
+            )
+        if any(step.get('keep_ratio') is False for step in _train_steps(train)):
+            left.append('images stretched to one shape (keep_ratio=False)')
         hooks = [hook['type'] for hook in cfg.get('custom_hooks') or ()]
         left += [hook for hook in hooks if hook not in KNOWN_HOOKS]
         if cfg.get('fp16'):
@@ -464,14 +473,22 @@ def _train_steps(dataset: Any) -> list[dict]:
     return [step for item in items for step in _train_steps(item)]
 
 
-def _image_scale(dataset: dict) -> tuple[int, int] | None:
-    """The largest (long side, short side) of the pipeline's Resize steps."""
-    scales = []
+def _image_scales(dataset: dict) -> list[tuple[int, int]]:
+    """Each (long side, short side) of the pipelines' Resize steps, from the smallest."""
+    scales: list = []
     for step in _train_steps(dataset):
         scale = step.get('img_scale') if step['type'] == 'Resize' else None
         scales += scale if isinstance(scale, list) else [scale] if scale else []
-    pairs = [(max(scale), min(scale)) for scale in scales if len(scale) == 2]
-    return max(pairs, default=None)
+    return sorted({(max(scale), min(scale)) for scale in scales if len(scale) == 2})
+
+
+def _repeats(dataset: Any) -> int:
+    """How many times an epoch of a training dataset goes through its images."""
+    times = 1
+    while isinstance(dataset, dict):
+        times *= dataset['times'] if dataset.get('type') == 'RepeatDataset' else 1
+        dataset = dataset.get('dataset')
+    return times
 
 
 def _literal(value: Any, indent: int = 0) -> str:

@@ -105,6 +105,20 @@ def test_what_a_config_has_and_the_recipe_does_not_is_named(tmp_path, tiny_coco)
     )
 
 
+def test_repeated_epochs_count_and_other_images_are_named(tmp_path):
+    student = 'mmdet::retinanet/retinanet_r50_fpn_mstrain_640-800_3x_coco.py'
+    text, recipe = made(tmp_path, student, RETINANET.format(101))
+    assert (
+        recipe.cfg.schedule.baseline == 3 * 12 * 7330
+    )  # RepeatDataset goes three times through 117,266 images
+    assert '36 epochs of COCO' in text and recipe.cfg.image.scale == (1333, 800)
+    words = 'images of several sizes ((1333, 640) to (1333, 800); the largest is taken)'
+    assert words in one_line(text)
+    (tmp_path / 'my.py').unlink()
+    text, _ = made(tmp_path, 'mmdet::ssd/ssd300_coco.py', RETINANET.format(50))
+    assert 'images stretched to one shape (keep_ratio=False)' in one_line(text)
+
+
 def test_a_trial_fetches_nothing(tmp_path, tiny_coco):
     data = str(tiny_coco(tmp_path / 'coco'))
     _, recipe = made(tmp_path, ATSS.format(50), ATSS.format(101), pocket=True, data=data)
