@@ -752,7 +752,8 @@ def _add_aps(
     """
     # A teacher of features alone has no AP.
     weights = {name: path for name, path in weights.items() if not recipe.is_features_only(name)}
-    known = {name: known_ap(run_dir, name, path) for name, path in weights.items()}
+    before = {name: known_ap(run_dir, name, path) for name, path in weights.items()}
+    known = {name: None if _has_other_images(recipe, name) else ap for name, ap in before.items()}
     teachers = [name for name in weights if name != 'student']
     few: dict[str, tuple[float, float, int]] = {}
     for name in weights if None in known.values() else ():
@@ -781,12 +782,32 @@ def _add_aps(
                 None,
                 [
                     class_order_finding(name, ap, any_class, images)
+                    or image_finding(name, ap, before[name], images)
                     or ap_finding(name, ap, beside, images)
                 ],
             )
     return {name: ap for name, (ap, _, _) in few.items()} | {
         name: ap for name, ap in known.items() if ap is not None
     }
+
+
+def _has_other_images(recipe: Recipe, name: str) -> bool:
+    """Whether a detector's images are overridden: an AP in a file may be of others."""
+    return any(
+        key.startswith(('image.', f'{detector_key(name)}.image.')) for key in recipe.overrides
+    )
+
+
+def image_finding(teacher: str, ap: float, before: float | None, images: int) -> Finding | None:
+    """Whether a teacher has lost half of its AP (points) by images that are made in another way than before."""
+    if before is None or ap > before / 2:
+        return None
+    return warning(
+        f'teacher {teacher}',
+        f'AP is {ap:.1f} on {images} images, and was {before:.1f} on images made in another way',
+        'about as before',
+        f'Make its images as in its training: correct image or teachers.{teacher}.image (mean, std, to_rgb, scale).',
+    )
 
 
 def class_order_finding(teacher: str, ap: float, any_class: float, images: int) -> Finding | None:

@@ -236,6 +236,19 @@ def test_a_teacher_of_another_normalisation_is_a_finding_beside_others(
     assert mode.subject == 'distill.teacher_mode' and mode.usual == "'eval'"
 
 
+@pytest.mark.long
+def test_a_teacher_whose_images_are_made_in_another_way(tmp_path):
+    """Its checkpoint does not say how; its AP is measured, and not read from a file."""
+    options = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], to_rgb=False)
+    result = diagnosed(
+        tmp_path, **{f'teachers__r101__image__{key}': value for key, value in options.items()}
+    )
+    finding = of_subject(result, 'teacher r101')
+    assert 'and was 40.5 on images made in another way' in finding.measured
+    assert 'teachers.r101.image (mean, std, to_rgb, scale)' in finding.change
+    assert not any('as measured before' in line for line in result.measured if 'r101' in line)
+
+
 def test_a_half_loaded_teacher(tmp_path, teacher, put_teacher):
     state = teacher['state_dict']
     parts = [key for key in state if key.startswith(('backbone.', 'neck.'))]
