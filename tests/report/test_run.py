@@ -271,7 +271,7 @@ def test_a_folder_of_mtpd_train_has_a_report(tmp_path):
     put(tmp_path / 'detectors/student/metrics.json', metrics(20.0))
     stage(tmp_path, 'direct', 1)
     page = Page(make_report(tmp_path).read_text('utf-8'))
-    assert 'This folder holds trainings, and no whole run.' in page.text
+    assert 'This folder holds single trainings, not a whole run.' in page.text
     assert 'mtpd train x.py --arm direct' in page.text
     assert page.row('teacher 2 only')[1:3] == ['29.0', '+9.0']
     assert len(page.images) >= 2
