@@ -246,10 +246,10 @@ def test_metrics_may_follow_each_other_before_and_after_the_config(path, trained
 
 
 def test_arms_and_detectors_are_a_recipes(path):
-    assert '--arm is for recipes' in refused('train', path, '--arm', 'direct')
-    assert '--detector is for recipes' in refused('train', path, '--detector', 'r101')
+    assert '--arm is an option for recipes' in refused('train', path, '--arm', 'direct')
+    assert '--detector is an option for recipes' in refused('train', path, '--detector', 'r101')
     text = refused('eval', path, '--detector', 'student', '--checkpoint', 'x.pth')
-    assert '--detector is for recipes' in text
+    assert '--detector is an option for recipes' in text
     assert 'not a recipe' in refused('run', path) and 'not a recipe' in refused('run', R50)
 
 
