@@ -115,8 +115,14 @@ def test_from_the_command_line_and_without_torch(tmp_path):
 
 def test_what_can_not_be_exported_says_so(tmp_path):
     for recipe, words in (
-        ('configs/mini/mask_rcnn_r50__swint_swins.py', 'only one-stage detectors with anchors'),
-        ('configs/mini/reppoints_r50__r101_rx101dcn.py', 'only one-stage detectors with anchors'),
+        (
+            'configs/mini/mask_rcnn_r50__swint_swins.py',
+            'only one-stage detectors whose head gives scores and deltas of anchors',
+        ),
+        (
+            'configs/mini/reppoints_r50__r101_rx101dcn.py',
+            'only one-stage detectors whose head gives scores and deltas of anchors',
+        ),
     ):
         from mmdet.models import build_detector
 
@@ -144,7 +150,7 @@ def test_a_head_that_scores_in_another_way_is_refused(config, tmp_path):
     cfg.data.test.pipeline[1].img_scale = (64, 64)
     model = build_detector(cfg.model)
     model.cfg, model.CLASSES = cfg, ('a',)
-    with pytest.raises(MtpdError, match='can not be exported to ONNX: only one-stage'):
+    with pytest.raises(MtpdError, match='cannot be exported to ONNX: only one-stage'):
         export_onnx(model, tmp_path / 'x.onnx')
     assert not list(tmp_path.iterdir())
 

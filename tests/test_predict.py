@@ -316,8 +316,8 @@ def test_bad_images_are_named_at_the_end_and_the_others_are_kept(model, tmp_path
     first, *lines = done.stderr.splitlines()
     assert '5 of 8 images have no predictions' in first and 'predictions.json' in first
     for name, problem in {
-        'b.png': 'is empty, cut short, damaged or no image',
-        'd.jpg': 'is empty, cut short, damaged or no image',
+        'b.png': 'is empty, cut short, damaged or not an image',
+        'd.jpg': 'is empty, cut short, damaged or not an image',
         'gone.png': 'cannot be read (No such file or directory)',
         'thin.png': 'is too thin to be resized (3000 x 1 pixels)',
         '\ufffd\ufffd.png': 'has a name that is not UTF-8: rename it',

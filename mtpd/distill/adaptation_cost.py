@@ -179,7 +179,7 @@ def common_strides(features: Features) -> dict[int, list[str]]:
             if not set(features[a]) & set(features[b]):
                 raise MtpdError(
                     f'{a} (strides {", ".join(map(str, features[a]))}) and {b} '
-                    f'({", ".join(map(str, features[b]))}) have no FPN level of the same stride to compare: leave one '
+                    f'({", ".join(map(str, features[b]))}) have no FPN level of the same stride: leave one '
                     'of them out of the pool.'
                 )
     strides = sorted({stride for levels in features.values() for stride in levels})

@@ -254,7 +254,7 @@ def test_a_file_that_raises_is_named_with_its_line_and_without_a_traceback(tmp_p
     assert done.returncode == 2 and done.stdout == ''
     assert done.stderr.splitlines() == [
         f'mtpd: {tmp_path}/r.py has a problem:',
-        '  - it does not load: ZeroDivisionError: division by zero '
+        '  - the config does not load: ZeroDivisionError: division by zero '
         f'({tmp_path}/{name}, line 3). Correct that file.',
     ]
 

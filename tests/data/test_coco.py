@@ -91,10 +91,10 @@ def test_train_and_val_must_agree_on_the_classes(tmp_path, tiny_coco):
     path.write_text(json.dumps(table))
     (problem,) = load_recipe(MINI, {'data.root': str(root)}).data_problems()
     assert re.search(
-        r'train.json and .*val.json have different classes: dog \(1\) in the first alone, emu \(1\) in the second alone',
+        r'train.json and .*val.json have different classes: dog \(1\) in the first only, emu \(1\) in the second only',
         problem,
     )
-    assert f'Else add to the second {{"id": {free_id(table)}, "name": "dog"}}' in problem
+    assert f'Otherwise add to the second {{"id": {free_id(table)}, "name": "dog"}}' in problem
     table['categories'][1]['name'] = 'dog'
     table['categories'].append({'id': 9, 'name': 'emu'})
     path.write_text(json.dumps(table))

@@ -278,4 +278,4 @@ def test_a_recipe_whose_detectors_do_not_fit_is_a_failed_check(tmp_path, tiny_co
     ]
     assert len(failed) == 3 and not (tmp_path / 'run').exists()
     assert 'student: ' in failed[0].found and 'r101: ' in failed[1].found
-    assert 'it knows 10 classes (0, 1, 2, ...)' in failed[0].found
+    assert 'it has 10 classes (0, 1, 2, ...)' in failed[0].found

@@ -329,7 +329,7 @@ def test_what_is_taken_for_granted_in_a_folder_is_said(path, tmp_path, tiny_coco
     done = call('eval', path, '--checkpoint', student, '--cfg-options', f'data.root={root}')
     assert done.exit_code == 0 and json.loads(done.stdout)['num_images'] == 4
     first, second = done.stderr.splitlines()
-    layout = "CVAT's layout: annotations/instances_default.json, all of it as val"
+    layout = "CVAT's layout: annotations/instances_default.json, used as val"
     assert first == f'note: {root}: {layout}'
     assert 'has no area' in second
 
@@ -381,7 +381,7 @@ def test_what_mmdet_refuses_is_a_message(path, tmp_path, monkeypatch):
     origin = 'http://127.0.0.1:9/r18.pth'
     setting = f"model.backbone.init_cfg={{'type':'Pretrained','checkpoint':'{origin}'}}"
     text = refused('train', path, '--work-dir', tmp_path / 'b', '--cfg-options', setting)
-    assert f'cannot be had from {origin}' in text
+    assert f'cannot be fetched from {origin}' in text
 
 
 def test_a_config_that_cannot_be_trained_says_so(path, tmp_path):

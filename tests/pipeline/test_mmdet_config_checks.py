@@ -262,7 +262,7 @@ def test_a_head_of_other_classes_is_left_and_counted(path, tmp_path):
     weights, output = trained(path, tmp_path, load_from=tmp_path / 'a.pth')
     count = len(other)
     assert f'{count - 2} of {count} weights taken' in output
-    assert '2 left as they were, of another shape' in output
+    assert '2 left as they were, with another shape' in output
     assert f'{KEY} (2, 16, 3, 3) (5, 16, 3, 3)' in output
     assert '1 not in the detector: extra.weight' in output
     for key in ('backbone.layer1.0.conv1.weight', 'neck.fpn_convs.0.conv.weight'):

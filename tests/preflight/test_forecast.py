@@ -56,7 +56,7 @@ def test_a_failed_trial_is_one_line(text, expected, tmp_path, monkeypatch):
     monkeypatch.setattr(forecast, 'launch', fail)
     recipe = load_recipe(MINI, SETTINGS)
     measured, problems = forecast.forecast(recipe, planned_trainings(recipe, tmp_path), tmp_path)
-    fix = '`mtpd train` with the same settings shows where.'
+    fix = '`mtpd train` with the same settings shows where it fails.'
     assert measured is None
     assert problems == [f'a few updates were tried, and failed: {expected} {fix}']
 

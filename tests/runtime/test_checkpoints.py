@@ -457,7 +457,7 @@ def test_a_cascade_of_another_number_of_classes_is_refused():
 
 
 def test_nothing_to_inherit_is_an_error(student):
-    assert 'nothing agrees' in message(inherit_from_teacher, student, {}, ['*'])
+    assert 'no weight agrees' in message(inherit_from_teacher, student, {}, ['*'])
 
 
 # --- export and writing -------------------------------------------------------------------------

@@ -91,7 +91,7 @@ TEACHERS = {
     'truncated': (dict(change=as_it_is, cut=5000), r't\.pth is damaged, cut short or no PyTorch'),
     'of another sum': (
         dict(change=as_it_is, name='t-00000000.pth'),
-        '(?s)has a sha256 that begins.*00000000 is stated for it.*fetch it again',
+        '(?s)has a SHA-256 that begins with.*00000000 is stated for it.*Fetch it again',
     ),
     'a list': (dict(change=lambda c: [1]), r'holds no dict'),
     'weights that are NaN': (dict(change=diverged), r'NaN or infinite \(neck\.fpn_convs\.0\.conv\.weight\)'),
@@ -115,7 +115,7 @@ TEACHERS = {
     ),
     'three classes': (
         dict(change=meta(CLASSES=('cat', 'dog', 'cow'))),
-        r'(?s)it knows 3 classes \(cat, dog, cow\), the dataset has 2 \(cat, dog\).*\.init=',
+        r'(?s)it has 3 classes \(cat, dog, cow\), the dataset has 2 \(cat, dog\).*\.init=',
     ),
     'another order of classes': (
         dict(change=meta(CLASSES=('dog', 'cat'))),
@@ -185,7 +185,7 @@ ROWS = {
 ROWS |= {
     'of a stage to come': (second_stage, 'does not fit rx101'),
     'the original layout without losses': (
-        original, "without its distillation losses' weights.*cannot go on.*remove it to begin"
+        original, "without the distillation losses' weights.*cannot go on.*remove it to start"
     ),
     'init that is damaged': (
         saved(b'x' * 99, key='student.init'), 'damaged, cut short or no PyTorch file'

@@ -173,7 +173,7 @@ def test_a_disk_that_fills_up_is_named_and_the_training_goes_on_to_the_same_bits
         return done
 
     assert re.search(
-        r'checkpoints still to come take .* and .*run\S* has 1\.0 MB free', ended(2).stderr
+        r'checkpoints still to be written take .* and .*run\S* has 1\.0 MB free', ended(2).stderr
     )
     remount(small_disk, '64m')
     process = subprocess.Popen(train(small_disk), stderr=subprocess.PIPE, **options)
