@@ -40,7 +40,12 @@ SECTIONS = {
 
 @click.group(cls=Main, sections=SECTIONS, context_settings={'help_option_names': ['-h', '--help']})
 @click.version_option(__version__)
-@click.option('-v', '--verbose', is_flag=True, help="Show mmdet's and mmcv's logs, too. Give it before COMMAND.")
+@click.option(
+    '-v',
+    '--verbose',
+    is_flag=True,
+    help="Show mmdet's and mmcv's logs, too. Give it before COMMAND.",
+)
 def main(verbose: bool) -> None:
     """MTPD reproduction kit: distil a detector from a sequence of teachers."""
     if verbose:
@@ -63,7 +68,9 @@ def run(recipe, work_dir: Path | None, smoke: bool) -> None:
 
 @main.command()
 @config_options
-@click.option('--detector', help='student (the baseline), or the name of a teacher. Default: student.')
+@click.option(
+    '--detector', help='student (the baseline), or the name of a teacher. Default: student.'
+)
 @click.option('--arm', help='Train a stage of this arm instead.')
 @click.option('--stage', type=int, default=1, show_default=True, help='Which stage of the arm.')
 @as_json_option
@@ -81,7 +88,9 @@ def train(recipe, work_dir, detector: str | None, arm: str | None, stage: int, a
     from ..pipeline.status import run_lock
 
     if arm and detector:
-        raise click.UsageError('--arm trains a stage, --detector a plain detector: give one of them.')
+        raise click.UsageError(
+            '--arm trains a stage, --detector a plain detector: give one of them.'
+        )
     plain = is_plain(recipe, arm=arm, detector=detector)
     run_dir = config_run_dir(recipe, work_dir) if plain else recipe.run_dir(work_dir)
     # With --json standard output has the JSON alone.
@@ -228,7 +237,9 @@ def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out, ignore_class
 @main.command()
 @click.argument('sources', metavar='IMAGE_OR_FOLDER...', nargs=-1, required=True)
 @click.option('--checkpoint', required=True, type=PATH)
-@click.option('--config', help="The checkpoint's recipe or mmdet config. Default: the one that it names.")
+@click.option(
+    '--config', help="The checkpoint's recipe or mmdet config. Default: the one that it names."
+)
 @click.option('--detector', default='student', help='Its name in the recipe. Default: student.')
 @click.option('--out', default='predictions', show_default=True, type=PATH)
 @click.option(

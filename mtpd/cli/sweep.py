@@ -47,7 +47,9 @@ DEADLINE = click.option(
     help='How often a job that runs out of time is requeued.',
 )
 @click.option(
-    '--signal-delay', type=int, help='Seconds before the time limit at which a job stops. Default: 15 to 90.'
+    '--signal-delay',
+    type=int,
+    help='Seconds before the time limit at which a job stops. Default: 15 to 90.',
 )
 @click.option('--partition', help='For SLURM, as the options below.')
 @click.option('--gpus-per-job', type=int)

@@ -86,18 +86,18 @@ def out_of_memory_text(error: Exception, setting_names: SettingNames, training: 
     half = images // processes // 2 * processes
     if half:
         rate = f' ({names.rate})' if training else ''
-        advice = f'lower it to {half}{rate}, or {smaller_images}. Each halves what images take.'
-    else:
         advice = (
-            f'lower {smaller_images}, which halves what images take, or choose a smaller detector.'
+            f'lower it to {half}{rate}, or {smaller_images}. Each halves the memory of the images.'
         )
+    else:
+        advice = f'lower {smaller_images}, which halves the memory of the images, or choose a smaller detector.'
     lines = [
         f'{"memory" if on_cpu else "GPU memory"} ran out with {batch} {images}: {advice}',
         f'({textwrap.shorten(str(error).partition(chr(10))[0], 240, placeholder=" ...")})',
     ]
     if 'DataLoader worker' in str(error):
         lines.append(
-            f'It was short in a data worker: fewer of them ({names.workers}) take less, too.'
+            f'It ran out in a data worker: fewer workers ({names.workers}) take less, too.'
         )
     return ' '.join(lines)
 
@@ -140,7 +140,7 @@ class SettingNames(NamedTuple):
     @property
     def divergence_advice(self) -> str:
         """What helps against losses that grow."""
-        return f'lower the learning rate ({self.lr}), or clip gradients to less ({self.clip})'
+        return f'lower the learning rate ({self.lr}), or clip gradients to a smaller norm ({self.clip})'
 
 
 def recipe_setting_names(cfg: dict, processes: int, detector: str = 'student') -> SettingNames:

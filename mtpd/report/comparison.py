@@ -31,9 +31,7 @@ def compare_runs(folders: Sequence[str | Path], out: str | Path) -> Path:
     if problems:
         raise MtpdError('\n'.join(problems))
     if len(by_path) < 2:
-        raise MtpdError(
-            'one run cannot be compared: name two run directories or more.'
-        )
+        raise MtpdError('one run cannot be compared: name two run directories or more.')
     runs = list(by_path.values())
     names = [chr(ord('A') + k) if len(runs) <= 26 else str(k + 1) for k in range(len(runs))]
     partial = any(run.state != 'complete' for run in runs)
