@@ -126,11 +126,11 @@ def new_recipe(
         MtpdError: all that stands in the way: no such config, detectors without a common level, a file that is there.
     """
     if out.exists():
-        raise MtpdError(f'{out} is there. Choose another name, or remove it.')
+        raise MtpdError(f'{out} exists. Choose another name, or remove it.')
     problems, detectors = [], []
     if len(teacher_checkpoints) not in (0, len(teachers)):
         problems.append(
-            f'{len(teachers)} teachers and {len(teacher_checkpoints)} checkpoints: give --teacher-checkpoints one for each, in order.'
+            f'{len(teachers)} teachers and {len(teacher_checkpoints)} checkpoints: give --teacher-checkpoints one for each teacher, in their order.'
         )
     for config in (student, *teachers):
         try:
@@ -174,14 +174,14 @@ class _Draft:
         measured = balanced_weights(load_recipe(self.out), self.names[-1])
         if measured is None:
             self.weight_note = (
-                'Weight of the distillation loss: as published. It was not measured, for weights or data are not here; '
+                'Weight of the distillation loss: as published. It was not measured, because weights or data are missing; '
                 f'`mtpd diagnose {self.out}` names one that fits.'
             )
             return
         self.loss_weights, ratio = measured
         if self.loss_weights:
             self.weight_note = (
-                'Weight of the distillation loss: so that it pulls as hard as detection. With the published one, '
+                'Weight of the distillation loss: balanced with the detection loss. With the published one, '
                 f'{ratio}.'
             )
         else:
@@ -225,9 +225,7 @@ class _Draft:
         norm, students = _normalisation(teacher), _normalisation(self.student) or USUAL
         if not norm or norm == students:
             return {}
-        self.notes.append(
-            f'{teacher.label} takes its images normalised in its own way (teachers.*.image).'
-        )
+        self.notes.append(f'{teacher.label} has its own image normalisation (teachers.*.image).')
         return {'image': norm}
 
     def _checkpoint_notes(self) -> list[str]:
@@ -244,7 +242,7 @@ class _Draft:
                 )
             elif who != 'student':
                 lines.append(
-                    f'{who}: mmdet has no weights for this config. It is trained here, unless teachers.{who}.checkpoint names some.'
+                    f'{who}: mmdet has no weights for this config. It is trained here, unless teachers.{who}.checkpoint names weights.'
                 )
         return lines
 
@@ -281,7 +279,7 @@ class _Draft:
                 for d in (self.student, *self.teachers)
             )
             raise MtpdError(
-                f'there is no stride at which all detectors have a level to compare (strides: {strides}). Choose another teacher.'
+                f'no stride is common to all detectors (strides: {strides}). Choose another teacher.'
             )
         values: dict[str, Any] = {'method': self.method, 'levels': levels}
         strides = [student.levels[number].stride for number in levels]
@@ -302,7 +300,7 @@ class _Draft:
                 self.notes.append(f'{detector.label}: {chosen[0].module}, ... are compared.')
             if chosen[0].behind:
                 self.notes.append(
-                    f'{detector.label}: behind what is compared comes {", ".join(chosen[0].behind)}.'
+                    f'{detector.label}: the compared level is followed by {", ".join(chosen[0].behind)}.'
                 )
         if self.loss_weights:
             values['settings'] = {self.method: self.loss_weights}
@@ -364,7 +362,7 @@ class _Draft:
         if self.pocket:
             values |= {'batch_size': 2, 'baseline': 40, 'arm': 40 * stages, 'teacher': 40, 'log_interval': 10, 'checkpoint_interval': 20}  # fmt: skip
             self.notes.append(
-                'A trial: small images, 40 updates a stage, random weights in place of published ones. AP means nothing.'
+                'A trial: small images, 40 updates a stage, random weights instead of published ones. AP means nothing.'
             )
         elif epochs and not self.data:
             updates = epochs * -(-COCO_IMAGES // 16)

@@ -163,7 +163,7 @@ def test_doctor_names_the_device_on_which_the_ops_were_tested(monkeypatch):
     monkeypatch.setattr(ops, 'self_test', lambda: gpu)
     (one,) = doctor.check_ops()
     assert one.state == 'ok'
-    assert 'CUDA 13.0 ops: nms, focal_loss right on the NVIDIA A100' in one.found
+    assert 'CUDA 13.0 ops: nms, focal_loss correct on the NVIDIA A100' in one.found
 
 
 def test_doctor_says_why_auto_is_the_cpu(monkeypatch, nvidia_smi):
@@ -172,7 +172,7 @@ def test_doctor_says_why_auto_is_the_cpu(monkeypatch, nvidia_smi):
     )
     monkeypatch.setattr(ops, 'self_test', lambda: lacking)
     (one,) = doctor.check_ops()
-    assert one.state == 'warn' and 'right on the CPU' in one.found
+    assert one.state == 'warn' and 'correct on the CPU' in one.found
     assert '`auto` takes the CPU' in one.fix and '`mtpd install-ops`' in one.fix
 
 

@@ -128,7 +128,7 @@ ROWS = {
     'image id a fraction': (changed('images', id=0.5), r'an image has no id\. .*images\[0\] is'),
     'image id a text and a number': (changed('images', 1, id='0'), "an image id is given twice.*: '0'"),
     'file name twice': (
-        changed('images', 1, file_name='000000.png'), "a file_name is given twice\. .*: '000000.png'"
+        changed('images', 1, file_name='000000.png'), r"a file_name is given twice\. .*: '000000.png'"
     ),
     'image without a name': (changed('images', file_name=...), 'an image has no file_name.*: image 0'),
     'image name with a null': (changed('images', file_name='a\0'), 'an image has no file_name'),
