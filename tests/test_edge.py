@@ -49,7 +49,7 @@ def pictures() -> list[np.ndarray]:
 def test_the_boxes_are_pytorchs(tmp_path, name):
     model = predict.detector(TEACHERS / name / 'model.pth', MINI, name, 'cpu')
     edge = EdgeDetector(export_onnx(model, tmp_path / 'teacher.onnx'))
-    with pytest.raises(MtpdError, match='no image to look at'):
+    with pytest.raises(MtpdError, match='the image is None'):
         edge(cv2.imread(str(tmp_path / 'gone.png')))
     count = 0
     # mmdet pads to a multiple of 32; the exported network has one size, and more of it may be padding.
@@ -170,7 +170,7 @@ def test_files_that_are_none(tmp_path):
     with pytest.raises(MtpdError, match='does not exist'):
         EdgeDetector(tmp_path / 'no.onnx')
     (tmp_path / 'bad.onnx').write_bytes(b'\x00nothing')
-    with pytest.raises(MtpdError, match='no ONNX file'):
+    with pytest.raises(MtpdError, match='not an ONNX file'):
         EdgeDetector(tmp_path / 'bad.onnx')
 
 

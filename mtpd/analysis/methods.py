@@ -172,7 +172,7 @@ def methods_caption(
             "than this recipe's. Both bars of a pair stand for 24 epochs, direct at once, progressive 12 + 12."
         )
     if not comparison.bars:
-        text.append('Nothing has been measured here yet, so there are no bars of ours.')
+        text.append('No run has been measured here yet, so there are no bars of ours.')
     elif paper and dataset == 'COCO':
         text.append('Both sides are AP on COCO.')
     elif paper:

@@ -101,7 +101,7 @@ def paper_finding(paper: Mapping | None) -> dict[str, str]:
     sentences = [_pair_text(figures), *map(_release_text, paper_gains(figures))]
     if figures.get('result', 0) > figures.get('progressive', float('inf')):
         sentences.append(
-            f'The release had stronger teachers than the pair, so {format_number(figures["result"])} does not stand against '
+            f'The release had stronger teachers than the pair, so {format_number(figures["result"])} cannot be compared with '
             f'{format_number(figures["direct"])}.'
         )
     text = ' '.join(filter(None, sentences))

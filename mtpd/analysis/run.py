@@ -52,7 +52,7 @@ def load_run(path: str | Path) -> Run:
         hint = f' Did you mean {runs[-1]}?' if runs else ''
         what = 'has no run.json' if path.is_dir() else 'does not exist'
         raise MtpdError(
-            f'{path} is not a run: it {what}.{hint} Run `make demo`, or `mtpd run RECIPE`, first.'
+            f'{path} is not a run: it {what}.{hint} First run `make demo`, or `mtpd run RECIPE`.'
         )
     return Run(path, info, status, read_json(path / 'environment.json', {}))
 

@@ -82,7 +82,7 @@ class Sweep:
         if state == 'queued':
             number = self.slurm_number(job)
             if queue is not None and number not in queue:
-                return 'lost', 'it left the queue without starting'
+                return 'lost', 'left the queue without starting'
             return 'queued', reason or (queue or {}).get(number)
         if state == 'running':
             if queue is not None and status.get('slurm') and status['slurm'] not in queue:
@@ -184,7 +184,7 @@ def open_sweep(
     orders = _union(map(tuple, before.get('orders', [])), orders)
     if len({arm_name(order) for order in orders}) < len(orders):
         raise MtpdError(
-            'Two orders would have one name, as of the teachers a, b and a-b. Rename a teacher.'
+            'Two orders would have the same name, as with the teachers a, b and a-b. Rename a teacher.'
         )
     methods = _union(before.get('methods', []), methods)
     seeds = _union(before.get('seeds', []), seeds)

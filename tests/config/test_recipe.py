@@ -225,7 +225,7 @@ def test_an_arm_or_stage_that_is_not_there():
     recipe = load_recipe(MINI)
     with pytest.raises(RecipeError, match=r"unknown arm 'progresive'. Did you mean 'progressive'"):
         recipe.arm('progresive')
-    with pytest.raises(RecipeError, match=r'2 stage\(s\), and stage 3'):
+    with pytest.raises(RecipeError, match=r'2 stage\(s\) and no stage 3'):
         recipe.arm('progressive', 3)
 
 

@@ -124,7 +124,7 @@ def test_a_missing_root_is_named(tmp_path):
         ('petz/small', '/pet/small?'),
         ('petz/large', '/pet?'),
         ('zoo', ''),
-        ('pet.json', 'is a file, and a folder is needed'),
+        ('pet.json', 'is a file, but a folder is needed'),
     ],
 )
 def test_a_misspelt_root_is_named_with_its_nearest(tmp_path, root, hint):

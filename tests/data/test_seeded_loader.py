@@ -254,7 +254,7 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before(recipe, stage, tmp_p
         path.write_bytes(b'')
     assert find_resume_point(tmp_path) is None
     assert 'previous.pth is empty' in (output := capsys.readouterr().out)
-    assert 'starts afresh' in output
+    assert 'starts from the beginning' in output
     trained_on(recipe, stage, tmp_path)
     same(latest, folder / 'latest.pth')
 

@@ -322,10 +322,10 @@ def test_a_file_or_a_folder_that_is_not_there_is_named_by_its_key(path, root):
     text = the_problem(path, {f'{key}.img_prefix': 'trian/'})
     assert f'{key}.img_prefix is {root}/trian: no such folder. Did you mean {root}/train?' in text
     assert advised_options(text)[0] == f'{key}.img_prefix=FOLDER'
-    assert 'nowhere/train.json: no such file, nor its folder' in the_problem(
+    assert 'nowhere/train.json: neither the file nor its folder exists' in the_problem(
         path, {f'{key}.ann_file': 'nowhere/train.json'}
     )
-    assert 'is a folder, and a file' in the_problem(path, {f'{key}.ann_file': 'annotations'})
+    assert 'is a folder, but a file' in the_problem(path, {f'{key}.ann_file': 'annotations'})
 
 
 def test_a_note_on_a_file_of_val_and_test_is_said_once(path, root, tmp_path, capsys):

@@ -123,7 +123,7 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(MtpdError) as error:
         new_recipe(tmp_path / 'x.py', ATSS.format(51), ['mmdet::yolof/yolo.py'])
     assert 'atss_r51' in str(error.value) and 'yolof/yolo.py' in str(error.value)
-    with pytest.raises(MtpdError, match='no stride at which all detectors have a level'):
+    with pytest.raises(MtpdError, match='no stride is common to all detectors'):
         new_recipe(tmp_path / 'x.py', 'mmdet::yolof/yolof_r50_c5_8x8_1x_coco.py', ['mmdet::centernet/centernet_resnet18_140e_coco.py'])  # fmt: skip
     assert not (tmp_path / 'x.py').exists()
 

@@ -51,7 +51,7 @@ ROWS = {
     ),
     'teacher named student': (recipe("BASE\nteachers = dict(student=dict(config='x'))\n"), 'taken'),
     'stage out of range': (stage('--arm', 'direct', '--stage', '2'), r'1 stage\(s\) and no stage 2: give 1 to 1'),
-    'stage 0': (stage('--arm', 'direct', '--stage', '0'), r'1 stage\(s\), and stage 0'),
+    'stage 0': (stage('--arm', 'direct', '--stage', '0'), r'1 stage\(s\) and no stage 0'),
     'unknown arm': (stage('--arm', 'drect'), "unknown arm 'drect'. Did you mean 'direct'"),
     'unknown detector': (stage('--detector', 'r11'), "unknown detector 'r11'. Did you mean 'r101'"),
     'arm and detector': (stage('--arm', 'direct', '--detector', 'r101'), 'give one'),
@@ -125,7 +125,7 @@ ROWS = {
     'an override without a value': (setting('seed'), 'KEY=VALUE'),
     'checkpoint without https': (
         setting('teachers.rx101.checkpoint=http://example.org/x.pth'),
-        'http://example.org/x.pth, which is no https address',
+        'http://example.org/x.pth, which is not an https address',
     ),
 }  # fmt: skip
 ROWS['not UTF-8'] = (
