@@ -21,13 +21,13 @@ def loss_rise(row: dict, size: float) -> float:
 
 
 def loss_rises(row: dict, size: float) -> list[float]:
-    """How much perturbations of that relative size lift the loss, each direction for itself."""
+    """How much perturbations of that relative size lift the loss, for each direction."""
     (unperturbed,) = (item['loss'] for item in row['flat'] if not item['size'])
     return [item['loss'] - unperturbed for item in row['flat'] if item['size'] == size]
 
 
 class Measure(NamedTuple):
-    """A measure of a student, all the better the lower it is.
+    """A measure of a student; lower is better.
 
     Attributes:
         value: its value from a row of `generalisation.measure_run`, None where it is not known.

@@ -1,4 +1,4 @@
-"""What is published: figures that stand together, and the gains between them.
+"""Published figures that belong together, and the gains between them.
 
 All are AP points on COCO val2017, of detectors of full size. Four kinds, each a training of its own:
 

@@ -1,4 +1,4 @@
-"""What runs say about sequences of teachers, in sentences: also that nothing has been shown.
+"""What runs show about sequences of teachers, in sentences, or that they show nothing.
 
 A sequence is compared with four arms: training on without a teacher; the strongest teacher alone (of highest AP, whatever
 its place in the sequence); its own last teacher alone, which is the paper's direct distillation; and that teacher in as many
@@ -44,7 +44,7 @@ def study_summary(study: Study) -> str:
 
 
 def study_verdict(study: Study) -> dict[str, str]:
-    """Answers by question: what distillation does, what a sequence does, what the adaptation costs foretold."""
+    """Answers by question: what distillation does, what a sequence does, what the adaptation costs predicted."""
     rows = study.table()
     if not rows:
         return {'Which arm is best?': 'No arm has been evaluated yet.'}

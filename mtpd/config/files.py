@@ -115,7 +115,7 @@ def as_overrides(overrides: dict | str | None) -> dict:
 
 
 def override_values(cfg: Config, overrides: dict, source: Path) -> None:
-    """Overrides a config's values by dotted keys. Raises RecipeError where they don't fit in."""
+    """Overrides a config's values by dotted keys. Raises RecipeError where that cannot be done."""
     if problems := [text for key in overrides if (text := _override_problem(cfg, key))]:
         raise RecipeError(source, problems)
     try:
@@ -234,7 +234,7 @@ def config_file_problems(source: Path) -> list[str]:
 
 
 def works_text(path: Path) -> str:
-    """A sentence with the config of this name that there is; '' where there is none."""
+    """A sentence that names an existing config of this name; '' where there is none."""
     for owner, folder in (('The checkout', ROOT / 'configs'), ('mmdet', packaged_configs())):
         if file := nearest_config(path, folder):
             return f' {owner} has one: {file} is a path that works.'

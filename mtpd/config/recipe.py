@@ -114,7 +114,7 @@ class Recipe:
 
     @property
     def corrupt_limit(self) -> int:
-        """How many images of a split may be corrupt, and are left out."""
+        """The largest number of corrupt images of a split that are left out."""
         return self.cfg.data.get('corrupt_limit', 0)
 
     def run_dir(self, work_dir: str | Path | None = None) -> Path:

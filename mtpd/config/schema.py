@@ -16,7 +16,7 @@ NUMBER = (int, float)
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value may be.
+    """The rule for a value.
 
     Attributes:
         types: of the value; a bool counts as an int only where `types` names it.

@@ -457,7 +457,7 @@ def decode_rle(text: str) -> list[int] | None:
 
 
 def read_id(value: Any) -> Id | None:
-    """What an id is compared by: 7, 7.0 and '7' are the same. None for what is no id."""
+    """The form in which ids are compared: 7, 7.0 and '7' are the same. None for anything else."""
     if type(value) is int:
         return value
     if isinstance(value, float):
@@ -469,7 +469,7 @@ def read_id(value: Any) -> Id | None:
 
 
 def read_name(text: str) -> str:
-    """What a class name is compared by: the same text in one of Unicode's forms, without spaces around it."""
+    """The form in which class names are compared: one of Unicode's forms, without spaces around it."""
     return unicodedata.normalize('NFC', text.strip())
 
 
@@ -488,7 +488,7 @@ def is_number(value: Any) -> bool:
 
 
 def is_text(value: Any) -> bool:
-    """Whether it is something to be read, which can be a file's name and be printed."""
+    """Whether it is a text that can be a file's name and be printed."""
     return (
         isinstance(value, str)
         and bool(value.strip())

@@ -58,7 +58,7 @@ def same_classes(first: Sequence[str], second: Sequence[str]) -> bool:
 
 
 def list_names(names: Sequence[str]) -> str:
-    """The first three."""
+    """The first three names, in a text."""
     return ', '.join([*names[:3], '...'] if len(names) > 3 else names)
 
 

@@ -131,7 +131,7 @@ def mask_problems(path: Path) -> list[str]:
 
 
 def fingerprint(path: Path) -> str:
-    """The annotation file's SHA-256: another one where any of it was changed."""
+    """The annotation file's SHA-256, which any change alters."""
     return _cached_sha256(path, file_version(path))
 
 
@@ -240,7 +240,7 @@ def split_notes(root: Path, split: str | dict, training: bool) -> list[str]:
 
 
 def thin_images(root: Path, split: str | dict, longest: int, training: bool) -> list[str]:
-    """The first image of a split of which resizing leaves no row or column, at which OpenCV fails, with the fix.
+    """The first image of a split that resizing leaves without a row or column, where OpenCV fails; with the fix.
 
     Args:
         longest: pixels of the longer side after resizing.

@@ -97,7 +97,7 @@ def _is_file(path: Path) -> bool:
 
 
 class ImageProblem(NamedTuple):
-    """What is wrong with an image file, and whether it can't be decoded: as opposed to, does not fit its annotations."""
+    """What is wrong with an image file: whether it can't be decoded, or does not fit its annotations."""
 
     text: str
     corrupt: bool = False

@@ -1,4 +1,4 @@
-"""Adaptation costs: how far detectors' features are from each other's, without training anything.
+"""Adaptation costs: how far apart detectors' features are, without training anything.
 
 cost(A -> B) is the share of the variance of B's neck features that the best linear map (a 1 x 1 convolution with bias)
 from A's leaves unexplained: about 0, the same up to a linear map; about 1, nothing in common. Maps are fitted on half

@@ -1,4 +1,4 @@
-"""A student detector with a teacher at its side: what one stage of MTPD trains."""
+"""A student detector beside a teacher: what one stage of MTPD trains."""
 
 from __future__ import annotations
 

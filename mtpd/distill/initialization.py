@@ -1,4 +1,4 @@
-"""Weights that a detector begins with: its config's, its teacher's, or those of any checkpoint that partly fits."""
+"""Initial weights of a detector: its config's, its teacher's, or those of a checkpoint that fits in part."""
 
 from __future__ import annotations
 

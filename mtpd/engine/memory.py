@@ -198,7 +198,7 @@ def config_setting_names(cfg: dict, batch: str, evaluation: str) -> SettingNames
 
 
 class Fit(NamedTuple):
-    """What fits.
+    """The batch and the image size that fit into memory.
 
     Attributes:
         images: an update's images in all, None where even one for each process is too much.
@@ -234,7 +234,7 @@ def largest_fit(batch: int, processes: int, fixed: float, wanted: float, availab
 
 
 def fixed_bytes(weights: int, trained: int, optimizer: str = '') -> int:
-    """Bytes that a training needs whatever its images.
+    """Bytes that a training needs besides those of its images.
 
     Args:
         weights: bytes of all weights, a teacher's included.
@@ -275,7 +275,7 @@ def memory_used(device: str) -> MemoryUse:
 
 
 def reset_peak(device: str) -> None:
-    """Frees what nobody uses any more; peaks count from here."""
+    """Frees unused memory, and restarts the measurement of the peak."""
     gc.collect()  # a detector refers to itself
     if device == 'cuda':
         torch.cuda.empty_cache()

@@ -38,7 +38,7 @@ DISK_LIMITS = (0.5 * machine.GIB, 3 * machine.GIB)
 
 
 class Check(NamedTuple):
-    """One thing looked at: `state` is 'ok', 'warn' or 'fail' (the recipe can't run), `found` what there is."""
+    """One check: `state` is 'ok', 'warn' or 'fail' (the recipe can't run), `found` is what was found."""
 
     name: str
     state: str

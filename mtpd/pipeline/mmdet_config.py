@@ -289,7 +289,7 @@ def data_notes(config: PlainConfig, splits: Iterable[str]) -> list[str]:
 
 
 def training_problems(config: PlainConfig, out: Path) -> list[str]:
-    """All that is wrong with a training into `out`: data, settings, the detector, and the weights that it begins with."""
+    """Everything that is wrong with a training into `out`: data, settings, the detector, and the weights that it begins with."""
     cfg = config.cfg
     data = [*config.missing_splits.values()]
     data = data or dataset_problems(cfg, SPLITS, config.corrupt_limit, config.has_root)

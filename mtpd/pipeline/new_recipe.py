@@ -45,7 +45,7 @@ class Published(NamedTuple):
 
 
 def published_weights(config: str) -> Published:
-    """Of `mmdet::family/name.py`; nothing where the index has no entry, or the config is another file."""
+    """The published weights of `mmdet::family/name.py`; empty where the index has no entry, or the config is another file."""
     if not config.startswith('mmdet::'):
         return Published()
     family, _, name = config.removeprefix('mmdet::').partition('/')
@@ -123,7 +123,7 @@ def new_recipe(
         teacher_checkpoints: the teachers' weights, in their order; those that mmdet publishes by default.
 
     Raises:
-        MtpdError: all that stands in the way: no such config, detectors without a common level, a file that is there.
+        MtpdError: no such config, detectors without a common level, or a file that exists; all in one message.
     """
     if out.exists():
         raise MtpdError(f'{out} exists. Choose another name, or remove it.')
@@ -170,7 +170,7 @@ class _Draft:
         self.weight_note = ''
 
     def measure_weight(self) -> None:
-        """Weighs the loss against detection with the last teacher, where its weights and the data are on this machine."""
+        """Balances the distillation loss and the detection loss with the last teacher, where its weights and the data are on this machine."""
         measured = balanced_weights(load_recipe(self.out), self.names[-1])
         if measured is None:
             self.weight_note = (

@@ -88,7 +88,7 @@ class Balance(NamedTuple):
 
     @property
     def loss_ratio(self) -> float:
-        """Distillation by detection, of the losses."""
+        """The distillation loss divided by the detection loss."""
         return _ratio(sum(self.levels.values()), self.detection)
 
     @property
@@ -102,7 +102,7 @@ class Balance(NamedTuple):
 
     @property
     def level_text(self) -> str:
-        """The distillation loss of each level by the detection loss."""
+        """The distillation loss of each level divided by the detection loss."""
         levels = (
             f'level {level} {number_text(_ratio(loss, self.detection))}'
             for level, loss in self.levels.items()
@@ -112,7 +112,7 @@ class Balance(NamedTuple):
 
 @dataclass
 class Diagnosis:
-    """What `diagnose_recipe` sees.
+    """The result of `diagnose_recipe`.
 
     Attributes:
         findings: errors first.
@@ -514,7 +514,7 @@ def method_weights(settings: dict) -> dict[str, float]:
 
 
 def balanced_weights(recipe: Recipe, teacher: str) -> tuple[dict[str, float], str] | None:
-    """A method's weights with which distillation and detection pull alike at a stage's start, and the measured ratio in words.
+    """A method's weights that balance distillation and detection at a stage's start, and the measured ratio in words.
 
     The weights are empty where the recipe's are in their usual range.
 
@@ -790,7 +790,7 @@ def _add_aps(
 
 
 def class_order_finding(teacher: str, ap: float, any_class: float, images: int) -> Finding | None:
-    """Whether a teacher finds the objects and names them wrong; AP (points) with classes, and whatever the class."""
+    """Whether a teacher finds the objects but names them wrong; AP (points) with and without classes."""
     if any_class < 5 or any_class < 3 * ap:
         return None
     return warning(
@@ -816,7 +816,7 @@ def known_ap(run_dir: Path, name: str, path: Path) -> float | None:
 
 
 def measure_ap(recipe: Recipe, name: str, path: Path, folder: Path) -> tuple[float, float, int]:
-    """AP on a few validation images: with the right class, whatever the class (points 0 to 100), and how many images.
+    """AP on a few validation images: with classes, without classes (points 0 to 100), and how many images.
 
     Raises:
         MtpdError: the checkpoint does not load.

@@ -1,4 +1,4 @@
-"""Runs side by side on one page: their AP, what their settings differ in, their curves overlaid."""
+"""Runs side by side on one page: their AP, the settings that differ, and their curves overlaid."""
 
 from __future__ import annotations
 

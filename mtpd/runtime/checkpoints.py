@@ -443,7 +443,7 @@ def is_finished(final: Path) -> bool:
 
 
 def resume_hint(folder: Path) -> str:
-    """From where a training that ended too early goes on: the beginning of a sentence."""
+    """Where a training that ended too early goes on: the beginning of a sentence."""
     done = read_json_if_valid(folder / 'training.json', {}).get('update')
     if done is None or not (folder / 'latest.pth').is_file():
         return 'No checkpoint was written yet: the same command begins again'

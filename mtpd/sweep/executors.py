@@ -28,7 +28,7 @@ MINUTES_A_YEAR = 365 * 24 * 60
 
 @dataclass(frozen=True)
 class Resources:
-    """What a job gets.
+    """The resources of a job.
 
     Attributes:
         slots: jobs side by side.

@@ -40,7 +40,7 @@ class Sweep:
 
     @property
     def command(self) -> str:
-        """That continues or repeats it, without executor and resources."""
+        """The command that continues or repeats the sweep, without executor and resources."""
         orders = ';'.join(','.join(t or 'none' for t in order) for order in self.info['orders'])
         words = ['mtpd', 'sweep', display_path(Path(self.info['recipe'])), '--orders', orders]
         words += ['--methods', ','.join(self.info['methods'])]
@@ -59,7 +59,7 @@ class Sweep:
         return read_json(self.job_dir(job) / 'status.json', {})
 
     def slurm_number(self, job: Job) -> str | None:
-        """Under which number SLURM has the job (``12_3`` in an array); None where it was not handed to it."""
+        """The number under which SLURM has the job (``12_3`` in an array); None where it was not handed to it."""
         return read_json(self.job_dir(job) / 'slurm.json', {}).get('job')
 
     def has_results(self, job: Job) -> bool:

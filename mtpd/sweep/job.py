@@ -58,7 +58,7 @@ class SweepJob:
 
 
 def do_job(sweep: Sweep, job: Job, status: JobStatus) -> None:
-    """Trains and evaluates what is the job's.
+    """Trains and evaluates the detector or stage of a job.
 
     Raises:
         MtpdError: something that it needs is missing, or the recipe does not fit.
