@@ -142,7 +142,7 @@ plots.paper_walk_through(run.paper, run.key_aps(), run.info.get('dataset') or 't
 # ## AP versus teacher order
 #
 # Runs that differ only in the seed are read together. A small marker is a seed. A large marker is the mean with its 95 % interval
-# (Student's t). Differences are paired by seed, on the same baseline and data. They are against training without a teacher, and
+# (Student's t). Differences are paired by seed, on the same data. They are against training without a teacher, and
 # against the strongest teacher alone. A star marks an interval without 0: the difference is shown. All seeds share the validation
 # images, so the intervals are about training and not about other images.
 
