@@ -77,7 +77,7 @@ def _folder_settings(folder: Path) -> Settings | None:
         return _comparable_settings(values, display_path(folder.resolve()))
     except (KeyError, TypeError):
         raise MtpdError(
-            f'{display_path(folder / "recipe.py")} does not say how the run was distilled: it has changed since the kit wrote it.'
+            f'{display_path(folder / "recipe.py")} does not say how the run was distilled: it is not as the kit wrote it.'
         ) from None
 
 

@@ -176,9 +176,7 @@ def _comparison_text(rows: list[dict], seeds: list[int]) -> str:
     text = f'Every arm trained {max(updates):,} updates after the same baseline'
     if len(updates) > 1:
         text = 'The arms trained for DIFFERENT numbers of updates: the comparison is not fair'
-    text += (
-        ', with a learning rate schedule for each stage: each stage has its own warm-up and decay'
-    )
+    text += ', each stage with its own learning rate schedule, warm-up and decay'
     ratios = [row['time_ratio'] for row in rows if row['teachers'] and row['time_ratio']]
     if ratios:
         low, high = format_number(min(ratios)), format_number(max(ratios))
@@ -282,7 +280,7 @@ def _forecast_text(taught: list[dict], correlation: Interval | None) -> str:
     if correlation:
         conclusion = {
             -1: 'cheaper paths made better students',
-            0: 'no prediction by the costs is shown',
+            0: 'no relation of path cost and AP is shown',
             1: 'cheaper paths made worse students',
         }[correlation.sign]
         value, low, high = (

@@ -198,8 +198,8 @@ def _shared_file_problem(path: Path, folder: Path, paths: dict[str, Path]) -> st
         other = names.setdefault(file, name)
         if other != name:
             return (
-                f'{path} names {other[:200]} and {name[:200]}, but both are the same file {file.name} in {folder}: one object list '
-                'belongs to another image. Copy the images with their folders.'
+                f'{path} names {other[:200]} and {name[:200]}, but both are the same file {file.name} in {folder}: one has the '
+                'wrong picture. Copy the images with their folders.'
             )
     return ''
 

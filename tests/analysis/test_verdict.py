@@ -17,8 +17,8 @@ def test_words_follow_from_the_intervals():
     answers = study_verdict(made_up_study())
     compared, _, teacher, sequence, regime, costs = answers.values()
     assert compared == (
-        'Every arm trained 600 updates after the same baseline, with a learning rate schedule for each stage: each stage '
-        'has its own warm-up and decay; seeds 0, 1, 2.'
+        'Every arm trained 600 updates after the same baseline, each stage with its own learning rate schedule, warm-up '
+        'and decay; seeds 0, 1, 2.'
     )
     reach = T2 * 0.1 / 3**0.5
     ends = f'[{1 - reach:.1f}, {1 + reach:.1f}], 3 seeds'
