@@ -67,7 +67,7 @@ def test_what_splitting_costs_and_what_the_order_brings():
         f'b → b is worse than the same teacher in one stage (b) by 0.5 AP [{0.5 - reach:.1f}, {0.5 + reach:.1f}].'
     )
     assert answers['What does the order bring?'].startswith(
-        'The best sequence by mean AP and the one that the costs suggest: a → b is better than its last teacher in as many '
+        'The best sequence by mean AP and the sequence that the costs suggest: a → b is better than its last teacher in as many '
         'stages (b → b) by 1.5 AP [1.5, 1.5], 3 seeds.'
     )
     assert 'that teacher in as many stages ("b → b") by 1.5 AP' in study_summary(study)
@@ -235,7 +235,9 @@ def test_a_last_teacher_that_is_the_strongest_is_named_once():
     reversed_order = study_verdict(made_up_study(chosen=[('b', 'a')]))
     answer = reversed_order['Does a sequence beat its last teacher alone?']
     # 11.9, 14.4, 12.8 against 11.5, 11.1, 12.4.
-    assert answer.startswith('The one that the costs suggest: b → a is not shown to differ from')
+    assert answer.startswith(
+        'The sequence that the costs suggest: b → a is not shown to differ from'
+    )
     assert 'its last teacher alone (a): +1.4 AP [' in answer and 'a → b' not in answer
     assert 'its last teacher alone' not in study_summary(made_up_study())
 

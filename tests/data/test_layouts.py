@@ -64,7 +64,7 @@ def test_a_train_alone_is_to_be_split(tmp_path, tiny_coco):
     root = tiny_coco(tmp_path / 'my data')
     (root / 'annotations/val.json').unlink()
     (problem,) = recipe_of(root).data_problems()
-    assert 'val.json: no such file' in problem and 'There is train alone' in problem
+    assert 'val.json: no such file' in problem and 'Only train is there' in problem
     assert f"`mtpd data split '{root}' '{root}-split'`" in problem
 
 
