@@ -141,7 +141,7 @@ def test_what_was_recognised_is_a_line(tmp_path, tiny_coco, tool, line):
 
 def test_one_file_for_train_and_val_is_never_silent(tmp_path, tiny_coco):
     source = tiny_coco(tmp_path / 'coco')
-    assert 'one file' in layouts.describe_layout(source, {'train': 'train', 'val': 'train'})
+    assert 'the same file' in layouts.describe_layout(source, {'train': 'train', 'val': 'train'})
     root = arranged(source, tmp_path / 'data', val=SINGLE['CVAT'])
     line = "CVAT's layout: annotations/instances_default.json, used as val"
     assert layouts.describe_layout(root, NAMES) == f'{root}: {line}'
