@@ -38,11 +38,11 @@ class EdgeDetector:
                 str(path), options, providers=['CPUExecutionProvider']
             )
         except Exception as error:  # ONNX Runtime's exceptions have no common class
-            raise MtpdError(f'{path} is no ONNX file that can be run: {error}') from None
+            raise MtpdError(f'{path} is not an ONNX file that can be run: {error}') from None
         about = self.session.get_modelmeta().custom_metadata_map.get('mtpd')
         if about is None:
             raise MtpdError(
-                f'{path} was not written by `mtpd export`: how to prepare images is not in it.'
+                f'{path} was not written by `mtpd export`: it does not say how images are prepared.'
             )
         self.about = json.loads(about)
 
@@ -59,9 +59,7 @@ class EdgeDetector:
             MtpdError: `image` is None.
         """
         if image is None:  # what cv2.imread returns for a file that does not exist or is no image
-            raise MtpdError(
-                'no image to look at: cv2.imread gives None where it cannot read a file.'
-            )
+            raise MtpdError('the image is None: cv2.imread gives None where it cannot read a file.')
         pixels, size = self.prepare_image(image)
         boxes, scores = self.session.run(None, {'image': pixels})
         boxes, scores, labels = self.select_boxes(boxes, scores, size)

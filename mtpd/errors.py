@@ -39,7 +39,7 @@ class RecipeError(MtpdError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A sentence with the known word that is nearest to `word`, or with all of them where none is near."""
+    """A sentence with the known word nearest to `word`, or with all known words where none is near."""
     known = list(known)
     if not known:
         return 'There are none.'
@@ -48,5 +48,5 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def unknown_name(what: str, word: str, known: Iterable[str]) -> str:
-    """The message for a name that is none of `known`: "unknown arm 'x'. Did you mean 'y'?"; `what` is the kind, 'arm'."""
+    """The message for a name that is not in `known`: "unknown arm 'x'. Did you mean 'y'?"; `what` is the kind, 'arm'."""
     return f'unknown {what} {word!r}. {did_you_mean(str(word), known)}'

@@ -154,7 +154,7 @@ def _scored_objects(model: nn.Module, result: list | tuple, threshold: float) ->
     boxes_by_class, masks_by_class = result if isinstance(result, tuple) else (result, None)
     if len(boxes_by_class) != len(model.CLASSES):
         raise MtpdError(
-            f'the detector has {len(boxes_by_class)} classes, and {len(model.CLASSES)} names are known: name its '
+            f'the detector has {len(boxes_by_class)} classes, but {len(model.CLASSES)} names are known: give its '
             'recipe or mmdet config with --config.'
         )
     labels = np.repeat(np.arange(len(boxes_by_class)), [*map(len, boxes_by_class)])
@@ -213,8 +213,8 @@ def image_files(sources: Iterable[str | Path], out: Path | None = None) -> list[
             problems.append(f'{source} is a URL: fetch the image, and name its file.')
         elif re.search(r'[*?\[]', str(source)):
             problems.append(
-                f'{source}: no such file. The shell puts the files that match in the place of a pattern without quotes; '
-                'a folder stands for all images in it.'
+                f'{source}: no such file. Give the pattern without quotes, so that the shell expands it, or a folder for all '
+                'images in it.'
             )
         else:
             problems.append(f'{source}: no such file or folder.')
@@ -266,7 +266,7 @@ def _refuse_other_files(out: Path, paths: Sequence[Path], drawings: Sequence[Pat
     """Raises MtpdError where a drawing would lie among the images, or take the place of another file."""
     if any(path.absolute().parent.resolve() == out.resolve() for path in paths):
         raise MtpdError(
-            f'{out} is a folder of the images: the drawings would lie among them. Name another with --out.'
+            f'{out} is the folder of the images: the drawings would lie among them. Name another folder with --out.'
         )
     others = [path for path in drawings if os.path.lexists(path) and not _is_drawing(path)]
     if not _is_predictions(out / PREDICTIONS):
@@ -303,9 +303,9 @@ def _config_in_checkpoint(meta: dict, checkpoint: Path) -> Config:
     text = meta.get('config') or meta.get('student_config')
     if not text:
         raise MtpdError(
-            f'{checkpoint} does not say of which detector it is: name its recipe or mmdet config with --config.'
+            f'{checkpoint} does not name its detector: give its recipe or mmdet config with --config.'
         )
     try:
         return Config(parse_settings(text, f'the config in {checkpoint}'))
     except MtpdError as error:
-        raise MtpdError(f'{error} Name one with --config.') from None
+        raise MtpdError(f'{error} Give a config with --config.') from None

@@ -1,13 +1,13 @@
 # %% [markdown]
 # # 00 · Environment
 #
-# **Question.** Can this machine run the recipe, and with what?
+# **Question.** Can this machine run the recipe, and with what versions and devices?
 #
-# This is the first of seven notebooks, a course that follows one run of a recipe: a small detector, the *student*, learns from
-# a *sequence* of larger ones, its *teachers*, stage by stage (MTPD: Cao et al., ICML 2023). `make demo` makes the run they look
-# at, in minutes; each notebook finds it, and changes nothing that is done.
+# Seven notebooks follow one run of a *recipe*, a file that says what to run. A small detector, the *student*, learns from
+# a *sequence* of larger detectors, its *teachers*, stage by stage (MTPD: Cao et al., ICML 2023). `make demo` makes the run of the
+# default recipe in minutes. Each notebook finds the run and does not repeat what is done.
 #
-# | | |
+# | notebooks | subject |
 # |---|---|
 # | 00, 01 | the machine, and the data |
 # | 02 | the student and its teachers before any distillation |
@@ -15,8 +15,8 @@
 # | 04 | one stage of distillation |
 # | 05, 06 | which arm wins, and what changed inside |
 #
-# **What to expect.** A list of checks, each with its fix where it fails, and the versions that are kept beside the results: a
-# number without them can't be repeated.
+# **What to expect.** A list of checks, and a fix for each that fails. Then the versions, which are stored with the results: without
+# them nobody can repeat a number.
 
 # %% tags=["parameters"]
 recipe: str = 'configs/mini/retinanet_r50__r101_rx101.py'  # recipe file
@@ -49,8 +49,8 @@ markdown_table([{'what': key, 'value': str(value)} for key, value in versions.it
 # %% [markdown]
 # ## What will run
 #
-# An *arm* is a sequence of teachers. Every arm starts from the same student and gets the same number
-# of student updates (optimizer steps), split evenly over its stages.
+# An *arm* is a sequence of stages, each with a teacher or none. Every arm has the same student and the same number of *updates*
+# (optimizer steps), split evenly over its stages.
 
 # %%
 markdown_table(
@@ -70,7 +70,7 @@ show_sentences(
 # %% [markdown]
 # **Try this**
 #
-# - Set `recipe` to one of those that `mtpd recipes` lists, such as a COCO one, and see what its run would need.
-# - Set `cfg_options` to `'speed.precision=fp16'`: what is wrong is told before anything is trained.
+# - Set `recipe` to another one that `mtpd recipes` lists, for example one for COCO. What would its run need?
+# - Set `cfg_options` to `'speed.precision=fp16'`. The mistake is reported before anything is trained.
 #
 # Next: 01, the data.

@@ -3,13 +3,13 @@
 #
 # **Question.** What do the detectors see, and how hard is it?
 #
-# The built-in *DigitScenes* put real handwritten digits on crops of real photographs. Digits differ in
-# size, colour, contrast and rotation, cover each other, and some are cut by the border. Training and
-# validation share neither digits nor photograph regions. Any COCO-format folder can take their place
-# (`data.root`).
+# A dataset is a folder in COCO format, which `data.root` names. Without `data.root` the data are the built-in *DigitScenes*: real
+# handwritten digits on crops of real photographs. The digits differ in size, colour, contrast and rotation. They cover each other,
+# and the border cuts some. Boxes are tight around the visible pixels. Training and validation scenes share no digits and no regions
+# of photographs.
 #
-# **What to expect.** Eight validation images with their objects, then how many there are, how large, and of which class. An object
-# is *small* under 32 x 32 pixels and *large* from 96 x 96 on, COCO's terms.
+# **What to expect.** Eight validation images with their objects. Then counts of objects, by size and by class. As in COCO, an object
+# is *small* below 32 x 32 pixels and *large* from 96 x 96 pixels on.
 
 # %% tags=["parameters"]
 recipe: str = 'configs/mini/retinanet_r50__r101_rx101.py'  # recipe file
@@ -29,7 +29,7 @@ masks = [example['masks'] for example in examples]
 # %% [markdown]
 # ## Images with their objects
 #
-# Boxes are tight around what is visible; where the dataset has masks, they are tinted.
+# Each object has its box. Masks are tinted, where the dataset has them.
 
 # %%
 plots.scenes(
@@ -71,15 +71,15 @@ plots.class_counts(
 areas = counted['val']['areas']
 small = sum(area < 32**2 for area in areas)
 show_sentences(
-    f'**Conclusion.** {counted["train"]["images"]:,} images to learn from and',
-    f'{counted["val"]["images"]:,} to measure on, with {len(plan.classes)} classes.',
+    f'**Conclusion.** The dataset has {counted["train"]["images"]:,} training images,',
+    f'{counted["val"]["images"]:,} validation images and {len(plan.classes)} classes.',
     f'{small / max(len(areas), 1):.0%} of the validation objects are small (under 32 x 32 pixels).',
 )
 
 # %% [markdown]
 # **Try this**
 #
-# - Set `cfg_options` to `'data.scenes.size=192 image.scale=192'`: larger scenes are made on the spot.
-# - Set it to `'data.root=FOLDER'` for a COCO-format dataset of your own.
+# - For larger DigitScenes, set `cfg_options` to `'data.scenes.size=192 image.scale=192'`. They are made at once.
+# - For a COCO-format dataset of your own, set `cfg_options` to `'data.root=FOLDER'`.
 #
 # Next: 02, the detectors.

@@ -3,12 +3,12 @@
 #
 # **Question.** How good and how costly are the detectors before any distillation?
 #
-# The *student* is small and trained here: its *baseline* is where every arm starts. The *teachers* are
-# larger. Where the recipe names a checkpoint it is loaded, else the teacher is trained. Distillation has
-# something to give only if the teachers are clearly better than the student will become.
+# The *baseline* is the student, trained on its own before any distillation. The *teachers* are larger detectors. A detector is
+# loaded where the recipe names its checkpoint, and trained here otherwise. A teacher can help only if it is clearly better than
+# the student would become without it.
 #
-# **What to expect.** A table and a figure: teachers far above the student, and dearer to run. Without a run (`make demo`)
-# the detectors are measured here first, a minute or two.
+# **What to expect.** A table and a figure: the teachers should be far above the student, and slower. Detectors that the run has
+# not measured yet are measured first. In the demo that takes a minute or two.
 
 # %% tags=["parameters"]
 recipe: str = 'configs/mini/retinanet_r50__r101_rx101.py'  # recipe file
@@ -29,14 +29,16 @@ detectors = detector_rows(plan, work_dir)
 # %% [markdown]
 # ## Accuracy, size and speed
 #
-# A box is right where its overlap with an object's, $\mathrm{IoU} = |A \cap B| / |A \cup B|$, reaches a threshold. *AP*, average
-# precision, is the area under the curve of precision over recall, a mean over classes and the thresholds 0.50 to 0.95, in points of
-# 100; AP50 that of 0.50 alone. GFLOPs count a multiply-add as one. Milliseconds are this machine's, one image at a time, without
-# post-processing; they follow GFLOPs only loosely, since what a layer takes depends on how well it suits the processor. On the
-# *Pareto front* are detectors than which none is cheaper and better.
+# A detection is correct where the overlap of its box $A$ with an object's box $B$, $\mathrm{IoU} = |A \cap B| / |A \cup B|$, reaches
+# a threshold. *AP*, average precision, is the area under the curve of precision over recall. It is a mean over the classes and over
+# the thresholds 0.50 to 0.95, in points from 0 to 100. AP50 has the threshold 0.50 alone.
 #
-# Columns on training are there where it is known. Mind them: the shipped teachers were trained for longer, and on more scenes, than
-# a student. The updates of one that *began from* another come on top of those.
+# GFLOPs count a multiply-add as one operation. Milliseconds are measured on this machine, one image at a time, without
+# post-processing. They follow GFLOPs only loosely, because some layers suit a processor better than others. The *Pareto front* has
+# the detectors that no other detector beats in both cost and AP.
+#
+# The table shows updates and training scenes where they are known. The teachers that come with the kit were trained for longer, and
+# on more scenes, than the student. Where a detector *began from* another one, the updates of both add up.
 
 # %%
 markdown_table(detectors, 'detectors')
@@ -55,16 +57,16 @@ plots.loss_curves(loss_rows(baseline['dir'] / 'log.json'))
 student = detectors[0]
 best = max(detectors, key=lambda row: row['AP'] or 0)
 show_sentences(
-    f'**Conclusion.** The student starts at {student["AP"]:.1f} AP with',
+    f'**Conclusion.** The baseline has {student["AP"]:.1f} AP with',
     f'{student["parameters"] / 1e6:.2f} million parameters. The best detector, {best["label"]}, has',
-    f'{best["AP"]:.1f} AP with {best["parameters"] / student["parameters"]:.1f} times as many:',
-    f'{best["AP"] - student["AP"]:.1f} AP lie between them.',
+    f'{best["AP"]:.1f} AP with {best["parameters"] / student["parameters"]:.1f} times as many parameters.',
+    f'The gap is {best["AP"] - student["AP"]:.1f} AP.',
 )
 
 # %% [markdown]
 # **Try this**
 #
-# - Where would the student lie if distillation closed half of the gap? Notebook 05 tells how far it gets.
-# - `mtpd export CHECKPOINT student.onnx` makes an ONNX file of it: `benchmarks/README.md` has its latency beside the teachers'.
+# - Where would the student lie if distillation closed half of the gap? Notebook 05 shows how far it gets.
+# - `mtpd export CHECKPOINT student.onnx` writes a checkpoint as ONNX. `benchmarks/README.md` compares its latency with the teachers'.
 #
 # Next: 03, the order of the teachers.

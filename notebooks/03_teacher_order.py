@@ -1,22 +1,23 @@
 # %% [markdown]
 # # 03 · Which teacher first?
 #
-# **Question.** How far are the detectors' features from each other's, and which sequence of teachers
-# does that suggest?
+# **Question.** How far apart are the detectors' features, and which sequence of teachers does that suggest?
 #
-# The *adaptation cost* from A to B is the share of the variance of B's neck features that the best
-# linear map (a 1 x 1 convolution) from A's features leaves unexplained: about 0 if they say the same,
-# about 1 if they have nothing in common. It is fitted on half of the images and measured on the other
-# half, without training any network. MTPD's idea: a teacher that is near makes a better first teacher
-# than one that is strong and far. The definition here is the kit's own, in the spirit of the paper's:
+# The *neck* of a detector, a feature pyramid network (FPN), gives feature maps at several *levels*, with one cell every 8, 16, 32,
+# ... pixels. The *adaptation cost* from detector A to detector B is the share of the variance of B's neck features that is left
+# unexplained by the best linear map (a 1 x 1 convolution) from A's features:
 #
 # $$C(A \to B) = \frac{\min_{W, b} \lVert W F_A + b - F_B \rVert^2}{\lVert F_B - \bar F_B \rVert^2}$$
 #
-# with $F$ the features of a level (the *neck*, a feature pyramid network or FPN, makes levels of one cell every 8, 16, 32, ...
-# pixels), a row for each channel and a column for each cell of the images.
+# $F$ has the features of a level, a row for each channel and a column for each cell of the images. The cost is about 0 if A's
+# features determine B's, and about 1 if they have nothing in common. The map is fitted on half of the images, and its cost is
+# measured on the other half. No network is trained for it.
 #
-# **What to expect.** A matrix of costs, the sequence that they suggest with the reason of each step, and a prediction that the
-# arms will test.
+# MTPD's idea: a teacher that is near makes a better first teacher than one that is strong and far. This definition of the cost is
+# the kit's own, in the spirit of the paper's.
+#
+# **What to expect.** A matrix of costs, and the sequence that they suggest, with a reason for each step. The sequence is a
+# prediction that the arms test.
 
 # %% tags=["parameters"]
 recipe: str = 'configs/mini/retinanet_r50__r101_rx101.py'  # recipe file
@@ -37,8 +38,8 @@ costs = adaptation_costs(plan, work_dir, images or None)
 # %% [markdown]
 # ## The costs
 #
-# Read a row as "from", a column as "to". In brackets a 95 % interval: a bootstrap over the images that
-# measure. Detectors are compared at the FPN strides that both have.
+# Rows are "from", columns are "to". Brackets have a 95 % interval: a bootstrap over the images that the costs are measured on.
+# Detectors are compared at the FPN strides that both have.
 
 # %%
 plots.cost_matrix(list(labels.values()), costs['cost'], (costs['low'], costs['high']))
@@ -49,9 +50,9 @@ show_sentences(calibration_text(costs))
 # %% [markdown]
 # ## The sequence
 #
-# The last teacher is the one of highest AP. Before it goes, again and again, a teacher that is nearer to
-# the student, the one that is nearest to its successor. The check is the path with the least sum of
-# squared costs, found exactly.
+# The last teacher is the one of highest AP. By default the sequence is then built backward: each step adds, at the front, the
+# teacher with the least cost to the one after it, among the teachers that are nearer to the student than that one. As a check, an
+# exact search finds the path with the least sum of squared costs.
 
 # %%
 suggestion = suggest_sequence(plan, costs, work_dir)
@@ -87,7 +88,7 @@ show_sentences(
 # %% [markdown]
 # **Try this**
 #
-# - Set `images` to 32: do the intervals still tell the teachers apart?
-# - `mtpd run RECIPE --cfg-options arms.auto.label=suggested arms.auto.teachers=auto` adds an arm whose teachers the costs choose.
+# - Set `images` to 32. Do the intervals still separate the teachers?
+# - `mtpd run RECIPE --cfg-options arms.auto.label=suggested arms.auto.teachers=auto` adds an arm with the suggested sequence.
 #
 # Next: 04, a stage of distillation.

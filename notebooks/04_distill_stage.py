@@ -1,21 +1,23 @@
 # %% [markdown]
 # # 04 · One stage of distillation
 #
-# **Question.** What does a student gain in one stage: from one teacher or, in the arm without, from training on?
+# **Question.** What does a student gain in one stage, with one teacher or, in the arm without a teacher, from more training?
 #
-# With a teacher, the student's features are compared with the teacher's, FPN level by level, and the loss is added to the
-# detection loss. By default it is *masked generative distillation* (MGD): random cells of the student's
-# feature map are blanked, and a small network on top of it has to generate the teacher's whole map from the
-# rest. The teacher never changes. The next stage starts from this stage's student; what a loss trains beside
-# the student is thrown away. For a level with features $F^S$ of the student and $F^T$ of the teacher:
+# With a teacher, the student's features are compared with the teacher's, FPN level by level. The result, the *distillation loss*,
+# is added to the detection loss. The default is *masked generative distillation* (MGD; Yang et al., ECCV 2022). It blanks random
+# cells of the student's feature map. A small network, the *generation layer*, then has to generate the teacher's whole map from the
+# rest. For a level with features $F^S$ of the student and $F^T$ of the teacher:
 #
 # $$L = \alpha \sum \left( F^T - G(M \odot A(F^S)) \right)^2$$
 #
-# $A$ matches the channels (1 x 1 convolution), $M$ is a random mask that blanks a share of the cells, $G$ generates (two 3 x 3
-# convolutions); $\alpha$ and the share are the recipe's. (Yang et al., Masked Generative Distillation, ECCV 2022.)
+# $A$ matches the channels (a 1 x 1 convolution). $M$ is a random mask that blanks a share of the cells. $G$ is the generation layer
+# (two 3 x 3 convolutions). The recipe sets $\alpha$ and the share.
 #
-# **What to expect.** Losses that fall while you watch, unless the stage is done: then its curves, at once. After it, AP before and
-# after. A stage of the demo takes one to four minutes on two cores.
+# The teacher never changes. The next stage starts from this stage's student. The weights of the distillation loss are thrown away,
+# unless the recipe sets `distill.keep_adapters`.
+#
+# **What to expect.** Loss curves that grow during training, or the whole curves where the stage is done. Then AP before and after.
+# A stage of the demo takes one to four minutes on two cores.
 
 # %% tags=["parameters"]
 recipe: str = 'configs/mini/retinanet_r50__r101_rx101.py'  # recipe file
@@ -42,8 +44,8 @@ show_sentences(
 # %% [markdown]
 # ## Training
 #
-# Above the loss of the detector, below that of the distillation, if there is a teacher. The detection loss rises at first: a stage
-# begins its learning rate schedule anew, with a warm-up. A stage that is done is not trained again.
+# The upper panel shows the detection loss, the lower one the distillation loss, if there is a teacher. The detection loss rises at
+# first, because each stage starts its learning rate schedule anew, with a warm-up. A stage that is done is not trained again.
 
 # %%
 made = train_stage_live(plan, stage, arm, work_dir)
@@ -62,15 +64,15 @@ show_sentences(
     f'**Conclusion.** After stage {stage} the student has {steps[-1]["AP"]:.1f} AP,',
     f'{plots.gain(steps[-1]["AP"], steps[-2]["AP"])} by this stage and',
     f'{plots.gain(steps[-1]["AP"], steps[0]["AP"])} against the baseline, after {stage * sequence.stage_updates} more updates.',
-    "How much of it is the teacher's doing, the arm without a teacher tells (notebook 05)."
+    'The arm without a teacher shows how much of this the teacher brings (notebook 05).'
     if teacher
-    else 'This is the control: what it gains, no teacher has given it.',
+    else 'This arm is the control: its gain comes from more training alone.',
 )
 
 # %% [markdown]
 # **Try this**
 #
-# - Set `arm` to `'none'`: as many updates, and no teacher. What of the gain is left?
-# - Set `cfg_options` to `'distill.method=cwd'` and `work_dir` to a new folder: another loss, the same student.
+# - Set `arm` to `'none'`: the same number of updates, without a teacher. How much of the gain is left?
+# - Set `cfg_options` to `'distill.method=cwd'` and `work_dir` to a new folder: another distillation loss, the same student.
 #
 # Next: 05, which arm wins.

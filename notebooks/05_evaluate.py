@@ -3,14 +3,14 @@
 #
 # **Question.** Which arm makes the best student, and by how much?
 #
-# All arms continue the same baseline for the same number of updates on the same data. "No teacher" just
-# trains on: what it gains is not distillation's doing.
+# All arms train the same student for the same number of updates on the same data. With `distill.start='baseline'`, as in the demo,
+# they continue the same baseline. The arm "no teacher" only trains on, so its gain is not due to distillation.
 #
-# Each stage has its own learning rate schedule, warm-up and decay, which an arm of two stages goes through twice in the same
+# Each stage has its own learning rate schedule, with warm-up and decay. An arm of two stages goes through it twice in the same
 # number of updates.
 #
-# **What to expect.** The arms side by side, class by class, error by error, image by image; then beside the paper. It needs a run:
-# where there is none, the next cell says which command makes it.
+# **What to expect.** The arms side by side: by class, by kind of error and by image. Then the paper's results. This notebook needs a
+# run. Where there is none, the next cell names the command that makes it.
 
 # %% tags=["parameters"]
 recipe: str = 'configs/mini/retinanet_r50__r101_rx101.py'  # recipe file
@@ -57,14 +57,14 @@ plots.ap_by_arm(rows)
 
 # %%
 show_sentences(
-    f'Numbers and figures of this page are of seed {plan.seed}; its conclusion is of all',
-    'seeds that were run.',
+    f'Numbers and figures of this page are of seed {plan.seed}. Its conclusion is of all seeds',
+    'that were run.',
 )
 
 # %% [markdown]
 # ## Class by class
 #
-# The best arm against the arm without a teacher: where the teachers helped, and where not.
+# The best arm against the arm without a teacher: which classes gain from the teachers, and which do not.
 
 # %%
 plots.per_class(*class_aps(run))
@@ -72,18 +72,27 @@ plots.per_class(*class_aps(run))
 # %% [markdown]
 # ## Kinds of errors
 #
-# Of each student as many detections as there are objects, the best scored: a score that all had to reach would favour the one that
-# is surer of itself. Each is of one kind. *Correct*: of an object's class, and overlapping it by half (IoU 0.5);
-# *duplicate*: of one that a better scored detection has. *Localisation*: of the class, badly placed (IoU 0.1 to 0.5);
-# *classification*: well placed, of another class; *both*; *background*: on no object. *Missed* are objects that none of
-# these concern. (After TIDE, Bolya et al., ECCV 2020.)
+# Every student is judged by the same number of detections: those with the highest scores, as many as there are objects. A common
+# score threshold would favour a student that gives higher scores. Each detection is of one kind (after TIDE, Bolya et al., ECCV
+# 2020):
+#
+# | kind | the detection |
+# |---|---|
+# | correct | overlaps an object of its class with IoU 0.5 or more |
+# | duplicate | does so, but a detection with a higher score already has the object |
+# | localisation | overlaps an object of its class with IoU 0.1 to 0.5 |
+# | classification | overlaps an object of another class with IoU 0.5 or more |
+# | both | overlaps an object of another class with IoU 0.1 to 0.5 |
+# | background | overlaps no object with IoU 0.1 or more |
+#
+# *Missed* are objects without a correct detection, a localisation error or a classification error.
 
 # %%
 kinds = errors_by_detector(plan, run)
 plots.error_types({label: errors.counts for label, errors in kinds.items()}, count_objects(plan))
 
 # %% [markdown]
-# Objects that only one of two students finds, counted the same way:
+# Objects that only one of two students finds, among the same detections:
 
 # %%
 markdown_table(objects_found_and_lost(kinds))
@@ -91,11 +100,11 @@ markdown_table(objects_found_and_lost(kinds))
 # %% [markdown]
 # ## Detections side by side
 #
-# One image, and what each student and the strongest teacher find in it. A single image shows little: the table above counts them
-# all.
+# The detections of each student and of the strongest teacher in one image. One image is an example only: the figure of errors above
+# counts all images.
 
 # %% [markdown] tags=["live"]
-# Choose an image and the least score below the figure.
+# Choose the image and the score threshold with the controls below the figure.
 
 # %%
 numbers = checkpoint_metrics(plan, checkpoint, metrics, work_dir)
@@ -106,10 +115,12 @@ show_with_controls(detections, image=(image, range(len(detections))), threshold=
 
 # %% [markdown]
 # ## Beside the paper
+#
+# Tables and figures of this section are there where the recipe has figures of the paper.
 
 # %% [markdown] tags=["live"]
-# A released student comes first, if the parameter `checkpoint` names one: any of this recipe's architecture is tested on the
-# recipe's validation split, and needs no run.
+# The parameter `checkpoint` may name a student, such as a released one. It is tested on the recipe's validation split. It must have
+# the architecture of the recipe's student. No run is needed for it.
 
 # %%
 headings = {'name': '', 'ours': 'this checkpoint', 'paper': 'the release'}
@@ -121,8 +132,8 @@ markdown_table(paper_rows(numbers, plan), headings)
 show_sentences(paper_verdict(numbers, plan))
 
 # %% [markdown]
-# The authors' released students, and the same student alone. Two stages take 24 epochs, so the gain against 24 epochs alone is
-# the teachers' part.
+# The authors' released students, and the same student alone. Two stages take 24 epochs, so the gain over 24 epochs alone is due to
+# the teachers.
 
 # %%
 headings = {'name': 'COCO', 'result': 'the release'}
@@ -131,15 +142,16 @@ headings |= {'baseline_2x': 'alone, 24 epochs', 'gain_2x': 'gain over 24'}
 markdown_table(paper_gains(run.paper), headings)
 
 # %% [markdown]
-# Direct and progressive are compared within the pair of the paper's bar chart. The release is another training: RetinaNet's with
-# ResNet and ResNeXt had stronger teachers than the pair. The walk-through is a third one, in notebook 06.
+# Direct and progressive distillation are compared within the pair of the paper's bar chart. The released student comes from another
+# training. For RetinaNet with ResNet and ResNeXt teachers, it had stronger teachers than the pair. The paper's walk-through is a
+# third training: notebook 06 shows it.
 
 # %%
 show_sentences(*paper_finding(run.paper).values())
 
 # %% [markdown]
-# On another dataset, or with detectors of another size, the absolute numbers can't be compared; the direction
-# of the gains can. The dashed line is what a student gains without a teacher.
+# On another dataset, or with detectors of another size, absolute AP cannot be compared. Compare the direction of the gains. The
+# dashed line is the gain of a student without a teacher.
 
 # %%
 plots.paper_next_to_ours(run.paper, run.key_aps(), dataset_name(plan))
@@ -147,8 +159,9 @@ plots.paper_next_to_ours(run.paper, run.key_aps(), dataset_name(plan))
 # %% [markdown]
 # ## Direct against progressive, by method
 #
-# The paper's bar chart, and the same of runs with other methods. Make one with
-# `mtpd run RECIPE --cfg-options distill.method=fgd --work-dir runs/NAME-fgd/0`, NAME being the recipe's: it is found there.
+# The paper's bar chart, and the same chart of this recipe's runs with other methods.
+# `mtpd run RECIPE --cfg-options distill.method=fgd --work-dir runs/NAME-fgd/0` makes such a run. NAME is the recipe's name, by which
+# this notebook finds the run.
 
 # %%
 student = run.paper.get('student')
@@ -159,8 +172,8 @@ plots.direct_against_progressive(chart, ours.bars, dataset_name(plan), chart_not
 show_sentences(methods_caption(ours, chart, student, dataset_name(plan)))
 
 # %% [markdown]
-# Direct distillation is a strong rival. Whether a sequence can beat it depends on how far the student is trained: notebook 06, "When
-# does a sequence help?", has what is known.
+# Direct distillation is a strong rival. Whether a sequence beats it depends on how far the student is trained: see notebook 06,
+# "When does a sequence help?".
 
 # %%
 show_sentences('**Conclusion.**', run_summary(run))
@@ -168,7 +181,8 @@ show_sentences('**Conclusion.**', run_summary(run))
 # %% [markdown]
 # **Try this**
 #
-# - In JupyterLab, lower the score threshold below the figure: which detector finds the small digits first, and at the price of which mistakes?
+# - In JupyterLab, lower the score threshold below the figure. Which detector finds the small objects first, and with how many
+#   mistakes?
 # - Set `checkpoint` to a student of your own, from `mtpd export`.
 #
 # Next: 06, what changed inside.

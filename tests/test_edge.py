@@ -49,7 +49,7 @@ def pictures() -> list[np.ndarray]:
 def test_the_boxes_are_pytorchs(tmp_path, name):
     model = predict.detector(TEACHERS / name / 'model.pth', MINI, name, 'cpu')
     edge = EdgeDetector(export_onnx(model, tmp_path / 'teacher.onnx'))
-    with pytest.raises(MtpdError, match='no image to look at'):
+    with pytest.raises(MtpdError, match='the image is None'):
         edge(cv2.imread(str(tmp_path / 'gone.png')))
     count = 0
     # mmdet pads to a multiple of 32; the exported network has one size, and more of it may be padding.
@@ -115,8 +115,14 @@ def test_from_the_command_line_and_without_torch(tmp_path):
 
 def test_what_can_not_be_exported_says_so(tmp_path):
     for recipe, words in (
-        ('configs/mini/mask_rcnn_r50__swint_swins.py', 'only one-stage detectors with anchors'),
-        ('configs/mini/reppoints_r50__r101_rx101dcn.py', 'only one-stage detectors with anchors'),
+        (
+            'configs/mini/mask_rcnn_r50__swint_swins.py',
+            'only one-stage detectors whose head gives scores and deltas of anchors',
+        ),
+        (
+            'configs/mini/reppoints_r50__r101_rx101dcn.py',
+            'only one-stage detectors whose head gives scores and deltas of anchors',
+        ),
     ):
         from mmdet.models import build_detector
 
@@ -144,7 +150,7 @@ def test_a_head_that_scores_in_another_way_is_refused(config, tmp_path):
     cfg.data.test.pipeline[1].img_scale = (64, 64)
     model = build_detector(cfg.model)
     model.cfg, model.CLASSES = cfg, ('a',)
-    with pytest.raises(MtpdError, match='can not be exported to ONNX: only one-stage'):
+    with pytest.raises(MtpdError, match='cannot be exported to ONNX: only one-stage'):
         export_onnx(model, tmp_path / 'x.onnx')
     assert not list(tmp_path.iterdir())
 
@@ -164,7 +170,7 @@ def test_files_that_are_none(tmp_path):
     with pytest.raises(MtpdError, match='does not exist'):
         EdgeDetector(tmp_path / 'no.onnx')
     (tmp_path / 'bad.onnx').write_bytes(b'\x00nothing')
-    with pytest.raises(MtpdError, match='no ONNX file'):
+    with pytest.raises(MtpdError, match='not an ONNX file'):
         EdgeDetector(tmp_path / 'bad.onnx')
 
 

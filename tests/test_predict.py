@@ -316,8 +316,8 @@ def test_bad_images_are_named_at_the_end_and_the_others_are_kept(model, tmp_path
     first, *lines = done.stderr.splitlines()
     assert '5 of 8 images have no predictions' in first and 'predictions.json' in first
     for name, problem in {
-        'b.png': 'is empty, cut short, damaged or no image',
-        'd.jpg': 'is empty, cut short, damaged or no image',
+        'b.png': 'is empty, cut short, damaged or not an image',
+        'd.jpg': 'is empty, cut short, damaged or not an image',
         'gone.png': 'cannot be read (No such file or directory)',
         'thin.png': 'is too thin to be resized (3000 x 1 pixels)',
         '\ufffd\ufffd.png': 'has a name that is not UTF-8: rename it',
@@ -396,7 +396,7 @@ def test_all_sources_that_are_none_are_named_at_once(trained, tmp_path):
         tmp_path / 'empty': r'no images in this folder or below it \(\.jpg',
         tmp_path / 'gone.png': 'no such file or folder',
         'https://example.org/a.jpg': 'is a URL: fetch the image, and name its file',
-        f'{tmp_path}/*.jpg': 'no such file. The shell puts .* a folder stands for all images',
+        f'{tmp_path}/*.jpg': 'no such file. Give the pattern without quotes, .* a folder for all images',
     }
     with pytest.raises(MtpdError) as refusal:
         predict.predict(model, sources, tmp_path / 'out')
@@ -419,12 +419,12 @@ def test_a_config_in_a_checkpoint_is_not_run(trained, tmp_path):
     mark = tmp_path / 'ran'
     state['meta']['config'] = f'__import__("pathlib").Path({str(mark)!r}).touch()\nmodel = {{}}\n'
     torch.save(state, tmp_path / 'evil.pth')
-    with pytest.raises(MtpdError, match=r'is not run\. Name one with --config'):
+    with pytest.raises(MtpdError, match=r'is not run\. Give a config with --config'):
         predict.detector(tmp_path / 'evil.pth')
     assert not mark.exists()
     state['meta'] = {}
     torch.save(state, tmp_path / 'bare.pth')
-    with pytest.raises(MtpdError, match='does not say of which detector it is'):
+    with pytest.raises(MtpdError, match='does not name its detector'):
         predict.detector(tmp_path / 'bare.pth')
 
 

@@ -1,4 +1,4 @@
-"""Run directories read: numbers, statistics and sentences. What notebooks need of them and of lower rooms, by one import."""
+"""Reads run directories: numbers, statistics and sentences. What notebooks need of them and of lower rooms, by one import."""
 
 from ..utils.lazy import lazy_names
 

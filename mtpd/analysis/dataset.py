@@ -1,4 +1,4 @@
-"""A dataset as people look at it: example images with their objects, and what it counts."""
+"""Example images of a dataset with their objects, and its counts."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class ErrorCounts(NamedTuple):
 
 
 def count_errors(recipe: Recipe, detections: str | Path) -> ErrorCounts:
-    """Errors among a detections.json's best scored detections on the recipe's validation split, as many as there are objects.
+    """Counts the errors of a detections.json's best scored detections on the validation split, as many as there are objects.
 
     So all detectors are judged by equally many: a score to be reached would favour the one that is surer of itself.
     """
@@ -71,7 +71,7 @@ class ClassifiedDetections(NamedTuple):
 
 
 def classify_detections(truth: dict, detections: dict, threshold: float) -> ClassifiedDetections:
-    """One image's detections, scored at least `threshold`, held against its objects; see `ErrorCounts`.
+    """Compares one image's detections, scored at least `threshold`, with its objects; see `ErrorCounts`.
 
     Args:
         truth: boxes (n, 4) xyxy, labels (n,).
@@ -129,7 +129,7 @@ def count_objects(recipe: Recipe) -> int:
 
 
 def objects_found_and_lost(errors: dict[str, ErrorCounts]) -> list[dict]:
-    """A row for each detector: how many objects it finds, and against the first one which are new and which are lost."""
+    """A row for each detector: how many objects it finds, and how many of them are new or lost against the first one."""
     if not errors:
         return []
     first, before = next(iter(errors.items()))

@@ -1,4 +1,4 @@
-"""Feature maps (C, H, W) of several detectors as people look at them: strength, difference, colours."""
+"""Feature maps (C, H, W) of several detectors as pictures: strength, difference, colours."""
 
 from __future__ import annotations
 

@@ -21,13 +21,13 @@ def loss_rise(row: dict, size: float) -> float:
 
 
 def loss_rises(row: dict, size: float) -> list[float]:
-    """How much perturbations of that relative size lift the loss, each direction for itself."""
+    """How much perturbations of that relative size lift the loss, for each direction."""
     (unperturbed,) = (item['loss'] for item in row['flat'] if not item['size'])
     return [item['loss'] - unperturbed for item in row['flat'] if item['size'] == size]
 
 
 class Measure(NamedTuple):
-    """A measure of a student, all the better the lower it is.
+    """A measure of a student; lower is better.
 
     Attributes:
         value: its value from a row of `generalisation.measure_run`, None where it is not known.
@@ -127,10 +127,10 @@ def gap_verdict(by_seed: Mapping[int, Sequence[dict]], control: str | None) -> l
     measure. See `gap_differences`."""
     differences = gap_differences(by_seed, control)
     if not differences:
-        return ['Without an arm that has no teacher there is nothing to compare with.']
+        return ['The run has no arm without a teacher, so there is nothing to compare with.']
     if all(gap.n < 2 for gaps in differences.values() for gap in gaps.values()):
         return [
-            "With one seed these are this run's numbers, and show no difference between arms.",
+            'These are the numbers of one seed: they show no difference between arms.',
             'Run other seeds (`mtpd run RECIPE --seed 1`): they are read together.',
         ]
     sentences = []
@@ -139,6 +139,6 @@ def gap_verdict(by_seed: Mapping[int, Sequence[dict]], control: str | None) -> l
         worse = [label for label, gap in gaps.items() if gap.sign > 0]
         text = f'shown for {", ".join(better)}' if better else 'not shown'
         if worse:
-            text += f', the contrary for {", ".join(worse)}'
+            text += f', the opposite for {", ".join(worse)}'
         sentences.append(f'{MEASURES[title].better} than without a teacher: {text}.')
     return sentences

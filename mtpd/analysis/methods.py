@@ -91,7 +91,7 @@ class _ComparableRuns:
         self.entries: list[tuple[Settings, dict[tuple[str, str], float]]] = []
 
     def add_run(self, path: Path) -> str | None:
-        """Counts a run directory in, or says why not."""
+        """Adds a run directory, or says why not."""
         try:
             run = load_run(path)
             if settings := run_settings(run):
@@ -101,7 +101,7 @@ class _ComparableRuns:
         return f'{display_path(path)} has no recipe.py.'
 
     def add(self, settings: Settings, rows: list[dict]) -> str | None:
-        """Counts rows as `Run.results()` gives them in, or says why not."""
+        """Adds rows as `Run.results()` gives them, or says why not."""
         same_method = [entry for entry, _ in self.entries if entry.method == settings.method]
         for other in (self.reference, *same_method[:1]):
             if keys := setting_differences(other, settings):
@@ -172,7 +172,7 @@ def methods_caption(
             "than this recipe's. Both bars of a pair stand for 24 epochs, direct at once, progressive 12 + 12."
         )
     if not comparison.bars:
-        text.append('Nothing has been measured here yet, so there are no bars of ours.')
+        text.append('No run has been measured here yet, so there are no bars of ours.')
     elif paper and dataset == 'COCO':
         text.append('Both sides are AP on COCO.')
     elif paper:

@@ -1,4 +1,4 @@
-"""A student that is at hand as a checkpoint only, and whether its numbers may be held against the paper's."""
+"""Numbers of a student that is there as a checkpoint only, and whether they can be compared with the paper's."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ AP_NAMES = {'': 'AP', '_50': 'AP50', '_75': 'AP75', '_s': 'AP small', '_m': 'AP 
 
 
 def load_run_or_plan(recipe: Recipe, work_dir: str | Path = '', checkpoint: str = '') -> Run:
-    """The recipe's run; where there is none but a checkpoint is to be tested, one in which nothing is done yet.
+    """The recipe's run, or an empty one where there is none but a checkpoint is to be tested.
 
     Raises:
         MtpdError: there is neither a run nor a checkpoint.

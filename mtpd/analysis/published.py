@@ -1,4 +1,4 @@
-"""What is published: figures that stand together, and the gains between them.
+"""Published figures that belong together, and the gains between them.
 
 All are AP points on COCO val2017, of detectors of full size. Four kinds, each a training of its own:
 
@@ -101,7 +101,7 @@ def paper_finding(paper: Mapping | None) -> dict[str, str]:
     sentences = [_pair_text(figures), *map(_release_text, paper_gains(figures))]
     if figures.get('result', 0) > figures.get('progressive', float('inf')):
         sentences.append(
-            f'The release had stronger teachers than the pair, so {format_number(figures["result"])} does not stand against '
+            f'The release had stronger teachers than the pair, so {format_number(figures["result"])} cannot be compared with '
             f'{format_number(figures["direct"])}.'
         )
     text = ' '.join(filter(None, sentences))

@@ -52,7 +52,7 @@ def load_run(path: str | Path) -> Run:
         hint = f' Did you mean {runs[-1]}?' if runs else ''
         what = 'has no run.json' if path.is_dir() else 'does not exist'
         raise MtpdError(
-            f'{path} is not a run: it {what}.{hint} Run `make demo`, or `mtpd run RECIPE`, first.'
+            f'{path} is not a run: it {what}.{hint} First run `make demo`, or `mtpd run RECIPE`.'
         )
     return Run(path, info, status, read_json(path / 'environment.json', {}))
 
@@ -201,7 +201,7 @@ class Run:
         return rows
 
     def training_seconds(self, arm: str) -> float | None:
-        """Of all stages of an arm; None while one is not known."""
+        """The training seconds of all stages of an arm; None while one is not known."""
         values = [_training_seconds(folder) for folder in self.stage_dirs(arm)]
         return sum(values) if values and None not in values else None
 
@@ -279,7 +279,7 @@ class Run:
         return paper_figures(self.info.get('paper'))
 
     def key_aps(self) -> dict:
-        """What of this run may stand beside `paper`: baseline, control (no teacher), direct, progressive, walk_through.
+        """The figures of this run that belong beside `paper`: baseline, control (no teacher), direct, progressive, walk_through.
 
         AP points; `walk_through` has the progressive arm's from the baseline on. Keys without a value are left out.
         """

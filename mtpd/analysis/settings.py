@@ -63,7 +63,7 @@ def run_settings(run: Run) -> Settings | None:
 
 
 def setting_differences(a: Settings, b: Settings) -> list[str]:
-    """Dotted keys in which two runs differ although only the seed, or the method and what it brings along, may."""
+    """Dotted keys in which two runs differ, apart from the seed, the method and its settings."""
     ignored = KEYS_WITHOUT_EFFECT if a.method == b.method else KEYS_WITHOUT_EFFECT + METHOD_KEYS
     keys = differing_settings(a.values, b.values, ignored)
     return [key for key in keys if key.rpartition('.')[2] != 'label']
@@ -77,7 +77,7 @@ def _folder_settings(folder: Path) -> Settings | None:
         return _comparable_settings(values, display_path(folder.resolve()))
     except (KeyError, TypeError):
         raise MtpdError(
-            f'{display_path(folder / "recipe.py")} does not tell how the run was distilled: it is not as the kit wrote it.'
+            f'{display_path(folder / "recipe.py")} does not say how the run was distilled: it is not as the kit wrote it.'
         ) from None
 
 

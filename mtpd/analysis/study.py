@@ -1,4 +1,4 @@
-"""AP by sequence of teachers over seeds: which one is better, by how much, and whether adaptation costs foretold it."""
+"""AP by sequence of teachers over seeds: which one is better, by how much, and whether adaptation costs predicted it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Order:
 
     @property
     def is_sequence(self) -> bool:
-        """Whether it has several teachers, not one that comes again."""
+        """Whether it has several different teachers."""
         return len(set(self.teachers)) > 1
 
     @property
@@ -138,7 +138,7 @@ class Study:
         return statistics.paired_ratio(going_on, by_teacher)
 
     def time_ratio(self, order: Order) -> float | None:
-        """The mean training time by that of the control, of the seeds that have both."""
+        """The mean training time divided by that of the control, over the seeds that have both."""
         known = self.control.seconds if self.control else {}
         pairs = [(order.seconds[seed], known[seed]) for seed in order.seconds if seed in known]
         return sum(a for a, _ in pairs) / sum(b for _, b in pairs) if pairs else None

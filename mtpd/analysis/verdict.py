@@ -1,4 +1,4 @@
-"""What runs say about sequences of teachers, in sentences: also that nothing has been shown.
+"""What runs show about sequences of teachers, in sentences, or that they show nothing.
 
 A sequence is compared with four arms: training on without a teacher; the strongest teacher alone (of highest AP, whatever
 its place in the sequence); its own last teacher alone, which is the paper's direct distillation; and that teacher in as many
@@ -21,8 +21,8 @@ from .run import Run
 from .study import PAPER_REGIME_INDEX, Order, Study, load_study
 
 ONE_SEED = (
-    'It is one seed, which cannot tell a difference from chance: run more with --seed 1, --seed 2, ... and this page reads '
-    'them together.'
+    'One seed cannot tell a difference from chance: run more with --seed 1, --seed 2, ... This page then reads them '
+    'together.'
 )
 
 
@@ -35,7 +35,7 @@ def study_summary(study: Study) -> str:
     """The verdict in two or three sentences: the best arm, the best sequence against its controls, what one seed can't tell."""
     rows = study.table()
     if not rows:
-        return 'No arm has been evaluated yet. There is nothing to answer so far.'
+        return 'No arm has been evaluated yet, so there is no answer so far.'
     sentences = [_best_arm_text(study, rows), _best_sequence_text(study, rows)]
     index = study.regime_index
     if index and index.value > 1 and any(study.order(row['name']).is_sequence for row in rows):
@@ -44,7 +44,7 @@ def study_summary(study: Study) -> str:
 
 
 def study_verdict(study: Study) -> dict[str, str]:
-    """Answers by question: what distillation does, what a sequence does, what the adaptation costs foretold."""
+    """Answers by question: what distillation does, what a sequence does, what the adaptation costs predicted."""
     rows = study.table()
     if not rows:
         return {'Which arm is best?': 'No arm has been evaluated yet.'}
@@ -71,7 +71,7 @@ def study_verdict(study: Study) -> dict[str, str]:
             study, several, 'its last teacher in as many stages', study.split_control
         ),
         'Can orders be judged here?': _regime_text(study) if several else '',
-        'Did the adaptation costs foretell the best sequence?': _forecast_text(
+        'Did the adaptation costs predict the best sequence?': _forecast_text(
             taught, study.correlation()
         ),
     }
@@ -137,7 +137,7 @@ def _best_sequence_text(study: Study, rows: list[dict]) -> str:
     ]
     text = f'"{order.label}", the best sequence of several teachers,'
     if not compared:
-        return f'{text} has nothing to be compared with.'
+        return f'{text} has no arm to compare with.'
     text += f' is {" and ".join([", ".join(compared[:-1]), compared[-1]] if compared[1:] else compared)}'
     if len(study.seeds) > 1:
         text += f', with 95 % intervals over {len(study.seeds)} seeds'
@@ -175,8 +175,8 @@ def _comparison_text(rows: list[dict], seeds: list[int]) -> str:
     updates, counts = {row['updates'] for row in rows}, {len(row['ap']) for row in rows}
     text = f'Every arm trained {max(updates):,} updates after the same baseline'
     if len(updates) > 1:
-        text = 'The arms trained for DIFFERENT numbers of updates: this is no fair comparison'
-    text += ', with a learning rate schedule for each stage: warm-up and decay come once a stage'
+        text = 'The arms trained for DIFFERENT numbers of updates: the comparison is not fair'
+    text += ', each stage with its own learning rate schedule, warm-up and decay'
     ratios = [row['time_ratio'] for row in rows if row['teachers'] and row['time_ratio']]
     if ratios:
         low, high = format_number(min(ratios)), format_number(max(ratios))
@@ -212,17 +212,21 @@ def _sequences_text(
         order = study.order(row['name'])
         other = alone(order)
         roles = ['the best sequence by mean AP'] if place == 0 else []
-        roles += ['the one that the costs suggest'] if row['chosen'] else []
+        roles += ['the sequence that the costs suggest'] if row['chosen'] else []
         if other is None or not roles:
             continue
         role = ' and '.join(roles)
         gap = _difference(order, other)
         text = f'{role[0].upper()}{role[1:]}: {order.label} is {difference_text(gap, f"{name} ({other.label})")}'
         if gap:
-            text += ', with one seed, which shows nothing' if gap.n == 1 else f', {gap.n} seeds'
+            text += (
+                ', with one seed, which shows no difference' if gap.n == 1 else f', {gap.n} seeds'
+            )
         sentences.append(f'{text}.')
         if place == 0 and len(several) > 1 and gap and gap.n > 1:
-            caveat = f'(Its interval does not account for its being picked as the best of {len(several)}.)'
+            caveat = (
+                f'(The interval does not account for the choice of the best of {len(several)}.)'
+            )
             sentences.append(caveat)
     return ' '.join(sentences)
 
@@ -247,7 +251,7 @@ def _regime_text(study: Study) -> str:
         return ''
     index = study.regime_index
     if index is None:
-        return f'No: {taught.label} brings nothing over training as long without a teacher, so there is nothing to split.'
+        return f'No: {taught.label} brings no more than training as long without a teacher, so there is no gain to split.'
     value = format_interval(index)
     facts = (
         f'training as long without a teacher brings {value} times what {taught.label} brings on top of it (regime index; the '
@@ -268,15 +272,15 @@ def _forecast_text(taught: list[dict], correlation: Interval | None) -> str:
         gap = statistics.paired_difference(row['ap'], taught[0]['ap'])
         verdict = 'Yes' if place == 1 else 'No' if gap and gap.sign else 'Not shown'
         if len(row['ap']) == 1:
-            verdict = 'One seed does not tell'
-        text = f'{verdict}: the one that they suggest, {row["label"]}, is number {place} of {len(taught)} by mean AP'
+            verdict = 'One seed cannot tell'
+        text = f'{verdict}: the suggested sequence, {row["label"]}, is number {place} of {len(taught)} by mean AP'
         if gap and place > 1:
             text += f', {format_interval(gap, sign=True)} AP from the first'
         sentences.append(f'{text}.')
     if correlation:
         conclusion = {
             -1: 'cheaper paths made better students',
-            0: 'the costs foretold nothing that shows',
+            0: 'no relation of path cost and AP is shown',
             1: 'cheaper paths made worse students',
         }[correlation.sign]
         value, low, high = (
@@ -288,6 +292,6 @@ def _forecast_text(taught: list[dict], correlation: Interval | None) -> str:
         )
         if len({len(row['teachers']) for row in taught}) > 1:
             sentences.append(
-                'Sequences of several teachers cost more by their hops, and split their updates over stages.'
+                'Sequences of several teachers have more costs to add up, and split their updates over stages.'
             )
     return ' '.join(sentences)

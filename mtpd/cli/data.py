@@ -30,9 +30,9 @@ def digits(root: Path, train: int, val: int, size: int, seed: int) -> None:
     folder = make_digit_scenes(root, train, val, size, seed)
     if changed := changed_splits(folder):
         raise MtpdError(
-            f'{folder}: files of {", ".join(changed)} have changed. Remove the folder and make it again.'
+            f'{folder}: files of {", ".join(changed)} have changed. Remove the folder and make the scenes again.'
         )
-    click.echo(f'{folder}: {train} + {val} scenes of {size} x {size} pixels, checksums right')
+    click.echo(f'{folder}: {train} + {val} scenes of {size} x {size} pixels, checksums correct')
 
 
 @data.command(cls=Command)
@@ -46,12 +46,12 @@ def digits(root: Path, train: int, val: int, size: int, seed: int) -> None:
 )
 @click.argument('more', nargs=-1, type=SPLIT, metavar='')
 @click.option('--server', envvar='MTPD_COCO_SERVER', help='A mirror with the same archives.')
-@click.option('--remove-zips', is_flag=True, help='Remove the archives once all is checked.')
+@click.option('--remove-zips', is_flag=True, help='Remove the archives after the check.')
 def coco(root: Path, splits, more, server: str | None, remove_zips: bool) -> None:
     """Fetch COCO 2017 into ROOT, or check what is there. It has 20 GB, 40 GB with what it unpacks to.
 
-    Goes on where it was interrupted. Sizes and SHA-256 of the archives are compared with those that TensorFlow
-    Datasets recorded, as COCO publishes none. Terms of use: https://cocodataset.org/#termsofuse
+    The download continues where it was interrupted. Sizes and SHA-256 of the archives are compared with those of
+    TensorFlow Datasets, because COCO publishes none. Terms of use: https://cocodataset.org/#termsofuse
     """
     from ..data.coco_download import SERVER, download_coco
 
@@ -79,7 +79,8 @@ def coco(root: Path, splits, more, server: str | None, remove_zips: bool) -> Non
 def split(source: Path, out: Path, val: float, seed: int, images: Path | None) -> None:
     """Split a dataset with one annotation file into train and val.
 
-    SOURCE is its folder, or the file. OUT gets the two files and a link to the images; SOURCE is not changed.
+    SOURCE is the dataset's folder or its annotation file, and is not changed. OUT gets two annotation files and a link to
+    the images.
     """
     from ..data.splitting import split_dataset
 

@@ -40,7 +40,12 @@ SECTIONS = {
 
 @click.group(cls=Main, sections=SECTIONS, context_settings={'help_option_names': ['-h', '--help']})
 @click.version_option(__version__)
-@click.option('-v', '--verbose', is_flag=True, help="Also mmdet's and mmcv's logs. Before COMMAND.")
+@click.option(
+    '-v',
+    '--verbose',
+    is_flag=True,
+    help="Show mmdet's and mmcv's logs, too. Give it before COMMAND.",
+)
 def main(verbose: bool) -> None:
     """MTPD reproduction kit: distil a detector from a sequence of teachers."""
     if verbose:
@@ -52,7 +57,7 @@ def main(verbose: bool) -> None:
 
 @main.command()
 @recipe_options
-@click.option('--smoke', is_flag=True, help='Next to no training: does everything work?')
+@click.option('--smoke', is_flag=True, help='Train for a few updates only: does everything work?')
 def run(recipe, work_dir: Path | None, smoke: bool) -> None:
     """Run all steps of RECIPE, and write the report. What is done is skipped."""
     from ..pipeline.run import run_recipe
@@ -63,7 +68,9 @@ def run(recipe, work_dir: Path | None, smoke: bool) -> None:
 
 @main.command()
 @config_options
-@click.option('--detector', help='student (its baseline), or a teacher. Default: student.')
+@click.option(
+    '--detector', help='student (the baseline), or the name of a teacher. Default: student.'
+)
 @click.option('--arm', help='Train the stages of this arm instead.')
 @click.option('--stage', type=int, help='The last stage of the arm to train. Default: all of them.')
 @as_json_option
@@ -71,8 +78,8 @@ def run(recipe, work_dir: Path | None, smoke: bool) -> None:
 def train(recipe, work_dir, detector: str | None, arm: str | None, stage, as_json) -> None:
     """Train a plain detector, or the stages of an arm. What they need and lack is trained, too.
 
-    CONFIG is a recipe, or an mmdet config (a file, or mmdet::retinanet/retinanet_r50_fpn_1x_coco.py), which is trained
-    as it says; --cfg-options are its keys then, and data.root=FOLDER for any COCO-format dataset.
+    CONFIG is a recipe, or an mmdet config: a file, or mmdet::retinanet/retinanet_r50_fpn_1x_coco.py. An mmdet config is
+    trained as it is. --cfg-options then takes its keys, and data.root=FOLDER for any COCO-format dataset.
     """
     from ..pipeline.detectors import train_detector_run
     from ..pipeline.mmdet_config import config_run_dir, train_config
@@ -105,7 +112,7 @@ def train(recipe, work_dir, detector: str | None, arm: str | None, stage, as_jso
 
 @main.command()
 @click.argument('out', type=PATH)
-@click.option('--student', required=True, help='Its mmdet config: a file, or mmdet::...')
+@click.option('--student', required=True, help="The student's mmdet config: a file, or mmdet::...")
 @click.option(
     '--teachers',
     required=True,
@@ -172,7 +179,7 @@ def order(recipe, work_dir: Path | None) -> None:
     suggestion = suggest_sequence(recipe, costs, work_dir)
     click.echo('\n'.join([*suggestion['reasons'], order_conclusion(suggestion, labels)]))
     folder = display_path(run_dir / 'order')
-    click.echo(f'with intervals and levels: {folder}/costs.json, {folder}/sequence.json')
+    click.echo(f'intervals and levels: {folder}/costs.json, {folder}/sequence.json')
 
 
 @main.command()
@@ -180,7 +187,7 @@ def order(recipe, work_dir: Path | None) -> None:
 def show(recipe, work_dir: Path | None) -> None:
     """Print a recipe or an mmdet config, and train nothing. It is resolved: bases and overrides are in it.
 
-    It is Python: to load it runs its code. Read what strangers wrote before this, too.
+    CONFIG is Python, and loading it runs its code. Read what strangers wrote first.
     """
     from ..config.files import format_config
 
@@ -196,7 +203,7 @@ main.add_command(sweeps.collect)
 @main.command(name='eval')
 @config_options
 @click.option('--checkpoint', required=True, type=PATH)
-@click.option('--detector', help='Whose architecture it has. Default: student.')
+@click.option('--detector', help='The detector whose architecture it has. Default: student.')
 @click.option(
     '--metrics', multiple=True, type=METRIC, help="--metrics bbox segm. Default: the config's."
 )
@@ -204,7 +211,7 @@ main.add_command(sweeps.collect)
 @click.option(
     '--ignore-classes',
     is_flag=True,
-    help="Take its outputs for the dataset's classes one by one, whatever classes it was trained on.",
+    help="Take its k-th class for the dataset's k-th class, whatever classes it was trained on.",
 )
 @with_all_processes
 def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out, ignore_classes) -> None:
@@ -231,22 +238,24 @@ def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out, ignore_class
 @main.command()
 @click.argument('sources', metavar='IMAGE_OR_FOLDER...', nargs=-1, required=True)
 @click.option('--checkpoint', required=True, type=PATH)
-@click.option('--config', help='Its recipe or mmdet config. Default: what the checkpoint says.')
-@click.option('--detector', default='student', help='Whose it is in a recipe.')
+@click.option(
+    '--config', help="The checkpoint's recipe or mmdet config. Default: the one that it names."
+)
+@click.option('--detector', default='student', help='Its name in the recipe. Default: student.')
 @click.option('--out', default='predictions', show_default=True, type=PATH)
 @click.option(
     '--threshold',
     type=click.FloatRange(0, 1),
     default=0.3,
     show_default=True,
-    help='The least score drawn.',
+    help='The lowest score that is drawn.',
 )
 @click.option('--device', default='auto', show_default=True)
 def predict(sources, checkpoint, config, detector, out, threshold, device) -> None:
     """Draw what a checkpoint's detector finds in images. Boxes and, if it has them, masks are drawn; predictions.json has them, too.
 
-    A folder stands for all images in it, also in nested folders. Images that cannot be read are listed at the end, with
-    exit code 1; the others have their predictions.
+    A folder stands for all images in it and below it. Images that cannot be read are listed at the end, with exit code 1.
+    The other images have their predictions.
     """
     from collections import Counter
 
@@ -282,15 +291,16 @@ def recipes(as_json: bool) -> None:
 @click.option(
     '--trust-checkpoint',
     is_flag=True,
-    help='Also load Python objects, as old files hold them: RUNS ANY CODE in SOURCE.',
+    help='Also load Python objects, which old files have: RUNS ANY CODE in SOURCE.',
 )
-@click.option('--config', help='For ONNX: as of `mtpd predict`.')
-@click.option('--detector', default='student', help='For ONNX: whose it is in a recipe.')
+@click.option('--config', help='For ONNX: as in `mtpd predict`.')
+@click.option('--detector', default='student', help='For ONNX: its name in the recipe.')
 def export(source: Path, target: str, half: bool, trust_checkpoint: bool, config, detector) -> None:
     """Write the student in SOURCE for mmdet, or as ONNX. SOURCE is a checkpoint of any layout.
 
-    TARGET is a folder (made where it ends in a slash), or a name, to which the start of the file's SHA-256 is added: student-7ee888e0.pth. A name that
-    ends in .onnx makes an ONNX file of a one-stage detector, which `mtpd.edge.EdgeDetector` runs without torch.
+    TARGET is a folder (made where it ends in a slash), or a name. The start of the file's SHA-256 is added to the name:
+    student-7ee888e0.pth. A name that ends in .onnx gives an ONNX file of a one-stage detector, which
+    `mtpd.edge.EdgeDetector` runs without torch.
     """
     path = Path(target)
     if target.endswith('/'):
@@ -317,8 +327,8 @@ def export(source: Path, target: str, half: bool, trust_checkpoint: bool, config
 def diagnose(path: Path, seed: int | None, cfg_options: dict, work_dir: Path | None) -> None:
     """Say why a student is worse than expected. What is out of its usual range: measured value, usual range, what to change.
 
-    A few batches are computed with the checkpoints that there are, and logs are read. Nothing is trained. RUN_OR_RECIPE
-    is a run directory, a folder of `mtpd train`, or a recipe. Exit code 1: nothing could be measured.
+    It computes a few batches with the existing checkpoints, and reads the logs. Nothing is trained. RUN_OR_RECIPE is a
+    run directory, a folder of `mtpd train`, or a recipe. Exit code 1: nothing could be measured.
     """
     from ..analysis.findings import diagnose, format_diagnosis
 
@@ -359,7 +369,7 @@ main.add_command(datasets.data)
 def doctor(recipe: str | None, cfg_options: dict, work_dir: Path | None, as_json: bool) -> None:
     """Check this machine, and all that a run of RECIPE needs. All problems are told at once, with fixes. Default: the demo's RECIPE.
 
-    A few updates are tried, which tells the memory and the time that the run will take. RECIPE is Python, and its code runs.
+    A few updates are tried, to measure the memory and the time that the run will take. RECIPE is Python, and its code runs.
     """
     from ..pipeline.doctor import print_checks, run_checks
 
@@ -373,16 +383,16 @@ def doctor(recipe: str | None, cfg_options: dict, work_dir: Path | None, as_json
 @main.command(name='install-ops')
 @click.option(
     '--cuda-arch',
-    help="CUDA ops for GPUs that are not here: 9.0, or '8.0;9.0'; cpu: for none. Default: the GPU's own, if there is one.",
+    help="GPU architectures of the ops: 9.0, or '8.0;9.0'; cpu: CPU ops. Default: that of this machine's GPU, if it has one.",
 )
 @click.option('--rebuild', is_flag=True, help='Compile again even where a built wheel is cached.')
 @click.option(
-    '--no-retry', is_flag=True, help='Keep CPU ops where CUDA ops could not be built before.'
+    '--no-retry', is_flag=True, help='Keep CPU ops where an earlier build of CUDA ops failed.'
 )
 def install_ops(cuda_arch: str | None, rebuild: bool, no_retry: bool) -> None:
     """Build mmcv-full's compiled ops for the installed torch. They are cached outside the checkout.
 
-    With a GPU and a torch for CUDA they are CUDA ops for that GPU. Where there is no nvcc, pip's is fetched (150 MB).
+    With a GPU and a torch for CUDA, CUDA ops for that GPU are built. Where nvcc is missing, pip's is fetched (150 MB).
     """
     from ..install.ops import install_ops
 

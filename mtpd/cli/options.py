@@ -131,7 +131,7 @@ cfg_options = click.option(
     help='Overrides of the recipe.',
 )
 
-as_json_option = click.option('--json', 'as_json', is_flag=True, help='For machines.')
+as_json_option = click.option('--json', 'as_json', is_flag=True, help='Print JSON.')
 
 
 def echo_json(value) -> None:
@@ -233,6 +233,6 @@ def is_plain(config, **recipe_only) -> bool:
     for name, value in recipe_only.items():
         if value:
             raise MtpdError(
-                f'--{name} is for recipes: {config.source} is an mmdet config, of one detector. Leave it out.'
+                f'--{name} is an option for recipes, and {config.source} is an mmdet config. Leave it out.'
             )
     return True

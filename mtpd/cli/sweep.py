@@ -22,11 +22,11 @@ DEADLINE = click.option(
     '--orders',
     default='all',
     show_default=True,
-    help='all: each teacher, every ordered pair and each teacher twice; auto: what adaptation costs suggest, and its last '
-    'teacher as often; or "a,b;b,a;b,b".',
+    help='all: each teacher, every ordered pair and each teacher twice; auto: the sequence that adaptation costs suggest, '
+    'and its last teacher in as many stages; or "a,b;b,a;b,b".',
 )
-@click.option('--methods', help="Such as mgd,cwd. Default: the recipe's.")
-@click.option('--seeds', default='0', show_default=True, help='Such as 0-4 or 0,2.')
+@click.option('--methods', help="Distillation losses: mgd,cwd. Default: the recipe's.")
+@click.option('--seeds', default='0', show_default=True, help='Seeds: 0-4 or 0,2.')
 @click.option('--executor', default='local', show_default=True, help='local or slurm.')
 @click.option(
     '--slots',
@@ -44,12 +44,14 @@ DEADLINE = click.option(
     '--requeues',
     default=3,
     show_default=True,
-    help='How often a job out of time goes on by itself.',
+    help='How often a job that runs out of time is requeued.',
 )
 @click.option(
-    '--signal-delay', type=int, help='Seconds before the limit to stop at. Default: 15 to 90.'
+    '--signal-delay',
+    type=int,
+    help='Seconds before the time limit at which a job stops. Default: 15 to 90.',
 )
-@click.option('--partition', help='Of SLURM, as the options below.')
+@click.option('--partition', help='For SLURM, as the options below.')
 @click.option('--gpus-per-job', type=int)
 @click.option('--mem', type=float, help='GB.')
 @click.option('--account')
@@ -62,7 +64,7 @@ def sweep(
 ) -> None:  # fmt: skip
     """Distil RECIPE's student in many orders of teachers. Methods and seeds may be several, too.
 
-    What is done is skipped; the same command runs again what has failed.
+    Jobs that are done are skipped. The same command runs failed jobs again.
     """
     from ..sweep.executors import Resources
     from ..sweep.results import is_ended, job_table, table_text
@@ -87,7 +89,7 @@ def sweep(
     if not is_ended(rows):
         click.echo(f'follow them: mtpd status {made.path} --watch')
     elif any(row['state'] != 'done' for row in rows):
-        click.echo('not complete: the same command runs what is missing')
+        click.echo('not complete: the same command runs the missing jobs')
         sys.exit(1)
     else:
         click.echo(f'complete: mtpd collect {made.path}')
@@ -95,8 +97,8 @@ def sweep(
 
 @click.command()
 @click.argument('folder', metavar='RUN_OR_SWEEP', type=PATH)
-@click.option('--watch', is_flag=True, help='Repeat until nothing is under way; of sweeps.')
-@click.option('--every', default=10.0, show_default=True, help='Seconds between looks.')
+@click.option('--watch', is_flag=True, help='For sweeps: repeat until all jobs have ended.')
+@click.option('--every', default=10.0, show_default=True, help='Seconds between repeats.')
 @DEADLINE
 @as_json_option
 def status(folder: Path, watch: bool, every: float, deadline: float, as_json: bool) -> None:

@@ -115,13 +115,13 @@ def as_overrides(overrides: dict | str | None) -> dict:
 
 
 def override_values(cfg: Config, overrides: dict, source: Path) -> None:
-    """Overrides a config's values by dotted keys. Raises RecipeError where they don't fit in."""
+    """Overrides a config's values by dotted keys. Raises RecipeError where that cannot be done."""
     if problems := [text for key in overrides if (text := _override_problem(cfg, key))]:
         raise RecipeError(source, problems)
     try:
         cfg.merge_from_dict(copy.deepcopy(overrides))
     except Exception as error:  # mmcv raises several types
-        text = f'the overrides do not fit in: {type(error).__name__}: {error}. Correct their keys or values.'
+        text = f'the overrides cannot be applied: {type(error).__name__}: {error}. Correct their keys or values.'
         raise RecipeError(source, [text]) from error
 
 
@@ -133,7 +133,9 @@ def _override_problem(cfg: Config, key: str) -> str | None:
             return None  # a list, which mmcv looks into, or new
         node, place = node[part], '.'.join(parts[:depth])
         if not isinstance(node, (dict, list)):
-            return f'{key} is set, and {place} is {node!r}, which has no keys: set {place} itself.'
+            return (
+                f'{key} cannot be set: {place} is {node!r}, which has no keys. Set {place} itself.'
+            )
     return None
 
 
@@ -154,7 +156,7 @@ def _load_error(source: Path, error: Exception) -> RecipeError:
     # mmcv drops the text of the error where it can't import what `custom_imports` names.
     cause = str(error) or str(error.__context__)
     fix = 'Install what it imports, or correct' if isinstance(error, ImportError) else 'Correct'
-    text = f'it does not load: {type(error).__name__}: {cause} ({place}). {fix} that file.'
+    text = f'the config does not load: {type(error).__name__}: {cause} ({place}). {fix} that file.'
     return RecipeError(source, [text])
 
 
@@ -232,7 +234,7 @@ def config_file_problems(source: Path) -> list[str]:
 
 
 def works_text(path: Path) -> str:
-    """A sentence with the config of this name that there is; '' where there is none."""
+    """A sentence that names an existing config of this name; '' where there is none."""
     for owner, folder in (('The checkout', ROOT / 'configs'), ('mmdet', packaged_configs())):
         if file := nearest_config(path, folder):
             return f' {owner} has one: {file} is a path that works.'
@@ -242,7 +244,7 @@ def works_text(path: Path) -> str:
 def _file_problems(path: Path, parents: tuple[Path, ...]) -> Iterator[str]:
     if path in parents:
         circle = ' → '.join(str(item) for item in (*parents[parents.index(path) :], path))
-        yield f'the files named by _base_ go in a circle: {circle}. Remove one of them.'
+        yield f'the files that _base_ names form a circle: {circle}. Remove one of them.'
         return
     try:
         tree = ast.parse(path.read_text(encoding='utf-8'))
@@ -254,7 +256,7 @@ def _file_problems(path: Path, parents: tuple[Path, ...]) -> Iterator[str]:
         return
     except SyntaxError as error:
         if path.suffix == '.py':  # mmcv names others
-            yield f'it does not load: SyntaxError: {path}, line {error.lineno}: {error.msg}. Correct that line.'
+            yield f'the config does not load: SyntaxError: {path}, line {error.lineno}: {error.msg}. Correct that line.'
         return
     except (OSError, ValueError, RecursionError, MemoryError):
         return  # left to mmcv, which names them
@@ -276,7 +278,7 @@ def _base_problems(path: Path, tree: ast.Module) -> Iterator[str]:
     """mmcv takes a text or a list for `_base_`."""
     line = _base_line(tree)
     if line and isinstance(line.value, (ast.Tuple, ast.Dict, ast.Set)):
-        yield f'{path}, line {line.lineno}: _base_ is neither a text nor a list. Write it in [ ].'
+        yield f'{path}, line {line.lineno}: _base_ must be a text or a list. Write it in [ ].'
 
 
 def _base_names(tree: ast.Module) -> list[str]:

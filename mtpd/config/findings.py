@@ -28,7 +28,7 @@ SEVERITIES = ('error', 'warning', 'note')
 
 
 class Finding(NamedTuple):
-    """One thing that is out of its usual range.
+    """A number that is out of its usual range.
 
     Attributes:
         subject: the detector, stage or setting that it is about.
@@ -75,7 +75,7 @@ def unique(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def number_text(value: float) -> str:
-    """Two significant digits, and no exponent where it can be read without: '0.0045', '360', '2e-07'."""
+    """Two significant digits, with an exponent only where needed: '0.0045', '360', '2e-07'."""
     if value and not 1e-4 <= abs(value) < 1e5:
         return f'{value:.1e}'.replace('e-0', 'e-').replace('e+0', 'e+').replace('.0e', 'e')
     text = f'{float(f"{value:.2g}"):f}'

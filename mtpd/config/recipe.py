@@ -114,7 +114,7 @@ class Recipe:
 
     @property
     def corrupt_limit(self) -> int:
-        """How many images of a split may be corrupt, and are left out."""
+        """The largest number of corrupt images of a split that are left out."""
         return self.cfg.data.get('corrupt_limit', 0)
 
     def run_dir(self, work_dir: str | Path | None = None) -> Path:
@@ -151,13 +151,11 @@ class Recipe:
         if name not in arms:
             raise RecipeError(self.source, [unknown_name('arm', name, arms)])
         if not arms[name].teachers:
-            text = (
-                f'the teachers of arm {name!r} are chosen by adaptation cost: `mtpd order` first.'
-            )
+            text = f'the teachers of arm {name!r} are chosen by adaptation cost: run `mtpd order` first.'
             raise RecipeError(self.source, [text])
         count = len(arms[name].teachers)
         if stage is not None and not 1 <= stage <= count:
-            text = f'arm {name!r} has {count} stage(s), and stage {stage} was asked for: give 1 to {count}.'
+            text = f'arm {name!r} has {count} stage(s) and no stage {stage}: give 1 to {count}.'
             raise RecipeError(self.source, [text])
         return arms[name]
 
@@ -286,7 +284,7 @@ class Recipe:
             set_class_count(cfg.model, count)
             cfg.model.backbone  # noqa: B018  (else it is none of a detector)
         except Exception as error:  # a config is Python, and mmcv raises several types
-            text = f'{name}: {path} gives no detector ({type(error).__name__}: {error}).'
+            text = f'{name}: {path} defines no detector ({type(error).__name__}: {error}).'
             raise RecipeError(
                 self.source, [f'{text} An mmdet config with a `model` is needed.']
             ) from error
@@ -369,8 +367,8 @@ def load_recipe(
         raise RecipeError(
             path,
             [
-                'an mmdet config, not a recipe. `mtpd train`, `mtpd eval` and `mtpd show` take it; a recipe names it as the '
-                'config of a detector.'
+                'it is an mmdet config, not a recipe. `mtpd train`, `mtpd eval` and `mtpd show` take it. A recipe names it as '
+                'the config of a detector.'
             ],
         )
     schema.drop_split_names(cfg.get('data'), overrides)

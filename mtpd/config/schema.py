@@ -16,7 +16,7 @@ NUMBER = (int, float)
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value may be.
+    """The rule for a value.
 
     Attributes:
         types: of the value; a bool counts as an int only where `types` names it.
@@ -142,12 +142,12 @@ RECIPE = {
     'name': TEXT.means('The name of its runs: they lie in `runs/<name>/<seed>`.'),
     'title': _optional(TEXT).means('A line about the recipe, for `mtpd recipes` and the report.'),
     'paper': _optional(DICT).means(
-        "What is published of the sequence. The report puts it beside the run's AP."
+        "The published results of the sequence. The report puts it beside the run's AP."
     ),
-    'seed': NOT_NEGATIVE.means('The seed of everything that is drawn. `--seed` sets it, too.'),
+    'seed': NOT_NEGATIVE.means('The seed of all random numbers. `--seed` sets it, too.'),
     'data': {
         'root': TEXT_OR_NONE.means("A dataset's folder in COCO format. None: DigitScenes."),
-        'cache': TEXT.means('The folder that DigitScenes are made in.'),
+        'cache': TEXT.means('The folder where DigitScenes are made.'),
         'splits': {
             'train': PLACE.means(
                 'The training split: its name in the layout, or a dict of its `annotations` and `images`.'
@@ -155,7 +155,7 @@ RECIPE = {
             'val': PLACE.means('The validation split, in the same two forms.'),
         },
         'corrupt_limit': _optional(NOT_NEGATIVE).means(
-            'How many images of a split may be corrupt and are left out. 0: none.'
+            'The largest number of corrupt images of a split that are left out. 0: none.'
         ),
         'scenes': {
             'train': POSITIVE.means('The number of training DigitScenes.'),
@@ -166,7 +166,7 @@ RECIPE = {
     },
     'image': {
         'scale': _of_type(int, list, tuple).means(
-            'The size within which images are resized: a side, or (width, height).'
+            'The size that images are resized to fit in: a side, or (width, height).'
         ),
         'flip': Rule(NUMBER).means('The share of training images that are mirrored, from 0 to 1.'),
         'mean': LIST.means('The mean of each colour. It is subtracted.'),
@@ -218,7 +218,7 @@ RECIPE = {
     },
     'order': {
         'images': Rule((int,), least=2).means(
-            'The validation images that adaptation costs are measured on.'
+            'The number of validation images that adaptation costs are measured on.'
         ),
         'max_length': POSITIVE.means('The largest number of teachers in a suggested sequence.'),
         'method': _one_of('backward_greedy', 'shortest_path').means(
@@ -239,7 +239,7 @@ RECIPE = {
         'optimizer': DICT.means('The optimizer and its settings.'),
         'grad_clip': _of_type(dict, NONE).means('How gradients are clipped. None: not at all.'),
         'lr': DICT.means(
-            "mmcv's learning rate policy. Every training runs through it whole. A list of `step` has shares of the training."
+            "mmcv's learning rate policy. Every training goes through the whole policy. A list of `step` has shares of the training."
         ),
         'arm_lr': _optional(_of_type(*NUMBER, NONE)).means(
             "The peak of the learning rate in arms. Left out or None: the baseline's."
@@ -255,9 +255,9 @@ RECIPE = {
     },
     'evaluation': {
         'metrics': LIST.means("`'bbox'`, and `'segm'` for masks."),
-        'batch_size': POSITIVE.means('The images of an evaluation at a time.'),
+        'batch_size': POSITIVE.means('The images of a batch in evaluations.'),
         'library': _optional(_one_of(*LIBRARIES)).means(
-            'What counts AP. `auto`: faster-coco-eval where it is installed. The numbers are the same.'
+            'The library that computes AP. `auto`: faster-coco-eval where it is installed. The numbers are the same.'
         ),
     },
     'runtime': {
@@ -269,11 +269,11 @@ RECIPE = {
             'The processes that load images, for each process that trains.'
         ),
         'threads': NOT_NEGATIVE.means("torch's threads on the CPU. 0: one per core."),
-        'jobs': POSITIVE.means('The arms that train side by side and share the cores.'),
+        'jobs': POSITIVE.means('The number of arms that train side by side and share the cores.'),
     },
     'speed': {
         'precision': _optional(_one_of('auto', 'fp32', 'tf32', 'bf16')).means(
-            "Of training only. `bf16`: convolutions and matrix products in bfloat16; losses, targets, heads' outputs and the optimizer stay in float32. `tf32`: a GPU rounds factors to 10 bits, as the authors' torch did. `fp32`: no rounding."
+            "For training only. `bf16`: convolutions and matrix products in bfloat16; losses, targets, heads' outputs and the optimizer stay in float32. `tf32`: a GPU rounds factors to 10 bits, as the authors' torch did. `fp32`: no rounding."
         ),
         **{
             name: _optional(_one_of('auto', True, False)).means(text)
@@ -398,9 +398,7 @@ def _splits(cfg: dict) -> list[str]:
         if isinstance(place, dict):
             problems += _table_problems(place, PLACE_KEYS, f'data.splits.{split}.')
     if cfg['data']['root'] is None and any(isinstance(p, dict) for p in splits.values()):
-        problems.append(
-            'data.splits names files, and data.root is None: data.root=FOLDER is needed.'
-        )
+        problems.append('data.splits names files, and data.root is None: set data.root=FOLDER.')
     return problems
 
 
@@ -410,7 +408,7 @@ def _metrics(cfg: dict) -> list[str]:
         return []
     problems = []
     if 'bbox' not in metrics:
-        problems.append('evaluation.metrics lacks bbox, by which detectors are compared: add it.')
+        problems.append('evaluation.metrics lacks bbox, which compares detectors: add it.')
     return problems + [
         unknown_name('evaluation.metrics', str(metric), known)
         for metric in metrics
@@ -559,18 +557,18 @@ def _features_only(cfg: dict) -> list[str]:
         key = f'teachers.{name}.features_only'
         if not teacher.get('checkpoint'):
             problems.append(
-                f'{key}: such a teacher is not trained here. Give teachers.{name}.checkpoint, or leave features_only out.'
+                f'{key}: a teacher with features_only is not trained here. Give teachers.{name}.checkpoint, or leave features_only out.'
             )
         arms = [arm for arm, value in cfg['arms'].items() if [*value['teachers']][:1] == [name]]
         if arms and cfg['distill']['start'] == 'inherit':
             problems.append(
-                f"{key}: arms.{arms[0]} begins with this teacher's head (distill.start is 'inherit'), and only its features "
-                "are taken. Set distill.start to 'baseline' or 'random', or leave features_only out."
+                f"{key}: arms.{arms[0]} begins with this teacher's head (distill.start is 'inherit'), but the teacher has "
+                "features only. Set distill.start to 'baseline' or 'random', or leave features_only out."
             )
         for arm, value in cfg['arms'].items():
             if value['teachers'] == 'auto':
                 problems.append(
-                    f'{key}: arms.{arm} has its teachers chosen by their AP, and it has none. Name the teachers of the arm, '
+                    f'{key}: arms.{arm} chooses its teachers by AP, and this teacher has no AP. Name the teachers of the arm, '
                     'or leave features_only out.'
                 )
     return problems
@@ -595,7 +593,7 @@ def parse_overrides(text: str) -> dict[str, Any]:
         for end in ends[:last]:
             key, equals, value = rest[:end].partition('=')
             if not equals or not key:
-                raise ValueError(f'{rest[:end]!r} is not KEY=VALUE. Write it such as seed=1.')
+                raise ValueError(f'{rest[:end]!r} is not KEY=VALUE. Write it like seed=1.')
             try:
                 overrides[key] = _literal(value)
                 break

@@ -124,12 +124,12 @@ class _Reader:
         for place, image in enumerate(images):
             key = read_id(image.get('id')) if isinstance(image, dict) else None
             if key is None:
-                kind = 'an image has no id, a whole number or a text, to which its objects refer'
+                kind = 'an image has no id. Give it one, a whole number or a text: its objects refer to it by image_id'
                 self.faults.add(kind, f'images[{place}] is {abbreviate(image)}')
                 continue
             self._note_id(image['id'])
             if key in self.images:
-                kind = 'an image id is given twice. Each image needs an id of its own, which its objects have as image_id'
+                kind = 'an image id is given twice. Each image needs an id of its own, to which image_id of its objects refers'
                 self.faults.add(kind, abbreviate(image['id']))
             if not is_text(image.get('file_name')):
                 kind = 'an image has no file_name. Give its file, relative to the image folder'
@@ -145,7 +145,7 @@ class _Reader:
             self.images[key] = image
         names = Counter(image['file_name'] for image in self.images.values() if image['file_name'])
         for name in (name for name, count in names.items() if count > 1):
-            kind = 'a file_name is given twice, and each entry has a part of its objects. Give them one image'
+            kind = 'a file_name is given twice. Make one image of the entries, with the objects of both'
             self.faults.add(kind, abbreviate(name))
         sizes = [(image['width'], image['height']) for image in self.images.values()]
         if sizes and all(min(size) < MIN_TRAINING_SIDE for size in sizes):
@@ -156,11 +156,9 @@ class _Reader:
 
     def _note_id(self, value: Any) -> None:
         if isinstance(value, float):
-            self.notes.add(
-                'an id is written as a decimal, and taken as the whole number', f'{value}'
-            )
+            self.notes.add('an id is a decimal number, and is read as a whole number', f'{value}')
         elif isinstance(value, str) and isinstance(read_id(value), int):
-            self.notes.add('an id is written as a text, and taken as the number', f'{value!r}')
+            self.notes.add('an id is a text, and is read as a number', f'{value!r}')
 
     # Categories
 
@@ -168,14 +166,14 @@ class _Reader:
         """The classes, in the file's order, without a group that has none of the objects."""
         if len(categories) > MAX_CLASSES:
             self.faults.add(
-                f'it has {len(categories):,} categories, and {MAX_CLASSES:,} are the most',
-                'one category is a class, not an object; is it one per object here?',
+                f'it has {len(categories):,} categories, more than the limit of {MAX_CLASSES:,}',
+                'a category is a class: does the file have a category for each object?',
             )
         classes: dict[Id, dict] = {}
         for place, category in enumerate(categories[:MAX_CLASSES]):
             key = read_id(category.get('id')) if isinstance(category, dict) else None
             if key is None:
-                kind = 'a category lacks its id, a whole number or a text, which objects have as category_id'
+                kind = 'a category has no id. Give it one, a whole number or a text: its objects refer to it by category_id'
                 self.faults.add(kind, f'categories[{place}] is {abbreviate(category)}')
                 continue
             self._note_id(category['id'])
@@ -186,7 +184,7 @@ class _Reader:
             if is_text(name):
                 category['name'] = read_name(name)
             else:
-                kind = 'a category lacks its name, a text'
+                kind = 'a category has no name, or one that is no text'
                 self.faults.add(kind, f'category {key}: {abbreviate(name)}')
                 category['name'] = None
             category['file_id'] = category['id']
@@ -194,7 +192,7 @@ class _Reader:
         group = _group_without_objects(classes, objects)
         if group is not None:
             self.notes.add(
-                'a category without objects is the group of all others, as Roboflow writes it, and no class',
+                'a category without objects is the supercategory of all others, as in files of Roboflow, and is not taken as a class',
                 abbreviate(classes.pop(group)['name']),
             )
         names = Counter(item['name'] for item in classes.values() if item['name'] is not None)
@@ -210,7 +208,7 @@ class _Reader:
         """Checks an object and settles its values. Returns False where it has to be left out, after a fault."""
         if not isinstance(item, dict):
             self.faults.add(
-                'an annotation is no dict', f'annotations[{place}] is {abbreviate(item)}'
+                'an annotation is not a dict', f'annotations[{place}] is {abbreviate(item)}'
             )
             return False
         number = item.get('id')
@@ -246,7 +244,7 @@ class _Reader:
         crowd = item.get('iscrowd')
         if crowd is None:
             crowd = 0
-            self.notes.add('an object has no iscrowd, and is taken as none', name)
+            self.notes.add('an object has no iscrowd, and is taken as no crowd', name)
         elif crowd not in (0, 1):
             kind = 'iscrowd is neither 0 (one object) nor 1 (a crowd)'
             self.faults.add(kind, f'{name}: {abbreviate(crowd)}')
@@ -268,7 +266,7 @@ class _Reader:
         mask = item['segmentation'] if math.isfinite(width) else None
         if not box and mask:
             item['bbox'] = box = _mask_box(mask, width, height)
-            self.notes.add('an object has no bbox, and gets that of its mask', name)
+            self.notes.add('an object has no bbox, and gets the box of its mask', name)
         if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
             kind = 'bbox is not four numbers [x, y, width, height]'
             self.faults.add(kind, f'{name}: {abbreviate(box)}')
@@ -278,11 +276,11 @@ class _Reader:
         self.largest = max(self.largest, w, h)
         self.corners.add(box, size, None if mask else area)
         if w < 0 or h < 0 or (is_number(area) and area < 0):
-            kind = 'a box has a negative width, height or area. x and y are its left upper corner; area may be left out'
+            kind = 'a box has a negative width, height or area. x and y are the upper left corner; area may be left out'
             self.faults.add(kind, f'{name}: bbox {abbreviate(box)}, area {abbreviate(area)}')
             return
         if area is not None and not is_number(area):
-            kind = 'area is no number (of square pixels). It may be left out'
+            kind = 'area is not a number (of square pixels). It may be left out'
             self.faults.add(kind, f'{name}: {abbreviate(area)}')
             return
         if not w or not h:
@@ -290,11 +288,13 @@ class _Reader:
             self.empty_boxes.add('a box has no width or no height. Leave it out', values)
         elif x >= width or y >= height or x + w <= 0 or y + h <= 0:
             values = f'{name}: bbox {abbreviate(box)}, image {width:g} x {height:g}'
-            self.faults.add('a box lies outside its image, and pixels are needed', values)
+            self.faults.add(
+                'a box lies outside its image. Boxes must be in pixels of the image', values
+            )
         if not area and w and h:
             area = _mask_area(mask, width, height) if mask else w * h
             source = 'its mask' if mask else 'its box'
-            self.notes.add(f'an object has no area, and gets that of {source}', name)
+            self.notes.add(f'an object has no area, and gets the area of {source}', name)
         item['area'] = area or 0
 
     def _look_at_all_boxes(self, annotations: list[dict]) -> None:
@@ -303,12 +303,12 @@ class _Reader:
         elif annotations and self.largest <= 1:
             self.faults.add(
                 'no box is larger than 1 x 1',
-                'pixels are needed, [x, y, width, height]; are these fractions of the image?',
+                'boxes must be [x, y, width, height] in pixels; are these fractions of the image?',
             )
         elif example := self.corners.example():
             self.faults.add(
-                'boxes look like corners [x1, y1, x2, y2], and [x, y, width, height] is needed. '
-                'Write x2 - x1 and y2 - y1 in the last two places. As it is',
+                'boxes look like corners [x1, y1, x2, y2], but must be [x, y, width, height]. '
+                'Write x2 - x1 and y2 - y1 in the last two places. An example',
                 example,
             )
 
@@ -380,17 +380,17 @@ def mask_problem(mask: Any, width: float, height: float) -> str:
         if all(map(is_polygon, mask)):
             return ''
         if any(isinstance(part, list) and len(part) == 4 for part in mask):
-            return 'a segmentation has a polygon of two points. Give three or more, four for a rectangle'
-        return 'a segmentation is no list of polygons [x1, y1, x2, y2, x3, y3, ...]. Leave it out, or correct it'
+            return 'a segmentation has a polygon of two points. A polygon needs three or more, a rectangle four'
+        return 'a segmentation is not a list of polygons [x1, y1, x2, y2, x3, y3, ...]. Correct it, or leave it out'
     if isinstance(mask, dict):
         if not math.isfinite(width) or rle_is_valid(mask, width, height):
             return ''
         return (
-            'a segmentation in run lengths does not fit its image (size [height, width], counts that add up to it). '
+            'a segmentation in run lengths does not fit its image: size must be [height, width], and counts must add up to it. '
             'Export it again'
         )
     return (
-        'a segmentation is neither a list of polygons nor run lengths. Leave it out, or correct it'
+        'a segmentation is neither a list of polygons nor run lengths. Correct it, or leave it out'
     )
 
 
@@ -457,7 +457,7 @@ def decode_rle(text: str) -> list[int] | None:
 
 
 def read_id(value: Any) -> Id | None:
-    """What an id is compared by: 7, 7.0 and '7' are the same. None for what is no id."""
+    """The form in which ids are compared: 7, 7.0 and '7' are the same. None for anything else."""
     if type(value) is int:
         return value
     if isinstance(value, float):
@@ -469,7 +469,7 @@ def read_id(value: Any) -> Id | None:
 
 
 def read_name(text: str) -> str:
-    """What a class name is compared by: the same text in one of Unicode's forms, without spaces around it."""
+    """The form in which class names are compared: one of Unicode's forms, without spaces around it."""
     return unicodedata.normalize('NFC', text.strip())
 
 
@@ -488,7 +488,7 @@ def is_number(value: Any) -> bool:
 
 
 def is_text(value: Any) -> bool:
-    """Whether it is something to be read, which can be a file's name and be printed."""
+    """Whether it is a text that can be a file's name and be printed."""
     return (
         isinstance(value, str)
         and bool(value.strip())

@@ -38,13 +38,14 @@ def match_classes(
     outputs = tuple(by_name.get(comparable(name), name) for name in trained)
     if missing := [name for name in dataset if name not in outputs]:
         text = (
-            f'{checkpoint} was trained on other classes: it lacks {len(missing)} of {len(dataset)} of the dataset '
-            f'({list_names(missing)}), and knows {len(trained)} ({list_names(trained)}). Give a checkpoint that knows them.'
+            f'{checkpoint} was trained on other classes: it lacks {len(missing)} of the {len(dataset)} classes of the dataset '
+            f"({list_names(missing)}), and has {len(trained)} ({list_names(trained)}). Give a checkpoint with the dataset's "
+            'classes.'
         )
         if len(trained) == len(dataset):
             text += (
-                ' `mtpd eval --ignore-classes` measures it all the same, its first class as the first of the dataset, and '
-                'so on.'
+                ' `mtpd eval --ignore-classes` measures it nevertheless, and takes its first class for the first of the '
+                'dataset, and so on.'
             )
         raise MtpdError(text)
     return outputs
@@ -57,7 +58,7 @@ def same_classes(first: Sequence[str], second: Sequence[str]) -> bool:
 
 
 def list_names(names: Sequence[str]) -> str:
-    """The first three."""
+    """The first three names, in a text."""
     return ', '.join([*names[:3], '...'] if len(names) > 3 else names)
 
 

@@ -84,15 +84,15 @@ def class_problems(train: Path, val: Path) -> list[str]:
         return []
     if all(alone.values()):
         return [
-            f'{train} and {val} have different classes: {list_names(alone[train])} {_count(alone[train])} in the first alone, '
-            f'{list_names(alone[val])} {_count(alone[val])} in the second alone. Where they are the same, make the names equal '
-            f'in "categories". Else add to the second {new_category(val, alone[train][0])}, to the first '
+            f'{train} and {val} have different classes: {list_names(alone[train])} {_count(alone[train])} in the first only, '
+            f'{list_names(alone[val])} {_count(alone[val])} in the second only. If these are the same classes, make the names '
+            f'equal in "categories". Otherwise add to the second {new_category(val, alone[train][0])}, to the first '
             f'{new_category(train, alone[val][0])}{_and_the_rest(*alone.values())}.'
         ]
     path, other = (train, val) if alone[val] else (val, train)
     return [
-        f'{path} lacks {len(alone[other])} of the {len(names[other])} classes of {other}: {list_names(alone[other])}. It may '
-        f'have no such objects, but needs the name: add {new_category(path, alone[other][0])} to its "categories"'
+        f'{path} lacks {len(alone[other])} of the {len(names[other])} classes of {other}: {list_names(alone[other])}. It needs '
+        f'their names even without such objects: add {new_category(path, alone[other][0])} to its "categories"'
         f'{_and_the_rest(alone[other])}.'
     ]
 
@@ -131,7 +131,7 @@ def mask_problems(path: Path) -> list[str]:
 
 
 def fingerprint(path: Path) -> str:
-    """The annotation file's SHA-256: another one where any of it was changed."""
+    """The annotation file's SHA-256, which any change alters."""
     return _cached_sha256(path, file_version(path))
 
 
@@ -185,8 +185,8 @@ def _missing_images_problem(
 ) -> str:
     key = f'data.splits.{split if isinstance(split, str) else "<split>"}'
     return (
-        f'{len(missing)} of {count} images of {path} are not in {folder}, for example {missing[0][:200]}. Copy them there. '
-        f'Or name their folder: --cfg-options {key}.annotations={path} {key}.images=FOLDER. Or leave them out: '
+        f'{len(missing)} of {count} images of {path} are not in {folder}, for example {missing[0][:200]}. Copy them there, '
+        f'or name their folder: --cfg-options {key}.annotations={path} {key}.images=FOLDER, or leave them out: '
         f'data.corrupt_limit={len(missing)}.'
     )
 
@@ -198,8 +198,8 @@ def _shared_file_problem(path: Path, folder: Path, paths: dict[str, Path]) -> st
         other = names.setdefault(file, name)
         if other != name:
             return (
-                f'{path} names {other[:200]} and {name[:200]}, and both are the one file {file.name} in {folder}: one has the '
-                "other's picture. Copy the images with their folders."
+                f'{path} names {other[:200]} and {name[:200]}, but both are the same file {file.name} in {folder}: one has the '
+                'wrong picture. Copy the images with their folders.'
             )
     return ''
 
@@ -225,7 +225,7 @@ def split_notes(root: Path, split: str | dict, training: bool) -> list[str]:
     if others:
         name, file = others[0]
         notes.append(
-            f'annotation file {path}: {len(others)} images lie in {folder} under other spellings, for example {name} is '
+            f'annotation file {path}: {len(others)} images have another spelling in {folder}, for example {name} is '
             f'{file.name}.'
         )
     if training:
@@ -240,7 +240,7 @@ def split_notes(root: Path, split: str | dict, training: bool) -> list[str]:
 
 
 def thin_images(root: Path, split: str | dict, longest: int, training: bool) -> list[str]:
-    """The first image of a split of which resizing leaves no row or column, at which OpenCV fails, with the fix.
+    """The first image of a split that resizing leaves without a row or column, where OpenCV fails; with the fix.
 
     Args:
         longest: pixels of the longer side after resizing.
@@ -252,7 +252,7 @@ def thin_images(root: Path, split: str | dict, longest: int, training: bool) -> 
         is_used = not training or short >= MIN_TRAINING_SIDE
         if is_used and short / long * longest < 0.5:
             return [
-                f'image {item["file_name"]} of {path} is {item["width"]} x {item["height"]} pixels, of which image.scale '
-                f'leaves none across: cut it into parts, or raise image.scale to {-(-long // (2 * short)) + 1}.'
+                f'image {item["file_name"]} of {path} is {item["width"]} x {item["height"]} pixels. After '
+                f'resizing to image.scale its shorter side has no pixel left: cut it into parts, or raise image.scale to {-(-long // (2 * short)) + 1}.'
             ]
     return []

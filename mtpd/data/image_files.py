@@ -97,7 +97,7 @@ def _is_file(path: Path) -> bool:
 
 
 class ImageProblem(NamedTuple):
-    """What is wrong with an image file, and whether it can't be decoded: as opposed to, does not fit its annotations."""
+    """What is wrong with an image file: whether it can't be decoded, or does not fit its annotations."""
 
     text: str
     corrupt: bool = False
@@ -123,7 +123,7 @@ def image_problems(images: list[dict], paths: dict[str, Path], corrupt_limit: in
     if len(corrupt) > corrupt_limit:
         texts = corrupt + texts
     if len(texts) > 5:
-        more = f'{len(texts) - 5} more of {len(places)} images that were looked at.'
+        more = f'{len(texts) - 5} more of the {len(places)} images that were checked.'
         texts = [*texts[:5], more]
     if len(corrupt) > corrupt_limit:
         texts[-1] += (
@@ -158,29 +158,29 @@ def _decoding_problem(
         cause = 'OpenCV cannot read it'
     except Image.DecompressionBombError:
         return ImageProblem(
-            f'image {path} has more than {MAX_PIXELS:,} pixels, which are the most: cut it into smaller ones.'
+            f'image {path} has more than {MAX_PIXELS:,} pixels, the limit: cut it into smaller images.'
         )
     except Exception as error:  # by its format, each has its own
         pixels, cause = None, error
     if pixels is None:
-        text = f'image {path} is damaged, cut short or no image ({cause}). Fetch or export it again, as JPEG or PNG.'
+        text = f'image {path} is damaged, cut short or not an image ({cause}). Fetch or export it again, as JPEG or PNG.'
         return ImageProblem(text, corrupt=True)
     if (pixels.shape[1], pixels.shape[0]) != (width, height):
         as_read = f'{pixels.shape[1]} x {pixels.shape[0]} pixels'
         if turned and pixels.shape[:2] == (width, height):
             return ImageProblem(
                 f'image {path} is {as_read}, turned as its EXIF data says, and the annotation file says {width:g} x '
-                f'{height:g}: its boxes would lie elsewhere. Turn the boxes, width and height there, or export the images '
+                f'{height:g}: its boxes would be misplaced. Turn the boxes, width and height there, or export the images '
                 'without EXIF orientation.'
             )
         return ImageProblem(
             f'image {path} is {as_read}, and the annotation file says {width:g} x {height:g}. Was the image resized '
-            'after it was annotated? Then its boxes lie elsewhere: export both again. Else correct width and height there.'
+            'after it was annotated? Then its boxes are misplaced: export both again. Otherwise correct width and height there.'
         )
     return None
 
 
 def _too_large_problem(name: str | Path, width: float, height: float) -> ImageProblem:
     return ImageProblem(
-        f'image {name} has {width:g} x {height:g} pixels, {MAX_PIXELS:,} are the most: cut it into smaller ones.'
+        f'image {name} has {width:g} x {height:g} pixels, more than the limit of {MAX_PIXELS:,}: cut it into smaller images.'
     )

@@ -204,7 +204,7 @@ def describe_layout(root: Path, splits: Mapping[str, str | dict]) -> str:
     places = {name: recognised_place(root, s) for name, s in splits.items() if isinstance(s, str)}
     texts = [
         f"{place.layout.tool}'s layout: {_relative(place.annotations, root)}"
-        + (', all of it as val' if place.layout in SINGLE_LAYOUTS else '')
+        + (', used as val' if place.layout in SINGLE_LAYOUTS else '')
         for name, place in places.items()
         if place and not (place.layout is COCO and _has_name(place.annotations, splits[name]))
     ]
@@ -212,7 +212,7 @@ def describe_layout(root: Path, splits: Mapping[str, str | dict]) -> str:
         texts = [f'{texts[0]},{texts[1].split(":", 1)[1]}']
     files = {locate_split(root, split)[0].resolve() for split in splits.values()}
     if len(files) < len(splits) and next(iter(files)).is_file():
-        texts.append('train and val are one file: AP is of the images that were trained on')
+        texts.append('train and val are the same file: AP is measured on the training images')
     return f'{root}: {"; ".join(texts)}' if texts else ''
 
 
@@ -246,19 +246,19 @@ def missing_split_text(root: Path, name: str, split: str | dict) -> str:
     if single:
         return (
             f"{text} The folder has {single.layout.tool}'s layout, one file for all images "
-            f'({_relative(single.annotations, root)}), and training takes two. {_split_advice(root)}'
+            f'({_relative(single.annotations, root)}), and training needs two. {_split_advice(root)}'
         )
     looked_for = ', '.join(layout.annotations[0].format(split=split) for layout in LAYOUTS[1:])
-    text += f' Nor is there {looked_for} or another of the usual ones (docs/own-data.md).'
+    text += f' {looked_for} and the other usual names (docs/own-data.md) are missing, too.'
     files = [path for path in _coco_files(root) if not (other_place and path == other_place[0])]
     if files:
         text += f' Name the files: --cfg-options {_option_words(name, files[0], root)}'
         rest = ', '.join(_relative(path, root) for path in files[1:4])
         return f'{text} (There is {rest}, too.)' if rest else text
     if other_place:
-        return f'{text} There is {other} alone. {_split_advice(root)}'
+        return f'{text} Only {other} is there. {_split_advice(root)}'
     if kind := _other_format(root):
-        return f'{text} The annotations are {kind}: docs/own-data.md has the command that makes COCO of it.'
+        return f'{text} The annotations are {kind}: docs/own-data.md has the command that converts them to COCO.'
     words = _option_words(name, root / 'FILE.json', root)
     return f'{text} Correct data.root, or name the files: --cfg-options {words}'
 

@@ -75,7 +75,7 @@ class LoadWholeImage(LoadImageFromFile):
             if _WORKER_DEATH.match(str(error)):  # torch raises it wherever the process is
                 raise
             # OpenCV gives None, on which mmdet raises an AttributeError. Other decoders of mmcv raise their own.
-            problem = 'is empty, cut short, damaged or no image'
+            problem = 'is empty, cut short, damaged or not an image'
         path = name if folder is None else os.path.join(folder, name)  # noqa: PTH118
         raise corrupt_images_error({path: problem}, 0)
 
@@ -204,14 +204,12 @@ def corrupt_images_error(problems: dict[str, str], limit: int) -> CorruptImage:
     if len(lines) > 20:
         lines = [*lines[:20], f'and {len(lines) - 20} more']
     if limit:
-        text = '\n  - '.join(['corrupt images, more than may be left out:', *lines]) + '\n'
+        text = '\n  - '.join(['more images are corrupt than may be left out:', *lines]) + '\n'
         hint = f'data.corrupt_limit is {limit}: a higher one leaves out more.'
     else:
         text = '; '.join(lines) + '. '
         hint = '--cfg-options data.corrupt_limit=N leaves out up to N such images.'
-    text += (
-        'Fetch or export again what is corrupt; the same command goes on from the last checkpoint. '
-    )
+    text += 'Fetch or export the corrupt images again; the same command goes on from the last checkpoint. '
     return CorruptImage(text + hint, problems)
 
 
@@ -333,8 +331,8 @@ def _signal_text(code: int | None) -> str | None:
 
 def _worker_death_text(signal_text: str | None) -> str:
     return (
-        f'a data worker {_describe_exit(signal_text)}. Fewer of them take less memory: runtime.workers (an mmdet '
-        'config: data.workers_per_gpu). The same command goes on; a training, from its newest checkpoint.'
+        f'a data worker {_describe_exit(signal_text)}. Fewer workers take less memory: runtime.workers (an mmdet '
+        'config: data.workers_per_gpu). The same command goes on, a training from its newest checkpoint.'
     )
 
 

@@ -34,7 +34,7 @@ def split_dataset(
         MtpdError: nothing to split, faults in the dataset, or `out` is not empty.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise MtpdError(f'{out} is there, and nothing is overwritten: name another folder.')
+        raise MtpdError(f'{out} is not empty, and nothing is overwritten: name another folder.')
     file, folder = _locate_source(source, images)
     place = {'annotations': str(file.absolute()), 'images': str(folder.absolute())}
     if problems := coco.split_problems(Path(), place):
@@ -42,7 +42,7 @@ def split_dataset(
     table = json.loads(file.read_text(encoding='utf-8-sig'))
     names = sorted({image['file_name'] for image in table['images']})
     if len(names) < 2:
-        raise MtpdError(f'{file} has one image: two or more are needed.')
+        raise MtpdError(f'{file} has one image: a split needs two or more.')
     random.Random(seed).shuffle(names)
     val_names = set(names[: min(max(1, round(val * len(names))), len(names) - 1)])
     parts = {'train': table | {}, 'val': table | {}}
@@ -53,13 +53,13 @@ def split_dataset(
         ids = {read_id(i['id']) for i in part['images']}
         part['annotations'] = [a for a in table['annotations'] if read_id(a['image_id']) in ids]
         if not part['annotations']:
-            raise MtpdError(f'{split} would have no objects: another --val or --seed is needed.')
+            raise MtpdError(f'{split} would have no objects: give another --val or --seed.')
     make_writable_folder(out / 'annotations')
     try:
         (out / 'images').symlink_to(folder.resolve(), target_is_directory=True)
     except OSError as error:
         raise MtpdError(
-            f'{out / "images"}: no link can be made there ({error.strerror}). Name a folder on another disk.'
+            f'{out / "images"}: the link cannot be made ({error.strerror}). Name a folder on another disk.'
         ) from None
     files = {split: out / 'annotations' / f'{split}.json' for split in parts}
     for split, part in parts.items():
@@ -76,11 +76,11 @@ def _locate_source(source: Path, images: Path | None) -> tuple[Path, Path]:
     else:
         train, val = (layouts.place_of_split(source, name) for name in ('train', 'val'))
         if train and val:
-            raise MtpdError(f'{source} has two already: {train.annotations}, {val.annotations}.')
+            raise MtpdError(f'{source} is split already: {train.annotations}, {val.annotations}.')
         place = train or layouts.single_place(source)
         if not place:
             raise MtpdError(
-                f'{source}: no annotation file is recognised there (docs/own-data.md). Name it: '
+                f'{source} has no annotation file of a known layout (docs/own-data.md). Name the file: '
                 f'mtpd data split FILE.json OUT --images FOLDER'
             )
         file, folder = place.annotations, images or place.images

@@ -1,4 +1,4 @@
-"""Adaptation costs: how far detectors' features are from each other's, without training anything.
+"""Adaptation costs: how far apart detectors' features are, without training anything.
 
 cost(A -> B) is the share of the variance of B's neck features that the best linear map (a 1 x 1 convolution with bias)
 from A's leaves unexplained: about 0, the same up to a linear map; about 1, nothing in common. Maps are fitted on half
@@ -179,7 +179,7 @@ def common_strides(features: Features) -> dict[int, list[str]]:
             if not set(features[a]) & set(features[b]):
                 raise MtpdError(
                     f'{a} (strides {", ".join(map(str, features[a]))}) and {b} '
-                    f'({", ".join(map(str, features[b]))}) have no FPN level of the same stride to compare: leave one '
+                    f'({", ".join(map(str, features[b]))}) have no FPN level of the same stride: leave one '
                     'of them out of the pool.'
                 )
     strides = sorted({stride for levels in features.values() for stride in levels})

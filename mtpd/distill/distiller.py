@@ -1,4 +1,4 @@
-"""A student detector with a teacher at its side: what one stage of MTPD trains."""
+"""A student detector beside a teacher: what one stage of MTPD trains."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ class Distiller(BaseDetector):
             losses = dict(self.student.forward_train(img, img_metas, **gt))
         for name, student_module, teacher_module in self._links:
             if name in losses:
-                raise MtpdError(f'the student itself has a loss {name!r}: rename the method')
+                raise MtpdError(f'the student has a loss {name!r} of its own: rename the method')
             student_feature = _hooked_feature(of_student, 'student', student_module)
             teacher_feature = _hooked_feature(of_teacher, 'teacher', teacher_module)
             if own_size:
@@ -231,8 +231,8 @@ class Distiller(BaseDetector):
                 state_dict[f'{prefix}student.{key[len(prefix) :]}'] = state_dict.pop(key)
         elif self.distill_losses.state_dict() and not any('distill_losses.' in key for key in keys):
             raise MtpdError(
-                "the checkpoint holds the student without its distillation losses' weights, and a stage cannot go on "
-                'from it: remove it to begin the stage again, or give it as a student checkpoint'
+                "the checkpoint has the student without the distillation losses' weights, so a stage cannot go on from it: "
+                'remove it to start the stage again, or give it as a student checkpoint'
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -257,18 +257,18 @@ def _check_options(student_checkpoint, teacher_checkpoint, init_student, teacher
     problems = []
     if not teacher_checkpoint:
         problems.append(
-            'the teacher has no checkpoint: give teacher_checkpoint, or the word '
+            'the teacher has no checkpoint: give teacher_checkpoint, or '
             "teacher_checkpoint='random' to distil from an untrained teacher on purpose"
         )
     if init_student and teacher_checkpoint == 'random':
         problems.append('init_student=True: an untrained teacher has nothing to inherit')
     if init_student and student_checkpoint:
         problems.append(
-            f"init_student=True would overwrite {student_checkpoint}'s neck and head by the "
+            f"init_student=True would overwrite {student_checkpoint}'s neck and head with the "
             "teacher's: give one of the two (a later stage starts from the student's checkpoint)"
         )
     if teacher_mode not in ('eval', 'train'):
-        problems.append(f"teacher_mode must be 'eval' or 'train', it is {teacher_mode!r}")
+        problems.append(f"teacher_mode must be 'eval' or 'train', not {teacher_mode!r}")
     if problems:
         raise MtpdError('\n'.join(problems))
 
@@ -287,7 +287,7 @@ def _load_adapters(losses: nn.ModuleDict, path: str) -> None:
         differing = [key for key in wanted if earlier.get(key) != wanted[key]]
         raise MtpdError(
             f'the distillation losses of {path} have other weights ({", ".join([*differing, *earlier][:2])}, ...), so they '
-            'cannot be kept: teachers have other channels, or the method is another one. Leave distill.keep_adapters out.'
+            'cannot be kept: the teachers differ in channels, or the method has changed. Leave distill.keep_adapters out.'
         )
     losses.load_state_dict(weights)
 

@@ -58,7 +58,7 @@ class Outputs(NamedTuple):
 
 
 def measured_outputs(model: dict) -> Outputs:
-    """Of mmdet's config of a detector, by a forward pass with random weights.
+    """The outputs of a detector's mmdet config, measured by a forward pass with random weights.
 
     Raises:
         MtpdError: backbone and neck cannot be built, or take no image.

@@ -1,4 +1,4 @@
-"""Weights that a detector begins with: its config's, its teacher's, or those of any checkpoint that partly fits."""
+"""Initial weights of a detector: its config's, its teacher's, or those of a checkpoint that fits in part."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def initialise_weights(model: nn.Module, backbone: dict, key: str) -> None:
     ) as error:  # mmcv's: of a wrong prefix
         origin = (backbone.get('init_cfg') or {}).get('checkpoint')
         raise MtpdError(
-            f'the pretrained weights cannot be had from {origin} ({error}). Train from random ones with '
+            f'the pretrained weights cannot be fetched from {origin} ({error}). Train from random weights with '
             f'--cfg-options {key}.backbone.init_cfg=None, or name a file as its checkpoint'
         ) from error
 
@@ -64,7 +64,7 @@ class WarmStart(NamedTuple):
 
     def __str__(self) -> str:
         kinds = {
-            'left as they were, of another shape (detector, file)': self.other_shape,
+            'left as they were, with another shape (detector, file)': self.other_shape,
             'left as they were, not in the file': self.not_in_file,
             'not in the detector': self.not_in_detector,
         }
@@ -100,9 +100,9 @@ def warm_start(model: nn.Module, path: str | Path) -> WarmStart:
     }
     if all(key.endswith(COUNTER) for key in shared):
         raise MtpdError(
-            f'{path} has no weight in common with the detector that should start from it: its keys are '
+            f'{path} has no weight in common with the detector that starts from it: the file has '
             f'{", ".join(list(state)[:3])}, ..., and the detector has {", ".join(list(weights)[:3])}, ... Give the '
-            'checkpoint of a detector that is built alike'
+            'checkpoint of a detector of the same architecture'
         )
     for key in shared:
         weights[key].copy_(state[key])
@@ -147,13 +147,13 @@ class InheritanceError(MtpdError):
         lines += [f'  {key}: {reason}' for key, reason in list(mismatches.items())[: self.SHOWN]]
         if len(mismatches) > self.SHOWN:
             lines.append(f'  and {len(mismatches) - self.SHOWN} more')
-        fix = 'Begin without: --cfg-options distill.start=baseline (or random)'
+        fix = 'Start without them: --cfg-options distill.start=baseline (or random)'
         if mismatches:
             patterns = dict.fromkeys(re.sub(r'\.\d+(?=\.)', '.*', key) for key in mismatches)
             listed = ','.join(f'"{pattern}"' for pattern in [*allow, *patterns])
-            fix += f"; or let these differ: --cfg-options 'distill.inherit_allow=[{listed}]'"
+            fix += f"; or allow these to differ: --cfg-options 'distill.inherit_allow=[{listed}]'"
         else:
-            lines.append('  nothing agrees')
+            lines.append('  no weight agrees')
         super().__init__('\n'.join([*lines, fix]))
 
 

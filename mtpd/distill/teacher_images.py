@@ -84,7 +84,7 @@ def on_students_grid(
         ratio = sides[1] / sides[0]
         if abs(cells - expected * ratio) > 1 + ratio:
             raise MtpdError(
-                f'the feature maps are of other strides: student {tuple(size)} cells of an image of {tuple(canvases[0])} '
+                f'the feature maps have different strides: student {tuple(size)} cells of an image of {tuple(canvases[0])} '
                 f'pixels, teacher {tuple(feature.shape[2:])} of {tuple(canvases[1])}: hook modules of the same stride in both'
             )
     feature = feature.to(torch.promote_types(feature.dtype, torch.float32))

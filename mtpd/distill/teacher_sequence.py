@@ -109,7 +109,7 @@ def _backward_greedy(*, student, last, others, cost, may_precede, max_length, po
         near = [t for t in pool if cost(student, t) < cost(student, head) and may_precede(t, head)]
         if not near:
             weaker = any(cost(student, t) < cost(student, head) for t in pool)
-            gain = ' and weaker by the gain asked for' if weaker else ''
+            gain = ' and weaker by order.min_gain' if weaker else ''
             reasons.append(f'No teacher left is nearer to the student than {head}{gain}.')
             break
         chosen = min(near, key=lambda t: cost(t, head))

@@ -41,7 +41,7 @@ def distill_cfg(recipe: Recipe, student: dict, teacher: dict) -> list[dict]:
         if None in paths:
             who = ('student', 'teacher')[paths.index(None)]
             problems.append(
-                f'level {level}: no module of the {who} gives it alone. Leave it out of distill.levels, or name a module: '
+                f'level {level}: no module of the {who} gives this level alone. Leave it out of distill.levels, or name a module: '
                 f'distill.{who}_module.'
             )
             continue

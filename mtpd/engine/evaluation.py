@@ -120,7 +120,7 @@ def image_size_note(
     if 'recipe' not in meta or not sizes or sizes[-1] == ours:
         return None
     return (
-        f'{checkpoint} was trained to be measured on images of {sizes[-1]}, and is measured on {ours}. As it was trained: '
+        f'{checkpoint} was trained for images of {sizes[-1]}, and is measured on images of {ours}. To measure as trained: '
         f'--cfg-options "{key}.scale={sizes[-1].replace(" ", "")}"'
     )
 

@@ -59,7 +59,7 @@ def image_batches(
 def feature_batches(
     recipe: Recipe, models: dict[str, nn.Module], count: int, first: int = 0, step: int = 1
 ) -> Iterator[tuple[dict[str, list[Tensor]], int, list[dict]]]:
-    """Detectors' neck features on the same images, which each takes as it is used to (`load_detectors`).
+    """Detectors' neck features on the same images, each prepared as for that detector (`load_detectors`).
 
     Features of images of another size than the student's are brought to the grid that a level of their stride has on the
     student's images.

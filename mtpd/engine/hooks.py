@@ -298,7 +298,7 @@ class FiniteLoss(Hook):
         images = distributed.gather(self._images(runner))
         problem = 'a loss is not finite'
         if all(map(math.isfinite, bad.values())):
-            problem = f'a loss is above {LARGEST_LOSS:g}, from which nothing is learnt'
+            problem = f'a loss is above {LARGEST_LOSS:g}, so the training does not learn'
         raise self._end(runner, runner.iter + 1, f'{problem} ({terms})', images)
 
     def check_weights(self, runner, update: int, together: bool) -> None:
@@ -315,7 +315,7 @@ class FiniteLoss(Hook):
         if bad:
             images = self._images(runner)
             images = distributed.gather(images) if together else [images]
-            problem = f'it left {len(bad)} of {len(state)} weights not finite (first {bad[0]})'
+            problem = f'{len(bad)} of {len(state)} weights are not finite after it (first {bad[0]})'
             raise self._end(runner, update, problem, images, bad)
 
     def _images(self, runner) -> list[dict]:
@@ -346,7 +346,7 @@ class FiniteLoss(Hook):
             write_json(path, {**content, 'images': images})
         return MtpdError(
             f'training ended in update {update} of {runner.max_iters}: {problem}.\n{resume_hint(self.folder)}, '
-            f'and to the same end unless something is changed: look at the boxes of the {len(images)} image(s) that {path} names; '
+            f'and ends the same way unless something changes: look at the boxes of the {len(images)} image(s) that {path} names; '
             f'{self.advice}. Other settings need another --work-dir.'
         )
 
@@ -422,7 +422,7 @@ class RecordCorrupt(Hook):
             return
         for path, problem in sorted(new.items()):
             self.rows[path] = {'file': path, 'problem': problem, 'update': runner.iter + 1}
-            print(f'image {path} {problem}: another takes its place', flush=True)
+            print(f'image {path} {problem}: another image takes its place', flush=True)
         if len(self.rows) > self.limit:
             problems = {path: row['problem'] for path, row in self.rows.items()}
             raise loading.corrupt_images_error(problems, self.limit)

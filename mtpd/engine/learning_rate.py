@@ -80,7 +80,7 @@ def with_peak_rate(optimizer: dict, lr: dict, peak: float) -> tuple[dict, dict]:
     stated = _stated_rate(optimizer, lr)
     if not isinstance(stated, (int, float)) or stated <= 0:
         raise MtpdError(
-            f'schedule.arm_lr={peak:g} cannot take the place of the learning rate {_rate_text(stated)}: state one number '
+            f'schedule.arm_lr={peak:g} cannot replace the learning rate {_rate_text(stated)}: state one number '
             'above 0, or leave arm_lr out.'
         )
     return _multiply_rates(optimizer, lr, peak / stated)
@@ -89,7 +89,9 @@ def with_peak_rate(optimizer: dict, lr: dict, peak: float) -> tuple[dict, dict]:
 def _stated_rate(optimizer: dict, lr: dict) -> Any:
     stated = peak_rate(optimizer, lr)
     if stated is None:
-        raise MtpdError('there is no learning rate to scale: the optimizer states no lr. Add it.')
+        raise MtpdError(
+            'the optimizer states no lr, so there is no learning rate to scale. Add it.'
+        )
     return stated
 
 

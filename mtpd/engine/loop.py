@@ -162,7 +162,9 @@ def _train_in_process(
     dataset = loading.SkipCorrupt(pipelines.quiet_dataset(cfg.data.train), corrupt_limit)
     if len(dataset) == 0:
         annotations = getattr(dataset, 'ann_file', 'the training split')
-        raise RecipeError(source, [f'{annotations} has no image with an object to train on.'])
+        raise RecipeError(
+            source, [f'{annotations} has no image with an object, so there is nothing to train on.']
+        )
     model.CLASSES = dataset.CLASSES
     if cfg.load_from and not resume_point:
         taken = warm_start(model, cfg.load_from)
@@ -320,7 +322,7 @@ def choose_device(device: str, source: Path, key: str = 'device') -> str:
         RecipeError: as `recipe_device`.
     """
     if device not in ('auto', 'cpu', 'cuda'):
-        raise RecipeError(source, [f'{key} is {device!r}: auto, cpu or cuda is needed.'])
+        raise RecipeError(source, [f'{key} is {device!r}: it must be auto, cpu or cuda.'])
     if device == 'cuda' and not torch.cuda.is_available():
         raise RecipeError(source, [f'{key} is cuda, and torch sees no GPU. Set it to auto or cpu.'])
     if device == 'cpu' or not torch.cuda.is_available():
@@ -396,8 +398,8 @@ class ResumableEpochRunner(EpochBasedRunner):
         length = len(data_loader)
         if getattr(self, 'epoch_updates', None) not in (None, length):
             raise MtpdError(
-                f'{self.resumed} is of a training with {self.epoch_updates} updates an epoch, and now there are {length}: a '
-                'training goes on with the same images, batch and number of processes only. Go on as it began, or choose '
+                f'{self.resumed} is from a training with {self.epoch_updates} updates an epoch, and now an epoch has {length}: a '
+                'training goes on only with the same images, batch and number of processes. Use these, or choose '
                 'another --work-dir.'
             )
         self.model.train()

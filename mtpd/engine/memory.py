@@ -86,18 +86,18 @@ def out_of_memory_text(error: Exception, setting_names: SettingNames, training: 
     half = images // processes // 2 * processes
     if half:
         rate = f' ({names.rate})' if training else ''
-        advice = f'lower it to {half}{rate}, or {smaller_images}. Each halves what images take.'
-    else:
         advice = (
-            f'lower {smaller_images}, which halves what images take, or choose a smaller detector.'
+            f'lower it to {half}{rate}, or {smaller_images}. Each halves the memory of the images.'
         )
+    else:
+        advice = f'lower {smaller_images}, which halves the memory of the images, or choose a smaller detector.'
     lines = [
         f'{"memory" if on_cpu else "GPU memory"} ran out with {batch} {images}: {advice}',
         f'({textwrap.shorten(str(error).partition(chr(10))[0], 240, placeholder=" ...")})',
     ]
     if 'DataLoader worker' in str(error):
         lines.append(
-            f'It was short in a data worker: fewer of them ({names.workers}) take less, too.'
+            f'It ran out in a data worker: fewer workers ({names.workers}) take less, too.'
         )
     return ' '.join(lines)
 
@@ -140,7 +140,7 @@ class SettingNames(NamedTuple):
     @property
     def divergence_advice(self) -> str:
         """What helps against losses that grow."""
-        return f'lower the learning rate ({self.lr}), or clip gradients to less ({self.clip})'
+        return f'lower the learning rate ({self.lr}), or clip gradients to a smaller norm ({self.clip})'
 
 
 def recipe_setting_names(cfg: dict, processes: int, detector: str = 'student') -> SettingNames:
@@ -198,7 +198,7 @@ def config_setting_names(cfg: dict, batch: str, evaluation: str) -> SettingNames
 
 
 class Fit(NamedTuple):
-    """What fits.
+    """The batch and the image size that fit into memory.
 
     Attributes:
         images: an update's images in all, None where even one for each process is too much.
@@ -234,7 +234,7 @@ def largest_fit(batch: int, processes: int, fixed: float, wanted: float, availab
 
 
 def fixed_bytes(weights: int, trained: int, optimizer: str = '') -> int:
-    """Bytes that a training needs whatever its images.
+    """Bytes that a training needs besides those of its images.
 
     Args:
         weights: bytes of all weights, a teacher's included.
@@ -275,7 +275,7 @@ def memory_used(device: str) -> MemoryUse:
 
 
 def reset_peak(device: str) -> None:
-    """Frees what nobody uses any more; peaks count from here."""
+    """Frees unused memory, and restarts the measurement of the peak."""
     gc.collect()  # a detector refers to itself
     if device == 'cuda':
         torch.cuda.empty_cache()

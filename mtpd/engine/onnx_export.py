@@ -125,7 +125,7 @@ def image_preparation(cfg: Config) -> dict:
     scale, norm = outer['img_scale'], steps.get('Normalize')
     if isinstance(scale, list) or norm is None:
         raise MtpdError(
-            "the config's test pipeline has several sizes, or does not normalise: ONNX needs one size, and means."
+            "the config's test pipeline has several sizes, or no normalisation: ONNX needs one size, and a normalisation."
         )
     return {
         'scale': scale,
@@ -138,8 +138,8 @@ def image_preparation(cfg: Config) -> dict:
 
 def _refusal(detector: nn.Module) -> str:
     return (
-        f'{type(detector).__name__} can not be exported to ONNX: only one-stage detectors with anchors, and with scores and '
-        'deltas of them, can, such as RetinaNet. A name that does not end in .onnx writes a plain mmdet checkpoint.'
+        f'{type(detector).__name__} cannot be exported to ONNX: only one-stage detectors whose head gives scores and deltas of '
+        'anchors can, such as RetinaNet. A name that does not end in .onnx writes a plain mmdet checkpoint.'
     )
 
 
@@ -161,5 +161,5 @@ def _check_exportable(detector: nn.Module) -> None:
     ]
     if deformable:
         raise MtpdError(
-            f'{deformable[0]} is a deformable convolution, which ONNX has not: {kind} can not be exported with it.'
+            f'{deformable[0]} is a deformable convolution, which ONNX lacks: {kind} cannot be exported.'
         )

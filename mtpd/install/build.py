@@ -97,7 +97,7 @@ def check_tools(work: Path) -> list[str]:
     if free < BUILD_DISK:
         problems.append(
             f'Only {free / machine.GIB:.1f} GiB are free for {work.parent}; the build needs '
-            f'{BUILD_DISK // machine.GIB}. Free some, or set MTPD_CACHE to a folder on another disk.'
+            f'{BUILD_DISK // machine.GIB}. Free some space, or set MTPD_CACHE to a folder on another disk.'
         )
     if problems:
         lines = [f'- {problem}' for problem in problems]
@@ -337,14 +337,14 @@ CAUSES = (
     ),
     (
         r'DO NOT MATCH THE HASHES',
-        'The downloaded source is not the pinned one: the download was damaged or changed on its way. '
+        'The downloaded source is not the pinned one: the download was damaged or changed on the way. '
         'Try again (`pip cache purge` first), or use another package index.',
     ),
     (
         r'No matching distribution found|Could not find a version|NewConnectionError|Max retries exceeded'
         r'|name resolution|Network is unreachable|ConnectTimeout|ProxyError|Read timed out',
         "mmcv-full's source could not be downloaded. Check the network and pip's index (`pip config list`), or "
-        'fetch it elsewhere with `pip download --no-deps --no-binary=:all: -r requirements/mmcv.txt` and set '
+        'fetch it on another machine with `pip download --no-deps --no-binary=:all: -r requirements/mmcv.txt` and set '
         'PIP_FIND_LINKS to the folder it is in.',
     ),
     (
@@ -353,7 +353,7 @@ CAUSES = (
     ),
     (r"No module named '(\w+)'", 'The Python package {0} is missing. Run `make env`.'),
 )
-UNKNOWN_CAUSE = 'No known cause was found; the log has the whole story.'
+UNKNOWN_CAUSE = 'No known cause was found: see the log.'
 
 # Errors that only say that there was one before.
 _FOLLOW_UP_ERROR = re.compile(

@@ -86,7 +86,7 @@ def obstacle_to_fetching(torch: machine.Torch) -> str | None:
     """Why pip has no compiler for this torch, and what to do instead; None where it has one."""
     if not list(torch.folder.parent.glob('nvidia/*/include/cusparse.h')):
         return (
-            f"torch {torch.version} came without the headers of CUDA, which pip's CUDA builds have. "
+            f"torch {torch.version} has no CUDA headers, unlike pip's CUDA builds. "
             f'Install the CUDA {torch.cuda} toolkit and set CUDA_HOME (in a conda environment: `{FROM_CONDA}`)'
         )
     if major_number(torch.cuda) < OLDEST_ON_PYPI:
@@ -127,7 +127,7 @@ def fetch_compiler(torch: machine.Torch, echo: Callable = print) -> Nvcc:
             Path(work, 'new').rename(folder)
     except OSError as error:
         raise MtpdError(
-            f'nvcc could not be put into {folder} ({error}). Set MTPD_CACHE to a folder that takes it.'
+            f'nvcc could not be put into {folder} ({error}). Set MTPD_CACHE to a writable folder.'
         ) from None
     nvcc = home / 'bin' / 'nvcc'
     if not (release := nvcc_release(nvcc)):

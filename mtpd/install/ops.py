@@ -74,7 +74,7 @@ def install_ops(
     except MtpdError as error:
         if cuda_arch or not target.cuda:
             raise
-        echo(f'No CUDA ops: {error}\nCPU ops take their place.')
+        echo(f'No CUDA ops: {error}\nCPU ops are built instead.')
         target = Target(failure_summary(error), idle_gpu=True)
         result = ensure_ops(torch, target, False, keep_cuda, echo)
 
@@ -103,7 +103,7 @@ def choose_target(torch: machine.Torch, cuda_arch: str | None = None) -> Target:
     Raises MtpdError where `cuda_arch` is no architecture, or CUDA ops for it can't be built.
     """
     if cuda_arch == 'cpu':
-        return Target('CPU ops were asked for')
+        return Target('CPU ops were requested')
     if cuda_arch and not re.fullmatch(r'\d+\.\da?(\+PTX)?([; ,]\d+\.\da?(\+PTX)?)*', cuda_arch):
         raise MtpdError(
             f"--cuda-arch {cuda_arch!r} is not an architecture: write '9.0', '8.0;9.0' or 'cpu'."
@@ -112,7 +112,7 @@ def choose_target(torch: machine.Torch, cuda_arch: str | None = None) -> Target:
     if not torch.cuda:
         missing = f'torch {torch.version} is built without CUDA'
     elif not cuda_arch and not gpus:
-        missing = 'no NVIDIA GPU found (--cuda-arch 9.0 builds for one that is not here)'
+        missing = 'no NVIDIA GPU found (--cuda-arch 9.0 builds for a GPU of another machine)'
     else:
         compiler, missing = nvcc.find_compiler(torch.cuda)
         if compiler is None and (obstacle := nvcc.obstacle_to_fetching(torch)):
@@ -268,13 +268,13 @@ def install_wheel(torch: machine.Torch, target: Target, rebuild: bool, echo: Cal
             install_and_test(cached)
             action = 'installed'
         except MtpdError as error:
-            echo(f'The cached wheel is of no use ({error}); building another.')
+            echo(f'The cached wheel cannot be used ({error}); building another.')
     elif not rebuild and (wheel := published.fetch_published(folder.name, folder, echo)):
         try:
             install_and_test(wheel)
             action = 'fetched'
         except MtpdError as error:
-            echo(f"The release's wheel is of no use ({error}); building one.")
+            echo(f"The release's wheel cannot be used ({error}); building one.")
     if action == 'built':
         install_and_test(build_into_cache(folder, torch, target, echo))
     write_marker(torch, target)

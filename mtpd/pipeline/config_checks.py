@@ -45,13 +45,13 @@ def settings_problems(cfg: Config) -> list[str]:
 def _schedule_problems(cfg: Config) -> Iterator[str]:
     for key in ('runner', 'optimizer', 'optimizer_config', 'lr_config'):
         if cfg.get(key) is None:
-            yield f'{key} is missing: it can be tested only.'
+            yield f'{key} is missing, so the config can be tested but not trained.'
     if runner := cfg.get('runner'):
         length = RUNNERS.get(runner.get('type'))
         if length is None:
             yield unknown_name('runner.type', str(runner.get('type')), RUNNERS)
         elif not isinstance(runner.get(length), int):
-            yield f'runner.{length} is missing, which is how long a {runner.type} trains.'
+            yield f'runner.{length}, the length of the training by {runner.type}, is missing.'
         for key in runner.keys() - {'type', length} if length else ():
             if key not in RUNNERS.values():
                 yield unknown_name('key', f'runner.{key}', [f'runner.{length}'])
@@ -70,12 +70,12 @@ def _schedule_problems(cfg: Config) -> Iterator[str]:
         )
     if any(phase[0] != 'train' for phase in cfg.get('workflow') or ()):
         yield (
-            f'workflow is {cfg.workflow}: losses of the validation split are not computed here, `evaluation` measures it. '
+            f'workflow is {cfg.workflow}: no losses are computed on the validation split here, `evaluation` measures it. '
             'Give --cfg-options "workflow=[(\'train\',1)]"'
         )
     if cfg.get('resume_from'):
         yield (
-            f'resume_from is {cfg.resume_from}, and a training goes on here from its own --work-dir alone, by the same '
+            f'resume_from is {cfg.resume_from}, but a training goes on only from its own --work-dir, by the same '
             f'command. Give --cfg-options resume_from=None (and load_from={cfg.resume_from}, to begin with its weights)'
         )
 
@@ -111,7 +111,7 @@ def _leave_out(cfg: Config, hook: dict) -> str:
     if counts_epochs or not kind or not issubclass(kind, EMA_HOOKS):
         return ''
     return (
-        f"custom_hooks: {hook['type']} puts its average of the weights into the detector at an epoch's end alone, and an "
+        f'custom_hooks: {hook["type"]} puts its average of the weights into the detector only at the end of an epoch, and an '
         'IterBasedRunner has no epochs: the average would be neither measured nor saved. Train with an EpochBasedRunner, '
         'whose lr_config, checkpoint_config and evaluation count epochs.'
     )
@@ -152,7 +152,7 @@ def _evaluation_problems(evaluation: dict) -> Iterator[str]:
     if best and best != 'auto' and best.partition('_')[0] not in METRICS:
         metric = metrics[0] if metrics[0] in METRICS else 'bbox'
         yield (
-            f"evaluation.save_best is {best!r}, which is none of COCO's numbers. "
+            f"evaluation.save_best is {best!r}, which is not one of COCO's numbers. "
             f'Give --cfg-options evaluation.save_best={metric}_mAP'
         )
     functions = (EvalHook, DistEvalHook, *EvalHook.__mro__[1:2], *DistEvalHook.__mro__[1:2])
@@ -205,17 +205,17 @@ def pipeline_problems(node: dict | list, key: str) -> Iterator[str]:
 def _step_problems(step: dict, key: str, dataset: dict) -> Iterator[str]:
     if step.get('type') == 'LoadProposals':
         yield (
-            f'{key} is LoadProposals, of files that would be unpickled, which could run code: choose a detector '
+            f'{key} is LoadProposals. It unpickles files, which could run code: choose a detector '
             'that proposes boxes itself, such as mmdet::faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py'
         )
     elif step.get('with_seg') and not dataset.get('seg_prefix'):
         yield (
-            f'{key} loads semantic maps (with_seg), and the dataset names none (seg_prefix): choose a detector '
+            f'{key} loads semantic maps (with_seg), but the dataset names none (seg_prefix): choose a detector '
             'without them, such as mmdet::htc/htc_without_semantic_r50_fpn_1x_coco.py'
         )
     elif step.get('denorm_bbox'):
         yield (
-            f'{key} takes boxes for fractions of the image (denorm_bbox), and those of COCO are pixels. '
+            f'{key} takes boxes as fractions of the image (denorm_bbox), but COCO has pixels. '
             f'Give --cfg-options {key}.denorm_bbox=False'
         )
     else:
@@ -303,5 +303,5 @@ def load_from_problems(cfg: Config, model: nn.Module) -> list[str]:
     try:
         warm_start(model, cfg.load_from)
     except (MtpdError, OSError, HTTPException) as error:
-        return [f'load_from: {error}. Or begin without it: --cfg-options load_from=None']
+        return [f'load_from: {error}. Or start without it: --cfg-options load_from=None']
     return []

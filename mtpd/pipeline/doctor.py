@@ -38,7 +38,7 @@ DISK_LIMITS = (0.5 * machine.GIB, 3 * machine.GIB)
 
 
 class Check(NamedTuple):
-    """One thing looked at: `state` is 'ok', 'warn' or 'fail' (the recipe can't run), `found` what there is."""
+    """One check: `state` is 'ok', 'warn' or 'fail' (the recipe can't run), `found` is what was found."""
 
     name: str
     state: str
@@ -62,8 +62,8 @@ def run_checks(
         *_checks_or_failure('runs', check_results_folder(work_dir)),
     ]
     if any(check.name == 'ops' and check.state == 'fail' for check in checks):
-        text = 'not looked at: it needs mmcv'
-        return [*checks, Check('recipe', 'fail', text, 'Mend the ops first.')]
+        text = 'not checked: it needs mmcv'
+        return [*checks, Check('recipe', 'fail', text, 'Repair the ops first.')]
     recipe_checks = check_recipe(recipe_path or DEFAULT_RECIPE, overrides, work_dir)
     return checks + _checks_or_failure('recipe', recipe_checks)
 
@@ -155,7 +155,7 @@ def check_checkout() -> Iterator[Check]:
     is_editable = source.get('dir_info', {}).get('editable')
     if is_editable and installed.resolve() != ROOT.resolve():
         package = machine.find_package('mtpd')
-        text = f'the kit of {ROOT}, by {package.origin}; installed is that of {installed}'
+        text = f'imported from {ROOT}, by {package.origin}; installed from {installed}'
         yield Check('mtpd', 'warn', text, package.remedy)
 
 
@@ -187,7 +187,9 @@ def check_ops() -> Iterator[Check]:
         return
     kind = f'CUDA {tested["cuda"]}' if tested['cuda'] else 'CPU'
     device = 'CPU' if tested['device'] == 'cpu' else f'{tested["gpu"]}, against the CPU'
-    text = f'mmcv-full {version} with {kind} ops: {", ".join(tested["ops"])} right on the {device}'
+    text = (
+        f'mmcv-full {version} with {kind} ops: {", ".join(tested["ops"])} correct on the {device}'
+    )
     if tested['obstacle']:
         fix = f'There is a GPU, and `auto` takes the CPU: {tested["obstacle"]}.'
     elif machine.nvidia_gpus() and machine.find_torch().cuda and not tested['gpu']:
@@ -214,9 +216,7 @@ def check_kernel() -> Iterator[Check]:
     if foreign is None:
         yield Check('kernel', 'ok', f'{KERNEL_NAME} ({python})')
     else:
-        text = (
-            f'`mtpd run` takes {python}; for notebooks opened in JupyterLab there is {foreign[0]}'
-        )
+        text = f'`mtpd run` takes {python}; JupyterLab starts notebooks with {foreign[0]}'
         yield Check('kernel', 'warn', text, foreign[1])
 
 
@@ -277,7 +277,7 @@ def check_results_folder(work_dir: Path | None = None) -> Iterator[Check]:
         yield Check('runs', 'fail', f'{existing} is not writable', fix)
         return
     free = shutil.disk_usage(existing).free
-    fix = 'Free some, or give another: `--work-dir`.'
+    fix = 'Free some space, or give another folder: `--work-dir`.'
     yield _amount_check('disk', free, DISK_LIMITS, f'free for {folder}', fix)
 
 
@@ -287,7 +287,7 @@ def _amount_check(name: str, size: int, limits: tuple[float, float], what: str, 
     if size >= limits[1]:
         return Check(name, 'ok', text)
     state = 'fail' if size < limits[0] else 'warn'
-    return Check(name, state, text, f'{limits[1] / machine.GIB:.0f} GiB are wanted. {fix}')
+    return Check(name, state, text, f'{limits[1] / machine.GIB:.0f} GiB are recommended. {fix}')
 
 
 # The recipe.
@@ -314,7 +314,7 @@ def check_recipe(
     yield from (Check('recipe', 'fail', problem) for problem in problems)
     yield from check_weights(recipe)
     if not problems:
-        root = recipe.cfg.data.root or 'DigitScenes: made where they are missing'
+        root = recipe.cfg.data.root or 'DigitScenes (made if missing)'
         sizes = {split: coco.split_size(recipe.split(split)[0])[0] for split in ('train', 'val')}
         counts = f'{sizes["train"]} + {sizes["val"]} images, {len(recipe.classes)} classes'
         yield Check('dataset', 'ok', f'{root}: {counts}')
@@ -350,7 +350,9 @@ def check_weights(recipe: Recipe) -> Iterator[Check]:
     for name in recipe.detectors:
         path, url = recipe.checkpoint(name), recipe.url(name)
         if url and not is_complete(path, sha256_in_name(path.name)):
-            fix = f'`mtpd run` fetches them to {path.parent}; without network put the file there.'
+            fix = (
+                f'`mtpd run` fetches them to {path.parent}; without a network, put the file there.'
+            )
             yield Check(f'weights {name}', 'warn', f'not here yet: {url}', fix)
         elif path and path.is_file():
             yield Check(f'weights {name}', 'ok', f'{path.name}, sha256 {file_sha256(path)[:8]}')

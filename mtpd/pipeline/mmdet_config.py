@@ -128,7 +128,9 @@ def load_config(
     source, cfg = read_config(path)
     if not is_plain_config(cfg):
         if 'student' not in cfg and 'train' in (cfg.get('data') or ()):
-            text = 'it has no model: other configs build on such a file. Give one of those, or add a model.'
+            text = (
+                'it has no model: it is a base of other configs. Give one of those, or add a model.'
+            )
             raise RecipeError(source, [text])
         return load_recipe(path, overrides, seed)
     overrides = dict(as_overrides(overrides))
@@ -287,7 +289,7 @@ def data_notes(config: PlainConfig, splits: Iterable[str]) -> list[str]:
 
 
 def training_problems(config: PlainConfig, out: Path) -> list[str]:
-    """All that is wrong with a training into `out`: data, settings, the detector, and the weights that it begins with."""
+    """Everything that is wrong with a training into `out`: data, settings, the detector, and the weights that it begins with."""
     cfg = config.cfg
     data = [*config.missing_splits.values()]
     data = data or dataset_problems(cfg, SPLITS, config.corrupt_limit, config.has_root)
@@ -312,7 +314,7 @@ def _training_config(config: PlainConfig, out: Path) -> Config:
     cfg = copy.deepcopy(config.cfg)
     cfg.device = loop.choose_device(config.device, config.source)
     if cfg.get('fp16') and cfg.device == 'cpu':
-        print('training in fp32: the config asks for fp16, which takes a GPU')
+        print('training in fp32: the config asks for fp16, which needs a GPU')
         cfg.fp16 = None
     by_epoch = cfg.runner.type == 'EpochBasedRunner'
     saving = cfg.get('checkpoint_config') or {}
@@ -380,7 +382,7 @@ def _structure_problems(cfg: Config) -> list[str]:
     if 'data' not in cfg and newer:
         return [
             f'it is written for MMDetection 3 ({", ".join(newer)}), and this is version {mmdet.__version__}: take the config '
-            'of that name of version 2, such as mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+            'of the same name from version 2, such as mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
         ]
     data = cfg.get('data')
     data = data if isinstance(data, dict) else {}
@@ -496,7 +498,9 @@ def use_coco_folder(cfg: Config, root: Path, splits: dict, source: Path) -> None
     for split in SPLITS:
         leaves = dataset_leaves(cfg.data[split])
         if len(leaves) != 1:
-            text = f'data.{split} joins {len(leaves)} datasets, which data.root cannot replace.'
+            text = (
+                f'data.{split} joins {len(leaves)} datasets, and data.root cannot replace several.'
+            )
             raise RecipeError(source, [text])
         (leaf,) = leaves
         known = signature(CocoDataset).parameters.keys()
@@ -554,7 +558,7 @@ def dataset_problems(
         for key, leaf in keyed_leaves(cfg.data[split], f'data.{split}'):
             if leaf.get('type') != 'CocoDataset' or not leaf.get('ann_file'):
                 problems.append(
-                    f'{key} is no COCO-format dataset ({leaf.get("type")}). Give one: '
+                    f'{key} is not a COCO-format dataset ({leaf.get("type")}). Give one: '
                     '--cfg-options data.root=FOLDER'
                 )
                 continue
@@ -590,15 +594,15 @@ def _leaf_problems(key: str, leaf: dict) -> list[str]:
         settings = {name: leaf[name] for name in leaf.keys() - {'type', 'separate_eval'}}
         signature(CocoDataset).bind(**settings)
     except TypeError as error:
-        problems.append(f'{key} is no dataset of mmdet: {error}.')
+        problems.append(f'mmdet cannot build the dataset {key}: {error}.')
     if leaf.get('proposal_file'):
         problems.append(
-            f'{key}.proposal_file {leaf.proposal_file} would be unpickled, which could run code: leave it out.'
+            f'{key}.proposal_file {leaf.proposal_file} would be unpickled, which could run code. Leave it out.'
         )
     if isinstance(leaf.get('classes'), str):
         problems.append(
-            f'{key}.classes is {leaf.classes!r}, a text, which mmdet takes for the name of a file with a class in each line, '
-            f'and there is no such file. A list is needed: --cfg-options "{key}.classes=[\'{leaf.classes}\']"'
+            f'{key}.classes is {leaf.classes!r}, a text, which mmdet takes as the name of a file with a class in each line, '
+            f'but no such file exists. A list is needed: --cfg-options "{key}.classes=[\'{leaf.classes}\']"'
         )
     return problems
 

@@ -48,7 +48,7 @@ class Published(NamedTuple):
 
 
 def published_weights(config: str) -> Published:
-    """Of `mmdet::family/name.py`; nothing where the index has no entry, or the config is another file."""
+    """The published weights of `mmdet::family/name.py`; empty where the index has no entry, or the config is another file."""
     if not config.startswith('mmdet::'):
         return Published()
     family, _, name = config.removeprefix('mmdet::').partition('/')
@@ -126,14 +126,14 @@ def new_recipe(
         teacher_checkpoints: the teachers' weights, in their order; those that mmdet publishes by default.
 
     Raises:
-        MtpdError: all that stands in the way: no such config, detectors without a common level, a file that is there.
+        MtpdError: no such config, detectors without a common level, or a file that exists; all in one message.
     """
     if out.exists():
-        raise MtpdError(f'{out} is there. Choose another name, or remove it.')
+        raise MtpdError(f'{out} exists. Choose another name, or remove it.')
     problems, detectors = [], []
     if len(teacher_checkpoints) not in (0, len(teachers)):
         problems.append(
-            f'{len(teachers)} teachers and {len(teacher_checkpoints)} checkpoints: give --teacher-checkpoints one for each, in order.'
+            f'{len(teachers)} teachers and {len(teacher_checkpoints)} checkpoints: give --teacher-checkpoints one for each teacher, in their order.'
         )
     for config in (student, *teachers):
         try:
@@ -173,18 +173,18 @@ class _Draft:
         self.weight_note = ''
 
     def measure_weight(self) -> None:
-        """Weighs the loss against detection with the last teacher, where its weights and the data are on this machine."""
+        """Balances the distillation loss and the detection loss with the last teacher, where its weights and the data are on this machine."""
         measured = balanced_weights(load_recipe(self.out), self.names[-1])
         if measured is None:
             self.weight_note = (
-                'Weight of the distillation loss: as published. It was not measured, for weights or data are not here; '
+                'Weight of the distillation loss: as published. It was not measured, because weights or data are missing; '
                 f'`mtpd diagnose {self.out}` names one that fits.'
             )
             return
         self.loss_weights, ratio = measured
         if self.loss_weights:
             self.weight_note = (
-                'Weight of the distillation loss: so that it pulls as hard as detection. With the published one, '
+                'Weight of the distillation loss: balanced with the detection loss. With the published one, '
                 f'{ratio}.'
             )
         else:
@@ -223,8 +223,8 @@ class _Draft:
         if not self.pocket:
             return {}
         cut = (
-            f'A trial: images of {POCKET_SCALE[0]} x {POCKET_SCALE[1]}, {POCKET_UPDATES} updates a stage, random weights in '
-            'place of published ones'
+            f'A trial: images of {POCKET_SCALE[0]} x {POCKET_SCALE[1]}, {POCKET_UPDATES} updates a stage, random weights '
+            'instead of published ones'
         )
         annotations, images = layouts.locate_split(
             resolve_path(self.data or 'data/coco', self.out), 'val'
@@ -255,9 +255,7 @@ class _Draft:
         norm, students = _normalisation(teacher), _normalisation(self.student) or USUAL
         if not norm or norm == students:
             return {}
-        self.notes.append(
-            f'{teacher.label} takes its images normalised in its own way (teachers.*.image).'
-        )
+        self.notes.append(f'{teacher.label} has its own image normalisation (teachers.*.image).')
         return {'image': norm}
 
     def _checkpoint_notes(self) -> list[str]:
@@ -274,7 +272,7 @@ class _Draft:
                 )
             elif who != 'student':
                 lines.append(
-                    f'{who}: mmdet has no weights for this config. It is trained here, unless teachers.{who}.checkpoint names some.'
+                    f'{who}: mmdet has no weights for this config. It is trained here, unless teachers.{who}.checkpoint names weights.'
                 )
         return lines
 
@@ -311,7 +309,7 @@ class _Draft:
                 for d in (self.student, *self.teachers)
             )
             raise MtpdError(
-                f'there is no stride at which all detectors have a level to compare (strides: {strides}). Choose another teacher.'
+                f'no stride is common to all detectors (strides: {strides}). Choose another teacher.'
             )
         values: dict[str, Any] = {'method': self.method, 'levels': levels}
         strides = [student.levels[number].stride for number in levels]
@@ -332,7 +330,7 @@ class _Draft:
                 self.notes.append(f'{detector.label}: {chosen[0].module}, ... are compared.')
             if chosen[0].behind:
                 self.notes.append(
-                    f'{detector.label}: behind what is compared comes {", ".join(chosen[0].behind)}.'
+                    f'{detector.label}: the compared level is followed by {", ".join(chosen[0].behind)}.'
                 )
         if self.loss_weights:
             values['settings'] = {self.method: self.loss_weights}

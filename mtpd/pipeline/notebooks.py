@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from jupyter_client.kernelspec import KernelSpec
 
 KERNEL_NAME = 'python3'  # of the kit's notebooks
-GOES_ON = 'The same command goes on where it was'
+GOES_ON = 'The same command goes on from there'
 KERNEL_GRACE = 60  # seconds that a kernel has for its end
 
 _running_kernels: list[subprocess.Popen] = []

@@ -155,7 +155,7 @@ def _earlier_adapters(
     path = stage_dir(recipe, arm, stage - 1, work_dir) / 'latest.pth'
     if not path.is_file():
         raise MtpdError(
-            f'{path} is missing, and with distill.keep_adapters stage {stage} goes on with its weights. Remove the folder '
+            f'{path} is missing, but with distill.keep_adapters stage {stage} needs its weights. Remove the folder '
             'to train that stage again, or leave keep_adapters out.'
         )
     return path

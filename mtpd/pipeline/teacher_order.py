@@ -69,8 +69,8 @@ def check_teacher_pool(recipe: Recipe) -> None:
         raise RecipeError(
             recipe.source,
             [
-                f'{names} has features_only, and no AP: teachers are chosen by their AP and by adaptation costs. Name the '
-                'sequence of teachers, or leave such teachers out.'
+                f'{names} has features_only and no AP, but teachers are chosen by AP and adaptation costs. Name the sequence '
+                'of teachers, or leave such teachers out.'
             ],
         )
     check_before_training(recipe, ['student', *recipe.pool])
@@ -160,7 +160,7 @@ def order_conclusion(choice: dict, labels: dict[str, str]) -> str:
         return f'The pool has one teacher: direct distillation from {path(sequence)}.'
     if len(sequence) == 1:
         sentences = [
-            f'The costs suggest direct distillation from {path(sequence)}: no teacher helps on the way.'
+            f'The costs suggest direct distillation from {path(sequence)}: no other teacher helps before it.'
         ]
     else:
         sentences = [f'The costs suggest {path(sequence)}.']

@@ -81,7 +81,9 @@ def feature_differences(
             look = dict(cmap='RdBu_r', vmin=-reach, vmax=reach, interpolation='nearest')
             shown = axes[line][column].imshow(array, **look)
     bar = fig.colorbar(shown, ax=axes, shrink=0.8, pad=0.01)
-    bar.set_label(f'strength less that of\n{reference} (one scale)', fontsize=TEXT - 1.5, color=INK)
+    bar.set_label(
+        f'strength minus that of\n{reference} (one scale)', fontsize=TEXT - 1.5, color=INK
+    )
     bar.ax.tick_params(labelsize=TEXT - 2)
     parts = [f'{title} mean {np.mean(array):+.2f}' for row in maps for title, array in row]
     fig.alt = f'Differences of feature strength from {reference}, from -{reach:.2f} to {reach:.2f}: {", ".join(parts)}.'

@@ -116,7 +116,7 @@ def paper_walk_through(paper: Mapping, ours: Mapping, dataset: str = 'this run')
         dataset: what ours was measured on.
     """
     if not paper.get('walk_through'):
-        return empty('The paper walks through no sequence of this kind.')
+        return empty('The paper has no walk-through of this sequence.')
     sides = {PAPER_SIDE: paper, f'Ours, on {dataset}': ours}
     walks = {name: side['walk_through'] for name, side in sides.items() if 'walk_through' in side}
     fig = new_figure(4.4 * len(walks), 3.2)

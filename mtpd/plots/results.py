@@ -235,7 +235,7 @@ def error_types(counts: Mapping[str, Mapping[str, int]], objects: int) -> Figure
     fig = new_figure(8, 1.2 + 0.2 * len(kinds) * len(counts))
     ax = style_axes(
         fig.subplots(),
-        xlabel=f'detections, the best {objects:,} of each; of missed: objects',
+        xlabel=f'detections, the {objects:,} best scored of each student; for missed: objects',
         grid='x',
     )
     wide = 0.8 / len(counts)

@@ -1,4 +1,4 @@
-"""AP versus the order of teachers over seeds, with intervals, and what adaptation costs foretold."""
+"""AP versus the order of teachers over seeds, with intervals, and path costs against AP."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ LOGGER_PACKAGES = {  # as pip takes them
 }
 # Modules that pip cannot install, and why.
 UNAVAILABLE_LOGGERS = {
-    'PaviLoggerHook': ('pavi', 'which pip cannot install: only its makers give it away'),
+    'PaviLoggerHook': ('pavi', 'which pip cannot install: only its makers distribute it'),
     'SegmindLoggerHook': ('segmind.tracking', 'which newer releases of segmind lack'),
 }
 POLICY_SUFFIX = 'LrUpdaterHook'  # of mmcv's hooks for learning rate policies
@@ -277,7 +277,7 @@ def logger_problems(key: str, cfg: Any) -> list[str]:
         return [f'{key}: {unknown_name("type", str(kind), known)}']
     module, reason = UNAVAILABLE_LOGGERS.get(kind, ('', ''))
     if module and not _is_importable(module):
-        return [f'{key}: {kind} needs the module {module}, {reason}. Take another logger.']
+        return [f'{key}: {kind} needs the module {module}, {reason}. Choose another logger.']
     if kind not in LOGGER_PACKAGES:
         return []
     package, version = Requirement(LOGGER_PACKAGES[kind]), None
@@ -305,7 +305,7 @@ def clip_problems(key: str, cfg: dict | None) -> list[str]:
     weight.grad = torch.ones(1)
     problems = refusal(key, cfg, lambda: nn.utils.clip_grad_norm_([weight], **cfg))
     if not problems and cfg.get('max_norm', 1) <= 0:
-        problems.append(f'{key}.max_norm must be above 0, or {key} None.')
+        problems.append(f'{key}.max_norm must be above 0, or {key} must be None.')
     return problems
 
 
@@ -316,7 +316,7 @@ def refusal(key: str, value: dict, make: Callable[[], Any]) -> list[str]:
     except Exception as error:  # each setting is refused by a type of its own
         reason = str(error) or type(error).__name__
         return [
-            f'{key} is {dict(value)!r}, which is refused: {reason}. Correct it; _delete_=True in it drops the '
-            'settings that it inherits.'
+            f'{key} is {dict(value)!r}, which is refused: {reason}. Correct it. _delete_=True in it drops '
+            'inherited settings.'
         ]
     return []

@@ -50,7 +50,7 @@ def settings_problems(recipe: Recipe, names: Iterable[str]) -> list[str]:
             name == 'student' or not spec.get('checkpoint')
         ):
             problems.append(
-                f'{name} trains on semantic maps, which are not loaded here. Choose a config without, such as '
+                f'{name} trains on semantic maps, which are not loaded here. Choose a config without them, such as '
                 f'mmdet::htc/htc_without_semantic_r50_fpn_1x_coco.py: {detector_key(name)}.config.'
             )
         if has_foreign_weights(spec, model):
@@ -95,8 +95,8 @@ def checkpoint_problems(recipe: Recipe, name: str, path: Path) -> list[str]:
     stated, actual = stated_sha256(path), file_sha256(path)
     if stated and not actual.startswith(stated):
         return [
-            f'{name}: {path} has a sha256 that begins {actual[:8]}, and {stated[:8]} is stated for it: '
-            'it was damaged or replaced, fetch it again.'
+            f'{name}: {path} has a SHA-256 that begins with {actual[:8]}, but {stated[:8]} is stated for it: '
+            'the file was damaged or replaced. Fetch it again.'
         ]
     meta = checkpoint.get('meta')
     meta = meta if isinstance(meta, dict) else {}
@@ -137,14 +137,14 @@ def distillation_problems(recipe: Recipe, teachers: Iterable[str]) -> list[str]:
             problems.append(f'student and {teacher}: {error}')
         except Exception as error:  # of settings that are no arguments of a loss, or no pattern
             text = (
-                f'distill does not fit them: {type(error).__name__}: {error}. Correct the settings of the method; '
-                'student_module and teacher_module may have {level} in them.'
+                f'distill does not fit these detectors: {type(error).__name__}: {error}. Correct the settings of the method; '
+                'student_module and teacher_module may contain {level}.'
             )
             problems.append(f'student and {teacher}: {text}')
     if recipe.cfg.distill.get('keep_adapters') and len(set(map(str, adapters.values()))) > 1:
         problems.append(
-            f'distill.keep_adapters: the distillation losses of {", ".join(adapters)} have weights of different shapes, which '
-            'one stage cannot take from the other. Leave it out.'
+            f'distill.keep_adapters: the distillation losses of {", ".join(adapters)} have weights of different shapes, so '
+            'a stage cannot keep those of the stage before. Leave keep_adapters out.'
         )
     return list(dict.fromkeys(problems))
 
@@ -192,9 +192,7 @@ def _class_problems(recipe: Recipe, name: str, path: Path, trained: Any) -> list
     key = detector_key(name)
     fix = f'or train it here from those weights: --cfg-options {key}.checkpoint=None {key}.init={path}'
     if name != 'student' and recipe.cfg.distill.start != 'inherit':
-        fix += (
-            f'; or take its features alone, without its AP: --cfg-options {key}.features_only=True'
-        )
+        fix += f'; or use its features only, without AP: --cfg-options {key}.features_only=True'
     return [
         f'{name}: {path} was trained on other classes: {difference}. Give a checkpoint of these classes in this order, {fix}'
     ]
@@ -207,7 +205,7 @@ def class_difference(recipe: Recipe, trained: Any) -> str | None:
         return None
     if len(classes) != len(trained):
         return (
-            f'it knows {len(trained)} classes ({list_names(trained)}), the dataset has {len(classes)} '
+            f'it has {len(trained)} classes ({list_names(trained)}), the dataset has {len(classes)} '
             f'({list_names(classes)})'
         )
     k = next(

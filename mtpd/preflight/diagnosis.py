@@ -88,7 +88,7 @@ class Balance(NamedTuple):
 
     @property
     def loss_ratio(self) -> float:
-        """Distillation by detection, of the losses."""
+        """The distillation loss divided by the detection loss."""
         return _ratio(sum(self.levels.values()), self.detection)
 
     @property
@@ -102,17 +102,17 @@ class Balance(NamedTuple):
 
     @property
     def level_text(self) -> str:
-        """The distillation loss of each level by the detection loss."""
+        """The distillation loss of each level divided by the detection loss."""
         levels = (
             f'level {level} {number_text(_ratio(loss, self.detection))}'
             for level, loss in self.levels.items()
         )
-        return f'of the losses {", ".join(levels)}'
+        return f'losses by level: {", ".join(levels)}'
 
 
 @dataclass
 class Diagnosis:
-    """What `diagnose_recipe` sees.
+    """The result of `diagnose_recipe`.
 
     Attributes:
         findings: errors first.
@@ -257,9 +257,9 @@ def _weights_finding(
     absent = next(key for key in wanted if key not in fitting)
     return refusal(
         subject,
-        f'{path} has {len(fitting)} of {len(wanted)} {what}; it lacks {absent}',
+        f'{path} has {len(fitting)} of {len(wanted)} {what}, and lacks for example {absent}',
         f'{len(wanted)} of {len(wanted)}',
-        f'Give the checkpoint of this very config, or correct {detector_key(name)}.config.',
+        f'Give a checkpoint of exactly this config, or correct {detector_key(name)}.config.',
     )
 
 
@@ -315,7 +315,7 @@ def _size_finding(
         return None
     return warning(
         subject,
-        f'the images are {number_text(factor)} times as large as those of its training ({scales[0][0]} x {scales[0][1]} in '
+        f'the images are {number_text(factor)} times as large as its training images ({scales[0][0]} x {scales[0][1]} in '
         f'{source})',
         f'{range_text(USUAL_SIDE)} times',
         f"Set --cfg-options 'teachers.{name}.image.scale=({scales[0][0]},{scales[0][1]})', or give a teacher that was trained on such "
@@ -484,9 +484,9 @@ def balance_findings(
         rows.append(
             warning(
                 f'teacher {teacher}',
-                f'its features hardly vary over cells and images: of their mean square {by_level}',
+                f'its features hardly vary over cells and images: their variance is {by_level} of their mean square',
                 f'{USUAL_VARIATION:g} to 1',
-                'There is nothing to learn from such features. Give a trained checkpoint, leave these levels out of '
+                'Such features have nothing to teach. Give a trained checkpoint, leave these levels out of '
                 'distill.levels, or compare other modules (distill.teacher_module=auto).',
             )
         )
@@ -514,7 +514,7 @@ def method_weights(settings: dict) -> dict[str, float]:
 
 
 def balanced_weights(recipe: Recipe, teacher: str) -> tuple[dict[str, float], str] | None:
-    """A method's weights with which distillation and detection pull alike at a stage's start, and the measured ratio in words.
+    """A method's weights that balance distillation and detection at a stage's start, and the measured ratio in words.
 
     The weights are empty where the recipe's are in their usual range.
 
@@ -609,7 +609,7 @@ def _initial_student(recipe: Recipe) -> tuple[ConfigDict, str]:
             CheckpointLoader.load_checkpoint(origin['checkpoint'], 'cpu', None)
         except Exception:  # of a dozen types, by where they are
             cfg.backbone.init_cfg = None
-            return cfg, ' and without its pretrained backbone, which cannot be had'
+            return cfg, ' and without its pretrained backbone, which cannot be fetched'
     return cfg, ''
 
 
@@ -811,12 +811,12 @@ def image_finding(teacher: str, ap: float, before: float | None, images: int) ->
 
 
 def class_order_finding(teacher: str, ap: float, any_class: float, images: int) -> Finding | None:
-    """Whether a teacher finds the objects and names them wrong; AP (points) with classes, and whatever the class."""
+    """Whether a teacher finds the objects but names them wrong; AP (points) with and without classes."""
     if any_class < 5 or any_class < 3 * ap:
         return None
     return warning(
         f'teacher {teacher}',
-        f'AP is {ap:.1f} on {images} images, and {any_class:.1f} whatever the class',
+        f'AP is {ap:.1f} on {images} images, and {any_class:.1f} where classes do not count',
         'below 3 times AP',
         "Its classes are in another order than the dataset's. Give a checkpoint of these classes in this order.",
     )
@@ -837,7 +837,7 @@ def known_ap(run_dir: Path, name: str, path: Path) -> float | None:
 
 
 def measure_ap(recipe: Recipe, name: str, path: Path, folder: Path) -> tuple[float, float, int]:
-    """AP on a few validation images: with the right class, whatever the class (points 0 to 100), and how many images.
+    """AP on a few validation images: with classes, without classes (points 0 to 100), and how many images.
 
     Raises:
         MtpdError: the checkpoint does not load.

@@ -56,11 +56,11 @@ def forecast(
     try:
         measured = launch(1, recipe_device(recipe), trial.measure_updates, task)
     except ProcessKilled as error:
-        fix = 'Less memory is taken with a lower schedule.batch_size or image.scale.'
+        fix = 'A lower schedule.batch_size or image.scale takes less memory.'
         return None, [f'a few updates were tried, and failed: {error} {fix}']
     except RuntimeError as error:
         text = _failure_text(str(error)).rstrip('.')
-        fix = '`mtpd train` with the same settings shows where.'
+        fix = '`mtpd train` with the same settings shows where it fails.'
         return None, [f'a few updates were tried, and failed: {text}. {fix}']
     except MtpdError as error:
         return None, [str(error)]
@@ -110,7 +110,7 @@ def _what_to_lower(recipe: Recipe, title: str, row: dict, processes: int) -> str
     batch = recipe.cfg.schedule.batch_size
     fit = largest_fit(batch, processes, row['fixed'], row['wanted'], row['there'])
     if fit.side is None:
-        return 'the weights alone do not fit. A smaller detector, or more memory, is needed.'
+        return 'the weights alone do not fit. Choose a smaller detector, or a machine with more memory.'
     names = memory.recipe_setting_names(recipe.cfg, processes, title)  # of a teacher it is its name
     scale = f'{names.side} to {scaled_image(names.scale, fit.side)}'
     if fit.images:
@@ -129,14 +129,14 @@ def forecast_texts(recipe: Recipe, run_dir: Path, measured: dict) -> dict[str, s
     """What the rest of a run takes, in words: its ``time`` and ``memory``. `measured`: by `forecast`."""
     largest = max(row['wanted'] for row in measured['trainings'].values())
     seconds = seconds_left(recipe, run_dir, measured)
-    time = f'about {_time_text(seconds)}, more where other programs are at work'
+    time = f'about {_time_text(seconds)}, more where other programs use the machine'
     rows = measured['trainings'].values()
     wall = sum(row['seconds'] for row in rows)
     # Files of earlier versions lack it.
     processor = sum(row.get('processor', row['seconds']) for row in rows)
     if processor < BUSY * wall:
         time = (
-            f'about {_time_text(seconds * processor / wall)} alone. The machine is busy: other programs are at work, and '
+            f'about {_time_text(seconds * processor / wall)} alone. The machine is busy: other programs use it, and '
             f'updates took {wall:.1f} s of wall time for {processor:.1f} s of processor time. If that stays, about '
             f'{_time_text(seconds)}'
         )
@@ -192,8 +192,8 @@ def disk_problems(
     if needed <= room:
         return []
     return [
-        f'the checkpoints still to come take {_format_bytes(needed)}, and {folder} has {_format_bytes(room)} free: free '
-        'some, or choose another disk with --work-dir.'
+        f'the checkpoints still to be written take {_format_bytes(needed)}, and {folder} has {_format_bytes(room)} free: free '
+        'some space, or choose another disk with --work-dir.'
     ]
 
 

@@ -1,4 +1,4 @@
-"""Runs side by side on one page: their AP, what their settings differ in, their curves overlaid."""
+"""Runs side by side on one page: their AP, the settings that differ, and their curves overlaid."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .tables import COLUMNS, Column
 
 
 def compare_runs(folders: Sequence[str | Path], out: str | Path) -> Path:
-    """Writes one page about several run directories, also of partial ones, which it says; returns the file.
+    """Writes one page about several run directories, complete or not; returns the file.
 
     Raises:
         MtpdError: fewer than two, or folders that are no runs: all of them in one message.
@@ -31,9 +31,7 @@ def compare_runs(folders: Sequence[str | Path], out: str | Path) -> Path:
     if problems:
         raise MtpdError('\n'.join(problems))
     if len(by_path) < 2:
-        raise MtpdError(
-            'one run has nothing to be compared with: name two run directories or more.'
-        )
+        raise MtpdError('one run cannot be compared: name two run directories or more.')
     runs = list(by_path.values())
     names = [chr(ord('A') + k) if len(runs) <= 26 else str(k + 1) for k in range(len(runs))]
     partial = any(run.state != 'complete' for run in runs)
@@ -45,7 +43,7 @@ def compare_runs(folders: Sequence[str | Path], out: str | Path) -> Path:
         title=f'{len(runs)} runs',
         facts=list(dict.fromkeys(run.info['name'] for run in runs)),
         state='stopped' if partial else 'complete',
-        headline='Not all are complete.' if partial else 'Complete.',
+        headline='Not all runs are complete.' if partial else 'Complete.',
         detail='',
         names=names,
         runs=[

@@ -51,7 +51,7 @@ def live_losses(
         fig = plots.loss_curves(loss_rows(shown, teacher if shown == log else None))
         title = progress_text(read_log(shown))
         if shown in names:
-            title = f'{names[shown]}, first: {title}'
+            title = f'first, {names[shown]}: {title}'
         if fig.axes:
             fig.suptitle(title, x=0.01, ha='left', fontsize=9)
             fig.alt = f'{title}. {fig.alt}'

@@ -67,7 +67,7 @@ def make_report(run_dir: str | Path) -> Path:
 
 
 def study_figures(study: Study) -> list[tuple[Figure, str]]:
-    """AP versus order over seeds, and what adaptation costs foretold; with captions, as `encode_figures` takes them."""
+    """AP versus teacher order over seeds, and adaptation costs against AP; with captions, as `encode_figures` takes them."""
     rows = study.table()
     return [
         (
@@ -76,7 +76,7 @@ def study_figures(study: Study) -> list[tuple[Figure, str]]:
         ),
         (
             plots.predicted_and_measured(rows, study.correlation()),
-            'What the adaptation costs foretold: if cheap paths make good students, the points fall from left to right.',
+            'Path cost against AP. If the adaptation costs predict AP, the points fall from left to right.',
         ),
     ]
 
@@ -179,7 +179,7 @@ def _key_facts(run: Run) -> list[str]:
 
 def _progress_text(run: Run) -> str:
     if run.info.get('is_training'):
-        return 'This folder holds trainings, and no whole run.'
+        return 'This folder holds single trainings, not a whole run.'
     done = sum(step['state'] == 'done' for step in run.steps)
     count = f'{done} of {len(run.steps)} steps are done'
     if run.state == 'complete':
@@ -187,10 +187,10 @@ def _progress_text(run: Run) -> str:
             return f'All {done} steps are done.'
         return f'All {done} steps, {format_duration(run.info["seconds"])}.'
     if run.state == 'running':
-        return f'{count}; this page shows what there is so far.'
+        return f'{count}. This page shows the results so far.'
     if run.state == 'unknown':
-        return 'This page shows what there is.'
-    return f'{count}. The command below goes on from there.'
+        return 'This page shows the results that are there.'
+    return f'{count}. The command below continues the run.'
 
 
 def _corrupt_text(run: Run) -> str:
@@ -200,7 +200,7 @@ def _corrupt_text(run: Run) -> str:
     trained = max((numbers.get('corrupt_training_images', 0) for numbers in metrics), default=0)
     if not tested and not trained:
         return ''
-    return f' Corrupt images were left out: {tested} of the validation images, {trained} of a training’s.'
+    return f' Corrupt images were left out: {tested} validation images, {trained} training images.'
 
 
 def _commands(run: Run) -> list[dict]:
@@ -235,21 +235,21 @@ def _run_figures(run: Run, results: list[dict], study: Study) -> list[dict]:
         ),
         (
             plots.ap_over_stages(run.stage_aps()),
-            'AP from the common baseline over the stages of each arm; lines join what was measured.',
+            'AP over the stages of each arm, from the common baseline. Lines join the measured values.',
         ),
         (
             plots.ap_by_arm(results),
-            'Final AP of each arm, and its gain over the baseline; vertical lines are references.',
+            'Final AP of each arm, and its gain over the baseline. Vertical lines are references.',
         ),
         (
             plots.loss_curves(curves),
-            'Losses on the training data: thin as logged, thick smoothed; stages are shaded. Each stage begins its '
-            'learning rate schedule anew, which lifts the detection loss at first.',
+            'Losses on the training data: thin lines as logged, thick lines smoothed, stages shaded. Each stage starts its '
+            'learning rate schedule anew, so the detection loss rises at first.',
         ),
         (
             plots.paper_next_to_ours(run.paper, run.key_aps(), dataset),
-            'Gains over the baseline, the paper’s beside ours; dashed: without a teacher. Dataset, detectors and schedules '
-            'differ, so compare the pattern and not the heights. The paper’s students train 24 epochs, its baseline 12.',
+            'Gains over the baseline, the paper’s and ours. The dashed line is the gain without a teacher. Dataset, detectors '
+            'and schedules differ: compare the pattern, not the heights. The paper’s students train 24 epochs, its baseline 12.',
         ),
         (
             plots.paper_walk_through(run.paper, run.key_aps(), dataset),
@@ -257,12 +257,12 @@ def _run_figures(run: Run, results: list[dict], study: Study) -> list[dict]:
         ),
         (
             plots.ap_versus_cost(results),
-            'AP against what a detector costs to run: distillation moves the student up and leaves its size as it is. '
-            'Milliseconds follow GFLOPs only loosely: what a layer takes depends on how well it suits the processor.',
+            'AP against the cost of running a detector. Distillation raises the student’s AP and keeps its size. '
+            'Milliseconds follow GFLOPs only loosely, because some layers suit a processor better than others.',
         ),
         (
             plots.cost_matrix(names, costs['cost']),
-            'Adaptation cost: how much of a detector’s features (column) a linear map from '
+            'Adaptation cost: the share of a detector’s features (column) that the best linear map from '
             'another’s (row) leaves unexplained. Low means close.',
         ),
     ]

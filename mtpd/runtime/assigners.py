@@ -25,7 +25,7 @@ def assigned_objects(
     valid: list[Tensor],
     objects: list[Tensor],
 ) -> Tensor:
-    """Of each proposal the number of its object from 1 on, 0 for background, -1 for none of these or not valid.
+    """The number of each proposal's object from 1 on, 0 for background, -1 for neither or not valid.
 
     Args:
         proposals: of each image, anchors or other boxes `(n, 4)`, or points `(n, 4)`; as many in each.
@@ -131,7 +131,7 @@ def best_objects(assigner: MaxIoUAssigner, overlaps: Tensor) -> tuple[Tensor, Te
 def nearest_objects(
     assigner: PointAssigner, points: Tensor, boxes: Tensor, usable: Tensor | None = None
 ) -> Tensor:
-    """Of points the numbers of their objects from 1 on, or 0.
+    """The numbers of the points' objects from 1 on, or 0.
 
     An object takes the `pos_num` nearest points of its level. A point that several take goes to the nearest of them.
 

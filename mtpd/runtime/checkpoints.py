@@ -47,7 +47,7 @@ def load_checkpoint(path: str | Path, map_location: str = 'cpu', trust: bool = F
     """
     checkpoint = load_safely(path, map_location, trust)
     if not isinstance(checkpoint, dict):
-        raise MtpdError(f"checkpoint {path} holds no dict: save it as {{'state_dict': ...}}")
+        raise MtpdError(f"checkpoint {path} does not hold a dict: save it as {{'state_dict': ...}}")
     _name_classes(checkpoint.get('meta'))
     return checkpoint
 
@@ -71,7 +71,7 @@ def load_resumable(path: Path) -> dict:
         return load_checkpoint(path)
     except MtpdError as error:
         raise type(error)(
-            f'{error}\nAn earlier training left it there: put the right file back, or remove it, '
+            f'{error}\nAn earlier training wrote this file: put the right file back, or remove it, '
             'and the same command makes it again'
         ) from error
 
@@ -103,8 +103,8 @@ def student_state(checkpoint: dict, source: str | Path = 'the checkpoint') -> di
         prefix = prefixes[0] if len(prefixes) == 1 else 'PREFIX.'
         names = list(dict.fromkeys(key.partition('.')[0] for key in weights))
         raise MtpdError(
-            f'{source} holds a teacher, and no student that is known as one: its weights are {", ".join(names[:5])}. '
-            "Write the student's to a file of their own: "
+            f'{source} holds a teacher, but its student was not found: the weights are {", ".join(names[:5])}. '
+            "Write the student's weights to a file of their own: "
             + python_command(
                 f"c = torch.load('{source}', map_location='cpu'){place}; n = len('{prefix}')",
                 f"torch.save({{k[n:]: v for k, v in c.items() if k[:n] == '{prefix}'}}, 'NEW.pth')",
@@ -127,7 +127,7 @@ def _weight_set(checkpoint: dict, source: str | Path) -> tuple[dict[str, Tensor]
     if len(sets) > 1 and (key != 'state_dict' or averaged):
         names = [str(name) for name in sets]
         raise MtpdError(
-            f'{source} holds several sets of weights: {", ".join(names)}. Write the one that is meant to a file of its own: '
+            f'{source} holds several sets of weights: {", ".join(names)}. Write the right one to a file of its own: '
             + python_command(
                 f"c = torch.load('{source}', map_location='cpu')",
                 f"torch.save(c['{names[0]}'], 'NEW.pth')",
@@ -141,7 +141,7 @@ def _weight_set(checkpoint: dict, source: str | Path) -> tuple[dict[str, Tensor]
     if not tensors:
         keys = ', '.join(map(str, list(checkpoint)[:5])) or 'nothing'
         raise MtpdError(
-            f"{source} holds no weights: expected tensors under its 'state_dict', and there is {keys}"
+            f"{source} holds no weights: expected tensors under its 'state_dict', but found {keys}"
         )
     tensors._metadata = getattr(state, '_metadata', {})
     return tensors, place
@@ -198,8 +198,8 @@ def load_strictly(
     matching = len(expected) - len(result.missing_keys)
     lines.append(
         hint
-        or f'  {matching} of {len(expected)} weights match: the file is of another architecture (type, depth or width); '
-        'give the checkpoint of this very config'
+        or f'  {matching} of {len(expected)} weights match: the file has another architecture (type, depth or width); '
+        'give a checkpoint of exactly this config'
     )
     raise MtpdError('\n'.join(lines))
 
@@ -414,11 +414,11 @@ def find_resume_point(folder: Path) -> ResumePoint | None:
             continue
         if not isinstance(meta.get('iter'), int):
             raise MtpdError(
-                f'{path} is not the checkpoint of a training: remove it, or put it back.'
+                f'{path} is not the checkpoint of a training: remove it, or put the right file back.'
             )
         _report_damaged(damaged, f'the training goes on from {path.name}, update {meta["iter"]}')
         return ResumePoint(path, meta['iter'])
-    _report_damaged(damaged, 'the training starts afresh')
+    _report_damaged(damaged, 'the training starts from the beginning')
     return None
 
 
@@ -443,7 +443,7 @@ def is_finished(final: Path) -> bool:
 
 
 def resume_hint(folder: Path) -> str:
-    """From where a training that ended too early goes on: the beginning of a sentence."""
+    """Where a training that ended too early goes on: the beginning of a sentence."""
     done = read_json_if_valid(folder / 'training.json', {}).get('update')
     if done is None or not (folder / 'latest.pth').is_file():
         return 'No checkpoint was written yet: the same command begins again'

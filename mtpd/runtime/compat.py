@@ -182,8 +182,8 @@ def refuse_foreign_weights() -> None:
         if weights and not renames and next(shared, None) is None:
             keys = ', '.join(list(state_dict)[:2])
             raise MtpdError(
-                f'none of its weights is one of {type(model).__name__}, which has {", ".join(list(weights)[:2])}, ...: its '
-                f'keys are {keys}, ... Where these have more in front: init_cfg.prefix, such as backbone., leaves it out'
+                f'it has no weight of {type(model).__name__}, which has {", ".join(list(weights)[:2])}, ...: its '
+                f'keys are {keys}, ... If these begin with a prefix, such as backbone., set init_cfg.prefix to it'
             )
         original(module, state_dict, *args, **options)
 

@@ -81,8 +81,8 @@ def process_count(requested: int | None, device: str, source: str | Path) -> int
         raise RecipeError(source, [problem])
     obstacle = gpu_ops.gpu_obstacle() if gpus else 'torch sees no GPU here'
     if obstacle:
-        problem = f'{size} processes are asked for (runtime.gpus, --gpus), and {obstacle}. '
-        fix = 'With runtime.device=cpu (an mmdet config: device=cpu) as many share the CPU.'
+        problem = f'runtime.gpus (--gpus) is {size}, but {obstacle}. '
+        fix = 'With runtime.device=cpu (an mmdet config: device=cpu) the processes share the CPU.'
         raise RecipeError(source, [problem + fix])
     return size
 
@@ -93,7 +93,7 @@ def images_per_process(images: int, processes: int, source: str | Path) -> int:
         problem = (
             f'schedule.batch_size is {images}, which {processes} processes cannot share evenly. '
         )
-        fix = 'It counts the images of an update in all: choose a multiple.'
+        fix = 'It counts the images of an update over all processes: choose a multiple.'
         raise RecipeError(source, [problem + fix])
     return images // processes
 
@@ -120,7 +120,7 @@ def run_on_all_ranks(size: int, device: str, function: Callable, *args: Any) -> 
         return function(*args)
     if world.current_world():
         raise MtpdError(
-            f'{size} processes were started, and each works alone: put the call into '
+            f'{size} processes were started, but each works alone: put the call into '
             '`with mtpd.runtime.distributed.process_group(...):`, or use the command mtpd.'
         )
     return launch(size, device, function, args)
@@ -236,8 +236,8 @@ def _connection_problem(process: world.World, error: str) -> str:
             f'port, the same for all {process.size} processes, or let `--gpus {process.size}` choose one.'
         )
     return (
-        f'process {process.rank} of {process.size} found no connection to the others at {address} ({error}). Were all '
-        'of them started, does every machine reach MASTER_ADDR, and has no other program MASTER_PORT?'
+        f'process {process.rank} of {process.size} found no connection to the others at {address} ({error}). Check that all '
+        'were started, that every machine reaches MASTER_ADDR, and that no other program uses MASTER_PORT.'
     )
 
 
@@ -247,7 +247,7 @@ def _check_same_task(text: str) -> None:
     if any(task != tasks[0] for task in tasks):
         _disconnect()  # a process that ends while its connections live may be aborted
         raise MtpdError(
-            'the processes were started together, with different commands or recipes: start them one by one '
+            'the processes were started together, but with different commands or recipes: start them one by one '
             '(with SLURM: unset SLURM_STEP_NUM_TASKS).'
         )
 

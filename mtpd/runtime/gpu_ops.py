@@ -26,16 +26,16 @@ def gpu_obstacle() -> str | None:
     if not torch.cuda.is_available():
         return None
     cuda, arch, reason = ops.recorded_target()
-    failure = f'. The last time it could not: {reason.split(". ")[0]}' if reason else ''
+    failure = f'. The last build failed: {reason.split(". ")[0]}' if reason else ''
     if _ext.get_compiling_cuda_version() == 'not available':
         return (
-            "mmcv's ops here are for the CPU only; `mtpd install-ops` builds them for the GPU"
+            "mmcv's ops are built for the CPU only; `mtpd install-ops` builds them for the GPU"
             + failure
         )
     capability = torch.cuda.get_device_capability()
     if cuda and arch and not machine.supports_capability(arch, capability):
         return (
-            f"mmcv's ops here are built for GPUs of architecture {arch}, and {torch.cuda.get_device_name()} is of "
+            f"mmcv's ops are built for GPUs of architecture {arch}, but {torch.cuda.get_device_name()} is of "
             f'{capability[0]}.{capability[1]}; `mtpd install-ops` builds them for it' + failure
         )
     return None

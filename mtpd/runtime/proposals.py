@@ -63,7 +63,7 @@ def batch_proposals(
     cfg: Any,
     kept_boxes: Suppression,
 ) -> list[Tensor]:
-    """Of each image `(n, 5)`: x1, y1, x2, y2 in pixels and the score, the best first.
+    """The proposals of each image, `(n, 5)`: x1, y1, x2, y2 in pixels and the score, the best first.
 
     Args:
         cls_scores: of each level `(N, anchors, H, W)`.

@@ -36,11 +36,9 @@ def load_safely(path: str | Path, map_location: Any = 'cpu', trust: bool = False
         head = file.read(64).lstrip()
     if not head or head.startswith((b'<', b'version https://git-lfs')):
         if not head:
-            raise DamagedCheckpoint(
-                f'checkpoint {path} is empty: fetch or make the file itself again'
-            )
+            raise DamagedCheckpoint(f'checkpoint {path} is empty: fetch or make the file again')
         kind = 'a web page' if head.startswith(b'<') else 'a Git LFS pointer'
-        raise MtpdError(f'checkpoint {path} is {kind}: fetch or make the file itself again')
+        raise MtpdError(f'checkpoint {path} is {kind}: fetch the file itself')
     try:
         return torch.load(path, map_location=map_location, weights_only=not trust)
     except ModuleNotFoundError as error:  # of a trusted file
@@ -52,8 +50,8 @@ def load_safely(path: str | Path, map_location: Any = 'cpu', trust: bool = False
             package = name.partition('.')[0]
             missing = package if '.' in name and not _is_installed(package) else None
             raise MtpdError(
-                f'checkpoint {path} holds a Python object ({name}), which could run code and is not loaded. Where you '
-                f'trust whoever made the file: {_foreign_object_advice(path, missing)}'
+                f'checkpoint {path} holds a Python object ({name}), which could run code and is not loaded. If you '
+                f'trust the source of the file: {_foreign_object_advice(path, missing)}'
             ) from error
         if Path(path).suffix == '.onnx':
             raise MtpdError(
@@ -61,13 +59,13 @@ def load_safely(path: str | Path, map_location: Any = 'cpu', trust: bool = False
             ) from error
         cause = f' ({type(error).__name__}: {error})' if trust else ''
         raise DamagedCheckpoint(
-            f'checkpoint {path} is damaged, cut short or no PyTorch file: fetch or make it again{cause}'
+            f'checkpoint {path} is damaged, cut short or not a PyTorch file: fetch or make it again{cause}'
         ) from error
 
 
 def _foreign_object_advice(path: Path, missing: str | None) -> str:
     """How a checkpoint with Python objects becomes a plain one; `missing`: their package, if it is not installed."""
-    export = f'`mtpd export {path} NEW.pth --trust-checkpoint` makes a plain one of it'
+    export = f'`mtpd export {path} NEW.pth --trust-checkpoint` makes a plain checkpoint of it'
     if missing is None:
         return export
     install = ' MMDetection 3 writes such files: `pip install mmengine`.'
@@ -76,8 +74,8 @@ def _foreign_object_advice(path: Path, missing: str | None) -> str:
         "torch.save({'state_dict': c['state_dict']}, 'NEW.pth')",
     )
     return (
-        f'it takes the package {missing}, which is not installed here.{install if missing == "mmengine" else ""} Then '
-        f'{export}. Or make one where the file is from: {command}'
+        f'it needs the package {missing}, which is not installed here.{install if missing == "mmengine" else ""} Then '
+        f'{export}. Or make one on the machine that wrote the file: {command}'
     )
 
 

@@ -1,4 +1,4 @@
-"""Runs mmcv's compiled ops on values worked out by hand, and on a GPU against the CPU: `python -m mtpd.runtime.selftest [full]`.
+"""Runs mmcv's compiled ops on values with known results, and on a GPU against the CPU: `python -m mtpd.runtime.selftest [full]`.
 
 Prints one JSON object, see `install.ops.self_test`. `full` goes through `mmcv.ops`, on the CPU and on the GPU that 'auto'
 takes.
@@ -47,7 +47,7 @@ def check_library() -> str | None:
 
 
 def check_ops(device: str) -> list[str]:
-    """The ops as mmdet calls them, on values known by hand. Returns their names."""
+    """The ops as mmdet calls them, on values with known results. Returns their names."""
     from mmcv.ops import deform_conv2d, nms, roi_align, sigmoid_focal_loss
 
     places = nms(torch.tensor(BOXES, device=device), torch.tensor(SCORES, device=device), 0.5)[1]
@@ -79,9 +79,7 @@ def check_against_cpu(device: str) -> None:
                 )
             difference = (ours.cpu() - theirs).abs().max() / theirs.abs().max()
             if not difference <= TOLERANCE:  # NaN, too
-                raise SystemExit(
-                    f'{name} ({device}) is {difference:.1e} apart from what the CPU gives.'
-                )
+                raise SystemExit(f'{name} ({device}) differs by {difference:.1e} from the CPU.')
 
 
 def random_outputs(device: str) -> dict[str, list[torch.Tensor]]:
@@ -127,7 +125,7 @@ def output_and_gradients(function, *inputs: torch.Tensor) -> list[torch.Tensor]:
 
 
 def check_all() -> dict:
-    """All that `full` asks for. Raises SystemExit with what is wrong, and what to do."""
+    """Runs all checks that `full` asks for. Raises SystemExit with what is wrong, and what to do."""
     from . import gpu_ops
 
     obstacle = gpu_ops.gpu_obstacle()

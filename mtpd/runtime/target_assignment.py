@@ -27,7 +27,7 @@ _originals: dict[tuple[Any, str], Callable] = {}
 
 
 def patch_target_assignment() -> None:
-    """A second call changes nothing."""
+    """Replaces mmdet's functions by ours. A second call changes nothing."""
     if _originals:
         return
     for owner, name, work in (

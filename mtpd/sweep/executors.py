@@ -28,7 +28,7 @@ MINUTES_A_YEAR = 365 * 24 * 60
 
 @dataclass(frozen=True)
 class Resources:
-    """What a job gets.
+    """The resources of a job.
 
     Attributes:
         slots: jobs side by side.
@@ -164,7 +164,7 @@ class _Slots:
         if needed:
             if self.busy.union(item.id for item in waiting).intersection(needed):
                 return False
-            self.echo(f'{job.id}: not started, what it needs is not done')
+            self.echo(f'{job.id}: not started, because the jobs that it needs are not done')
             return True
         free_slots = [slot for slot in range(self.count) if slot not in self.started]
         if not free_slots or len(self.started) + len(self.elsewhere) >= self.count:
@@ -298,7 +298,7 @@ def _submit_array(
             _write_queued_status(sweep, job, state='failed', reason='sbatch refused it')
         raise MtpdError(
             f'sbatch refused {jobs[0].id}: {error}\nCorrect --partition, --account, --time, --mem and the like; the same '
-            'command hands over what is missing.'
+            'command submits the missing jobs.'
         ) from None
     for job, handle in zip(jobs, handles, strict=True):
         write_json(sweep.job_dir(job) / 'slurm.json', {'job': handle.job_id})

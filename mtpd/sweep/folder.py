@@ -40,7 +40,7 @@ class Sweep:
 
     @property
     def command(self) -> str:
-        """That continues or repeats it, without executor and resources."""
+        """The command that continues or repeats the sweep, without executor and resources."""
         orders = ';'.join(','.join(t or 'none' for t in order) for order in self.info['orders'])
         words = ['mtpd', 'sweep', display_path(Path(self.info['recipe'])), '--orders', orders]
         words += ['--methods', ','.join(self.info['methods'])]
@@ -59,7 +59,7 @@ class Sweep:
         return read_json(self.job_dir(job) / 'status.json', {})
 
     def slurm_number(self, job: Job) -> str | None:
-        """Under which number SLURM has the job (``12_3`` in an array); None where it was not handed to it."""
+        """The number under which SLURM has the job (``12_3`` in an array); None where it was not handed to it."""
         return read_json(self.job_dir(job) / 'slurm.json', {}).get('job')
 
     def has_results(self, job: Job) -> bool:
@@ -82,7 +82,7 @@ class Sweep:
         if state == 'queued':
             number = self.slurm_number(job)
             if queue is not None and number not in queue:
-                return 'lost', 'it left the queue without starting'
+                return 'lost', 'left the queue without starting'
             return 'queued', reason or (queue or {}).get(number)
         if state == 'running':
             if queue is not None and status.get('slurm') and status['slurm'] not in queue:
@@ -184,7 +184,7 @@ def open_sweep(
     orders = _union(map(tuple, before.get('orders', [])), orders)
     if len({arm_name(order) for order in orders}) < len(orders):
         raise MtpdError(
-            'Two orders would have one name, as of the teachers a, b and a-b. Rename a teacher.'
+            'Two orders would have the same name, as with the teachers a, b and a-b. Rename a teacher.'
         )
     methods = _union(before.get('methods', []), methods)
     seeds = _union(before.get('seeds', []), seeds)

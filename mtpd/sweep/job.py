@@ -44,7 +44,7 @@ class SweepJob:
                 self.status.record(do_job)
         except Timeout:
             raise MtpdError(
-                f'{job.id} runs in another process already. Wait for its end; `mtpd status` shows it.'
+                f'{job.id} already runs in another process. Wait for its end; `mtpd status` shows it.'
             ) from None
 
     def checkpoint(self):
@@ -58,7 +58,7 @@ class SweepJob:
 
 
 def do_job(sweep: Sweep, job: Job, status: JobStatus) -> None:
-    """Trains and evaluates what is the job's.
+    """Trains and evaluates the detector or stage of a job.
 
     Raises:
         MtpdError: something that it needs is missing, or the recipe does not fit.
@@ -66,7 +66,7 @@ def do_job(sweep: Sweep, job: Job, status: JobStatus) -> None:
     missing = [name for name in job.needs if not sweep.has_results(sweep.jobs[name])]
     if missing:
         raise MtpdError(
-            f'{", ".join(missing)} has to be done before {job.id}: the same `mtpd sweep` command does both in turn.'
+            f'{", ".join(missing)} must be done before {job.id}: the same `mtpd sweep` command runs both in order.'
         )
     from ..pipeline.detectors import prepare_detector
     from ..pipeline.stages import train_stage

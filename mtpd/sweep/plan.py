@@ -246,7 +246,9 @@ def parse_seeds(text: str) -> list[int]:
         match = re.fullmatch(r'\s*(\d+)\s*(?:-\s*(\d+)\s*)?', part)
         span = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
         if not span:
-            raise MtpdError(f'--seeds {text!r}: {part!r} is no seed. Give them as 0-4 or 0,2,7.')
+            raise MtpdError(
+                f'--seeds {text!r}: {part!r} is not a seed. Give seeds as 0-4 or 0,2,7.'
+            )
         seeds += span
     return list(dict.fromkeys(seeds))
 

@@ -72,7 +72,7 @@ def _study_section(method: str, study: Study) -> dict:
     figures = list(study_figures(study))
     for row in chosen or several[:1]:
         figure = plots.walk_through(study.order(row['name']).curves, control)
-        caption = f'Along {row["label"]}: thin lines are seeds, the thick one is their mean.'
+        caption = f'AP along {row["label"]}: a thin line for each seed, a thick line for the mean.'
         figures.append((figure, caption))
     return {
         'method': method,

@@ -129,10 +129,10 @@ def _request_until_complete(part: PartialFile, size: int | None) -> None:
             failures = 0 if part.size > largest else failures + 1
             largest = max(largest, part.size)
             if failures > len(RETRY_WAITS):
-                hint = f' What came is kept in {part.path}.' if part.size else ''
+                hint = f' The part that came is kept in {part.path}.' if part.size else ''
                 raise MtpdError(
                     f'{part.url} cannot be fetched: {failures} attempts in a row brought nothing new ({cause}). '
-                    f'Check the network and its proxy, then repeat; or put the file to {part.target}.{hint}'
+                    f'Check the network and its proxy, then repeat; or put the file at {part.target}.{hint}'
                 ) from error
             wait = RETRY_WAITS[max(failures - 1, 0)] if RETRY_WAITS else 0
             print(f'{part.target.name}: {cause}; again in {wait:g} s', file=sys.stderr)
@@ -155,11 +155,11 @@ def _check_part(part: PartialFile, sha256: str | None, size: int | None) -> None
         difference = f'{part.size} bytes came, {size} are expected'
     else:
         start = file_sha256(part.path)[: len(sha256)]
-        difference = f'its sha256 begins {start}, {sha256} is expected'
+        difference = f'its SHA-256 begins with {start}, {sha256} is expected'
     part.remove()
     raise MtpdError(
-        f'{part.url} is not the file that is meant: {difference}. '
-        'It was damaged on its way or replaced on the server: try again, or give another source.'
+        f'{part.url} is not the expected file: {difference}. '
+        'It was damaged on the way or replaced on the server: try again, or give another source.'
     )
 
 
@@ -217,7 +217,7 @@ def refuse_unsafe_url(url: str, origin: str = '') -> None:
             return
     address = f'{origin} leads to {url}' if origin else url
     raise MtpdError(
-        f'{address}, which is no https address: anybody on the way could change the file. Give its https address, or '
+        f'{address}, which is not an https address: anybody on the way could change the file. Give its https address, or '
         'fetch it yourself and give the file.'
     )
 
@@ -236,7 +236,7 @@ def _open_response(url: str, headers: dict) -> Response:
             response.close()
             origin, url = origin or url, urljoin(url, response.headers['Location'])
     raise MtpdError(
-        f'{origin} leads in circles: {MAX_REDIRECTS} redirects. Give the address of the file itself.'
+        f'{origin} redirects too often: {MAX_REDIRECTS} times. Give the address of the file itself.'
     )
 
 
@@ -255,7 +255,7 @@ def _content_range(response: Response, part: PartialFile, note: dict) -> tuple[i
             return wanted
     if response.status_code in (206, 416):
         part.note_path.unlink(missing_ok=True)  # the next request is for the whole file
-        raise IncompleteDownload('the server has the rest of another file than the part')
+        raise IncompleteDownload('the server sent the rest of another file')
     status = f'{response.status_code} {response.reason}'
     if response.status_code in RETRIED_STATUSES:
         raise IncompleteDownload(f'HTTP {status}')
@@ -276,7 +276,7 @@ def _refuse_page(response: Response, first: bytes) -> None:
     head = first[:256].lstrip().lower()
     if kind.startswith('text/html') or head.startswith((b'<!doctype html', b'<html')):
         raise MtpdError(
-            f'{response.url} is a web page, not a file: a login or a proxy may stand before it. '
+            f'{response.url} is a web page, not a file: a login or a proxy may answer in its place. '
             'Open it in a browser, or give the address of the file itself.'
         )
 
@@ -313,8 +313,8 @@ def _bar_interval() -> float:
 
 def _too_large_error(part: PartialFile, limit: int) -> MtpdError:
     return MtpdError(
-        f'{part.url} is larger than the {limit / 1e9:.3g} GB that are expected at most, and is not taken: it is another '
-        f'file, or a trap. If it is right, fetch it yourself and put it to {part.target}.'
+        f'{part.url} is larger than the limit of {limit / 1e9:.3g} GB, and is not fetched: it may be another file, or a '
+        f'trap. If it is right, fetch it yourself and put it at {part.target}.'
     )
 
 
@@ -353,12 +353,12 @@ def unpack_zip(archive: Path, root: Path, prefix: str = '') -> int:
                 _write_member(zipped, member, root / member.filename)
     except DAMAGED_ZIP as error:
         raise MtpdError(
-            f'{archive} is damaged or no zip file ({error}): remove it and repeat, and it is fetched again.'
+            f'{archive} is damaged or not a zip file ({error}): remove it and repeat, and it is fetched again.'
         ) from error
     except OSError as error:
         raise MtpdError(
             f'{archive} cannot be unpacked to {root} ({error.strerror or error}): check permissions and free '
-            'space, and repeat; what is unpacked stays.'
+            'space, and repeat; unpacked files stay.'
         ) from error
     return len(missing)
 
@@ -374,7 +374,7 @@ def _refuse_unsafe_member(archive: Path, member: zipfile.ZipInfo) -> None:
         return
     raise MtpdError(
         f'{archive} is not unpacked: its member {member.filename!r} {fault}. '
-        'It is not what it should be; remove it.'
+        'It is not the expected archive: remove it.'
     )
 
 

@@ -91,7 +91,7 @@ def read_json_if_valid(path: Path, default: Any = None) -> Any:
     try:
         return read_json(path, default)
     except MtpdError:
-        print(f'{path} is not valid JSON: it counts for nothing, and is made again.', flush=True)
+        print(f'{path} is not valid JSON: it is ignored, and made again.', flush=True)
         return default
 
 
@@ -151,7 +151,7 @@ def check_disk_space(
     if needed > free:
         raise MtpdError(
             f'{what} takes {needed / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free: '
-            f'free some, or {advice}.'
+            f'free some space, or {advice}.'
         )
 
 

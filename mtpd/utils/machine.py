@@ -181,7 +181,7 @@ def check_torch(torch: Torch | None) -> str | None:
         return None
     return (
         f'torch {torch.version} ({kind}) is not a version the kit was tested with '
-        f'(2.13 on CPU, 2.11 on CUDA 13); it will be tried all the same.'
+        f'(2.13 on CPU, 2.11 on CUDA 13); it is tried nevertheless.'
     )
 
 

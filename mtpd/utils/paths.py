@@ -92,16 +92,16 @@ def resolve_path(path: str, source: Path, working_directory: Path | None = None)
 def missing_file_text(path: Path) -> str:
     """What is wrong with a path that is no file, and the one or two that may be meant."""
     if path.is_dir():
-        return f'{path} is a folder, and a file is needed.'
+        return f'{path} is a folder, but a file is needed.'
     if not path.parent.is_dir():
-        return f'{path}: no such file, nor its folder.{_near_folders_text(path.parent)}'
+        return f'{path}: neither the file nor its folder exists.{_near_folders_text(path.parent)}'
     return f'{path}: no such file.{_near_text(path, [file for file in path.parent.iterdir() if file.is_file()])}'
 
 
 def missing_folder_text(path: Path) -> str:
     """What is wrong with a path that is no folder, and the one or two folders that may be meant."""
     if path.is_file():
-        return f'{path} is a file, and a folder is needed.'
+        return f'{path} is a file, but a folder is needed.'
     return f'{path}: no such folder.{_near_folders_text(path)}'
 
 

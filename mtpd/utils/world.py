@@ -52,7 +52,7 @@ def check_size(world: World, gpus: int | None) -> None:
     if gpus not in (None, world.size):
         raise MtpdError(
             f'{world.starter} started {world.size} process(es), and runtime.gpus (--gpus) is {gpus}: make them '
-            'equal, or leave runtime.gpus out, which takes the number that was started.'
+            'equal, or leave runtime.gpus out: the number that was started then counts.'
         )
 
 
@@ -74,7 +74,7 @@ def _torchrun_world() -> World:
     local = _whole_number('LOCAL_RANK', 'torchrun', rank if size == 1 else None)
     if not 0 <= rank < size:
         raise MtpdError(
-            f'RANK is {rank} and WORLD_SIZE {size}: these do not fit together. {START_HINT}'
+            f'RANK is {rank}, but WORLD_SIZE is {size}: RANK must be less. {START_HINT}'
         )
     machines = _whole_number('GROUP_WORLD_SIZE', 'torchrun', 0)
     on_this = _whole_number('LOCAL_WORLD_SIZE', 'torchrun', 0)
@@ -127,6 +127,6 @@ def _whole_number(name: str, starter: str, default: int | None = None) -> int:
 def _required_text(name: str, starter: str) -> str:
     if not os.environ.get(name):
         raise MtpdError(
-            f'this looks like one of several processes of {starter}, and {name} is not set. {START_HINT}'
+            f'this looks like one of several processes of {starter}, but {name} is not set. {START_HINT}'
         )
     return os.environ[name]

@@ -140,8 +140,8 @@ def test_arms_are_compared_seed_by_seed():
         ': shown for arm direct.'
     )
     worse = generalisation_gap.gap_verdict({0: one[::-1], 1: two[::-1]}, 'direct')
-    assert worse[0] == 'Better fit than without a teacher: not shown, the contrary for arm none.'
-    assert 'With one seed' in generalisation_gap.gap_verdict({0: one}, 'none')[0]
+    assert worse[0] == 'Better fit than without a teacher: not shown, the opposite for arm none.'
+    assert 'the numbers of one seed' in generalisation_gap.gap_verdict({0: one}, 'none')[0]
     assert 'nothing to compare' in generalisation_gap.gap_verdict({0: one}, None)[0]
     rows = generalisation_gap.gap_rows({0: one, 1: two})
     values = {line['mean over the seeds']: line for line in rows}

@@ -85,7 +85,7 @@ def test_neighbours_that_differ_in_more_are_left_out_and_named(family, tmp_path)
     assert (bar['n'], bar['mean']) == (4, pytest.approx((10 + 12 + 14.5 + 15.5) / 4))
     text = ' '.join(comparison.left_out)
     assert len(comparison.left_out) == 5
-    assert 'plain/recipe.py does not tell how the run was distilled' in text
+    assert 'plain/recipe.py does not say how the run was distilled' in text
     assert f'{NAME}-long/5 differs from {family}/{NAME}/0 in schedule.arm.' in text
     assert f'{NAME}-alpha/6 differs' in text and 'distill.settings.alpha' in text
     assert f'again repeats {family}/{NAME}/2 (MGD, seed 2)' in text
@@ -201,7 +201,7 @@ def test_no_run_and_no_results_leave_the_papers_bars(tmp_path):
     assert comparison == MethodComparison({}, {}, [])
     chart = published.paper_chart('RetinaNet R50')
     text = methods_caption(comparison, chart, 'RetinaNet R50', 'DigitScenes')
-    assert 'Nothing has been measured here yet' in text and 'to about 0.05 points' in text
+    assert 'No run has been measured here yet' in text and 'to about 0.05 points' in text
     assert 'scale' not in text
 
 

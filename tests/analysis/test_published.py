@@ -91,7 +91,7 @@ def test_what_the_paper_finds_is_said_by_its_pair_and_the_release_by_itself():
         'On COCO, with detectors of full size and MGD, +0.4 AP for the sequence against the last teacher alone (41.4 against '
         '41.0, read off its bar chart; 12 + 12 epochs against 24). The released student has 41.7 box AP on COCO: +5.2 against '
         'the student alone after 12 epochs (36.5), +4.3 against it after 24 epochs (37.4). The release had stronger teachers '
-        'than the pair, so 41.7 does not stand against 41.0.'
+        'than the pair, so 41.7 cannot be compared with 41.0.'
     ]
     (masks,) = paper_finding(
         load_recipe('configs/mini/mask_rcnn_r50__cascade_r50dcn_rx101dcn.py').cfg.paper

@@ -17,18 +17,18 @@ def test_words_follow_from_the_intervals():
     answers = study_verdict(made_up_study())
     compared, _, teacher, sequence, regime, costs = answers.values()
     assert compared == (
-        'Every arm trained 600 updates after the same baseline, with a learning rate schedule for each stage: warm-up and '
-        'decay come once a stage; seeds 0, 1, 2.'
+        'Every arm trained 600 updates after the same baseline, each stage with its own learning rate schedule, warm-up '
+        'and decay; seeds 0, 1, 2.'
     )
     reach = T2 * 0.1 / 3**0.5
     ends = f'[{1 - reach:.1f}, {1 + reach:.1f}], 3 seeds'
-    words = 'The best sequence by mean AP and the one that the costs suggest'
+    words = 'The best sequence by mean AP and the sequence that the costs suggest'
     assert (
         f'{words}: a → b is better than the strongest teacher alone (b) by 1.0 AP {ends}.'
         in sequence
     )
-    assert 'does not account for its being picked as the best of 2' in sequence
-    assert 'Yes: the one that they suggest, a → b, is number 1 of 4 by mean AP.' in costs
+    assert 'does not account for the choice of the best of 2' in sequence
+    assert 'Yes: the suggested sequence, a → b, is number 1 of 4 by mean AP.' in costs
     # Against 11.0, 13.0, 12.0: a → b 3.0 above it, b 2.0 and b → a 2.03; a may be below.
     assert teacher == (
         'Of 4 arms with a teacher 3 did better than training on without one, by 2.0 to 3.0 AP; for 1 no difference is shown.'
@@ -36,16 +36,16 @@ def test_words_follow_from_the_intervals():
     assert list(answers)[3] == 'Does a sequence beat the strongest teacher alone?'
     assert regime.startswith('Orders can hardly be judged here: ')
     other = study_verdict(made_up_study(chosen=[('b', 'a')]))[
-        'Did the adaptation costs foretell the best sequence?'
+        'Did the adaptation costs predict the best sequence?'
     ]
     assert other.startswith(
-        'No: the one that they suggest, b → a, is number 2 of 4 by mean AP, −1.0 ['
+        'No: the suggested sequence, b → a, is number 2 of 4 by mean AP, −1.0 ['
     )
     near = AP | {('b', 'a'): [12.9, 15.2, 13.8]}
     other = study_verdict(made_up_study(near, chosen=[('b', 'a')]))[
-        'Did the adaptation costs foretell the best sequence?'
+        'Did the adaptation costs predict the best sequence?'
     ]
-    assert other.startswith('Not shown: the one that they suggest, b → a, is number 2 of 4')
+    assert other.startswith('Not shown: the suggested sequence, b → a, is number 2 of 4')
     assert answers['Which arm is best?'].startswith('"a → b", with AP 14.0 [')
     assert made_up_study().order('a-b').walk == [5, 8, 9]
     same = made_up_study(AP | {('a', 'b'): [11.9, 14.4, 12.7]})
@@ -67,7 +67,7 @@ def test_what_splitting_costs_and_what_the_order_brings():
         f'b → b is worse than the same teacher in one stage (b) by 0.5 AP [{0.5 - reach:.1f}, {0.5 + reach:.1f}].'
     )
     assert answers['What does the order bring?'].startswith(
-        'The best sequence by mean AP and the one that the costs suggest: a → b is better than its last teacher in as many '
+        'The best sequence by mean AP and the sequence that the costs suggest: a → b is better than its last teacher in as many '
         'stages (b → b) by 1.5 AP [1.5, 1.5], 3 seeds.'
     )
     assert 'that teacher in as many stages ("b → b") by 1.5 AP' in study_summary(study)
@@ -96,7 +96,7 @@ def test_the_regime_by_hand():
     assert study_verdict(between)[question].startswith('Orders can be judged with care: ')
     useless = made_up_study(AP | {('b',): [9.0, 11.0, 10.0]})
     assert useless.regime_index is None
-    assert study_verdict(useless)[question].startswith('No: b brings nothing over training as long')
+    assert study_verdict(useless)[question].startswith('No: b brings no more than training as long')
     assert question not in study_verdict(made_up_study({k: v for k, v in AP.items() if k}))
 
 
@@ -110,10 +110,10 @@ def test_arms_with_a_teacher_take_longer_and_it_is_said():
 
 def test_one_seed_and_unequal_arms_are_said():
     one = ' '.join(study_verdict(made_up_study({t: v[:1] for t, v in AP.items()})).values())
-    assert 'One seed does not tell: the one that they suggest, a → b, is number 1 of 4' in one
+    assert 'One seed cannot tell: the suggested sequence, a → b, is number 1 of 4' in one
     assert (
         'one seed.' in one
-        and '1.0 AP above the strongest teacher alone (b), with one seed, which shows nothing'
+        and '1.0 AP above the strongest teacher alone (b), with one seed, which shows no difference'
         in one
     )
     assert 'better than' not in one
@@ -163,7 +163,7 @@ def test_the_summary_of_one_seed_says_when_the_sequence_wins():
         '"a → b", the best sequence of several teachers, is 5.0 AP above training on without a teacher and '
         '3.0 AP above the strongest teacher alone ("b").'
     ) in text
-    assert 'It is one seed, which cannot tell a difference from chance' in text
+    assert 'One seed cannot tell a difference from chance' in text
 
 
 def test_the_summary_of_one_seed_says_when_the_sequence_does_not_win():
@@ -172,7 +172,7 @@ def test_the_summary_of_one_seed_says_when_the_sequence_does_not_win():
     assert '0.5 AP below training on without a teacher and 1.5 AP below the strongest' in text
     control = one_seed(none=29.0, ab=26.5)
     assert control.startswith('The best student comes from the arm "no teacher": AP 29.0 (+23.5')
-    assert 'is 2.5 AP below training on without a teacher. It is one seed' in control
+    assert 'is 2.5 AP below training on without a teacher. One seed' in control
 
 
 def test_the_summary_subtracts_the_printed_figures_and_names_what_is_missing():
@@ -185,7 +185,7 @@ def test_the_summary_subtracts_the_printed_figures_and_names_what_is_missing():
     text = study_summary(study)
     assert text.startswith('Of the arms evaluated so far (still missing: "a → b") the best student')
     assert 'No arm with several teachers has been evaluated.' in text
-    assert 'nothing to answer so far' in study_summary(made_up_study({('b',): []}))
+    assert 'there is no answer so far' in study_summary(made_up_study({('b',): []}))
 
 
 def test_the_summary_over_seeds_has_intervals_and_no_threshold():
@@ -235,7 +235,9 @@ def test_a_last_teacher_that_is_the_strongest_is_named_once():
     reversed_order = study_verdict(made_up_study(chosen=[('b', 'a')]))
     answer = reversed_order['Does a sequence beat its last teacher alone?']
     # 11.9, 14.4, 12.8 against 11.5, 11.1, 12.4.
-    assert answer.startswith('The one that the costs suggest: b → a is not shown to differ from')
+    assert answer.startswith(
+        'The sequence that the costs suggest: b → a is not shown to differ from'
+    )
     assert 'its last teacher alone (a): +1.4 AP [' in answer and 'a → b' not in answer
     assert 'its last teacher alone' not in study_summary(made_up_study())
 

@@ -225,7 +225,7 @@ def test_an_arm_or_stage_that_is_not_there():
     recipe = load_recipe(MINI)
     with pytest.raises(RecipeError, match=r"unknown arm 'progresive'. Did you mean 'progressive'"):
         recipe.arm('progresive')
-    with pytest.raises(RecipeError, match=r'2 stage\(s\), and stage 3'):
+    with pytest.raises(RecipeError, match=r'2 stage\(s\) and no stage 3'):
         recipe.arm('progressive', 3)
 
 
@@ -254,7 +254,7 @@ def test_a_file_that_raises_is_named_with_its_line_and_without_a_traceback(tmp_p
     assert done.returncode == 2 and done.stdout == ''
     assert done.stderr.splitlines() == [
         f'mtpd: {tmp_path}/r.py has a problem:',
-        '  - it does not load: ZeroDivisionError: division by zero '
+        '  - the config does not load: ZeroDivisionError: division by zero '
         f'({tmp_path}/{name}, line 3). Correct that file.',
     ]
 

@@ -216,7 +216,10 @@ def test_a_teacher_has_what_its_image_states_and_the_rest_of_the_recipes():
     [
         ({'teachers.r101.checkpoint': None}, 'Give teachers.r101.checkpoint'),
         ({'distill.start': 'inherit'}, "begins with this teacher's head"),
-        ({'arms.direct.teachers': 'auto'}, 'arms.direct has its teachers chosen by their AP'),
+        (
+            {'arms.direct.teachers': 'auto'},
+            'arms.direct chooses its teachers by AP, and this teacher has no AP',
+        ),
     ],
 )
 def test_a_teacher_of_features_alone_gives_neither_a_head_nor_an_ap(overrides, message):

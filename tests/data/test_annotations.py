@@ -78,9 +78,7 @@ def test_ids_of_one_file_may_be_numbers_and_texts():
     assert parsed.problems == ()
     assert [o['image_id'] for o in parsed.table['annotations']] == [2, 1]
     assert [i['file_id'] for i in parsed.table['images']] == [7.0, 'left/a']
-    assert parsed.notes == (
-        'x: an id is written as a decimal, and taken as the whole number: 7.0.',
-    )
+    assert parsed.notes == ('x: an id is a decimal number, and is read as a whole number: 7.0.',)
 
 
 def test_an_object_needs_no_id():
@@ -98,8 +96,8 @@ def test_iscrowd_and_area_are_filled_in_and_said():
         == parsed.table['annotations'][0]
     )
     assert parsed.notes == (
-        'x: an object has no iscrowd, and is taken as none: annotation None.',
-        'x: an object has no area, and gets that of its box: annotation None.',
+        'x: an object has no iscrowd, and is taken as no crowd: annotation None.',
+        'x: an object has no area, and gets the area of its box: annotation None.',
     )
     assert first_object(iscrowd=True)['iscrowd'] == 1
     assert first_object(area=0)['area'] == first_object(area=None)['area'] == 600
@@ -143,7 +141,7 @@ def roboflow(*names: str, group: str = 'things') -> list[dict]:
 def test_a_group_without_objects_is_no_class():
     parsed = parse(categories=roboflow('cat', 'dog'))
     assert [c['name'] for c in parsed.table['categories']] == ['cat', 'dog']
-    assert parsed.problems == () and 'the group of all others' in parsed.notes[0]
+    assert parsed.problems == () and 'the supercategory of all others' in parsed.notes[0]
     # Also where it has the name of the only class ...
     parsed = parse(categories=roboflow('cat', group='cat'))
     assert [c['name'] for c in parsed.table['categories']] == ['cat'] and parsed.problems == ()

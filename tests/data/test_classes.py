@@ -20,10 +20,10 @@ def test_outputs_keep_the_checkpoint_s_order_and_get_the_dataset_s_names():
 def test_a_checkpoint_that_lacks_a_class_is_refused():
     with pytest.raises(
         MtpdError,
-        match=r'lacks 1 of 2 of the dataset \(emu\), and knows 2 \(cat, dog\).*ignore-classes',
+        match=r'lacks 1 of the 2 classes of the dataset \(emu\), and has 2 \(cat, dog\).*ignore-classes',
     ):
         match_classes(['cat', 'emu'], ['cat', 'dog'], 'x')
-    with pytest.raises(MtpdError, match='lacks 2 of 3') as error:
+    with pytest.raises(MtpdError, match='lacks 2 of the 3 classes') as error:
         match_classes(['cat', 'emu', 'owl'], ['cat'], 'x')
     assert 'ignore-classes' not in str(error.value)  # its outputs are too few
 

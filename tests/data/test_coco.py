@@ -91,10 +91,10 @@ def test_train_and_val_must_agree_on_the_classes(tmp_path, tiny_coco):
     path.write_text(json.dumps(table))
     (problem,) = load_recipe(MINI, {'data.root': str(root)}).data_problems()
     assert re.search(
-        r'train.json and .*val.json have different classes: dog \(1\) in the first alone, emu \(1\) in the second alone',
+        r'train.json and .*val.json have different classes: dog \(1\) in the first only, emu \(1\) in the second only',
         problem,
     )
-    assert f'Else add to the second {{"id": {free_id(table)}, "name": "dog"}}' in problem
+    assert f'Otherwise add to the second {{"id": {free_id(table)}, "name": "dog"}}' in problem
     table['categories'][1]['name'] = 'dog'
     table['categories'].append({'id': 9, 'name': 'emu'})
     path.write_text(json.dumps(table))
@@ -124,7 +124,7 @@ def test_a_missing_root_is_named(tmp_path):
         ('petz/small', '/pet/small?'),
         ('petz/large', '/pet?'),
         ('zoo', ''),
-        ('pet.json', 'is a file, and a folder is needed'),
+        ('pet.json', 'is a file, but a folder is needed'),
     ],
 )
 def test_a_misspelt_root_is_named_with_its_nearest(tmp_path, root, hint):

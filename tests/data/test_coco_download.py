@@ -97,7 +97,7 @@ def test_another_archive_than_the_published_one(mirror, tmp_path):
     content[1000] ^= 1
     mirror.files['/zips/val2017.zip'] = bytes(content)
     result = call(mirror, tmp_path / 'coco', '--split', 'val')
-    assert result.exit_code == 2 and 'not the file that is meant' in result.output
+    assert result.exit_code == 2 and 'not the expected file' in result.output
     assert not (tmp_path / 'coco' / 'val2017').exists()
     mirror.files['/zips/val2017.zip'] = b'<html>maintenance</html>'
     result = call(mirror, tmp_path / 'coco', '--split', 'val')

@@ -369,12 +369,12 @@ def test_outputs_of_a_checkpoint_are_matched_by_name(order, classes, measured):
 
 
 def test_a_checkpoint_of_other_classes_is_refused_unless_asked_for(measured):
-    with pytest.raises(MtpdError, match='it lacks 1 of 2 of the dataset') as error:
+    with pytest.raises(MtpdError, match='it lacks 1 of the 2 classes of the dataset') as error:
         measured([0, 1], ['cat', 'bird'])
     assert 'dog' in str(error.value) and 'mtpd eval --ignore-classes' in str(error.value)
     detections = measured([0, 1], ['cat', 'bird'], ignore_classes=True)[1]
     assert detections == measured([0, 1], ['cat', 'dog'])[1]
-    with pytest.raises(MtpdError, match='it lacks 1 of 2 of the dataset') as error:
+    with pytest.raises(MtpdError, match='it lacks 1 of the 2 classes of the dataset') as error:
         measured([0], ['cat'])
     assert '--ignore-classes' not in str(error.value)
 

@@ -64,7 +64,7 @@ def test_a_train_alone_is_to_be_split(tmp_path, tiny_coco):
     root = tiny_coco(tmp_path / 'my data')
     (root / 'annotations/val.json').unlink()
     (problem,) = recipe_of(root).data_problems()
-    assert 'val.json: no such file' in problem and 'There is train alone' in problem
+    assert 'val.json: no such file' in problem and 'Only train is there' in problem
     assert f"`mtpd data split '{root}' '{root}-split'`" in problem
 
 
@@ -141,12 +141,14 @@ def test_what_was_recognised_is_a_line(tmp_path, tiny_coco, tool, line):
 
 def test_one_file_for_train_and_val_is_never_silent(tmp_path, tiny_coco):
     source = tiny_coco(tmp_path / 'coco')
-    assert 'one file' in layouts.describe_layout(source, {'train': 'train', 'val': 'train'})
+    assert 'the same file' in layouts.describe_layout(source, {'train': 'train', 'val': 'train'})
     root = arranged(source, tmp_path / 'data', val=SINGLE['CVAT'])
-    line = "CVAT's layout: annotations/instances_default.json, all of it as val"
+    line = "CVAT's layout: annotations/instances_default.json, used as val"
     assert layouts.describe_layout(root, NAMES) == f'{root}: {line}'
     place = {'annotations': 'annotations/instances_default.json', 'images': 'images/default'}
-    assert 'AP is of the images' in layouts.describe_layout(root, {'train': place, 'val': place})
+    assert 'AP is measured on the training images' in layouts.describe_layout(
+        root, {'train': place, 'val': place}
+    )
 
 
 def test_classes_come_from_train_where_there_is_one(tmp_path, tiny_coco):

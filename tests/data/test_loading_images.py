@@ -54,7 +54,7 @@ def test_an_image_that_is_cut_anywhere_is_refused(kind, tmp_path):
     steps = range(0, len(content) - 4, max(7, len(content) // 200))
     for length in [*steps, len(content) - 4, len(content) - 1]:
         path.write_bytes(content[:length])
-        with pytest.raises(CorruptImage, match='is empty, cut short, damaged or no image'):
+        with pytest.raises(CorruptImage, match='is empty, cut short, damaged or not an image'):
             load(path)
     if kind == 'JPEG':  # of a file, OpenCV takes a part for the whole
         assert cv2.imread(str(path)).shape == (64, 64, 3)
@@ -194,7 +194,7 @@ def test_a_config_may_leave_pictures_unturned(tmp_path):
 
 def test_a_damaged_picture_is_refused(tmp_path):
     (tmp_path / 'a.jpg').write_bytes(WHOLE['JPEG'][:-200])
-    with pytest.raises(CorruptImage, match=r'a\.jpg is empty, cut short, damaged or no image'):
+    with pytest.raises(CorruptImage, match=r'a\.jpg is empty, cut short, damaged or not an image'):
         read_image(tmp_path / 'a.jpg')
 
 
@@ -203,9 +203,9 @@ def test_a_damaged_picture_is_refused(tmp_path):
 PROBLEMS = {
     'missing': r'cannot be read \(No such file or directory\)',
     'a folder': r'cannot be read \(Is a directory\)',
-    'empty': 'is empty, cut short, damaged or no image',
-    'no image': 'is empty, cut short, damaged or no image',
-    'cut': 'is empty, cut short, damaged or no image',
+    'empty': 'is empty, cut short, damaged or not an image',
+    'no image': 'is empty, cut short, damaged or not an image',
+    'cut': 'is empty, cut short, damaged or not an image',
 }
 
 

@@ -49,10 +49,10 @@ def kill(number):
 @pytest.mark.parametrize(
     ('number', 'words'),
     [
-        (signal.SIGKILL, 'was ended by signal SIGKILL (often: out of memory). Fewer of them'),
-        (signal.SIGTERM, 'was ended by signal SIGTERM. Fewer of them'),
+        (signal.SIGKILL, 'was ended by signal SIGKILL (often: out of memory). Fewer workers'),
+        (signal.SIGTERM, 'was ended by signal SIGTERM. Fewer workers'),
         (signal.SIGBUS, 'was ended by signal SIGBUS (often: shared memory, /dev/shm, is full).'),
-        (None, 'a data worker ended unexpectedly. Fewer of them'),
+        (None, 'a data worker ended unexpectedly. Fewer workers'),
     ],
 )
 def test_its_end_is_told(number, words):

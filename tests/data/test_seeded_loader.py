@@ -227,7 +227,9 @@ def test_an_epoch_goes_on_inside(tmp_path, tiny_coco):
             state = checkpoints.load_checkpoint(out / 'latest.pth')
             state['meta']['epoch_updates'] = 2
             torch.save(state, out / 'latest.pth')
-            with pytest.raises(MtpdError, match='2 updates an epoch, and now there are 3: a tra'):
+            with pytest.raises(
+                MtpdError, match='2 updates an epoch, and now an epoch has 3: a tra'
+            ):
                 mmdet_config.train_config(whole, out)
             (out / 'latest.pth').write_bytes(whole_file)
         mmdet_config.train_config(whole, out)
@@ -252,7 +254,7 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before(recipe, stage, tmp_p
         path.write_bytes(b'')
     assert find_resume_point(tmp_path) is None
     assert 'previous.pth is empty' in (output := capsys.readouterr().out)
-    assert 'starts afresh' in output
+    assert 'starts from the beginning' in output
     trained_on(recipe, stage, tmp_path)
     same(latest, folder / 'latest.pth')
 

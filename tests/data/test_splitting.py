@@ -83,7 +83,7 @@ def test_a_split_without_objects_is_refused(tmp_path, tiny_coco):
         else:
             assert all(part['annotations'] for part in tables(tmp_path / f'{seed}'))
     assert 0 < len(refused) < 20 and set(refused) == {
-        'val would have no objects: another --val or --seed is needed.'
+        'val would have no objects: give another --val or --seed.'
     }
 
 
@@ -106,9 +106,11 @@ def test_what_is_there_is_not_overwritten(tmp_path, tiny_coco):
 
 def test_what_cannot_be_split_is_said(tmp_path, tiny_coco):
     root, out = tiny_coco(tmp_path / 'coco'), tmp_path / 'out'
-    with pytest.raises(MtpdError, match=r'has two already: .*train\.json.*val\.json'):
+    with pytest.raises(MtpdError, match=r'is split already: .*train\.json.*val\.json'):
         split_dataset(root, out)
-    with pytest.raises(MtpdError, match=r'no annotation file is recognised.*--images FOLDER'):
+    with pytest.raises(
+        MtpdError, match=r'has no annotation file of a known layout.*--images FOLDER'
+    ):
         split_dataset(root / 'train', out)
     file = root / 'annotations/train.json'
     table = json.loads(file.read_text())

@@ -158,5 +158,5 @@ def test_a_level_without_a_counterpart_is_refused_with_those_that_have_one():
 def test_a_pooled_level_has_no_module():
     recipe = load_recipe(MINI, {'distill.levels': [3], 'distill.student_module': 'auto'})
     student = model(FPN)
-    with pytest.raises(MtpdError, match='level 3: no module of the student gives it alone'):
+    with pytest.raises(MtpdError, match='level 3: no module of the student gives this level alone'):
         distill_cfg(recipe, student, student)

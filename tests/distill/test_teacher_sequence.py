@@ -91,7 +91,7 @@ def test_ap_must_rise_by_the_gain_asked_for():
     for method in ('backward_greedy', 'shortest_path'):
         near = choose_sequence(costs, {'near': 0.46, 'far': 0.5}, method=method, min_gain=0.05)
         assert near['sequence'] == ['far']
-        weaker = 'nearer to the student than far and weaker by the gain asked for.'
+        weaker = 'nearer to the student than far and weaker by order.min_gain.'
         assert (weaker in near['reasons'][1]) == (method == 'backward_greedy')
         near = choose_sequence(costs, {'near': 0.44, 'far': 0.5}, method=method, min_gain=0.05)
         assert near['sequence'] == ['near', 'far']

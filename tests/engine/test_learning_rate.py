@@ -131,7 +131,9 @@ def test_a_peak_of_its_own_keeps_the_course_and_is_scaled_to_the_batch(tmp_path)
         dict(type='SGD', lr=pytest.approx(0.002)),
         dict(policy='CosineAnnealing', min_lr=pytest.approx(2e-5)),
     )
-    with pytest.raises(MtpdError, match=r'schedule\.arm_lr=0\.002 cannot take the place'):
+    with pytest.raises(
+        MtpdError, match=r'schedule\.arm_lr=0\.002 cannot replace the learning rate'
+    ):
         with_peak_rate(dict(type='SGD', lr=0.01), dict(max_lr=[0.1, 0.2]), 0.002)
 
 

@@ -134,7 +134,7 @@ def test_the_batch_is_halved_or_the_area_of_images():
     error = torch.OutOfMemoryError(OOM)
     assert advice(error, **{'schedule.batch_size': 16, 'image.scale': (1333, 800)}) == (
         'GPU memory ran out with schedule.batch_size 16: lower it to 8 (schedule.lr_batch_size=16 scales the learning '
-        'rate with it), or image.scale to (942, 565). Each halves what images take. (CUDA out of memory. Tried to '
+        'rate with it), or image.scale to (942, 565). Each halves the memory of the images. (CUDA out of memory. Tried to '
         'allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB of which 512.00 MiB is free. Process 77 has 1.50 '
         'GiB memory in use. Including non-PyTorch memory, this process has 6.00 GiB memory in use. Of the ...)'
     )
@@ -147,8 +147,8 @@ def test_with_one_image_for_each_process_only_its_size_is_left():
     for settings in ({'schedule.batch_size': 1}, {'schedule.batch_size': 2, 'runtime.gpus': 2}):
         text = advice(torch.OutOfMemoryError(OOM), **settings)
         assert (
-            f'with schedule.batch_size {settings["schedule.batch_size"]}: lower image.scale to 45, which halves what '
-            'images take, or choose a smaller detector. (CUDA out'
+            f'with schedule.batch_size {settings["schedule.batch_size"]}: lower image.scale to 45, which halves the memory '
+            'of the images, or choose a smaller detector. (CUDA out'
         ) in text
     assert scaled_image(None, 0.8767) == '0.87 of its sides'
 
@@ -160,7 +160,7 @@ def test_an_evaluation_has_a_batch_of_its_own():
 
 def test_a_shortage_in_a_data_worker_says_so():
     text = advice(MemoryError('Caught MemoryError in DataLoader worker process 0.\nTraceback ...'))
-    assert 'fewer of them (runtime.workers) take less, too' in text
+    assert 'fewer workers (runtime.workers) take less, too' in text
 
 
 def test_other_errors_pass_and_a_shortage_names_the_checkpoint(tmp_path):
@@ -257,7 +257,7 @@ def test_a_training_of_a_plain_config(tmp_path, tiny_coco):
     output = refused('train', path, '--work-dir', out)
     assert (
         'mtpd: GPU memory ran out with data.samples_per_gpu 2: lower it to 1 (auto_scale_lr.enable=True scales the '
-        "learning rate), or img_scale in the pipelines' Resize to 0.7 of its sides. Each halves what images take. "
+        "learning rate), or img_scale in the pipelines' Resize to 0.7 of its sides. Each halves the memory of the images. "
         '(CUDA out of memory. Tried to allocate 2.00 GiB. '
     ) in output
     assert (

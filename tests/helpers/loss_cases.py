@@ -165,7 +165,7 @@ CASES = {
     'PKD': Case(
         pkd,
         dict(weight=4.0),
-        [(dict(weight=float('nan')), 'weight must not be negative, it is nan')],
+        [(dict(weight=float('nan')), 'weight must not be negative, but is nan')],
         idle=('align.bias',),  # a constant added before standardising
     ),
     'FeatureMSE': Case(mse, dict(weight=2.0), [(dict(weight=-1), 'weight must not be negative')]),

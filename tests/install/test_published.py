@@ -48,7 +48,7 @@ def test_the_wheel_of_a_release_is_installed_and_cached(release, bench, site):
 def test_another_file_is_not_installed(release, bench, site):
     site.files[f'/v9/{KEY}.whl'] += b'more'
     action, shown = install()
-    assert action == 'built' and 'is not the file that is meant' in shown
+    assert action == 'built' and 'is not the expected file' in shown
     assert len(bench) == 1 and bench[0].read_bytes() != site.files[f'/v9/{KEY}.whl']
 
 
@@ -69,7 +69,7 @@ def test_a_plain_http_address_is_not_asked(release, bench, site):
     index = json.loads(published.INDEX.read_text())
     published.INDEX.write_text(json.dumps(index | {'url': 'http://example.org/{key}.whl'}))
     action, shown = install()
-    assert action == 'built' and 'no https address' in shown
+    assert action == 'built' and 'not an https address' in shown
 
 
 def test_a_wheel_that_does_not_work_here_is_built_anew(release, bench, monkeypatch):

@@ -62,8 +62,8 @@ def recipe(root, weights):
 def test_other_classes_are_refused_with_the_key_that_lets_them(recipe):
     used = load_recipe(recipe, {'teachers.r101.features_only': False})
     (problem,), _ = recipe_problems(used, ['student', 'r101'], ['r101'])
-    assert 'it knows 80 classes' in problem
-    assert 'take its features alone, without its AP: --cfg-options teachers.r101.features_only=True' in problem  # fmt: skip
+    assert 'it has 80 classes' in problem
+    assert 'use its features only, without AP: --cfg-options teachers.r101.features_only=True' in problem  # fmt: skip
     check_before_training(recipe, ['student', 'r101'], ['r101'])
     # Inheriting needs the head, so that the key is no advice there.
     used.cfg.distill.start = 'inherit'
@@ -112,7 +112,7 @@ def test_its_size_is_that_of_what_is_used(recipe, weights):
 
 
 def test_no_sequence_is_chosen_by_an_ap_that_it_lacks(recipe, tmp_path):
-    with pytest.raises(RecipeError, match=r'teachers\.r101 has features_only, and no AP'):
+    with pytest.raises(RecipeError, match=r'teachers\.r101 has features_only and no AP'):
         adaptation_costs(recipe, tmp_path)
     names = [step.notebook for step in recipe_steps(recipe, tmp_path)]
     assert not any('03' in name for name in names) and any('04' in name for name in names)

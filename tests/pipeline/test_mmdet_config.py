@@ -157,7 +157,7 @@ def test_the_schedule_is_the_configs(trained):
 def test_what_cannot_be_as_the_config_says_is_said_in_a_line(trained):
     result, _ = trained
     lines = result.output.splitlines()
-    assert len([line for line in lines if 'fp32' in line and 'takes a GPU' in line]) == 1
+    assert len([line for line in lines if 'fp32' in line and 'needs a GPU' in line]) == 1
     assert len([line for line in lines if 'learning rate 0.01 is for 16 images' in line]) == 1
 
 
@@ -246,10 +246,10 @@ def test_metrics_may_follow_each_other_before_and_after_the_config(path, trained
 
 
 def test_arms_and_detectors_are_a_recipes(path):
-    assert '--arm is for recipes' in refused('train', path, '--arm', 'direct')
-    assert '--detector is for recipes' in refused('train', path, '--detector', 'r101')
+    assert '--arm is an option for recipes' in refused('train', path, '--arm', 'direct')
+    assert '--detector is an option for recipes' in refused('train', path, '--detector', 'r101')
     text = refused('eval', path, '--detector', 'student', '--checkpoint', 'x.pth')
-    assert '--detector is for recipes' in text
+    assert '--detector is an option for recipes' in text
     assert 'not a recipe' in refused('run', path) and 'not a recipe' in refused('run', R50)
 
 
@@ -262,7 +262,7 @@ def test_data_that_is_not_there_is_named_before_anything_is_written(tmp_path, mo
     options = ('--work-dir', out, '--cfg-options')
     assert 'no such folder' in refused('train', R50, *options, f'data.root={tmp_path}/none')
     voc = 'mmdet::pascal_voc/retinanet_r50_fpn_1x_voc0712.py'
-    assert 'no COCO-format dataset (VOCDataset)' in refused('train', voc, '--work-dir', out)
+    assert 'not a COCO-format dataset (VOCDataset)' in refused('train', voc, '--work-dir', out)
     assert not out.exists()
 
 
@@ -329,7 +329,7 @@ def test_what_is_taken_for_granted_in_a_folder_is_said(path, tmp_path, tiny_coco
     done = call('eval', path, '--checkpoint', student, '--cfg-options', f'data.root={root}')
     assert done.exit_code == 0 and json.loads(done.stdout)['num_images'] == 4
     first, second = done.stderr.splitlines()
-    layout = "CVAT's layout: annotations/instances_default.json, all of it as val"
+    layout = "CVAT's layout: annotations/instances_default.json, used as val"
     assert first == f'note: {root}: {layout}'
     assert 'has no area' in second
 
@@ -381,13 +381,15 @@ def test_what_mmdet_refuses_is_a_message(path, tmp_path, monkeypatch):
     origin = 'http://127.0.0.1:9/r18.pth'
     setting = f"model.backbone.init_cfg={{'type':'Pretrained','checkpoint':'{origin}'}}"
     text = refused('train', path, '--work-dir', tmp_path / 'b', '--cfg-options', setting)
-    assert f'cannot be had from {origin}' in text
+    assert f'cannot be fetched from {origin}' in text
 
 
 def test_a_config_that_cannot_be_trained_says_so(path, tmp_path):
     cut = TEXT.split('optimizer = ')[0].format(model=retinanet(num_classes=2), root='x', meta=META)
     (tmp_path / 'cut.py').write_text(cut)
-    with pytest.raises(RecipeError, match='optimizer is missing: it can be tested only'):
+    with pytest.raises(
+        RecipeError, match='optimizer is missing, so the config can be tested but not trained'
+    ):
         mmdet_config.train_config(mmdet_config.load_config(tmp_path / 'cut.py'), tmp_path / 'out')
     (tmp_path / 'model.py').write_text('model = dict(type="RetinaNet")\n')
     with pytest.raises(RecipeError, match=r'data\.test is missing'):

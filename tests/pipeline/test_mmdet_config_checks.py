@@ -262,7 +262,7 @@ def test_a_head_of_other_classes_is_left_and_counted(path, tmp_path):
     weights, output = trained(path, tmp_path, load_from=tmp_path / 'a.pth')
     count = len(other)
     assert f'{count - 2} of {count} weights taken' in output
-    assert '2 left as they were, of another shape' in output
+    assert '2 left as they were, with another shape' in output
     assert f'{KEY} (2, 16, 3, 3) (5, 16, 3, 3)' in output
     assert '1 not in the detector: extra.weight' in output
     for key in ('backbone.layer1.0.conv1.weight', 'neck.fpn_convs.0.conv.weight'):
@@ -322,10 +322,10 @@ def test_a_file_or_a_folder_that_is_not_there_is_named_by_its_key(path, root):
     text = the_problem(path, {f'{key}.img_prefix': 'trian/'})
     assert f'{key}.img_prefix is {root}/trian: no such folder. Did you mean {root}/train?' in text
     assert advised_options(text)[0] == f'{key}.img_prefix=FOLDER'
-    assert 'nowhere/train.json: no such file, nor its folder' in the_problem(
+    assert 'nowhere/train.json: neither the file nor its folder exists' in the_problem(
         path, {f'{key}.ann_file': 'nowhere/train.json'}
     )
-    assert 'is a folder, and a file' in the_problem(path, {f'{key}.ann_file': 'annotations'})
+    assert 'is a folder, but a file' in the_problem(path, {f'{key}.ann_file': 'annotations'})
 
 
 def test_a_note_on_a_file_of_val_and_test_is_said_once(path, root, tmp_path, capsys):
@@ -393,12 +393,12 @@ def test_a_dataset_of_mmdet_that_has_other_names_alone_is_coco(root, path):
     assert leaf.type == 'CocoDataset' and leaf.classes[:2] == ('top', 'skirt')
     lvis = 'mmdet::lvis/mask_rcnn_r50_fpn_sample1e-3_mstrain_1x_lvis_v1.py'
     problems = problems_of(lvis)
-    assert 'data.train.dataset is no COCO-format dataset (LVISV1Dataset)' in problems[0]
+    assert 'data.train.dataset is not a COCO-format dataset (LVISV1Dataset)' in problems[0]
 
 
 def test_keys_that_a_dataset_does_not_know_are_named(path):
     assert (
-        "data.val is no dataset of mmdet: got an unexpected keyword argument 'img_prefx'"
+        "mmdet cannot build the dataset data.val: got an unexpected keyword argument 'img_prefx'"
         in the_problem(path, {'data.val.img_prefx': 'x'})
     )
 
@@ -412,7 +412,7 @@ def test_keys_that_a_dataset_does_not_know_are_named(path):
         ('htc/htc_r50_fpn_1x_coco.py', r'data\.train\.pipeline\.1 loads semantic maps'),
         (
             'openimages/faster_rcnn_r50_fpn_32x2_1x_openimages.py',
-            r'pipeline\.1 takes boxes for fractions',
+            r'pipeline\.1 takes boxes as fractions',
         ),
     ],
 )
@@ -531,7 +531,7 @@ def test_a_config_of_mmdet_3_is_named_as_one(tmp_path):
 
 
 def test_a_base_without_a_model_is_named_as_one():
-    assert 'it has no model: other configs build on such a file' in message(
+    assert 'it has no model: it is a base of other configs' in message(
         'mmdet::common/lsj_100e_coco_instance.py'
     )
 

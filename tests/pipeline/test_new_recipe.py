@@ -164,7 +164,7 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(MtpdError) as error:
         new_recipe(tmp_path / 'x.py', ATSS.format(51), ['mmdet::yolof/yolo.py'])
     assert 'atss_r51' in str(error.value) and 'yolof/yolo.py' in str(error.value)
-    with pytest.raises(MtpdError, match='no stride at which all detectors have a level'):
+    with pytest.raises(MtpdError, match='no stride is common to all detectors'):
         new_recipe(tmp_path / 'x.py', 'mmdet::yolof/yolof_r50_c5_8x8_1x_coco.py', ['mmdet::centernet/centernet_resnet18_140e_coco.py'])  # fmt: skip
     assert not (tmp_path / 'x.py').exists()
 
@@ -191,7 +191,7 @@ def test_a_teacher_of_another_normalisation_has_it_in_the_recipe(tmp_path):
     text, recipe = made(tmp_path, RETINANET.format(50), caffe, RETINANET.format(101))
     one, other = recipe.cfg.teachers.values()
     assert one.image == {'mean': [103.53, 116.28, 123.675], 'std': [1.0, 1.0, 1.0], 'to_rgb': False}
-    assert 'image' not in other and 'normalised in its own way' in text
+    assert 'image' not in other and 'has its own image normalisation' in text
     assert recipe.cfg.image.to_rgb and recipe.cfg.image.mean[0] == 123.675
 
 

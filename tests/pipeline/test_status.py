@@ -156,4 +156,4 @@ def test_a_broken_status_counts_for_none(tmp_path, capsys):
     with run_lock(tmp_path, ['mtpd']):
         pass
     assert status(tmp_path)['state'] == 'done'
-    assert 'status.json is not valid JSON: it counts for nothing' in capsys.readouterr().out
+    assert 'status.json is not valid JSON: it is ignored' in capsys.readouterr().out

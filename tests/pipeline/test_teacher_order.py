@@ -32,7 +32,7 @@ def test_no_useful_teacher_between_means_direct_distillation():
         assert choice['sequence'] == ['far']
         assert choice['reasons'][1:] == [reason, 'So it is direct distillation.']
         text = order_conclusion(choice | {'check': choice}, {})
-        assert 'suggest direct distillation from far: no teacher helps on the way' in text
+        assert 'suggest direct distillation from far: no other teacher helps before it' in text
 
 
 def test_one_teacher_is_distilled_from_directly():

@@ -75,7 +75,7 @@ FAULTS = (
     '000002.png is damaged, cut short',
     'checkpoint of r101: ',
     'other.pth does not fit rx101',
-    'summed-00000000.pth has a sha256 that begins',
+    'summed-00000000.pth has a SHA-256 that begins with',
     'neck.fpn_convs.7.conv',
     'evaluation.metrics has segm, and student predicts no masks',
 )
@@ -100,7 +100,7 @@ def test_levers_of_arms_that_cannot_work_are_told(tmp_path, tiny_coco):
     assert not detectors.distillation_problems(recipe, ['rx101'])
     several = {'schedule.arm_lr': 1e-3, 'schedule.lr.max_lr': [1e-3, 2e-3]}
     (problem,) = checks.schedule_problems(load_recipe(MINI, several))
-    assert problem.startswith('schedule.arm_lr=0.001 cannot take the place of the learning rate')
+    assert problem.startswith('schedule.arm_lr=0.001 cannot replace the learning rate')
     with pytest.raises(MtpdError, match=r'schedule\.arm_lr is 0'):
         load_recipe(MINI, {'schedule.arm_lr': 0})
 
@@ -163,7 +163,7 @@ def test_a_full_disk_is_reported_with_the_memory_that_lacks(tmp_path, tiny_coco,
     monkeypatch.setattr(forecast, 'bytes_to_write', lambda *_: 10**18)
     monkeypatch.setattr(checks, 'forecast', lambda *_: ({'trainings': {}}, ['memory']))
     (disk, memory), measured = checks.check_run(recipe, tmp_path)
-    assert disk.startswith('the checkpoints still to come take 1000000000')
+    assert disk.startswith('the checkpoints still to be written take 1000000000')
     assert memory == 'memory' and measured is None
     (again,), untried = checks.check_run(recipe, tmp_path, tried=False)
     assert again.split(' has ')[0] == disk.split(' has ')[0] and untried is None  # free space moves
@@ -200,7 +200,7 @@ def test_tensorboard_has_what_the_log_has(tiny_coco, tmp_path):
         ('tensorboard', "unknown type 'None'"),
         ({'type': 'NeptuneLoggerHook'}, 'needs the package neptune: pip install neptune'),
         ({'type': 'PaviLoggerHook'}, 'needs the module pavi, which pip cannot install'),
-        ({'type': 'SegmindLoggerHook'}, 'newer releases of segmind lack. Take another logger'),
+        ({'type': 'SegmindLoggerHook'}, 'newer releases of segmind lack. Choose another logger'),
     ],
 )
 def test_a_logger_that_is_none_or_lacks_its_package_is_told(logger, message):

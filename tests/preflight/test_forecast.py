@@ -56,7 +56,7 @@ def test_a_failed_trial_is_one_line(text, expected, tmp_path, monkeypatch):
     monkeypatch.setattr(forecast, 'launch', fail)
     recipe = load_recipe(MINI, SETTINGS)
     measured, problems = forecast.forecast(recipe, planned_trainings(recipe, tmp_path), tmp_path)
-    fix = '`mtpd train` with the same settings shows where.'
+    fix = '`mtpd train` with the same settings shows where it fails.'
     assert measured is None
     assert problems == [f'a few updates were tried, and failed: {expected} {fix}']
 
@@ -115,7 +115,7 @@ def test_a_busy_machine_is_named_with_the_time_that_a_run_takes_alone(tmp_path):
     rows = {t.title: dict(row) for t in planned_trainings(recipe, tmp_path)}
     measured = {'trainings': rows, 'images': dict.fromkeys(recipe.detectors, 300.0)}
     hours = forecast.seconds_left(recipe, tmp_path, measured) / 3600
-    usual = f'about {hours:.1f} hours, more where other programs are at work'
+    usual = f'about {hours:.1f} hours, more where other programs use the machine'
     for processor in ({}, {'processor': 2.9}):  # a file of an earlier version, an idle machine
         measured['trainings'] = dict.fromkeys(rows, row | processor)
         assert forecast.forecast_texts(recipe, tmp_path, measured)['time'] == usual

@@ -28,7 +28,7 @@ def test_the_page_has_each_runs_ap_and_what_differs(tmp_path):
     assert rows['no teacher'] == ['9.0', '<strong>9.5</strong>']
     assert rows['teacher 2 only'] == ['<strong>11.0</strong>', '10.5']
     assert rows['teacher 1 → teacher 2'] == ['10.0', '–']
-    assert 'Not all are complete.' in html and f'{tmp_path}/a' in html
+    assert 'Not all runs are complete.' in html and f'{tmp_path}/a' in html
     assert (
         '<code>distill.method</code>' in html
         and 'http' not in html.split('<main')[1].split('<footer')[0]

@@ -59,7 +59,7 @@ def test_what_is_trained_first_is_shown_and_named(tmp_path, monkeypatch):
             shown.clear()
             put(folder / 'log.json', 20)
             assert shown.wait(20)
-    assert alts[0].startswith('stage 1, first: update 20 of 40') and 'distillation' not in alts[0]
+    assert alts[0].startswith('first, stage 1: update 20 of 40') and 'distillation' not in alts[0]
     assert alts[-1].startswith('update 20 of 40') and 'distillation loss' in alts[-1]
     assert not any('baseline' in text for text in alts)
 

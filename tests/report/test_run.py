@@ -80,7 +80,7 @@ def test_the_index_says_status_answer_command_and_environment(done):
         '("Teacher 2 only"). Orders can hardly be judged here: training as long without a teacher brings 5.3 times what '
         "Teacher 2 only brings on top of it (regime index; the paper's RetinaNet: 0.2)."
     ) in page.text  # (27.6 - 20.2) / (29.0 - 27.6)
-    assert 'It is one seed, which cannot tell a difference from chance' in page.text
+    assert 'One seed cannot tell a difference from chance' in page.text
     assert 'mtpd run configs/mini/retinanet_r50__r101_rx101.py --seed 0' in page.text
     assert page.row('torch') == ['torch', '2.13.0'] and page.row('cuda') == ['cuda', 'none']
     assert "title = 'a <recipe>'" in page.text
@@ -212,7 +212,7 @@ def test_of_equal_arms_none_is_best_and_a_smoke_run_has_no_verdict(tmp_path):
 def test_a_run_with_nothing_but_its_plan_has_a_report(tmp_path):
     put(tmp_path / 'run.json', {'name': 'bare', 'recipe': 'r.py', 'seed': 3})
     page = Page(make_report(tmp_path).read_text('utf-8'))
-    assert 'No status was recorded.' in page.text and 'nothing to answer so far' in page.text
+    assert 'No status was recorded.' in page.text and 'there is no answer so far' in page.text
     assert 'mtpd run r.py' in page.text and not page.images
     with pytest.raises(MtpdError, match='not a run'):
         make_report(tmp_path / 'gone')
@@ -271,7 +271,7 @@ def test_a_folder_of_mtpd_train_has_a_report(tmp_path):
     put(tmp_path / 'detectors/student/metrics.json', metrics(20.0))
     stage(tmp_path, 'direct', 1)
     page = Page(make_report(tmp_path).read_text('utf-8'))
-    assert 'This folder holds trainings, and no whole run.' in page.text
+    assert 'This folder holds single trainings, not a whole run.' in page.text
     assert 'mtpd train x.py --arm direct' in page.text
     assert page.row('teacher 2 only')[1:3] == ['29.0', '+9.0']
     assert len(page.images) >= 2

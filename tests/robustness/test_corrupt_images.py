@@ -66,7 +66,7 @@ def test_a_training_leaves_out_as_many_as_it_may(root, tmp_path, workers):
     assert done.exit_code == 0, (done.output, done.exception)
     assert done.output.count(str(bad)) == 1
     assert (
-        f'image {bad} is empty, cut short, damaged or no image: another takes its place\n'
+        f'image {bad} is empty, cut short, damaged or not an image: another image takes its place\n'
         in done.output
     )
     left = (
@@ -75,7 +75,9 @@ def test_a_training_leaves_out_as_many_as_it_may(root, tmp_path, workers):
     assert done.stderr.count(left) == 2  # once during training, once after it
     out = tmp_path / 'run/detectors/student'
     (row,) = json.loads((out / 'corrupt.json').read_text())
-    assert row['file'] == str(bad) and row['problem'] == 'is empty, cut short, damaged or no image'
+    assert (
+        row['file'] == str(bad) and row['problem'] == 'is empty, cut short, damaged or not an image'
+    )
     assert 1 <= row['update'] <= 3
     metrics = json.loads((out / 'metrics.json').read_text())
     assert metrics['corrupt_training_images'] == metrics['corrupt_images'] == 1
@@ -123,7 +125,10 @@ def test_an_evaluation_with_too_many(root, tmp_path):
         ),
         2,
     )
-    with pytest.raises(CorruptImage, match=r'more than may be left out:\n.*\n.*\n.*\n.*limit is 2'):
+    with pytest.raises(
+        CorruptImage,
+        match=r'more images are corrupt than may be left out:\n.*\n.*\n.*\n.*limit is 2',
+    ):
         data[0]
 
 
@@ -156,7 +161,7 @@ def test_what_takes_its_place_depends_on_seed_and_update_alone(root):
         rest = batches(recipe, begin, workers, 12 - begin)
         for (metas, images), wanted in zip(rest, whole[begin:], strict=True):
             assert metas == wanted[0] and torch.equal(images, wanted[1])
-    bad = {str(root / 'train/000001.png'): 'is empty, cut short, damaged or no image'}
+    bad = {str(root / 'train/000001.png'): 'is empty, cut short, damaged or not an image'}
     replaced = 0
     for (old, _), (new, _) in zip(before, whole, strict=True):
         for (was, flip, _), (name, flipped, corrupt) in zip(old, new, strict=True):
@@ -270,16 +275,16 @@ def test_what_the_sample_did_not_see_ends_a_training(many, tmp_path, workers, li
     done = call(*command(root, tmp_path / 'run', **more))
     assert done.exit_code == 2, (done.output, done.exception)
     assert 'Traceback' not in done.output and 'Caught' not in done.output
-    one = rf'image {root}/train/\d+\.png is empty, cut short, damaged or no image'
+    one = rf'image {root}/train/\d+\.png is empty, cut short, damaged or not an image'
     if limit:
         message = (
-            rf'mtpd: corrupt images, more than may be left out:\n(  - {one}\n){{4,}}Fetch or export again what is '
-            r'corrupt; the same command goes on from the last checkpoint\. data\.corrupt_limit is 3: a higher one leaves '
+            rf'mtpd: more images are corrupt than may be left out:\n(  - {one}\n){{4,}}Fetch or export the corrupt '
+            r'images again; the same command goes on from the last checkpoint\. data\.corrupt_limit is 3: a higher one leaves '
             r'out more\.\n'
         )
     else:
         message = (
-            rf'mtpd: {one}\. Fetch or export again what is corrupt; the same command goes on from the last checkpoint\. '
+            rf'mtpd: {one}\. Fetch or export the corrupt images again; the same command goes on from the last checkpoint\. '
             r'--cfg-options data\.corrupt_limit=N leaves out up to N such images\.\n'
         )
     assert re.search(message, done.output), done.output

@@ -139,7 +139,7 @@ def test_weights_of_an_address_are_not_unpickled(evil, site, tmp_path, monkeypat
 
 
 def test_addresses_without_https_are_refused_by_mmcvs_loader_too():
-    with pytest.raises(MtpdError, match='no https address'):
+    with pytest.raises(MtpdError, match='not an https address'):
         mmcv.runner.load_checkpoint(nn.Linear(1, 1), 'http://example.org/x.pth')
 
 

@@ -80,8 +80,8 @@ def damaged(path, kind):
         ('empty', 'is empty'),
         ('html', 'a web page'),
         ('lfs', 'Git LFS'),
-        ('text', 'no PyTorch file'),
-        ('random', 'no PyTorch file'),
+        ('text', 'not a PyTorch file'),
+        ('random', 'not a PyTorch file'),
         ('truncated', 'cut short'),
         ('truncated legacy 30', 'cut short'),
         ('truncated legacy 300', 'cut short'),
@@ -219,11 +219,13 @@ def test_a_teacher_without_a_known_student_is_refused_with_a_command_that_takes_
     teacher = {f'{outer}teacher.{k}': v for k, v in detector(retinanet(), 2).state_dict().items()}
     path = saved(tmp_path / 'a.pth', student, f'{outer}small.', **teacher)
     text = message(checkpoints.publish_student, path, tmp_path / 'out.pth')
-    assert 'a.pth holds a teacher, and no student that is known as one' in text
+    assert 'a.pth holds a teacher, but its student was not found' in text
     state = checkpoints.load_checkpoint(run_command(text, tmp_path, monkeypatch))
     assert same(checkpoints.student_state(state), student.state_dict())
     torch.save({'state_dict': {'teacher.backbone.w': torch.ones(1)}}, path)
-    assert 'a teacher, and no student' in message(checkpoints.load_student, student, path)
+    assert 'a teacher, but its student was not found' in message(
+        checkpoints.load_student, student, path
+    )
 
 
 def test_class_names_of_mmdet_3_are_those_of_mmdet_2(tmp_path, student):
@@ -457,7 +459,7 @@ def test_a_cascade_of_another_number_of_classes_is_refused():
 
 
 def test_nothing_to_inherit_is_an_error(student):
-    assert 'nothing agrees' in message(inherit_from_teacher, student, {}, ['*'])
+    assert 'no weight agrees' in message(inherit_from_teacher, student, {}, ['*'])
 
 
 # --- export and writing -------------------------------------------------------------------------

@@ -81,7 +81,9 @@ def test_a_backbone_takes_weights_that_are_its_own_or_none_at_all(tmp_path):
         with pytest.raises(MtpdError) as error:
             initialised_from(tmp_path / 'a.pth', **wrong)
         text = str(error.value)
-        assert f'cannot be had from {tmp_path}/a.pth' in text and 'backbone.init_cfg=None' in text
+        assert (
+            f'cannot be fetched from {tmp_path}/a.pth' in text and 'backbone.init_cfg=None' in text
+        )
         assert ('keys are backbone.conv1.weight' in text) == (wrong == {}), text
     bare = {k.removeprefix('backbone.'): v for k, v in state.items() if k.startswith('backbone.')}
     torch.save(bare, tmp_path / 'b.pth')

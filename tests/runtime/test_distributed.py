@@ -465,7 +465,10 @@ def test_a_batch_that_cannot_be_shared_evenly_is_refused(tmp_path):
         ({'WORLD_SIZE': '1', 'RANK': '0'}, 'torchrun started 1 process'),
         ({'WORLD_SIZE': '2'}, 'RANK is not set'),
         ({'WORLD_SIZE': 'two', 'RANK': '0'}, "WORLD_SIZE is 'two'"),
-        ({'WORLD_SIZE': '2', 'RANK': '2', 'LOCAL_RANK': '0'}, 'do not fit together'),
+        (
+            {'WORLD_SIZE': '2', 'RANK': '2', 'LOCAL_RANK': '0'},
+            'RANK is 2, but WORLD_SIZE is 2: RANK must be less',
+        ),
         (
             {
                 'WORLD_SIZE': '6',

@@ -68,7 +68,7 @@ def test_auto_is_the_cpu_where_the_ops_are_for_the_cpu_only(gpu, capsys):
     out, err = capsys.readouterr()
     assert out == ''  # numbers and JSON are for standard output
     (line,) = err.splitlines()
-    assert line.startswith("device auto takes the CPU: mmcv's ops here are for the CPU only")
+    assert line.startswith("device auto takes the CPU: mmcv's ops are built for the CPU only")
     assert '`mtpd install-ops`' in line
 
 
@@ -78,7 +78,7 @@ def test_the_line_says_why_there_are_no_cuda_ops(gpu, monkeypatch, capsys):
         ops, 'recorded_target', lambda: (None, None, 'pip failed. Mend the network')
     )
     loop.choose_device('auto', SOURCE)
-    assert capsys.readouterr().err.endswith('The last time it could not: pip failed.\n')
+    assert capsys.readouterr().err.endswith('The last build failed: pip failed.\n')
 
 
 @cpu_ops
@@ -163,7 +163,7 @@ def test_doctor_names_the_device_on_which_the_ops_were_tested(monkeypatch):
     monkeypatch.setattr(ops, 'self_test', lambda: gpu)
     (one,) = doctor.check_ops()
     assert one.state == 'ok'
-    assert 'CUDA 13.0 ops: nms, focal_loss right on the NVIDIA A100' in one.found
+    assert 'CUDA 13.0 ops: nms, focal_loss correct on the NVIDIA A100' in one.found
 
 
 def test_doctor_says_why_auto_is_the_cpu(monkeypatch, nvidia_smi):
@@ -172,7 +172,7 @@ def test_doctor_says_why_auto_is_the_cpu(monkeypatch, nvidia_smi):
     )
     monkeypatch.setattr(ops, 'self_test', lambda: lacking)
     (one,) = doctor.check_ops()
-    assert one.state == 'warn' and 'right on the CPU' in one.found
+    assert one.state == 'warn' and 'correct on the CPU' in one.found
     assert '`auto` takes the CPU' in one.fix and '`mtpd install-ops`' in one.fix
 
 

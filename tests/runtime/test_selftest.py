@@ -39,7 +39,7 @@ def test_what_two_devices_give_is_compared_to_a_thousandth(monkeypatch):
         results = right('cpu'), right('cpu')
         results[0][name][-1] *= 1.01
         monkeypatch.setattr(selftest, 'random_outputs', one_by_one(*results))
-        with pytest.raises(SystemExit, match=rf'{name} \(cuda\) is 1\.0e-02 apart'):
+        with pytest.raises(SystemExit, match=rf'{name} \(cuda\) differs by 1\.0e-02'):
             selftest.check_against_cpu('cuda')
     results[0]['nms'][0] = results[0]['nms'][0][1:]
     monkeypatch.setattr(selftest, 'random_outputs', one_by_one(*results))

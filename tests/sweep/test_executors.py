@@ -23,7 +23,7 @@ def test_a_failed_job_leaves_its_reason(tmp_path, tiny_coco):
     assert [line.split(' (')[0] for line in lines] == [
         'baseline-0: started in slot 0',
         'baseline-0: failed',
-        'control-0: not started, what it needs is not done',
+        'control-0: not started, because the jobs that it needs are not done',
     ]
     state, reason = sweep.state(sweep.jobs['baseline-0'])
     assert state == 'failed' and 'train.json' in reason

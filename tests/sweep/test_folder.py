@@ -45,7 +45,9 @@ def test_shared_stages_are_links_and_runs_can_be_read(sweep):
 
 def test_a_full_disk_is_told_before_a_sweep_begins(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr('shutil.disk_usage', lambda path: SimpleNamespace(free=10**6))
-    with pytest.raises(MtpdError, match=r'checkpoints still to come take .* has 1\.0 MB free'):
+    with pytest.raises(
+        MtpdError, match=r'checkpoints still to be written take .* has 1\.0 MB free'
+    ):
         open_sweep(recipe, tmp_path / 'sweep', [(A, B)], ['mgd'], [0])
     assert not (tmp_path / 'sweep').exists()
 

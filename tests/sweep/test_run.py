@@ -53,8 +53,8 @@ def refused(*arguments, **options) -> str:
         (('--orders', 'r101,r11'), "unknown teacher 'r11'. Did you mean 'r101'?"),
         (('--orders', 'r101,'), 'a name is missing'),
         (('--methods', 'mgd,mdg'), "unknown method 'mdg'. Did you mean 'mgd'?"),
-        (('--seeds', '0-x'), "'0-x' is no seed"),
-        (('--seeds', '4-1'), "'4-1' is no seed"),
+        (('--seeds', '0-x'), "'0-x' is not a seed"),
+        (('--seeds', '4-1'), "'4-1' is not a seed"),
         (('--executor', 'locla'), "unknown executor 'locla'. Did you mean 'local'?"),
         (('--orders', ','.join(['r101'] * 7)), '7 stages, which do not divide schedule.arm = 1200'),
     ],
@@ -309,7 +309,7 @@ def test_a_sweep_with_a_killed_job_and_the_same_command_again(tmp_path, tiny_coc
     print(out)
     assert first.returncode == 1
     assert 'mgd-0-r101-of-2: lost (killed: its process is gone)' in out
-    assert 'mgd-0-r101-rx101: not started, what it needs is not done' in out
+    assert 'mgd-0-r101-rx101: not started, because the jobs that it needs are not done' in out
     states = {name: sweep.state(job)[0] for name, job in sweep.jobs.items()}
     done = ['teacher-r101', 'teacher-rx101', 'baseline-0', 'control-0']
     assert [sweep.status(sweep.jobs[name])['gpu'] for name in done[:2]] == ['4', '5']
@@ -319,7 +319,7 @@ def test_a_sweep_with_a_killed_job_and_the_same_command_again(tmp_path, tiny_coc
 
     second = run(arguments)
     assert second.returncode == 0, second.stderr
-    assert '7 jobs, 4 of them done before' in second.stdout
+    assert '7 jobs, 4 of them done already' in second.stdout
     assert 'mgd-0-r101-of-2: lost before (killed: its process is gone), again' in second.stdout
     assert {path: path.stat().st_mtime_ns for path in weights} == before
     attempts = {name: sweep.status(job)['attempt'] for name, job in sweep.jobs.items()}

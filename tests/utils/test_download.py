@@ -74,7 +74,7 @@ def test_it_goes_on_as_long_as_there_is_progress(site, target):
 
 def test_a_later_call_goes_on_from_the_part(site, target):
     site.faults += [{'cut': 2 * PIECE}] + [{'cut': 0}] * 4
-    assert 'What came is kept in' in refusal(site, target)
+    assert 'The part that came is kept in' in refusal(site, target)
     assert file_names(target) == ['model.pth.part', 'model.pth.part.json']
     fetch(site, target, sha256=SUM)
     assert site.sent[-1] == len(CONTENT) - 2 * PIECE and target.read_bytes() == CONTENT
@@ -159,7 +159,7 @@ def test_less_announced_than_there_is(site, older_file):
         site, older_file, size=len(CONTENT)
     )
     site.faults += [{'length': 1000}]
-    assert f'sha256 begins {hashlib.sha256(CONTENT[:1000]).hexdigest()[:8]}' in refusal(
+    assert f'SHA-256 begins with {hashlib.sha256(CONTENT[:1000]).hexdigest()[:8]}' in refusal(
         site, older_file, sha256=SUM[:8]
     )
 
@@ -167,7 +167,7 @@ def test_less_announced_than_there_is(site, older_file):
 def test_another_file(site, older_file):
     site.faults += [{'body': b'another model'}]
     text = refusal(site, older_file, sha256=SUM[:8])
-    assert 'not the file that is meant' in text and SUM[:8] in text and 'try again' in text
+    assert 'not the expected file' in text and SUM[:8] in text and 'try again' in text
     assert file_names(older_file) == ['model.pth']
     site.faults += [{'body': b'another model', 'headers': {'Content-Length': None}}]
     assert f'13 bytes came, {len(CONTENT)} are expected' in refusal(
@@ -213,9 +213,7 @@ def test_more_than_is_expected_at_most_is_not_taken(site, older_file, monkeypatc
     monkeypatch.setattr(download, 'MAX_SIZE', 2 * PIECE)
     site.faults += [{} if announced else {'headers': {'Content-Length': None}}]
     text = refusal(site, older_file, sha256=SUM)
-    assert (
-        'larger than the 3.28e-05 GB that are expected at most' in text and str(older_file) in text
-    )
+    assert 'larger than the limit of 3.28e-05 GB' in text and str(older_file) in text
     assert file_names(older_file) == ['model.pth']
 
 
@@ -235,13 +233,13 @@ def test_redirects_are_followed(site, target):
 def test_a_redirect_away_from_https_is_refused(site, older_file, place):
     site.faults += [{'status': 302, 'body': b'', 'headers': {'Location': place}}]
     text = refusal(site, older_file, sha256=SUM)
-    assert f'/model.pth leads to {place}, which is no https address' in text
+    assert f'/model.pth leads to {place}, which is not an https address' in text
     assert file_names(older_file) == ['model.pth'] and len(site.asked) == 1
 
 
 def test_a_circle_of_redirects_ends(site, older_file):
     site.faults += [{'status': 302, 'body': b'', 'headers': {'Location': '/model.pth'}}] * 99
-    assert 'leads in circles' in refusal(site, older_file, sha256=SUM)
+    assert 'redirects too often' in refusal(site, older_file, sha256=SUM)
     assert len(site.asked) == download.MAX_REDIRECTS
 
 
@@ -257,7 +255,7 @@ def test_a_circle_of_redirects_ends(site, older_file):
     ],
 )
 def test_what_is_no_address(url, tmp_path):
-    with pytest.raises(MtpdError, match='no https address'):
+    with pytest.raises(MtpdError, match='not an https address'):
         download.fetch_file(url, tmp_path / 'cache' / 'x')
     assert not (tmp_path / 'cache').exists()
 
@@ -358,5 +356,5 @@ def test_damaged_archives(tmp_path):
         download.unpack_zip(packed, tmp_path)
     assert not (tmp_path / 'a' / '1.jpg').exists()
     packed.write_bytes(b'no zip')
-    with pytest.raises(MtpdError, match='no zip file'):
+    with pytest.raises(MtpdError, match='not a zip file'):
         download.unpack_zip(packed, tmp_path)

@@ -91,7 +91,7 @@ def check_features(student: Tensor, teacher: Tensor, student_channels: int, teac
             )
     if student.shape[0] != teacher.shape[0] or student.shape[2:] != teacher.shape[2:]:
         raise MtpdError(
-            f'the feature maps do not cover each other: student {tuple(student.shape)}, teacher '
+            f'the feature maps differ in size: student {tuple(student.shape)}, teacher '
             f'{tuple(teacher.shape)} (N, C, H, W): hook modules of the same stride in both'
         )
 
@@ -100,10 +100,10 @@ def check_settings(loss: str, positive: dict | None = None, **weights: float) ->
     """Raises an MtpdError that names the first of `positive` not above 0, or of `weights` below 0."""
     for name, value in (positive or {}).items():
         if not value > 0:
-            raise MtpdError(f'{loss}: {name} must be above 0, it is {value}')
+            raise MtpdError(f'{loss}: {name} must be above 0, not {value}')
     for name, value in weights.items():
         if not value >= 0:
-            raise MtpdError(f'{loss}: {name} must not be negative, it is {value}')
+            raise MtpdError(f'{loss}: {name} must not be negative, but is {value}')
 
 
 # Losses from settings: one, or all of a stage.
@@ -128,7 +128,7 @@ def build_distill_loss(cfg: dict) -> nn.Module:
     if kind not in known:
         near = difflib.get_close_matches(str(kind), known, n=1, cutoff=0.4)
         meant = f'; did you mean {near[0]!r}?' if near else ''
-        raise MtpdError(f'unknown distillation loss {kind!r}{meant} (there is {", ".join(known)})')
+        raise MtpdError(f'unknown distillation loss {kind!r}{meant} (known: {", ".join(known)})')
     takes = [*inspect.signature(DISTILL_LOSSES.get(kind)).parameters]
     for name in sorted(set(args) - {'type', *takes}):
         near = difflib.get_close_matches(name, takes, n=1)
@@ -152,7 +152,9 @@ def build_losses(
     for item in distill_cfg:
         if set(item) != {'student_module', 'teacher_module', 'methods'}:
             given = ', '.join(item)
-            problems.append(f'an entry has student_module, teacher_module, methods; not: {given}')
+            problems.append(
+                f'an entry must have student_module, teacher_module, methods, not: {given}'
+            )
         for who, model in (('student', student), ('teacher', teacher)):
             path, paths = item.get(f'{who}_module'), [name for name, _ in model.named_modules()][1:]
             if module_path(str(path)) not in paths:
@@ -177,7 +179,7 @@ def build_losses(
             except MtpdError as error:
                 problems.append(f'{name}: {error}')
     if not losses:
-        problems.append('there is no method in it, so nothing would be distilled')
+        problems.append('it has no method, so nothing would be distilled')
     if problems:
         raise MtpdError('\n  '.join(['distill_cfg:', *problems]))
     return losses

@@ -66,7 +66,7 @@ class FGD(FeatureLoss):
         if box_scale not in BOX_SCALES:
             raise MtpdError(f'FGD: box_scale must be {" or ".join(BOX_SCALES)}, not {box_scale!r}')
         if teacher_channels < 2:
-            raise MtpdError(f'FGD: teacher_channels must be 2 or more, it is {teacher_channels}')
+            raise MtpdError(f'FGD: teacher_channels must be 2 or more, not {teacher_channels}')
         self.temperature, self.box_scale = temperature, box_scale
         self.alpha, self.beta, self.gamma, self.relation = alpha, beta, gamma, relation
         self.conv_mask_s, self.channel_add_conv_s = _relation_block(teacher_channels)
@@ -105,8 +105,8 @@ class FGD(FeatureLoss):
         """For each image the height and width, in pixels, that its feature map is taken to cover."""
         if gt_bboxes is None or img_metas is None:
             raise MtpdError(
-                'FGD tells foreground from background: give it gt_bboxes and img_metas, or choose '
-                'another distillation method for data without boxes'
+                'FGD needs the boxes, to separate foreground from background: give gt_bboxes and img_metas, or '
+                'choose another distillation method for data without boxes'
             )
         if not len(gt_bboxes) == len(img_metas) == n:
             raise MtpdError(
@@ -116,7 +116,7 @@ class FGD(FeatureLoss):
         if any(self.box_scale not in meta for meta in img_metas):
             raise MtpdError(
                 f'FGD: img_metas lack {self.box_scale!r}: add it to meta_keys of Collect in the '
-                'data pipeline, or set box_scale to the one that is there'
+                'data pipeline, or set box_scale to a key that they have'
             )
         sizes = [tuple(meta[self.box_scale][:2]) for meta in img_metas]
         if self.box_scale == 'img_shape':

@@ -37,7 +37,7 @@ class MGD(FeatureLoss):
     ):
         super().__init__(student_channels, teacher_channels)
         if not 0 <= mask_ratio < 1:
-            raise MtpdError(f'MGD: mask_ratio must lie in [0, 1), it is {mask_ratio}')
+            raise MtpdError(f'MGD: mask_ratio must lie in [0, 1), not {mask_ratio}')
         check_settings('MGD', alpha=alpha)
         self.alpha, self.mask_ratio = alpha, mask_ratio
         self.generation = nn.Sequential(

@@ -35,8 +35,8 @@ class PKD(FeatureLoss):
     def compare(self, student: Tensor, teacher: Tensor, gt_bboxes, img_metas) -> Tensor:
         if student[:, 0].numel() < 2:
             raise MtpdError(
-                f'PKD: a feature map of shape {tuple(student.shape)} (N, C, H, W) has one cell a '
-                'channel, which has no spread: leave this FPN level out, or enlarge images or batch'
+                f'PKD: a feature map of shape {tuple(student.shape)} (N, C, H, W) has one cell per '
+                'channel, so it has no variance: leave this FPN level out, or enlarge images or batch'
             )
         return self.weight / 2 * F.mse_loss(_standardise(student), _standardise(teacher))
 

@@ -86,14 +86,14 @@ TEACHERS = {
     'no bytes': (dict(change=b''), r't\.pth is empty'),
     'a web page': (dict(change=b'<!DOCTYPE html><html>404'), r't\.pth is a web page'),
     'a Git LFS pointer': (dict(change=LFS), 'is a Git LFS pointer'),
-    'a text': (dict(change=b'weights\n' * 99), 'damaged, cut short or no PyTorch file'),
-    'a zip of something else': (dict(change=b'PK\3\4' + bytes(200)), 'no PyTorch file'),
-    'truncated': (dict(change=as_it_is, cut=5000), r't\.pth is damaged, cut short or no PyTorch'),
+    'a text': (dict(change=b'weights\n' * 99), 'damaged, cut short or not a PyTorch file'),
+    'a zip of something else': (dict(change=b'PK\3\4' + bytes(200)), 'not a PyTorch file'),
+    'truncated': (dict(change=as_it_is, cut=5000), r't\.pth is damaged, cut short or not a PyTorch'),
     'of another sum': (
         dict(change=as_it_is, name='t-00000000.pth'),
-        '(?s)has a sha256 that begins.*00000000 is stated for it.*fetch it again',
+        '(?s)has a SHA-256 that begins with.*00000000 is stated for it.*Fetch it again',
     ),
-    'a list': (dict(change=lambda c: [1]), r'holds no dict'),
+    'a list': (dict(change=lambda c: [1]), r'does not hold a dict'),
     'weights that are NaN': (dict(change=diverged), r'NaN or infinite \(neck\.fpn_convs\.0\.conv\.weight\)'),
     'weights that are infinite': (dict(change=half), 'NaN or infinite .*its training diverged'),
     'optimizer only': (
@@ -104,7 +104,7 @@ TEACHERS = {
         dict(change=with_average),
         r"(?s)t\.pth holds several sets of weights: model, model_ema\..*python -c .*\['model'\]",
     ),
-    'a teacher alone': (dict(change=of_a_teacher), 'a teacher, and no student that is known as one'),
+    'a teacher alone': (dict(change=of_a_teacher), 'a teacher, but its student was not found'),
     'other names': (dict(change=renamed), 'does not fit r101'),
     'without a backbone': (dict(change=without_backbone), r'(?s)does not fit r101.*backbone\.'),
     'another architecture': (
@@ -115,7 +115,7 @@ TEACHERS = {
     ),
     'three classes': (
         dict(change=meta(CLASSES=('cat', 'dog', 'cow'))),
-        r'(?s)it knows 3 classes \(cat, dog, cow\), the dataset has 2 \(cat, dog\).*\.init=',
+        r'(?s)it has 3 classes \(cat, dog, cow\), the dataset has 2 \(cat, dog\).*\.init=',
     ),
     'another order of classes': (
         dict(change=meta(CLASSES=('dog', 'cat'))),
@@ -185,10 +185,10 @@ ROWS = {
 ROWS |= {
     'of a stage to come': (second_stage, 'does not fit rx101'),
     'the original layout without losses': (
-        original, "without its distillation losses' weights.*cannot go on.*remove it to begin"
+        original, "without the distillation losses' weights.*cannot go on.*remove it to start"
     ),
     'init that is damaged': (
-        saved(b'x' * 99, key='student.init'), 'damaged, cut short or no PyTorch file'
+        saved(b'x' * 99, key='student.init'), 'damaged, cut short or not a PyTorch file'
     ),
     'init of nothing alike': (saved(renamed, key='student.init'), 'has no weight in common'),
     'eval of a folder': (

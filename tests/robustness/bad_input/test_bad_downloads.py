@@ -46,7 +46,7 @@ def test_a_download_of_another_sum_is_not_kept_and_the_old_file_is(place, site):
     make = of_teacher(place, f'{site.url}/t-00000000.pth', 'train', '--arm', 'direct')
     result = call(make(place))
     assert result.exit_code == 2 and 'Traceback' not in result.output
-    assert 'is not the file that is meant' in result.output
+    assert 'is not the expected file' in result.output
     assert '00000000 is expected' in result.output
     assert old.read_bytes() == b'another one' and not place.run.exists()
 

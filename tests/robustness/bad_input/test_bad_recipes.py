@@ -26,7 +26,7 @@ ROWS = {
         setting('teachers=3'), r'teachers is 3: a dict of dicts by name \(label, config'
     ),
     'a key below a number': (
-        setting('schedule.arm.x=3'), 'schedule.arm is [0-9]+, which has no keys: set schedule.arm itself'
+        setting('schedule.arm.x=3'), 'schedule.arm.x cannot be set: schedule.arm is [0-9]+, which has no keys. Set schedule.arm itself'
     ),
     'no teachers to choose from': (
         recipe("BASE\nteachers = dict(_delete_=True)\narms = dict(direct=dict(teachers='auto'))\n"),
@@ -50,8 +50,8 @@ ROWS = {
         recipe('BASE\nteachers = dict(r101=dict(), r101=dict())\n'), 'keyword argument repeated'
     ),
     'teacher named student': (recipe("BASE\nteachers = dict(student=dict(config='x'))\n"), 'taken'),
-    'stage out of range': (stage('--arm', 'direct', '--stage', '2'), r'1 stage\(s\), and stage 2 was asked for: give 1 to 1'),
-    'stage 0': (stage('--arm', 'direct', '--stage', '0'), r'1 stage\(s\), and stage 0'),
+    'stage out of range': (stage('--arm', 'direct', '--stage', '2'), r'1 stage\(s\) and no stage 2: give 1 to 1'),
+    'stage 0': (stage('--arm', 'direct', '--stage', '0'), r'1 stage\(s\) and no stage 0'),
     'unknown arm': (stage('--arm', 'drect'), "unknown arm 'drect'. Did you mean 'direct'"),
     'unknown detector': (stage('--detector', 'r11'), "unknown detector 'r11'. Did you mean 'r101'"),
     'arm and detector': (stage('--arm', 'direct', '--detector', 'r101'), 'give one'),
@@ -101,23 +101,23 @@ ROWS = {
         setting('distill.student_module=neck.{level}'), "the student has no module 'neck.0'"
     ),
     'module that is no pattern': (
-        setting('distill.student_module=neck.{x}'), 'distill does not fit them.*KeyError.*may have {level}'
+        setting('distill.student_module=neck.{x}'), 'distill does not fit these detectors.*KeyError.*may contain {level}'
     ),
     'circle of _base_': (
-        recipe("_base_ = ['a.py']\n", a="_base_ = ['r.py']\n"), r'go in a circle: .*r\.py → .*a\.py'
+        recipe("_base_ = ['a.py']\n", a="_base_ = ['r.py']\n"), r'form a circle: .*r\.py → .*a\.py'
     ),
     'missing _base_': (recipe("_base_ = ['gone.py']\n"), r'_base_ of .*r\.py: .*gone\.py is missing.* relative to that file or'),
-    '_base_ that is itself': (recipe("_base_ = ['r.py']\n"), r'go in a circle: .*r\.py → .*r\.py'),
-    'a tuple in _base_': (recipe("_base_ = ('a.py',)\n"), r'r\.py, line 1: _base_ is .* Write it in \['),
+    '_base_ that is itself': (recipe("_base_ = ['r.py']\n"), r'form a circle: .*r\.py → .*r\.py'),
+    'a tuple in _base_': (recipe("_base_ = ('a.py',)\n"), r'r\.py, line 1: _base_ must be .* Write it in \['),
     'not Python': (recipe('name = ('), r'r\.py has a problem'),
     'raises': (recipe('BASE\n1 / 0\n'), r'does not load: ZeroDivisionError.*r\.py, line 2\)\. Correct'),
     'empty': (recipe(''), 'arms, .* are missing. Add them'),
     'no such recipe': (lambda p: ['train', 'configs/mini/x.py'], 'no such file. .*configs/'),
     'a folder': (lambda p: ['train', p.folder], 'no such file'),
     'a text file': (lambda p: ['train', 'README.md'], 'does not load: OSError: Only py'),
-    'a detector that is no config': (setting('student.config=README.md'), 'gives no detector'),
+    'a detector that is no config': (setting('student.config=README.md'), 'defines no detector'),
     'a detector without a model': (
-        setting('student.config=configs/_base_/schedules/pocket.py'), 'pocket.py gives no detector'
+        setting('student.config=configs/_base_/schedules/pocket.py'), 'pocket.py defines no detector'
     ),
     'a model setting that mmdet refuses': (
         setting('student.model.backbone.depht=18'), 'student: mmdet cannot build .*depht.* Correct student.model'
@@ -125,7 +125,7 @@ ROWS = {
     'an override without a value': (setting('seed'), 'KEY=VALUE'),
     'checkpoint without https': (
         setting('teachers.rx101.checkpoint=http://example.org/x.pth'),
-        'http://example.org/x.pth, which is no https address',
+        'http://example.org/x.pth, which is not an https address',
     ),
 }  # fmt: skip
 ROWS['not UTF-8'] = (
