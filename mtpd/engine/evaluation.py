@@ -59,7 +59,8 @@ def load_detector(
     cfg = ConfigDict(recipe.model(detector))
     set_class_count(cfg, len(classes))
     model = build_detector(cfg)
-    checkpoints.load_student(model, checkpoint)
+    what = 'the student' if detector == 'student' else detector
+    checkpoints.load_student(model, checkpoint, what)
     model.CLASSES = classes
     return model.eval()
 

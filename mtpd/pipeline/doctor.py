@@ -332,13 +332,14 @@ def check_recipe(
 
 
 def check_findings(recipe: Recipe, work_dir: Path | None = None) -> Iterator[Check]:
-    """What `mtpd diagnose` finds by a few batches: warnings, as a run is not refused for them."""
+    """What `mtpd diagnose` finds by a few batches. Most are warnings: a run is not refused for them."""
     from ..preflight.diagnosis import diagnose_recipe
 
     diagnosis = diagnose_recipe(recipe, work_dir, fetch=False)
     for finding in diagnosis.findings:
         text = f'{finding.subject}: {finding.summary}'
-        yield Check('diagnosis', 'warn', text, finding.change)
+        state = 'fail' if finding.severity == 'error' else 'warn'
+        yield Check('diagnosis', state, text, finding.change)
     if not diagnosis.findings and diagnosis.measured:
         yield Check('diagnosis', 'ok', 'losses, gradients and teachers are in their usual ranges')
 

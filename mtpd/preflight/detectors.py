@@ -227,21 +227,22 @@ def _architecture_problems(recipe: Recipe, name: str, path: Path, state: dict) -
     if features_only:
         for key in [key for key in state if not key.startswith(TEACHER_PARTS)]:
             del state[key]
-    elif (
-        name != 'student'
-    ):  # a teacher's head may have less or more; where it is used, that is seen
-        for key in state.keys() ^ weights.keys():
-            if key.startswith(TEACHER_PARTS):
-                continue
-            if key in state:
-                del state[key]
-            else:
-                state[key] = weights[key]
     try:
         checkpoints.load_strictly(model, state, name, path)
     except MtpdError as error:
-        return [str(error)]
+        text = str(error)
+        if name != 'student' and _differs_in_head_only(state, weights):
+            text += f'\n  Or use its features only, without AP: --cfg-options {detector_key(name)}.features_only=True'
+        return [text]
     return []
+
+
+def _differs_in_head_only(state: dict, weights: dict) -> bool:
+    parts = [
+        {key: value.shape for key, value in some.items() if key.startswith(TEACHER_PARTS)}
+        for some in (state, weights)
+    ]
+    return parts[0] == parts[1]
 
 
 # Image normalisation: the recipe's, and that with which a detector's weights were trained

@@ -52,6 +52,7 @@ from ..distill.losses import DISTILL_LOSSES
 from ..engine import learning_rate, loop, memory, pipelines
 from ..engine.distill_config import distill_cfg
 from ..engine.evaluation import DetectionTask, coco_evaluator, evaluate_model, load_detector
+from ..engine.hooks import LARGEST_LOSS
 from ..errors import MtpdError
 from ..runtime import checkpoints
 from ..utils.files import file_sha256, read_json_if_valid
@@ -478,6 +479,8 @@ def balance_findings(
             method_weights(recipe.cfg.distill.settings[method].to_dict()),
         )
     ]
+    if rows[0] and max(balance.detection, *balance.levels.values()) > LARGEST_LOSS:
+        rows = [rows[0]._replace(severity='error')]  # the training would end in its first update
     dull = {k: v for k, v in balance.variation.items() if v < USUAL_VARIATION}
     if dull:
         by_level = ', '.join(f'{number_text(v)} at level {k}' for k, v in dull.items())

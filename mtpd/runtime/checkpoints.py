@@ -246,14 +246,17 @@ def _classes_hint(model: nn.Module, shapes: dict) -> str:
     )
 
 
-def load_student(model: nn.Module, path: str | Path) -> dict:
+def load_student(model: nn.Module, path: str | Path, what: str = 'the student') -> dict:
     """Loads a plain detector from a checkpoint of any layout, strictly; returns its `meta`.
+
+    Args:
+        what: the model's name in messages.
 
     Raises:
         MtpdError: as `load_checkpoint`, `student_state` and `load_strictly`.
     """
     checkpoint = load_checkpoint(path)
-    load_strictly(model, student_state(checkpoint, path), 'the student', path)
+    load_strictly(model, student_state(checkpoint, path), what, path)
     return checkpoint.get('meta') or {}
 
 

@@ -17,6 +17,7 @@ from helpers.tiny_training import MINI
 from mtpd.config.recipe import load_recipe
 from mtpd.distill.distiller import Distiller
 from mtpd.engine.distill_config import distill_cfg
+from mtpd.pipeline import doctor
 from mtpd.preflight import diagnosis, trial
 from mtpd.runtime import checkpoints
 from mtpd.utils.files import file_sha256, write_json
@@ -164,7 +165,7 @@ def test_of_a_trained_student_the_gradient_in_the_neck_is_judged():
         'Set --cfg-options distill.settings.fgd.alpha=1e-05 distill.settings.fgd.beta=5e-06 '
         'distill.settings.fgd.gamma=5e-06 distill.settings.fgd.relation=5e-08: the gradients in the neck are then equal.'
     )
-    assert balance.level_text == 'of the losses level 0 330, level 1 28'
+    assert balance.level_text == 'losses by level: level 0 330, level 1 28'
     usual = balance._replace(neck=(0.2, 0.5))
     assert not diagnosis.balance_findings(recipe, '', 'r101', usual, '', 'gradients in the neck')
 
@@ -199,6 +200,14 @@ def test_a_loss_is_proportional_to_its_scale_settings(method, names):
     assert value(7) == pytest.approx(7 * value(1), rel=1e-5)
 
 
+@pytest.mark.long
+def test_a_loss_that_would_end_the_training_is_an_error_for_doctor(tmp_path):
+    recipe = tiny_recipe(distill__settings__mgd__alpha=1e20)
+    checks = list(doctor.check_findings(recipe, tmp_path / 'run'))
+    assert {check.state for check in checks} == {'fail'}
+    assert 'the distillation loss is' in checks[0].found and 'mgd.alpha=' in checks[0].fix
+
+
 # Teachers.
 
 
@@ -227,7 +236,7 @@ def test_a_teacher_of_another_normalisation_is_a_finding_beside_others(
     result = diagnosed(tmp_path, **options)
     assert [item.severity for item in result.findings] == ['error', 'error', 'warning']
     partial, other_norm, mode = result.findings
-    assert 'it lacks neck.fpn_convs.0.conv.weight' in partial.measured
+    assert 'lacks for example neck.fpn_convs.0.conv.weight' in partial.measured
     assert 'the recipe makes images with mean [123.675,116.28,103.53]' in other_norm.measured
     assert other_norm.usual == (
         'as teacher.pth says, mean [103.53,116.28,123.675], std [1,1,1], to_rgb False'

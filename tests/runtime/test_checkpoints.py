@@ -263,7 +263,7 @@ def test_a_checkpoint_of_mmdet_3_names_the_package_and_commands_that_work(
     assert 'pip install mmengine' in text and f'mtpd export {path} NEW.pth' in text
     export = (path, tmp_path / 'out')
     with_trust = message(checkpoints.publish_student, *export, trust=True)
-    assert 'it takes the package mmengine, which is not installed here' in with_trust
+    assert 'it needs the package mmengine, which is not installed here' in with_trust
     monkeypatch.syspath_prepend(str(packages))  # installed, or where the file is from
     written = checkpoints.publish_student(*export, trust=True)
     assert same(checkpoints.load_checkpoint(written)['state_dict'], student.state_dict())

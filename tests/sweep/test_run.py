@@ -345,5 +345,5 @@ def test_a_sweep_with_a_killed_job_and_the_same_command_again(tmp_path, tiny_coc
     assert rows[2]['folder'] == rows[4]['folder'] == 'mgd/0/stages/r101-rx101/1_r101'
     third = run(arguments)
     assert third.returncode == 0 and 'complete: mtpd collect' in third.stdout
-    assert '7 jobs, 7 of them done before' in third.stdout
+    assert '7 jobs, 7 of them done already' in third.stdout
     assert load_run(folder / 'mgd/0').results()[0]['AP'] is not None

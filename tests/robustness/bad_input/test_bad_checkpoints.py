@@ -252,15 +252,22 @@ def test_layouts_of_other_tools_pass_as_a_teachers(place, prefix):
     assert detectors.checkpoint_problems(recipe, 'r101', place.folder / 't.pth') == []
 
 
-def test_a_teacher_without_a_head_passes_and_a_student_does_not(place):
-    recipe, path = load_recipe(MINI, place.settings), place.folder / 't.pth'
-    for name, count in (('r101', 0), ('student', 1)):
-        content = fitting(place, name)
+def test_a_checkpoint_without_a_head_is_refused_unless_its_features_are_enough(place):
+    path = place.folder / 't.pth'
+    fix, named = 'teachers.r101.features_only=True', {'teachers.r101.checkpoint': str(path)}
+    for name, options, wanted in (
+        ('r101', named, ['bbox_head', fix]),
+        ('r101', named | {fix.split('=')[0]: True}, None),
+        ('student', {}, ['bbox_head']),
+    ):
+        recipe, content = load_recipe(MINI, place.settings | options), fitting(place, name)
         state = content['state_dict'].items()
         content['state_dict'] = {k: v for k, v in state if not k.startswith('bbox_head')}
         torch.save(content, path)
         texts = detectors.checkpoint_problems(recipe, name, path)
-        assert len(texts) == count and all('bbox_head' in text for text in texts)
+        assert len(texts) == bool(wanted)
+        assert not wanted or all(word in texts[0] for word in wanted)
+        assert name == 'r101' or fix not in str(texts)
 
 
 @pytest.mark.parametrize('name', ['retinanet_r50__r101_rx101', 'retinanet_r50__swint_swins'])
