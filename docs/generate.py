@@ -195,6 +195,7 @@ FIGURES = {  # figure: what draws it, the results that it shows, the pages that 
     'results/mini_retinanet_r50__r101_rx101/ap_versus_order.png': (
         'benchmarks/order_figure.py', 'results/mini_retinanet_r50__r101_rx101/study.json', ('README.md', 'docs/results.md'),
     ),
+    'results/regime/gain.png': ('benchmarks/regime.py', 'results/regime/baselines.json', ('docs/results.md',)),
     'results/mini_pool_reduced/ap_versus_order.png': (
         'benchmarks/order_figure.py', 'results/mini_pool_reduced/study.json', ('docs/results.md',),
     ),

@@ -128,7 +128,7 @@ def test_photographs_are_not_drawn_over(model, source, tmp_path, monkeypatch):
         photograph(tmp_path / 'photos' / name)
     (tmp_path / 'link').symlink_to('photos')
     before = files(tmp_path)
-    with pytest.raises(MtpdError, match=r'photos is a folder of the images: .* with --out'):
+    with pytest.raises(MtpdError, match=r'photos is the folder of the images: .* with --out'):
         run(model, source, out=Path('photos'))
     assert files(tmp_path) == before
 

@@ -184,7 +184,10 @@ def gain_by_regime(rows: Sequence[Mapping]) -> Figure:
     ticks = [-1, -0.1, 0, 0.1, 0.2, 0.5, 1, 2, 5, 10]
     ax.set_xticks(ticks, [f'{tick:g}'.replace('-', '−') for tick in ticks])
     ax.set_xticks([], minor=True)
-    ax.set_xlim(min(rows[0]['index'] - 0.05, 0), max(rows[-1]['index'], 1) * 1.4)
+    least = rows[0]['index']
+    ax.set_xlim(
+        least / 1.6 if least > 0.1 else min(least - 0.05, 0), max(rows[-1]['index'], 1) * 1.4
+    )
     ax.axhline(0, color=INK, linewidth=1, zorder=1)
     ax.axvline(1, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     for number, row in enumerate(rows):

@@ -119,7 +119,7 @@ def test_what_is_no_run_is_refused_with_the_fix(tmp_path, monkeypatch):
     put(tmp_path / 'mini' / '0' / 'run.json', {})
     with pytest.raises(MtpdError, match=r'Did you mean .*mini/0'):
         load_run(tmp_path / 'mini')
-    with pytest.raises(MtpdError, match=r'has no run\.json\. Run'):  # any folder may be large
+    with pytest.raises(MtpdError, match=r'has no run\.json\. First run'):  # any folder may be large
         load_run(tmp_path)
     monkeypatch.setattr('mtpd.analysis.run.ROOT', tmp_path.parent)
     (tmp_path.parent / 'runs').symlink_to(tmp_path)

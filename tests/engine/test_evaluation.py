@@ -141,7 +141,7 @@ def test_a_checkpoint_for_images_of_another_size_is_noted(tmp_path):
     path, text = tmp_path / 'student.pth', "data = {'test': [{'img_scale': (160, 96)}]}"
     torch.save({'meta': {'recipe': 'x', 'config': text}, 'state_dict': {}}, path)
     note = evaluation.image_size_note(load_recipe(MINI, {'image.scale': 128}), path)
-    assert 'on images of (160, 96), and is measured on (128, 128).' in note
+    assert 'for images of (160, 96), and is measured on images of (128, 128).' in note
     assert note.endswith('--cfg-options "image.scale=(160,96)"')
     assert not evaluation.image_size_note(load_recipe(MINI, {'image.scale': (160, 96)}), path)
     torch.save({'meta': {'config': text}, 'state_dict': {}}, path)  # of another tool

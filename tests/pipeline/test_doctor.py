@@ -199,7 +199,7 @@ def test_a_kernel_of_another_python_is_named(tmp_path, monkeypatch, other_python
     (kernel,) = doctor.check_kernel()
     assert kernel.state == 'warn'
     assert f'`mtpd run` takes {sys.executable};' in kernel.found
-    assert f'there is {other_python}, without mtpd ({folder})' in kernel.found
+    assert f'{other_python}, without mtpd ({folder})' in kernel.found
     assert 'unset JUPYTER_PATH' in kernel.fix
     monkeypatch.delenv('JUPYTER_PATH')
     assert [check.state for check in doctor.check_kernel()] == ['ok']

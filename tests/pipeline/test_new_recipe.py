@@ -159,7 +159,7 @@ def test_a_student_that_is_there(tmp_path):
 
 def test_what_is_refused(tmp_path):
     (tmp_path / 'my.py').write_text('')
-    with pytest.raises(MtpdError, match=r'my\.py is there'):
+    with pytest.raises(MtpdError, match=r'my\.py exists'):
         new_recipe(tmp_path / 'my.py', ATSS.format(50), [ATSS.format(101)])
     with pytest.raises(MtpdError) as error:
         new_recipe(tmp_path / 'x.py', ATSS.format(51), ['mmdet::yolof/yolo.py'])

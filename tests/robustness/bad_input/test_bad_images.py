@@ -104,7 +104,7 @@ ROWS = {
     '20,000 pixels by its list': (huge_by_its_list, r'000001\.png has 20000 x 20000 pixels'),
     '20,000 x 40 pixels': (
         thin,
-        r'000001\.png of .* is 20000 x 40 pixels, .*raise image\.scale to 251',
+        r'000001\.png of .* is 20000 x 40 pixels\. .*raise image\.scale to 251',
     ),
     'ten thousand million pixels': (a_bomb, '(?s)more than 178,956,970 pixels|no image'),
 }

@@ -35,7 +35,7 @@ ROWS = {
         lambda p: ['data', 'digits', '--root', '/proc/mtpd', '--train', '2', '--val', '2'],
         'could not be written to /proc/mtpd',
     ),
-    'an unknown device': (setting('runtime.device=gpu'), "runtime.device is 'gpu': auto, cpu or cuda"),
+    'an unknown device': (setting('runtime.device=gpu'), "runtime.device is 'gpu': it must be auto, cpu or cuda"),
 }  # fmt: skip
 NO_GPU = {
     'no GPU': (setting('runtime.device=cuda'), 'runtime.device is cuda, and torch sees no GPU')
