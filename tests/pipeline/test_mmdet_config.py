@@ -258,7 +258,9 @@ def test_data_that_is_not_there_is_named_before_anything_is_written(tmp_path, mo
     out = tmp_path / 'run'
     text = refused('train', R50, '--work-dir', out)
     assert text.count('instances_train2017.json: neither the file nor its folder exists') == 1
-    assert text.count('instances_val2017.json: neither the file nor its folder exists') == 1  # of val and test
+    assert (
+        text.count('instances_val2017.json: neither the file nor its folder exists') == 1
+    )  # of val and test
     options = ('--work-dir', out, '--cfg-options')
     assert 'no such folder' in refused('train', R50, *options, f'data.root={tmp_path}/none')
     voc = 'mmdet::pascal_voc/retinanet_r50_fpn_1x_voc0712.py'

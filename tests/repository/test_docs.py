@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import mtpd
@@ -305,6 +306,34 @@ def test_the_demos_tables_are_those_of_their_file():
             assert [x.replace('[−0.0', '[0.0').replace('−0.0]', '0.0]') for x in wanted] == rows[
                 label
             ]
+
+
+def test_the_regimes_tables_are_those_of_their_files():
+    def read(name):
+        (*rows,) = json.loads(text_of(ROOT / f'results/regime/{name}.json'))['rows']
+        return rows
+
+    def gains(row, arm):
+        aps = row['AP_by_seed']
+        return [aps[arm][seed] - aps['none'][seed] for seed in aps['none']]
+
+    def signed(number):
+        return f'{number:+.1f}'.replace('-', '−')
+
+    text = page('results')
+    for row in read('baselines'):
+        arms = [np.mean(gains(row, arm)) for arm in ('rx101', 'rx101-rx101', 'r101-rx101', 'rx101-r101')]  # fmt: skip
+        rise = row['AP']['none'] - row['baseline']
+        updates = row['settings'].get('schedule.baseline', 6000)
+        cells = [f'{updates:,}', f'{row["baseline"]:.1f}', *map(signed, (rise, *arms))]
+        assert f'| {" | ".join(cells)} | {row["regime_index"]["value"]:.1f} |' in text
+    (row,) = read('own_scenes')
+    assert 'teacher 1 at {r101:.1f} AP, teacher 2 at {rx101:.1f}.'.format(**row['teachers']) in text
+    assert f'| no teacher | {row["AP"]["none"]:.1f} | |' in text
+    for label, arm in (('such a teacher 2 only', 'rx101'), ('such teachers 1 → 2', 'r101-rx101')):
+        gain = mean_interval(gains(row, arm))
+        interval = f'{gain.value:+.1f} [{gain.low:.1f}, {gain.high:.1f}]'.replace('-', '−')
+        assert f'| {label} | {row["AP"][arm]:.1f} | {interval} |' in text
 
 
 def test_the_demos_sentences_are_what_its_files_give():
