@@ -32,6 +32,7 @@ def row_of(sweep: Path) -> list[dict]:
             {
                 'sweep': results['name'],
                 'command': results['command'],
+                'environment': results['environment'],
                 'settings': results['overrides'],
                 'method': method,
                 'seeds': results['seeds'],
@@ -101,7 +102,8 @@ def main() -> None:
     rows = [row for sweep in options.sweeps for row in row_of(sweep)]
     print(table(rows))
     if options.out:
-        write_json(options.out, {'rows': rows})
+        commits = {str(n): row['environment']['git_commit'] for n, row in enumerate(rows)}
+        write_json(options.out, {'commits': commits, 'rows': rows})
     if options.figure:
         options.figure.parent.mkdir(parents=True, exist_ok=True)
         options.figure.write_bytes(figure(rows))
