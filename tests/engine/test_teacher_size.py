@@ -16,10 +16,12 @@ from PIL import Image
 from helpers.resampled import by_hand
 from helpers.tiny_training import MINI, SMALL
 from mtpd import load_recipe
+from mtpd.distill.distiller import Distiller
 from mtpd.distill.teacher_images import normalise_bytes
 from mtpd.engine import features, pipelines
 from mtpd.engine.distill_config import distill_cfg
 from mtpd.engine.evaluation import image_size_note, model_cost
+from mtpd.pipeline import stages
 from mtpd.pipeline.detectors import prepare_detector
 from mtpd.pipeline.mmdet_config import recipe_as_mmdet
 from mtpd.pipeline.stages import train_stage
@@ -183,6 +185,22 @@ def test_a_stage_and_its_teacher_train_on_their_own_images(recipe, tmp_path, opt
     assert image_size_note(chosen, teacher['checkpoint'], 'r101') is None
     plain = load_recipe(recipe, {'teachers.r101.image.scale': 96})
     assert 'teachers.r101.image.scale' in image_size_note(plain, teacher['checkpoint'], 'r101')
+
+
+def test_a_teacher_of_the_same_size_has_its_own_normalisation_in_a_stage(
+    recipe, tmp_path, monkeypatch
+):
+    """What the stage gives its Distiller, whose part test_teacher_images.py checks."""
+    given = []
+
+    def spy(*args, **kwargs):
+        given.append(kwargs['teacher_norm'])
+        return Distiller(*args, **kwargs)
+
+    monkeypatch.setattr(stages, 'Distiller', spy)
+    train_stage(load_recipe(recipe, CAFFE), 1, 'direct', tmp_path)
+    assert given == [{'mean': [103.53, 116.28, 123.675], 'std': [1.0, 1.0, 1.0], 'to_rgb': False}]
+    assert load_recipe(recipe, {}).own_normalisation('r101') is None
 
 
 @pytest.mark.long

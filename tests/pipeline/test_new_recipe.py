@@ -105,12 +105,30 @@ def test_what_a_config_has_and_the_recipe_does_not_is_named(tmp_path, tiny_coco)
     )
 
 
+def test_how_a_student_trains_is_taken_or_named(tmp_path):
+    student = tmp_path / 'student.py'
+    base = f'_base_ = {RETINANET.format(50)!r}\n'
+    student.write_text(
+        f"{base}optimizer = dict(_delete_=True, type='AdamW', lr=1e-4, paramwise_cfg=dict(norm_decay_mult=0.0))\n"
+        'optimizer_config = dict(_delete_=True, grad_clip=dict(max_norm=35, norm_type=2))\nfp16 = dict(loss_scale=512.0)\n'
+    )
+    text, recipe = made(tmp_path, str(student), RETINANET.format(101))
+    schedule = recipe.cfg.schedule
+    assert schedule.optimizer.type == 'AdamW' and schedule.optimizer.lr == 1e-4
+    assert schedule.optimizer.paramwise_cfg == {'norm_decay_mult': 0.0}
+    assert schedule.grad_clip == {'max_norm': 35, 'norm_type': 2}
+    assert 'fp16 (speed.precision takes its place)' in one_line(text)
+    (tmp_path / 'my.py').unlink()
+    student.write_text(f"{base}optimizer = dict(constructor='LayerDecay', lr=1e-4)\n")
+    text, recipe = made(tmp_path, str(student), RETINANET.format(101))
+    assert 'optimizer (LayerDecay)' in one_line(text) and recipe.cfg.schedule.optimizer.lr == 0.01
+
+
 def test_repeated_epochs_count_and_other_images_are_named(tmp_path):
     student = 'mmdet::retinanet/retinanet_r50_fpn_mstrain_640-800_3x_coco.py'
     text, recipe = made(tmp_path, student, RETINANET.format(101))
-    assert (
-        recipe.cfg.schedule.baseline == 3 * 12 * 7330
-    )  # RepeatDataset goes three times through 117,266 images
+    # RepeatDataset goes three times through 117,266 images.
+    assert recipe.cfg.schedule.baseline == 3 * 12 * 7330
     assert '36 epochs of COCO' in text and recipe.cfg.image.scale == (1333, 800)
     words = 'images of several sizes ((1333, 640) to (1333, 800); the largest is taken)'
     assert words in one_line(text)
