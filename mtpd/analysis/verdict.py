@@ -173,7 +173,7 @@ def _difference(order: Order, other: Order) -> Interval | None:
 
 def _comparison_text(rows: list[dict], seeds: list[int]) -> str:
     updates, counts = {row['updates'] for row in rows}, {len(row['ap']) for row in rows}
-    text = f'Every arm trained {max(updates):,} updates after the same baseline'
+    text = f'Every arm trained {max(updates):,} updates'
     if len(updates) > 1:
         text = 'The arms trained for DIFFERENT numbers of updates: the comparison is not fair'
     text += ', each stage with its own learning rate schedule, warm-up and decay'

@@ -72,7 +72,7 @@ def study_figures(study: Study) -> list[tuple[Figure, str]]:
     return [
         (
             plots.ap_versus_order(rows, study.start),
-            'AP versus teacher order. Every arm continues the same baselines for the same number of updates.',
+            'AP versus teacher order. Every arm trains for the same number of updates.',
         ),
         (
             plots.predicted_and_measured(rows, study.correlation()),
@@ -235,7 +235,7 @@ def _run_figures(run: Run, results: list[dict], study: Study) -> list[dict]:
         ),
         (
             plots.ap_over_stages(run.stage_aps()),
-            'AP over the stages of each arm, from the common baseline. Lines join the measured values.',
+            'AP of the baseline, and after each stage of each arm. Lines join the measured values.',
         ),
         (
             plots.ap_by_arm(results),

@@ -239,7 +239,7 @@ def stage_rows(
 ) -> list[dict]:
     """The student's baseline, then the student after each stage of an arm.
 
-    The stages have to be evaluated already: a missing one appears with an AP of 0. A missing baseline is trained now.
+    The stages have to be evaluated already. A missing baseline is trained now.
 
     Keys: label, AP AP50 AP75 AP_s AP_m AP_l mask_AP (points).
 

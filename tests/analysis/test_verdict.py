@@ -17,7 +17,7 @@ def test_words_follow_from_the_intervals():
     answers = study_verdict(made_up_study())
     compared, _, teacher, sequence, regime, costs = answers.values()
     assert compared == (
-        'Every arm trained 600 updates after the same baseline, each stage with its own learning rate schedule, warm-up '
+        'Every arm trained 600 updates, each stage with its own learning rate schedule, warm-up '
         'and decay; seeds 0, 1, 2.'
     )
     reach = T2 * 0.1 / 3**0.5
