@@ -299,7 +299,7 @@ def export(source: Path, target: str, half: bool, trust_checkpoint: bool, config
     """Write the student in SOURCE for mmdet, or as ONNX. SOURCE is a checkpoint of any layout.
 
     TARGET is a folder (made where it ends in a slash), or a name. The start of the file's SHA-256 is added to the name:
-    student-7ee888e0.pth. A name that ends in .onnx gives an ONNX file of a one-stage detector, which
+    student-7ee888e0.pth. A name that ends in .onnx gives an ONNX file of that name, of a one-stage detector, which
     `mtpd.edge.EdgeDetector` runs without torch.
     """
     path = Path(target)
