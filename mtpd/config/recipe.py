@@ -209,7 +209,7 @@ class Recipe:
         if not root.is_dir():
             fetch = ' `mtpd data coco` fetches COCO into it.' if root.name == 'coco' else ''
             return [
-                f'data.root {missing_folder_text(root)} Give the folder of a COCO-format dataset.{fetch} {RELATIVE_PATHS}'
+                f'data.root {missing_folder_text(root)} Give the folder of a COCO-format dataset: --cfg-options data.root=FOLDER.{fetch} {RELATIVE_PATHS}'
             ]
         all_splits = self.cfg.data.splits
         splits = {name: all_splits[name] for name in (('train', 'val') if training else ('val',))}
