@@ -18,7 +18,10 @@ ARGS ?=
 CUDA_ARCH ?=
 export TORCH_INDEX
 
-.PHONY: env packages demo test test-all test-tools bench gpu lint notebooks docs docs-packages docs-pages clean
+help:
+	@sed -n '/^#/!q; s/^# //p' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: help env packages demo test test-all test-tools bench gpu lint notebooks docs docs-packages docs-pages clean
 BENCH := distill_step tried end_to_end evaluation adaptation_cost edge growth install_ops
 
 env: packages

@@ -1,8 +1,8 @@
-"""Fit, generalisation and flatness over the seeds of a recipe, as notebook 06 measured them in each run, and how near the
+"""Fit, generalisation and flatness over the seeds of a recipe, as notebook 06 measures them in each run, and how near the
 progressive arm's features come to the teachers': one JSON file.
 
-for seed in 0 1 2 3 4; do mtpd run configs/mini/retinanet_r50__r101_rx101.py --seed $seed; done
-python benchmarks/generalisation.py --run runs/mini_retinanet_r50__r101_rx101/0 \\
+mtpd sweep configs/mini/retinanet_r50__r101_rx101.py --orders "rx101;rx101,rx101;r101,rx101" --seeds 0-4
+python benchmarks/generalisation.py --run runs/mini_retinanet_r50__r101_rx101-sweep/mgd/0 \\
     --out results/mini_retinanet_r50__r101_rx101/generalisation.json
 """
 
@@ -26,6 +26,8 @@ def main() -> None:
     run = load_run(args.run)
     study = load_study(run)
     recipe = load_recipe(run.path / 'recipe.py')
+    for other in comparable_runs(run)[0].values():
+        generalisation.measure_run(load_recipe(other.path / 'recipe.py'), other)
     by_seed = generalisation.measure_seeds(recipe, run)
     control = study.control and study.control.name
     report = {

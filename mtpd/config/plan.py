@@ -36,7 +36,7 @@ def training_title(detector: str, teacher: str | None) -> str:
 
 
 def planned_trainings(recipe: Recipe, work_dir: str | Path | None = None) -> list[Training]:
-    """Everything that a run of the recipe trains.
+    """Everything that a run of the recipe trains; what several arms begin with is there once.
 
     For teachers that are still to be chosen the first of the pool stand, as many as may be chosen.
     """
@@ -45,11 +45,29 @@ def planned_trainings(recipe: Recipe, work_dir: str | Path | None = None) -> lis
         for name in recipe.detectors
         if recipe.checkpoint(name) is None
     ]
+    seen = set()
     for arm in recipe.arms.values():
         if not arm.teachers:
             arm = replace(arm, teachers=tuple(recipe.pool[: recipe.cfg.order.max_length]))
-        trainings += arm_trainings(recipe, arm, range(1, len(arm.teachers) + 1), work_dir)
+        for stage, training in enumerate(
+            arm_trainings(recipe, arm, range(1, len(arm.teachers) + 1), work_dir), 1
+        ):
+            beginning = arm.teachers[:stage], arm.stage_updates
+            if beginning not in seen:
+                trainings.append(training)
+            seen.add(beginning)
     return trainings
+
+
+def arms_that_share(recipe: Recipe, arm: Arm, stage: int) -> list[Arm]:
+    """The other arms whose stages up to `stage`, counted from 1, are the same trainings as those of `arm`."""
+    return [
+        other
+        for other in recipe.arms.values()
+        if other.name != arm.name
+        and other.teachers[:stage] == arm.teachers[:stage]
+        and other.stage_updates == arm.stage_updates
+    ]
 
 
 def detector_training(recipe: Recipe, name: str, work_dir: str | Path | None = None) -> Training:

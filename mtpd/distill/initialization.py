@@ -64,11 +64,11 @@ class WarmStart(NamedTuple):
 
     def __str__(self) -> str:
         kinds = {
-            'left as they were, with another shape (detector, file)': self.other_shape,
-            'left as they were, not in the file': self.not_in_file,
-            'not in the detector': self.not_in_detector,
+            'kept as they were, since the shapes differ (detector, file)': self.other_shape,
+            'kept as they were, since the file lacks them': self.not_in_file,
+            'of the file left out, since the detector lacks them': self.not_in_detector,
         }
-        lines = [f'{self.copied} of {self.total} weights taken']
+        lines = [f'{self.copied} of {self.total} weights taken from the file']
         for kind, names in kinds.items():
             if names:
                 more = ', ...' if len(names) > 3 else ''

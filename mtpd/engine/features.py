@@ -20,7 +20,7 @@ from ..runtime import checkpoints as weights
 from ..utils.progress import progress_bar
 from . import pipelines
 from .evaluation import load_detector
-from .loop import evaluation_loader, recipe_device
+from .loop import recipe_device
 
 
 def image_batches(
@@ -46,9 +46,11 @@ def image_batches(
     data = pipelines.dataset_config(recipe, split)
     data |= dict(pipeline=pipelines.test_pipeline(image or recipe.cfg.image), test_mode=True)
     images = loading.SkipCorrupt(pipelines.quiet_dataset(data), recipe.corrupt_limit)
+    # Without data workers: there are few images, and a worker's death would be raised in the caller's code.
     loader = build_dataloader(
         Subset(images, range(first, min(count, len(images)), step)),
-        **evaluation_loader(recipe),
+        samples_per_gpu=recipe.cfg.evaluation.batch_size,
+        workers_per_gpu=0,
         dist=False,
         shuffle=False,
     )

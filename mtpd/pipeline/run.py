@@ -82,6 +82,13 @@ def step_chains(recipe: Recipe, run_dir: Path) -> list[list[list[Step]]]:
             steps.append(step('04_distill_stage', *outputs, arm=arm.name, stage=stage))
         return steps
 
+    # Arms that begin alike are one chain: the later ones take over what the first has trained.
+    arm_chains: dict[tuple, list[Step]] = {}
+    if not _has_auto_arms(recipe):
+        for arm in recipe.arms.values():
+            first_stage = arm.teachers[0], arm.stage_updates
+            arm_chains.setdefault(first_stage, []).extend(stage_steps(arm))
+
     metrics = [f'detectors/{name}/metrics.json' for name in recipe.detectors]
     order = [step('03_teacher_order', 'order/costs.json', 'order/sequence.json')]
     preparation = [
@@ -96,7 +103,7 @@ def step_chains(recipe: Recipe, run_dir: Path) -> list[list[list[Step]]]:
         return [*preparation, [order]]
     return [
         *preparation,
-        [*chosen_by_costs, *(stage_steps(arm) for arm in recipe.arms.values())],
+        [*chosen_by_costs, *arm_chains.values()],
         [[step('05_evaluate')], [step('06_analysis')]],
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from mmcv import ConfigDict
 from mmdet.models import build_detector
 from torch import nn
 
-from ..config.plan import arm_trainings, detector_training, stage_dir
+from ..config.plan import arm_trainings, arms_that_share, detector_training, stage_dir
 from ..config.recipe import Arm, Recipe
 from ..distill.distiller import Distiller
 from ..distill.initialization import initialise_weights
@@ -21,9 +22,9 @@ from ..engine.loop import train_model
 from ..errors import MtpdError
 from ..preflight.checks import check_before_training
 from ..runtime import checkpoints
-from ..utils.files import file_sha256, read_json, write_json
+from ..utils.files import file_sha256, link_or_copy, read_json, write_json
 from .detectors import checkpoint_meta, detector_checkpoint, measured_detector
-from .run_dir import recorded_settings, refuse_other_data
+from .run_dir import recorded_settings, refuse_other_data, refuse_other_settings
 from .teacher_order import resolve_auto_arm
 
 
@@ -33,7 +34,8 @@ def train_stage(
     """Trains and evaluates one stage of an arm; what is done is not repeated.
 
     Stage 1 starts from the baseline, or as `distill.start` says. A later stage starts from the student of the stage
-    before. A stage without a teacher trains the plain student on.
+    before. A stage without a teacher trains the plain student on. What another arm of the run has trained in the same
+    way, as arms do that begin with the same teacher, is taken over.
 
     What the stage needs and lacks is made first: earlier stages, the baseline, its teacher, and the choice of teachers
     of an arm that says 'auto'. What is wrong with the data or the detectors of all these is raised before anything is
@@ -55,7 +57,7 @@ def train_stage(
     stage = len(plan.teachers) if stage is None else stage
     out = stage_dir(recipe, plan, stage, work_dir)
     final = out / 'student.pth'
-    if not checkpoints.is_finished(final):
+    if not checkpoints.is_finished(final) and not _taken_over(recipe, plan, stage, work_dir):
         _check_before_stage(recipe, plan, stage, work_dir)
         start, origin = _stage_start(recipe, plan, stage, work_dir)
         teacher = plan.teachers[stage - 1]
@@ -95,6 +97,35 @@ def train_stage(
         checkpoints.export_student(out / 'latest.pth', final)
     measured = measured_detector(recipe, 'student', out, final)
     return {**measured, 'stage': read_json(out / 'stage.json')}
+
+
+def _taken_over(recipe: Recipe, arm: Arm, stage: int, work_dir: str | Path | None) -> bool:
+    """Whether another arm of the run has made the same training; its files are then those of this stage, too."""
+    out = stage_dir(recipe, arm, stage, work_dir)
+    for other in arms_that_share(recipe, arm, stage):
+        source = stage_dir(recipe, other, stage, work_dir)
+        if out.exists() or not (source / 'stage.json').is_file():
+            continue
+        if not checkpoints.is_finished(source / 'student.pth'):
+            continue
+        start, origin = _stage_start(recipe, arm, stage, work_dir)
+        histories = (
+            checkpoints.load_checkpoint(source / 'student.pth')['meta']['stages'],
+            _stage_history(recipe, arm, stage, start, origin, work_dir),
+        )
+        ours, theirs = ([item | {'arm': None} for item in history] for history in histories)
+        if ours != theirs:
+            continue
+        refuse_other_settings(recipe, recipe.run_dir(work_dir))
+        part = out.with_name(f'.{out.name}.part')
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(source, part, copy_function=link_or_copy)
+        stage_info = read_json(source / 'stage.json') | {'arm': arm.name, 'same_as': other.name}
+        write_json(part / 'stage.json', stage_info)
+        part.replace(out)
+        print(f'{_stage_text(recipe, arm, stage)}: the same training as in {other.name}')
+        return True
+    return False
 
 
 def _stage_text(recipe: Recipe, arm: Arm, stage: int) -> str:

@@ -140,7 +140,8 @@ def _result_rows(run: Run, results: list[dict], study: Study) -> list[dict]:
         paper.setdefault('progressive', paper['result'])
     base = next((row['AP'] for row in results if row['role'] == 'baseline'), None)
     aps = [round(row['AP'], 1) for row in results if row['role'] == 'arm' and row['AP'] is not None]
-    best = max(aps) if aps and aps.count(max(aps)) == 1 else None  # of several nobody is
+    is_clear = bool(aps) and aps.count(max(aps)) == 1 and not run.info.get('smoke')
+    best = max(aps) if is_clear else None
     arm_means = {order.name: order.mean for order in study.evaluated}
     baseline_mean = statistics.mean_interval(list(study.baseline.values()))
     start = baseline_mean.value if baseline_mean else base

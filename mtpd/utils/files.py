@@ -49,6 +49,14 @@ def write_json(path: str | Path, obj: Any, indent: int | None = 2) -> None:
     write_text(path, f'{text}\n')
 
 
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Gives a file a second name (a hard link), or copies it where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def json_value(value: Any) -> Any:
     """A value that JSON can hold: NaN and infinities become None, numpy's and torch's values plain numbers and lists,
     paths and keys text."""

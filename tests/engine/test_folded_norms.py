@@ -175,10 +175,23 @@ def test_merged_norms_are_mmcvs_to_the_bit(name):
     assert not any(p.requires_grad for p in merged.parameters())
 
 
-def test_a_convolution_that_standardises_its_weight_keeps_its_norm():
+@pytest.mark.parametrize(
+    'more',
+    [
+        dict(conv_cfg=dict(type='ConvAWS')),
+        dict(
+            type='DetectoRS_ResNet',
+            conv_cfg=dict(type='ConvAWS'),
+            sac=dict(type='SAC', use_deform=True),
+            stage_with_sac=(False, True, True, True),
+        ),
+    ],
+    ids=['ConvAWS', 'SAC'],
+)
+def test_a_convolution_that_standardises_its_weight_keeps_its_norm(more):
     """DetectoRS' and ResNet-with-weight-standardisation's; mmcv's `fuse_conv_bn` folds them into something else."""
     torch.manual_seed(0)
-    model = build_backbone(ConfigDict(RESNET | dict(conv_cfg=dict(type='ConvAWS'))))
+    model = build_backbone(ConfigDict(RESNET | more))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_var.uniform_(0.5, 2)

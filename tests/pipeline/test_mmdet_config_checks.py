@@ -250,7 +250,10 @@ def test_training_begins_with_the_student_of_load_from(path, tmp_path, model, pr
     torch.save({'state_dict': state, 'meta': {}}, tmp_path / 'latest.pth')
     weights, output = trained(path, tmp_path, load_from=tmp_path / 'latest.pth')
     count = len(model.state_dict())
-    assert f'load_from {tmp_path}/latest.pth: {count} of {count} weights taken\n' in output
+    assert (
+        f'load_from {tmp_path}/latest.pth: {count} of {count} weights taken from the file\n'
+        in output
+    )
     torch.testing.assert_close(weights[KEY], model.state_dict()[KEY], atol=1e-6, rtol=0)
 
 
@@ -262,9 +265,9 @@ def test_a_head_of_other_classes_is_left_and_counted(path, tmp_path):
     weights, output = trained(path, tmp_path, load_from=tmp_path / 'a.pth')
     count = len(other)
     assert f'{count - 2} of {count} weights taken' in output
-    assert '2 left as they were, with another shape' in output
+    assert '2 kept as they were, since the shapes differ' in output
     assert f'{KEY} (2, 16, 3, 3) (5, 16, 3, 3)' in output
-    assert '1 not in the detector: extra.weight' in output
+    assert '1 of the file left out, since the detector lacks them: extra.weight' in output
     for key in ('backbone.layer1.0.conv1.weight', 'neck.fpn_convs.0.conv.weight'):
         torch.testing.assert_close(weights[key], other[key], atol=1e-6, rtol=0)
 

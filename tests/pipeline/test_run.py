@@ -41,7 +41,8 @@ def status(run_dir):
 def test_the_steps_are_all_arms_stages_between_preparation_and_evaluation(tmp_path):
     names = [s.notebook for s in pipeline.recipe_steps(load_recipe(MINI), tmp_path)]
     stages = ['none_1', 'direct_1']
-    stages += [f'{arm}_{k}' for arm in ('repeated', 'progressive', 'reverse') for k in (1, 2)]
+    # Arms that begin with the same stage follow each other.
+    stages += [f'{arm}_{k}' for arm in ('repeated', 'reverse', 'progressive') for k in (1, 2)]
     wanted = ['00_environment', '01_data', '02_detectors', '03_teacher_order']
     wanted += [f'04_distill_stage__{stage}' for stage in stages] + ['05_evaluate', '06_analysis']
     assert names == [f'notebooks/{name}.ipynb' for name in wanted]

@@ -69,6 +69,42 @@ def test_the_lines_of_a_training_have_a_heading(recipe, run_dir, progressive, ca
         assert lines[0].startswith('update 2/')
 
 
+def test_a_stage_that_another_arm_has_trained_is_taken_over(
+    recipe, run_dir, progressive, tmp_path, capsys
+):
+    half, shared = load_recipe(recipe, {'arms.half.teachers': ['r101', None]}), tmp_path / 'shared'
+    shutil.copytree(run_dir, shared)
+    made = train_stage(half, 2, 'half', shared)
+    output = capsys.readouterr().out
+    assert 'half, stage 1 of 2' in output and 'the same training as in progressive' in output
+    assert 'training half, stage 1' not in output and 'training half, stage 2' in output
+    first = shared / 'stages/half/1_r101'
+    theirs = shared / 'stages/progressive/1_r101'
+    assert sorted(path.name for path in first.iterdir()) == sorted(p.name for p in theirs.iterdir())
+    info, wanted = (read_json(folder / 'stage.json') for folder in (first, theirs))
+    assert info == wanted | {'arm': 'half', 'same_as': 'progressive'}
+    assert made['stage']['start'] == 'previous stage'
+    # Trained alone it is the same to the bit.
+    alone = tmp_path / 'alone'
+    shutil.copytree(run_dir / 'detectors', alone / 'detectors')
+    again = torch.load(train_stage(half, 1, 'half', alone)['checkpoint'])['state_dict']
+    taken = torch.load(first / 'student.pth')['state_dict']
+    assert all(torch.equal(value, again[key]) for key, value in taken.items())
+
+
+def test_a_stage_of_another_teachers_weights_is_not_taken_over(
+    recipe, run_dir, progressive, tmp_path, capsys
+):
+    half = load_recipe(recipe, {'arms.half.teachers': ['r101', None]})
+    shutil.copytree(run_dir, tmp_path / 'run')
+    file = tmp_path / 'run/detectors/r101/model.pth'
+    checkpoint = torch.load(file)
+    checkpoint['state_dict']['neck.fpn_convs.0.conv.weight'] *= 2
+    torch.save(checkpoint, file)
+    assert 'same_as' not in train_stage(half, 1, 'half', tmp_path / 'run')['stage']
+    assert 'training half, stage 1 of 2' in capsys.readouterr().out
+
+
 def test_adapters_of_a_stage_are_kept_on_demand(recipe, run_dir, progressive, tmp_path):
     """`run_dir` has the same first stage."""
     first = run_dir / 'stages/progressive/1_r101/latest.pth'

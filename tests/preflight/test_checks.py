@@ -244,3 +244,31 @@ def test_a_student_that_cannot_inherit_is_told_before_its_baseline_is_trained():
         value = ast.literal_eval(value) if value.startswith('[') else value
         assert checks.recipe_problems(load_recipe(recipe, {key: value}), names, []) == ([], [])
     assert [key for key, _ in fixes] == ['distill.start', 'distill.inherit_allow']
+
+
+@pytest.mark.parametrize(
+    ('more', 'weight'),
+    [
+        ({'distill.inherit_allow': []}, 'neck.lateral_convs.0.conv.weight'),
+        (
+            {'student.model.neck.out_channels': 32, 'student.model.bbox_head.in_channels': 32},
+            'neck.lateral_convs.0.bn.weight',
+        ),
+        (
+            {'student.model.bbox_head.norm_cfg': {'type': 'GN', 'num_groups': 8}},
+            'bbox_head.cls_convs.0.gn.weight',
+        ),
+    ],
+    ids=['another backbone', 'FPN of another width', 'GN in the head'],
+)
+def test_a_neck_or_head_that_does_not_fit_is_told_with_a_way_that_works(more, weight):
+    few = {'data.scenes.train': 2, 'data.scenes.val': 2, 'distill.start': 'inherit'}
+    recipe, names = load_recipe(MINI, SETTINGS | few | more), ['student', 'r101', 'rx101']
+    problems, _ = checks.recipe_problems(recipe, names, [])
+    assert problems and all('the student cannot inherit the teacher' in text for text in problems)
+    assert all(weight in text for text in problems)
+    (start,) = {start for text in problems for start in re.findall(r'distill\.start=(\w+)', text)}
+    assert checks.recipe_problems(load_recipe(recipe, {'distill.start': start}), names, []) == (
+        [],
+        [],
+    )

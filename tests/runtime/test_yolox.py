@@ -5,6 +5,7 @@ from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 # isort: split
 import copy
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from mmdet.models import build_detector
 from mmdet.models.detectors import YOLOX
 
 from mtpd.distill.distiller import Distiller
+from mtpd.engine.hooks import SeedUpdate
 from mtpd.runtime import yolox
 
 CONFIG = dict(
@@ -90,6 +92,24 @@ def test_sizes_depend_on_seed_and_update_alone():
     assert [yolox.drawn_factors(at(model(1), update)) for update in range(40)] == drawn
     detector.size_seed = 7
     assert [yolox.drawn_factors(at(detector, update)) for update in range(40)] != drawn
+
+
+def test_after_a_restart_the_sizes_go_on():
+    batch = data()
+
+    def sizes(first, last):
+        detector, hook = model(), SeedUpdate(seed=3)
+        runner = SimpleNamespace(model=detector, iter=first)
+        hook.before_run(runner)
+        for runner.iter in range(first, last):
+            hook.before_train_iter(runner)
+            yield detector.resize_batch(*(batch[k] for k in ('img', 'img_metas', 'gt_bboxes')))[
+                0
+            ].shape
+
+    whole = list(sizes(0, 20))
+    assert len(set(whole)) > 1
+    assert all(list(sizes(update, 20)) == whole[update:] for update in (1, 6, 11))
 
 
 @pytest.mark.long
