@@ -301,6 +301,7 @@ def check_recipe(
     from ..engine import loop
     from ..preflight import checks as preflight
     from ..preflight import forecast
+    from ..preflight.student_config import student_notes
     from .run_dir import settings_problem
 
     try:
@@ -319,6 +320,7 @@ def check_recipe(
         counts = f'{sizes["train"]} + {sizes["val"]} images, {len(recipe.classes)} classes'
         yield Check('dataset', 'ok', f'{root}: {counts}')
         yield from (Check('dataset', 'ok', f'note: {note}') for note in recipe.data_notes())
+        yield from (Check('student', 'ok', f'note: {note}') for note in student_notes(recipe))
     if other_settings := settings_problem(run_dir / 'recipe.py', recipe.text):
         yield Check('work-dir', 'fail', other_settings)
     elif not problems and not expected:

@@ -24,6 +24,7 @@ from ..distill.initialization import inherit_from_teacher
 from ..errors import MtpdError
 from ..preflight.detectors import RAW_PIXELS, normalise_steps
 from ..preflight.diagnosis import balanced_weights
+from ..preflight.student_config import image_scales, parts_left_out
 from ..utils.files import write_json, write_text
 from ..utils.paths import packaged_configs, resolve_path
 
@@ -31,12 +32,8 @@ FPN_MODULE = 'neck.fpn_convs.{level}.conv'  # what the recipes' base file compar
 # Of --pocket: a whole run of a ResNet-50 takes minutes on two cores.
 POCKET_SCALE, POCKET_UPDATES, POCKET_IMAGES = (320, 192), 10, 16
 COCO_IMAGES = 117266  # of train2017, with objects
-# Steps of a train pipeline that the recipe's own has, too.
-KNOWN_STEPS = ('LoadImageFromFile', 'LoadAnnotations', 'Resize', 'RandomFlip', 'Normalize', 'Pad', 'DefaultFormatBundle', 'Collect', 'FilterAnnotations')  # fmt: skip
 # Of the recipes' base file: of images for torchvision's weights.
 USUAL = {'mean': [123.675, 116.28, 103.53], 'std': [58.395, 57.12, 57.375], 'to_rgb': True}
-# Hooks of mmdet that check what preflight does, or that every training has (`engine.hooks.SetEpoch`).
-KNOWN_HOOKS = ('NumClassCheckHook', 'CheckInvalidLossHook', 'SetEpochInfoHook')
 POLICIES = ('step', 'CosineAnnealing', 'OneCycle', 'poly', 'cyclic')
 
 
@@ -357,7 +354,7 @@ class _Draft:
 
     def _image(self) -> dict:
         values: dict[str, Any] = _normalisation(self.student)
-        scales = _image_scales(self.student.cfg.get('data', {}).get('train', {}))
+        scales = image_scales(self.student.cfg.get('data', {}).get('train', {}))
         if self.pocket:
             values['scale'] = POCKET_SCALE
         elif scales:
@@ -399,29 +396,10 @@ class _Draft:
             self.notes.append(
                 "Lengths are the base file's: set schedule.baseline and schedule.arm for your dataset."
             )
-        left += self._unknown_parts()
+        left += parts_left_out(cfg)
         if left:
             self.notes.append(f"Not taken from the student's config: {', '.join(left)}.")
         return values
-
-    def _unknown_parts(self) -> list[str]:
-        """Steps of the student's pipeline, hooks and settings that a recipe has no place for."""
-        cfg = self.student.cfg
-        train = cfg.get('data', {}).get('train', {})
-        steps = [step['type'] for step in _train_steps(train)]
-        left = [step for step in dict.fromkeys(steps) if step not in KNOWN_STEPS]
-        sizes = _image_scales(train)
-        if len(sizes) > 1:
-            left.append(
-                f'images of several sizes ({sizes[0]} to {sizes[-1]}; the largest is taken)'
-            )
-        if any(step.get('keep_ratio') is False for step in _train_steps(train)):
-            left.append('images stretched to one shape (keep_ratio=False)')
-        hooks = [hook['type'] for hook in cfg.get('custom_hooks') or ()]
-        left += [hook for hook in hooks if hook not in KNOWN_HOOKS]
-        if cfg.get('fp16'):
-            left.append('fp16 (speed.precision takes its place)')
-        return left
 
 
 def _normalisation(detector: Detector) -> dict:
@@ -455,29 +433,6 @@ def _methods_file(student: Detector) -> str:
     if 'RepPoints' in kind:
         return 'methods_reppoints.py'
     return 'methods_mask_rcnn.py' if kind in ('MaskRCNN', 'CascadeRCNN') else 'methods.py'
-
-
-def _train_steps(dataset: Any) -> list[dict]:
-    """The steps of a training dataset's pipelines, those of wrapped datasets and of branches included."""
-    if isinstance(dataset, dict):
-        single = (
-            [dataset]
-            if 'type' in dataset and 'pipeline' not in dataset and 'dataset' not in dataset
-            else []
-        )
-        inner = [dataset.get(key) for key in ('dataset', 'pipeline', 'transforms', 'policies')]
-        return single + [step for item in inner for step in _train_steps(item)]
-    items = dataset if isinstance(dataset, (list, tuple)) else ()
-    return [step for item in items for step in _train_steps(item)]
-
-
-def _image_scales(dataset: dict) -> list[tuple[int, int]]:
-    """Each (long side, short side) of the pipelines' Resize steps, from the smallest."""
-    scales: list = []
-    for step in _train_steps(dataset):
-        scale = step.get('img_scale') if step['type'] == 'Resize' else None
-        scales += scale if isinstance(scale, list) else [scale] if scale else []
-    return sorted({(max(scale), min(scale)) for scale in scales if len(scale) == 2})
 
 
 def _repeats(dataset: Any) -> int:

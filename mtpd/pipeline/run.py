@@ -17,6 +17,7 @@ from ..engine.loop import process_count
 from ..errors import MtpdError, RecipeError
 from ..preflight import checks as preflight
 from ..preflight import forecast
+from ..preflight.student_config import student_notes
 from ..utils import world
 from ..utils.files import read_json, write_json
 from ..utils.machine import cpu_cores
@@ -208,7 +209,7 @@ def _check_before_run(
         problems = preflight.fetch_weights(recipe, recipe.detectors, recipe.detectors)
     if problems:
         raise RecipeError(recipe.source, problems)
-    for note in recipe.data_notes():
+    for note in recipe.data_notes() + student_notes(recipe):
         echo(f'note: {note}')
     if expected:
         words = forecast.forecast_texts(recipe, run_dir, expected)
