@@ -159,7 +159,7 @@ def compared(
     largest, strides = 0.0, []
     for link in links:
         modules = link['student_module'], link['teacher_module']
-        maps = [out[path].detach() for out, path in zip(outputs, modules, strict=True)]
+        maps = [map_of(out, path).detach() for out, path in zip(outputs, modules, strict=True)]
         sides = {item.shape[2] for item in maps}
         for out, item in zip(outputs, maps, strict=True):
             if item.shape[2] not in {level.shape[2] for level in levels_of(out)}:
@@ -183,6 +183,12 @@ def compared(
     if largest > TOLERANCE:
         result['failed'] = f'a loss differs from its formula by {largest:.2g} of its value'
     return result
+
+
+def map_of(outputs: dict, path: str) -> torch.Tensor:
+    """A module's output or, of 'neck:1', the second of them."""
+    module, _, number = path.partition(':')
+    return outputs[module][int(number)] if number else outputs[module]
 
 
 def levels_of(outputs: dict) -> list:
@@ -225,6 +231,11 @@ FORMULAS = {'FeatureMSE': mse, 'PKD': pkd, 'CWD': cwd}
 
 
 def verdict(cell: dict) -> str:
+    text = cell.get('failed') or cell.get('refused') or ''
+    if gpu := re.search(
+        r'(\w+?)(?:_forward)?_impl: implementation for device cpu|the operator (\w+) for GPUs', text
+    ):
+        return f'needs a GPU ({gpu[1] or gpu[2]})'
     if 'failed' in cell:
         return f'fails: {cell["failed"]}'
     return f'refused: {cell["refused"]}' if 'refused' in cell else 'yes'

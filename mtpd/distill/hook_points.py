@@ -7,6 +7,7 @@ of other necks it is the module that gives the level, such as an encoder's last 
 from __future__ import annotations
 
 import functools
+import re
 from collections import Counter
 from typing import NamedTuple
 
@@ -82,13 +83,21 @@ class _Config:
 
 @functools.lru_cache(maxsize=64)
 def _measured_outputs(_: str, config: _Config) -> Outputs:
-    for device in ('meta', 'cpu'):  # on 'meta' there are shapes alone; some layers need numbers
+    devices = ['meta', 'cpu']  # on 'meta' there are shapes alone; some layers need numbers
+    devices += ['cuda'] if torch.cuda.is_available() else []  # and some operators a GPU
+    for device in devices:
         for side in SIDES:
             try:
                 with torch.random.fork_rng(devices=()), torch.device(device):
                     return _run(Teacher(ConfigDict(config.value)).eval(), side)
             except Exception as error:  # mmdet raises a dozen types
                 problem = error
+    if operator := re.match(
+        r'(\w+?)(?:_forward)?_impl: implementation for device cpu', str(problem)
+    ):
+        raise MtpdError(
+            f'backbone or neck needs a GPU: mmcv has the operator {operator[1]} for GPUs alone.'
+        ) from problem
     raise MtpdError(
         f'backbone and neck take no image of {side} x {side} pixels: {type(problem).__name__}: {problem}'
     ) from problem

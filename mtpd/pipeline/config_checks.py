@@ -17,7 +17,6 @@ from mmcv.runner import HOOKS, LoggerHook
 from mmcv.utils import build_from_cfg
 from mmdet.core import DistEvalHook, EvalHook
 from mmdet.datasets import PIPELINES, CocoDataset
-from mmdet.models import RPN
 from mmdet.models.dense_heads import GARPNHead, RPNHead
 from mmdet.models.roi_heads import FusedSemanticHead
 from mmdet.models.seg_heads.base_semantic_head import BaseSemanticHead
@@ -28,6 +27,7 @@ from ..distill.initialization import warm_start
 from ..engine.hooks import EMA_HOOKS
 from ..errors import MtpdError, unknown_name
 from ..preflight import checks
+from ..preflight.detectors import other_task
 
 METRICS = ('bbox', 'segm', 'proposal', 'proposal_fast')  # that mmdet has for COCO's format
 RUNNERS = {'EpochBasedRunner': 'max_epochs', 'IterBasedRunner': 'max_iters'}  # and their lengths
@@ -239,13 +239,8 @@ def detector_problems(
     cfg: Config, model: nn.Module, classes: Iterable[str], split: str
 ) -> list[str]:
     """What is wrong with the config's detector for a split with these classes."""
-    stuff = any(getattr(module, 'num_stuff_classes', 0) for module in model.modules())
-    if isinstance(model, RPN) or stuff:
-        what = 'proposes boxes without classes' if not stuff else 'segments stuff, too (panoptic)'
-        return [
-            f'the model ({type(model).__name__}) {what}: only boxes and masks of objects are trained and measured here. '
-            'Choose a detector, such as mmdet::mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py'
-        ]
+    if task := other_task(cfg.model):
+        return [f'{task} Choose a detector, such as mmdet::mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py']
     return class_count_problems(cfg, model, tuple(classes), split)
 
 

@@ -22,13 +22,14 @@ from ..data import coco, layouts
 from ..distill.hook_points import Outputs, measured_outputs
 from ..distill.initialization import inherit_from_teacher
 from ..errors import MtpdError
-from ..preflight.detectors import RAW_PIXELS, normalise_steps
+from ..preflight.detectors import RAW_PIXELS, normalise_steps, other_task
 from ..preflight.diagnosis import balanced_weights
 from ..preflight.student_config import image_scales, parts_left_out
 from ..utils.files import write_json, write_text
 from ..utils.paths import packaged_configs, resolve_path
 
 FPN_MODULE = 'neck.fpn_convs.{level}.conv'  # what the recipes' base file compares
+NECK_OUTPUT = 'neck:{level}'
 # Of --pocket: a whole run of a ResNet-50 takes minutes on two cores.
 POCKET_SCALE, POCKET_UPDATES, POCKET_IMAGES = (320, 192), 10, 16
 COCO_IMAGES = 117266  # of train2017, with objects
@@ -132,15 +133,26 @@ def new_recipe(
         problems.append(
             f'{len(teachers)} teachers and {len(teacher_checkpoints)} checkpoints: give --teacher-checkpoints one for each teacher, in their order.'
         )
-    for config in (student, *teachers):
+    for place, config in enumerate((student, *teachers)):
         try:
             detectors.append(read_detector(config))
         except MtpdError as error:
             problems.append(str(error))
+            continue
+        if place == 0 and (task := other_task(detectors[0].cfg.model)):
+            problems.append(f'{student}: {task} Choose another student.')
     if problems:
         raise MtpdError('\n'.join(problems))
     for place, checkpoint in enumerate(teacher_checkpoints, 1):
         detectors[place] = detectors[place]._replace(published=Published(checkpoint))
+    for teacher in detectors[1:]:
+        task = other_task(teacher.cfg.model)
+        if task and not teacher.published.weights and not pocket:
+            problems.append(
+                f'{teacher.config}: {task} Its features alone can teach, which needs its weights: --teacher-checkpoints.'
+            )
+    if problems:
+        raise MtpdError('\n'.join(problems))
     draft = _Draft(out, detectors, data, method, student_checkpoint, pocket)
     write_text(out, draft.text())
     if not pocket:  # with random weights a ratio says nothing
@@ -197,7 +209,9 @@ class _Draft:
             'image': self._image(),
             'student': self._spec(self.student, self.checkpoint),
             'teachers': {
-                key: self._spec(teacher, teacher.published.weights) | self._own_images(teacher)
+                key: self._spec(teacher, teacher.published.weights)
+                | self._own_images(teacher)
+                | self._only_features(teacher)
                 for key, teacher in zip(self.names, self.teachers, strict=True)
             },
             'arms': self._arms(),
@@ -255,6 +269,20 @@ class _Draft:
         self.notes.append(f'{teacher.label} has its own image normalisation (teachers.*.image).')
         return {'image': norm}
 
+    def _only_features(self, teacher: Detector) -> dict:
+        """What a teacher needs said that has another task than detecting objects."""
+        if not other_task(teacher.cfg.model):
+            return {}
+        self.notes.append(
+            f'Of {teacher.label} the features are used alone, without AP: it is no detector of objects.'
+        )
+        if self.pocket:
+            self.notes.append(
+                'That needs its weights, which --pocket leaves out: doctor refuses it.'
+            )
+            return {}
+        return {'features_only': True}
+
     def _checkpoint_notes(self) -> list[str]:
         lines = []
         for who, detector in zip(
@@ -290,16 +318,11 @@ class _Draft:
 
     def _distill(self) -> dict:
         student = self.student.outputs
-        levels = []
-        for number, level in enumerate(student.levels):
-            places = [t.outputs.index(level.stride) for t in self.teachers]
-            modules = [
-                t.outputs.levels[place].module
-                for t, place in zip(self.teachers, places, strict=True)
-                if place is not None
-            ]
-            if level.module and len(modules) == len(places) and all(modules):
-                levels.append(number)
+        levels = [
+            number
+            for number, level in enumerate(student.levels)
+            if all(_gives(d.outputs, level.stride) for d in (self.student, *self.teachers))
+        ]
         if not levels:
             strides = '; '.join(
                 f'{d.label} {", ".join(str(level.stride) for level in d.outputs.levels)}'
@@ -322,8 +345,11 @@ class _Draft:
                 level.module == FPN_MODULE.format(level=detector.outputs.index(level.stride))
                 for level in chosen
             ]
-            if not all(usual):
-                values[f'{who}_module'] = 'auto'
+            if not chosen[0].module:
+                values[f'{who}_module'] = NECK_OUTPUT
+                self.notes.append(f'{detector.label}: the maps that its neck gives are compared.')
+            elif not all(usual):
+                values.setdefault(f'{who}_module', 'auto')
                 self.notes.append(f'{detector.label}: {chosen[0].module}, ... are compared.')
             if chosen[0].behind:
                 self.notes.append(
@@ -400,6 +426,14 @@ class _Draft:
         if left:
             self.notes.append(f"Not taken from the student's config: {', '.join(left)}.")
         return values
+
+
+def _gives(outputs: Outputs, stride: int) -> bool:
+    """Whether a level of that stride can be compared: a module gives it or, where no level has one, the neck."""
+    place = outputs.index(stride)
+    if place is None:
+        return False
+    return bool(outputs.levels[place].module) or not any(level.module for level in outputs.levels)
 
 
 def _normalisation(detector: Detector) -> dict:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcv import ConfigDict
-from mmdet.models import build_detector
+from mmdet.models import DETECTORS, RPN, build_detector
 from torch import nn
 
 from ..config.files import mmdet_config
@@ -39,6 +39,10 @@ def settings_problems(recipe: Recipe, names: Iterable[str]) -> list[str]:
     for name in names:
         model, spec = recipe.model(name), recipe.detectors[name]
         features_only = recipe.is_features_only(name)
+        if (task := other_task(model)) and not features_only:
+            problems.append(
+                f'{name}: {task} Choose another {detector_key(name)}.config{_or_features(name)}.'
+            )
         masks = has_mask_head(model) and not features_only
         if segm and not masks and not features_only:
             problems.append(
@@ -57,6 +61,32 @@ def settings_problems(recipe: Recipe, names: Iterable[str]) -> list[str]:
             norm = config_normalisation(recipe, name)
             problems += normalisation_problems(recipe, name, norm, spec.config)
     return problems
+
+
+def other_task(model: ConfigDict) -> str | None:
+    """What a model of mmdet does that is not done here, in a sentence; None for a detector of objects."""
+    kind = DETECTORS.get(model.type)
+    limits = ': only boxes and masks of objects are trained and measured here.'
+    if kind and issubclass(kind, RPN):
+        return f'the model ({model.type}) proposes boxes without classes{limits}'
+    if _segments_stuff(model):
+        return f'the model ({model.type}) segments stuff, too (panoptic){limits}'
+    if model.get('roi_head') and not model.get('rpn_head'):
+        return f'the model ({model.type}) takes proposals from a file, which is not read here.'
+    return None
+
+
+def _segments_stuff(node: Any) -> bool:
+    if isinstance(node, dict):
+        return bool(node.get('num_stuff_classes')) or any(map(_segments_stuff, node.values()))
+    return isinstance(node, (list, tuple)) and any(map(_segments_stuff, node))
+
+
+def _or_features(name: str) -> str:
+    """The way out for a teacher whose head does not fit."""
+    if name == 'student':
+        return ''
+    return f'; or use its features only, without AP: --cfg-options {detector_key(name)}.features_only=True'
 
 
 def init_problems(recipe: Recipe, name: str, path: Path) -> list[str]:
@@ -192,7 +222,7 @@ def _class_problems(recipe: Recipe, name: str, path: Path, trained: Any) -> list
     key = detector_key(name)
     fix = f'or train it here from those weights: --cfg-options {key}.checkpoint=None {key}.init={path}'
     if name != 'student' and recipe.cfg.distill.start != 'inherit':
-        fix += f'; or use its features only, without AP: --cfg-options {key}.features_only=True'
+        fix += _or_features(name)
     return [
         f'{name}: {path} was trained on other classes: {difference}. Give a checkpoint of these classes in this order, {fix}'
     ]

@@ -160,3 +160,18 @@ def test_a_pooled_level_has_no_module():
     student = model(FPN)
     with pytest.raises(MtpdError, match='level 3: no module of the student gives this level alone'):
         distill_cfg(recipe, student, student)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='the operator works on a GPU')
+def test_an_operator_that_needs_a_gpu_is_named():
+    upsampling = dict(
+        type='carafe',
+        up_kernel=5,
+        up_group=1,
+        encoder_kernel=3,
+        encoder_dilation=1,
+        compressed_channels=8,
+    )
+    neck = FPN | dict(type='FPN_CARAFE', upsample_cfg=upsampling)
+    with pytest.raises(MtpdError, match='mmcv has the operator carafe for GPUs alone'):
+        measured_outputs(model(neck))

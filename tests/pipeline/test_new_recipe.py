@@ -187,6 +187,30 @@ def test_what_is_refused(tmp_path):
     assert not (tmp_path / 'x.py').exists()
 
 
+@pytest.mark.long
+def test_where_no_module_gives_a_level_alone_the_necks_maps_are_compared(tmp_path, tiny_coco):
+    """DetectoRS' recursive pyramid calls its modules twice, and adds what they give."""
+    rfp = 'mmdet::detectors/cascade_rcnn_r50_rfp_1x_coco.py'
+    data = str(tiny_coco(tmp_path / 'coco'))
+    text, recipe = made(tmp_path, rfp, MASK_RCNN, pocket=True, data=data)
+    assert 'the maps that its neck gives are compared' in one_line(text)
+    models = [recipe.model(name) for name in ('student', 'mask_rcnn_r50_fpn_1x')]
+    pairs = [(i['student_module'], i['teacher_module']) for i in distill_cfg(recipe, *models)]
+    assert pairs == [(f'neck:{k}', f'neck.fpn_convs.{k}.conv') for k in range(4)]
+
+
+def test_what_detects_no_objects_may_give_its_features_only(tmp_path):
+    rpn = 'mmdet::rpn/rpn_r50_fpn_1x_coco.py'
+    with pytest.raises(MtpdError, match=r'the model \(RPN\) proposes boxes without classes'):
+        new_recipe(tmp_path / 'my.py', rpn, [RETINANET.format(50)])
+    with pytest.raises(MtpdError, match='needs its weights: --teacher-checkpoints'):
+        new_recipe(tmp_path / 'my.py', RETINANET.format(50), [rpn])
+    weights = [str(tmp_path / 'rpn.pth')]
+    text, recipe = made(tmp_path, RETINANET.format(50), rpn, teacher_checkpoints=weights)
+    assert recipe.cfg.teachers.rpn_r50_fpn_1x.features_only is True
+    assert 'it is no detector of objects' in one_line(text)
+
+
 def test_the_command(tmp_path):
     out = tmp_path / 'my.py'
     teachers = [ATSS.format(50), ATSS.format(101)]

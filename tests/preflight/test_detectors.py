@@ -11,6 +11,7 @@ from mtpd.preflight import detectors
 # isort: split
 from mtpd.config.recipe import load_recipe
 
+MINI = 'configs/mini/retinanet_r50__r101_rx101.py'
 PAPER = 'configs/paper/retinanet_r50__r101_rx101.py'
 YOLOX = 'mmdet::yolox/yolox_tiny_8x8_300e_coco.py'
 
@@ -98,3 +99,25 @@ def test_a_module_that_a_list_of_necks_lacks_is_named(tiny_coco, tmp_path):
     assert 'distill.student_module=auto finds one' in problems[0]
     auto = load_recipe(recipe, {'distill.student_module': 'auto'})
     assert detectors.distillation_problems(auto, ['r101']) == []
+
+
+@pytest.mark.parametrize(
+    ('config', 'words'),
+    [
+        ('rpn/rpn_r50_fpn_1x_coco.py', 'the model (RPN) proposes boxes without classes'),
+        ('panoptic_fpn/panoptic_fpn_r50_fpn_1x_coco.py', 'segments stuff, too (panoptic)'),
+        ('fast_rcnn/fast_rcnn_r50_fpn_1x_coco.py', 'takes proposals from a file'),
+    ],
+)
+def test_what_detects_no_objects_is_told(config, words):
+    config = f'mmdet::{config}'
+    few = {'data.scenes.train': 2, 'data.scenes.val': 2}
+    recipe = load_recipe(MINI, few | {'student.config': config, 'student.checkpoint': None})
+    assert any(words in text for text in detectors.settings_problems(recipe, ['student']))
+    teacher = {'teachers.r101.config': config}
+    teacher |= {'teachers.r101.model': {'_delete_': True}}
+    recipe = load_recipe(MINI, few | teacher)
+    (problem,) = [text for text in detectors.settings_problems(recipe, ['r101']) if words in text]
+    (key, value) = re.search(r'--cfg-options ([\w.]+)=(\w+)', problem).groups()
+    recipe = load_recipe(recipe, {key: value == 'True'})
+    assert not any(words in text for text in detectors.settings_problems(recipe, ['r101']))
