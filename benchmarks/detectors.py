@@ -81,7 +81,8 @@ def message(error: Exception) -> dict:
     """Refused with a message of the kit's, or failed with another error."""
     key = 'refused' if isinstance(error, MtpdError) else 'failed'
     name = '' if key == 'refused' else f'{type(error).__name__}: '
-    return {key: f'{name}{" ".join(str(error).split())}'[:400]}
+    text = ' '.join(str(error).split()).replace(f'{packaged_configs()}/', 'mmdet::')
+    return {key: f'{name}{text}'[:400]}
 
 
 def update_of(student: str, teacher: str, data: str) -> dict:
@@ -288,13 +289,18 @@ def main() -> None:
     rows = {row['family']: row for row in before.get('rows', ())}
     for family in options.only or [name for name in families() if name not in rows]:
         rows[family] = measured(family, options.data)
+        environment = {**describe_environment(1), 'mmdet': mmdet.__version__}
+        rows[family]['commit'] = environment['git_commit']
         cells = rows[family]['student'], rows[family]['teacher']
         print(f'{family}: student {verdict(cells[0])}; teacher {verdict(cells[1])}', flush=True)
         if options.out:
-            environment = {**describe_environment(1), 'mmdet': mmdet.__version__}
             write_json(
                 options.out,
-                {'environment': environment, 'rows': [rows[name] for name in sorted(rows)]},
+                {
+                    'command': 'python benchmarks/detectors.py --data data/coco --out results/detectors.json',
+                    'environment': environment,
+                    'rows': [rows[name] for name in sorted(rows)],
+                },
             )
     ordered = [rows[name] for name in sorted(rows)]
     print(table(ordered))

@@ -115,7 +115,9 @@ def row_of(title: str, options: argparse.Namespace, folder: Path) -> dict:
     mtpd('export', str(stages[-1] / 'student.pth'), 'out', folder=folder)
     file = next(folder.glob('out-*.pth'))
     boxes = detections(file, data)
-    return {
+    names = {str(folder): '.', str(options.coco): 'data/coco'}
+    names |= {str(options.three_classes): 'data/three_classes'}
+    row = {
         'pair': title,
         'command': command,
         'recipe': (folder / 'my.py').read_text(),
@@ -127,6 +129,18 @@ def row_of(title: str, options: argparse.Namespace, folder: Path) -> dict:
         'classes': len(boxes),
         'seconds': round(time.time() - began, 1),
     }
+    return without_paths(row, names)
+
+
+def without_paths(value, names: dict[str, str]):
+    """A row with this machine's folders by other names."""
+    if isinstance(value, dict):
+        return {key: without_paths(item, names) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_paths(item, names) for item in value]
+    for path, name in names.items() if isinstance(value, str) else ():
+        value = value.replace(path, name)
+    return value
 
 
 def distill_losses(stage: Path) -> dict[str, float]:

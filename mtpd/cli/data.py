@@ -18,7 +18,9 @@ def data() -> None:
 
 
 @data.command()
-@click.option('--root', default='data', show_default=True, type=PATH)
+@click.option(
+    '--root', default='data', show_default=True, type=PATH, help='The folder that gets them.'
+)
 @click.option('--train', default=2000, show_default=True, help='Training scenes.')
 @click.option('--val', default=200, show_default=True, help='Validation scenes.')
 @click.option('--size', default=128, show_default=True, help='Side of a scene in pixels.')
@@ -36,7 +38,9 @@ def digits(root: Path, train: int, val: int, size: int, seed: int) -> None:
 
 
 @data.command(cls=Command)
-@click.option('--root', default='data/coco', show_default=True, type=PATH)
+@click.option(
+    '--root', default='data/coco', show_default=True, type=PATH, help='The folder that gets it.'
+)
 @click.option(
     '--split',
     'splits',

@@ -250,7 +250,7 @@ def evaluate_(recipe, work_dir, checkpoint, detector, metrics, out, ignore_class
     show_default=True,
     help='The lowest score that is drawn.',
 )
-@click.option('--device', default='auto', show_default=True)
+@click.option('--device', default='auto', show_default=True, help='auto, cpu or cuda.')
 def predict(sources, checkpoint, config, detector, out, threshold, device) -> None:
     """Draw what a checkpoint's detector finds in images. Boxes and, if it has them, masks are drawn; predictions.json has them, too.
 

@@ -51,12 +51,12 @@ DEADLINE = click.option(
     type=int,
     help='Seconds before the time limit at which a job stops. Default: 15 to 90.',
 )
-@click.option('--partition', help='For SLURM, as the options below.')
-@click.option('--gpus-per-job', type=int)
-@click.option('--mem', type=float, help='GB.')
-@click.option('--account')
-@click.option('--qos')
-@click.option('--constraint')
+@click.option('--partition', help="SLURM's partition.")
+@click.option('--gpus-per-job', type=int, help='GPUs of a SLURM job.')
+@click.option('--mem', type=float, help='GB of memory of a SLURM job.')
+@click.option('--account', help='Whom SLURM charges.')
+@click.option('--qos', help="SLURM's quality of service.")
+@click.option('--constraint', help='What a SLURM node has to have.')
 @DEADLINE
 def sweep(
     recipe, work_dir, orders, methods, seeds, executor, slots, cpus, minutes, requeues, signal_delay,

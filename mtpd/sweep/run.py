@@ -149,7 +149,9 @@ def _run_jobs(
         state, reason = sweep.state(job, queue, deadline)
         states[job.id] = state
         if state in ('failed', 'lost'):
-            echo(f'{job.id}: was {state} ({(reason or "no reason").splitlines()[0]}), runs again')
+            echo(
+                f'{job.id}: {state} before ({(reason or "no reason").splitlines()[0]}), runs again'
+            )
     left = [job for job in jobs if states[job.id] != 'done']
     echo(f'{len(jobs)} jobs, {len(jobs) - len(left)} of them done already, in {sweep.path}')
     if on_slurm:

@@ -320,7 +320,7 @@ def test_a_sweep_with_a_killed_job_and_the_same_command_again(tmp_path, tiny_coc
     second = run(arguments)
     assert second.returncode == 0, second.stderr
     assert '7 jobs, 4 of them done already' in second.stdout
-    assert 'mgd-0-r101-of-2: was lost (killed: its process is gone), runs again' in second.stdout
+    assert 'mgd-0-r101-of-2: lost before (killed: its process is gone), runs again' in second.stdout
     assert {path: path.stat().st_mtime_ns for path in weights} == before
     attempts = {name: sweep.status(job)['attempt'] for name, job in sweep.jobs.items()}
     assert attempts == dict.fromkeys(sweep.jobs, 1) | {prefix.id: 2}

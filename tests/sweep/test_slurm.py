@@ -79,8 +79,8 @@ def test_a_killed_and_a_late_job_and_the_same_command_again(tmp_path, tiny_coco,
 
         second = run(arguments)
         assert second.returncode == 0, second.stderr
-        assert 'teacher-rx101: was lost' in second.stdout
-        assert 'teacher-r101: was failed (out of time' in second.stdout
+        assert 'teacher-rx101: lost before' in second.stdout
+        assert 'teacher-r101: failed before (out of time' in second.stdout
         assert 'baseline-0: SLURM' not in second.stdout
         wait_for(lambda: is_ended(job_table(sweep)))
         watch = [sys.executable, '-m', 'mtpd.cli', 'status', str(folder), '--watch']
