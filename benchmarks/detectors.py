@@ -33,6 +33,7 @@ from mtpd.engine import loop, pipelines
 from mtpd.engine.distill_config import distill_cfg
 from mtpd.errors import MtpdError
 from mtpd.pipeline.new_recipe import new_recipe, read_detector
+from mtpd.preflight.detectors import settings_problems
 from mtpd.preflight.trial import _without_pretrained
 from mtpd.utils.files import read_json, write_json
 from mtpd.utils.machine import describe_environment
@@ -51,10 +52,14 @@ def families() -> list[str]:
     return sorted(path.name for path in folders if path.name not in NOT_DETECTORS)
 
 
+# Configs with a second subject: semantic maps, proposals alone, a pooling.
+SPECIAL = re.compile('htc|crpn_r|fast_rcnn|dpool')
+
+
 def smallest_config(family: str) -> str:
     """The config of a family with the shortest name, a ResNet-50's or a ResNet-18's where there is one."""
     names = [path.name for path in (packaged_configs() / family).glob('*.py')]
-    names.sort(key=lambda name: (len(name), name))
+    names.sort(key=lambda name: (bool(SPECIAL.search(name)), len(name), name))
     usual = [name for name in names if re.search('r50|r18', name)]
     return f'mmdet::{family}/{(usual or names)[0]}'
 
@@ -90,7 +95,10 @@ def update_of(student: str, teacher: str, data: str) -> dict:
         path = Path(folder) / 'pair.py'
         try:
             new_recipe(path, student, [teacher], data=data, pocket=True)
-            return one_update(load_recipe(path, {'image.scale': SCALE}))
+            recipe = load_recipe(path, {'image.scale': SCALE})
+            if problems := settings_problems(recipe, ['student']):
+                raise MtpdError(problems[0])
+            return one_update(recipe)
         except Exception as error:
             return message(error)
 
