@@ -187,6 +187,16 @@ def pretrained_as_init_cfg(model: ConfigDict) -> None:
         model.backbone.init_cfg = ConfigDict(type='Pretrained', checkpoint=pretrained)
 
 
+def pretrained_keys(model: dict, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Where a model config names weights that its parts begin with, such as ``('backbone', 'init_cfg')``."""
+    for key, value in model.items():
+        is_dict = isinstance(value, dict)
+        if (key == 'init_cfg' and is_dict and value.get('type') == 'Pretrained') or (key == 'pretrained' and value):
+            yield (*path, key)
+        elif is_dict:
+            yield from pretrained_keys(value, (*path, key))
+
+
 def use_plain_batch_norm(node: Any) -> None:
     """Puts batch norm of one process in place of the synchronised one in a model config."""
     if isinstance(node, dict):

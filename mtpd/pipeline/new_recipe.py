@@ -16,7 +16,7 @@ import yaml
 from mmcv import Config, ConfigDict
 from mmdet.models import build_detector
 
-from ..config.files import pretrained_as_init_cfg, read_config
+from ..config.files import pretrained_as_init_cfg, pretrained_keys, read_config
 from ..config.recipe import load_recipe
 from ..data import coco, layouts
 from ..distill.hook_points import Outputs, measured_outputs
@@ -258,7 +258,12 @@ class _Draft:
     def _spec(self, detector: Detector, checkpoint: str | None) -> dict:
         spec: dict[str, Any] = {'label': detector.label, 'config': detector.config}
         if self.pocket:  # nothing is fetched
-            return spec | {'model': {'backbone': {'init_cfg': None}}}
+            model: dict[str, Any] = {'backbone': {'init_cfg': None}}
+            for *parents, key in pretrained_keys(detector.cfg.model):
+                functools.reduce(lambda node, name: node.setdefault(name, {}), parents, model)[
+                    key
+                ] = None
+            return spec | {'model': model}
         return spec | ({'checkpoint': checkpoint} if checkpoint else {})
 
     def _own_images(self, teacher: Detector) -> dict:

@@ -71,6 +71,8 @@ def other_task(model: ConfigDict) -> str | None:
         return f'the model ({model.type}) proposes boxes without classes{limits}'
     if _segments_stuff(model):
         return f'the model ({model.type}) segments stuff, too (panoptic){limits}'
+    if any(key.startswith('teacher_') for key in model):
+        return f'the model ({model.type}) has a teacher of its own (mmdet distils it), which is not used here.'
     if model.get('roi_head') and not model.get('rpn_head'):
         return f'the model ({model.type}) takes proposals from a file, which is not read here.'
     return None

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, reduce
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from mmdet.models import build_detector
 from mmdet.utils import get_root_logger
 from torch import nn
 
+from ..config.files import pretrained_keys
 from ..config.plan import training_title
 from ..config.recipe import Recipe, load_recipe
 from ..data import coco
@@ -144,7 +145,9 @@ def _measure_batches(update: Update, data: SkipCorrupt, batch: int, image_second
 
 
 def _without_pretrained(cfg: ConfigDict) -> ConfigDict:
-    cfg.backbone.init_cfg = None  # pretrained weights are fetched by the training
+    """Pretrained weights are fetched by the training."""
+    for *parents, key in list(pretrained_keys(cfg)):
+        reduce(lambda node, name: node[name], parents, cfg)[key] = None
     return cfg
 
 

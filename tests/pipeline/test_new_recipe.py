@@ -197,6 +197,7 @@ def test_where_no_module_gives_a_level_alone_the_necks_maps_are_compared(tmp_pat
     models = [recipe.model(name) for name in ('student', 'mask_rcnn_r50_fpn_1x')]
     pairs = [(i['student_module'], i['teacher_module']) for i in distill_cfg(recipe, *models)]
     assert pairs == [(f'neck:{k}', f'neck.fpn_convs.{k}.conv') for k in range(4)]
+    assert models[0].neck.rfp_backbone.pretrained is None  # nothing is fetched
 
 
 def test_what_detects_no_objects_may_give_its_features_only(tmp_path):

@@ -106,6 +106,7 @@ def test_a_module_that_a_list_of_necks_lacks_is_named(tiny_coco, tmp_path):
     [
         ('rpn/rpn_r50_fpn_1x_coco.py', 'the model (RPN) proposes boxes without classes'),
         ('panoptic_fpn/panoptic_fpn_r50_fpn_1x_coco.py', 'segments stuff, too (panoptic)'),
+        ('ld/ld_r18_gflv1_r101_fpn_coco_1x.py', 'has a teacher of its own'),
         ('fast_rcnn/fast_rcnn_r50_fpn_1x_coco.py', 'takes proposals from a file'),
     ],
 )
