@@ -191,7 +191,8 @@ def pretrained_keys(model: dict, path: tuple[str, ...] = ()) -> Iterator[tuple[s
     """Where a model config names weights that its parts begin with, such as ``('backbone', 'init_cfg')``."""
     for key, value in model.items():
         is_dict = isinstance(value, dict)
-        if (key == 'init_cfg' and is_dict and value.get('type') == 'Pretrained') or (key == 'pretrained' and value):
+        pretrained = is_dict and value.get('type') == 'Pretrained'
+        if value and (key == 'pretrained' or (key == 'init_cfg' and pretrained)):
             yield (*path, key)
         elif is_dict:
             yield from pretrained_keys(value, (*path, key))
