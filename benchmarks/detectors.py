@@ -240,18 +240,28 @@ FORMULAS = {'FeatureMSE': mse, 'PKD': pkd, 'CWD': cwd}
 
 
 def verdict(cell: dict) -> str:
-    text = cell.get('failed') or cell.get('refused') or ''
+    """'yes', or why not: 'needs a GPU', 'no' with the message's first sentence, 'fails' with another error."""
+    text = cell.get('failed') or cell.get('refused')
+    if not text:
+        return 'yes'
     if gpu := re.search(
         r'(\w+?)(?:_forward)?_impl: implementation for device cpu|the operator (\w+) for GPUs', text
     ):
         return f'needs a GPU ({gpu[1] or gpu[2]})'
-    if 'failed' in cell:
-        return f'fails: {cell["failed"]}'
-    return f'refused: {cell["refused"]}' if 'refused' in cell else 'yes'
+    text = re.sub(r'^mmdet::\S+ has a problem: - |^(mmdet::\S+:|\w+:) (?=\w)', '', text)
+    sentence = re.split(r'(?<=[a-z)])[.:] ', text)[0].rstrip('.')
+    return f'{"fails" if "failed" in cell else "no"}: {sentence}'
 
 
 def table(rows: list[dict]) -> str:
+    yes = {
+        role: sum(verdict(row[role]) == 'yes' for row in rows) for role in ('student', 'teacher')
+    }
+    largest = max(row[role].get('largest_difference', 0) for row in rows for role in yes)
     lines = [
+        f'Of {len(rows)} folders {yes["student"]} work as student and {yes["teacher"]} as teacher, with each of the five losses. MSE, PKD '
+        f'and CWD differ from their formulas by at most {largest:.1g} of their value.',
+        '',
         '| folder of configs | as student | as teacher | strides | compared | behind it |',
         '|---|---|---|---|---|---|',
     ]

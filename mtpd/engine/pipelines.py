@@ -253,8 +253,10 @@ def needs_masks(recipe: Recipe, model: dict) -> bool:
     return True
 
 
-def has_mask_head(model: Any, key: str = 'mask_head') -> bool:
-    """Whether mmdet's config of a detector has one, at any depth; or a head of another `key`."""
+def has_mask_head(model: Any, keys: tuple[str, ...] = ('mask_head', 'panoptic_head')) -> bool:
+    """Whether mmdet's config of a detector has one, at any depth; or a head of another of `keys`."""
     if isinstance(model, dict):
-        return bool(model.get(key)) or any(has_mask_head(part, key) for part in model.values())
-    return isinstance(model, (list, tuple)) and any(has_mask_head(part, key) for part in model)
+        return any(map(model.get, keys)) or any(
+            has_mask_head(part, keys) for part in model.values()
+        )
+    return isinstance(model, (list, tuple)) and any(has_mask_head(part, keys) for part in model)

@@ -50,7 +50,7 @@ def settings_problems(recipe: Recipe, names: Iterable[str]) -> list[str]:
             )
         if masks and (name == 'student' or not spec.get('checkpoint')):
             problems += mask_problems(recipe, 'train', f'{name} has a mask head')
-        if has_mask_head(model, 'semantic_head') and (
+        if has_mask_head(model, ('semantic_head',)) and (
             name == 'student' or not spec.get('checkpoint')
         ):
             problems.append(

@@ -151,5 +151,6 @@ def test_a_mask_head_is_one_that_a_model_has():
     head = {'type': 'StandardRoIHead', 'mask_head': {'type': 'FCNMaskHead'}}
     assert pipelines.has_mask_head({'roi_head': head})
     assert pipelines.has_mask_head({'roi_head': {'mask_head': [{'type': 'FCNMaskHead'}] * 3}})
+    assert pipelines.has_mask_head({'panoptic_head': {'type': 'Mask2FormerHead'}})
     without = {'roi_head': {'mask_head': None}, 'init_cfg': {'checkpoint': '/x/no_mask_head.pth'}}
     assert not pipelines.has_mask_head(without)
