@@ -1,8 +1,8 @@
 """Fit, generalisation and flatness over the seeds of a recipe, as notebook 06 measures them in each run, and how near the
 progressive arm's features come to the teachers': one JSON file.
 
-mtpd sweep configs/mini/retinanet_r50__r101_rx101.py --orders "rx101;rx101,rx101;r101,rx101" --seeds 0-4
-python benchmarks/generalisation.py --run runs/mini_retinanet_r50__r101_rx101-sweep/mgd/0 \\
+mtpd sweep configs/mini/retinanet_r50__r101_rx101.py --orders "rx101;r101,rx101" --seeds 0-4 --work-dir runs/fit
+python benchmarks/generalisation.py --run runs/fit/mgd/0 \\
     --out results/mini_retinanet_r50__r101_rx101/generalisation.json
 """
 
@@ -13,9 +13,17 @@ from pathlib import Path
 from mtpd import load_recipe, load_run
 from mtpd.analysis import feature_maps, generalisation, generalisation_gap
 from mtpd.analysis.feature_maps import stage_checkpoints
+from mtpd.analysis.run import Run
 from mtpd.analysis.study import comparable_runs, load_study
-from mtpd.utils.files import write_json
+from mtpd.utils.files import read_json_if_valid, write_json
 from mtpd.utils.machine import describe_environment
+
+
+def commit_of(run: Run) -> str | None:
+    """That a run, or the sweep that it belongs to, was made on."""
+    folders = run.path, run.path.parents[1]
+    environments = [read_json_if_valid(folder / 'environment.json', {}) for folder in folders]
+    return next((e['git_commit'] for e in environments if e.get('git_commit')), None)
 
 
 def main() -> None:
@@ -34,8 +42,7 @@ def main() -> None:
         'command': ' '.join(['python', *sys.argv]),
         'seeds': sorted(by_seed),
         'commits': {
-            seed: other.environment.get('git_commit')
-            for seed, other in sorted(comparable_runs(run)[0].items())
+            seed: commit_of(other) for seed, other in sorted(comparable_runs(run)[0].items())
         },
         'table': generalisation_gap.gap_rows(by_seed),
         'differences': generalisation_gap.gap_difference_rows(by_seed, control),
