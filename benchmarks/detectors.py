@@ -119,6 +119,7 @@ def one_update(recipe) -> dict:
     torch.manual_seed(0)
     norm = recipe.own_normalisation(name)
     model = Distiller(*configs, links, teacher_checkpoint='random', teacher_norm=norm).train()
+    model.teacher.init_weights()
     batch = real_batch(recipe, configs[0], name)
     height = batch['img'].data[0].shape[2]
     with outputs_of(model.student) as of_student, outputs_of(model.teacher) as of_teacher:

@@ -340,6 +340,12 @@ class Teacher(nn.Module):
 
     extract_feat = forward  # as of a detector
 
+    def init_weights(self) -> None:
+        """Of a teacher without a checkpoint: mmdet's layers may have none before, as SSD's L2Norm."""
+        for part in (self.backbone, self.neck):
+            if hasattr(part, 'init_weights'):
+                part.init_weights()
+
     @contextlib.contextmanager
     def beside(self, img: Tensor, features: dict[str, Tensor]) -> Iterator[None]:
         """A forward pass without gradients, before the block's work or, on a stream of its own, at the same time.

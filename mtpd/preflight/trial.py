@@ -158,7 +158,11 @@ def untrained_detector(recipe: Recipe, detector: str, teacher: str | None) -> nn
         teacher_cfg = _without_pretrained(recipe.model(teacher))
         settings = distill_cfg(recipe, cfg, teacher_cfg)
         norm = recipe.own_normalisation(teacher)
-        return Distiller(cfg, teacher_cfg, settings, teacher_checkpoint='random', teacher_norm=norm)
+        model = Distiller(
+            cfg, teacher_cfg, settings, teacher_checkpoint='random', teacher_norm=norm
+        )
+        model.teacher.init_weights()
+        return model
     model = build_detector(ConfigDict(cfg))
     model.init_weights()
     return model
