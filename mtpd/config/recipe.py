@@ -18,7 +18,7 @@ from mmcv import Config, ConfigDict
 
 from ..data import coco, digit_scenes, layouts
 from ..errors import RecipeError, unknown_name
-from ..utils import download
+from ..utils import download, world
 from ..utils.files import sha256_in_name
 from ..utils.paths import (
     ROOT,
@@ -39,6 +39,7 @@ from .files import (
     pretrained_as_init_cfg,
     read_config,
     set_class_count,
+    use_plain_batch_norm,
     works_text,
 )
 
@@ -277,11 +278,14 @@ class Recipe:
         """
         spec = self.detector(name)
         path, count = resolve_path(spec.config, self.source), len(self.classes)
+        is_shared = self._is_shared
         try:
             cfg = mmdet_config(path)
             cfg.merge_from_dict({'model': copy.deepcopy(spec.get('model', {}))})
             pretrained_as_init_cfg(cfg.model)
             set_class_count(cfg.model, count)
+            if not is_shared:
+                use_plain_batch_norm(cfg.model)
             cfg.model.backbone  # noqa: B018  (else it is none of a detector)
         except Exception as error:  # a config is Python, and mmcv raises several types
             text = f'{name}: {path} defines no detector ({type(error).__name__}: {error}).'
@@ -289,6 +293,12 @@ class Recipe:
                 self.source, [f'{text} An mmdet config with a `model` is needed.']
             ) from error
         return cfg.model
+
+    @property
+    def _is_shared(self) -> bool:
+        """Whether several processes share its work. One alone has no batch norm to synchronise."""
+        process = world.current_world()
+        return (self.gpus or 1) > 1 or bool(process and process.size > 1)
 
     def checkpoint(self, name: str, key: str = 'checkpoint') -> Path | None:
         """The checkpoint that the recipe names for a detector; None where the kit trains it.

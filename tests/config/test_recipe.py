@@ -366,3 +366,21 @@ def test_a_recipe_that_was_copied_elsewhere_is_told_where_its_bases_are(tmp_path
             written = re.sub(rf"'[^']*/{name}'", f"'{works}'", written)
         copied.write_text(written)
     assert load_recipe(copied).classes == load_recipe(MINI).classes
+
+
+def test_only_several_processes_have_batch_norm_to_synchronise(monkeypatch):
+    """mmcv's cannot even be built by a process alone."""
+    name = 'simple_copy_paste/mask_rcnn_r50_fpn_syncbn-all_rpn-2conv_ssj_scp_32x2_90k_coco.py'
+    student = {'student.config': f'mmdet::{name}', 'student.checkpoint': None}
+    recipe = load_recipe(MINI, student)
+    kinds = [recipe.model('student').roi_head.bbox_head.norm_cfg.type]
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    for variable, value in (('RANK', 0), ('LOCAL_RANK', 0), ('LOCAL_WORLD_SIZE', 2)):
+        monkeypatch.setenv(variable, str(value))
+    monkeypatch.setenv('MASTER_ADDR', '127.0.0.1')
+    monkeypatch.setenv('MASTER_PORT', '29511')
+    kinds.append(recipe.model('student').roi_head.bbox_head.norm_cfg.type)
+    monkeypatch.undo()
+    recipe = load_recipe(MINI, student | {'runtime.gpus': 2, 'runtime.device': 'cuda'})
+    kinds.append(recipe.model('student').roi_head.bbox_head.norm_cfg.type)
+    assert kinds == ['BN', 'MMSyncBN', 'MMSyncBN']
