@@ -110,7 +110,7 @@ def row_of(title: str, options: argparse.Namespace, folder: Path) -> dict:
         )
     few = f'schedule.arm={UPDATES * max(2, len(teachers))} schedule.teacher={UPDATES} schedule.baseline={UPDATES} schedule.log_interval=5{more}'
     if 'HRNet' in title:  # with random weights its gradients are too large
-        few += " schedule.grad_clip={'max_norm':1.0,'norm_type':2}"
+        few += " schedule.grad_clip={'_delete_':True,'max_norm':1.0,'norm_type':2}"
     mtpd('train', 'my.py', '--arm', arm, '--work-dir', 'run', '--cfg-options', few, folder=folder)
     stages = sorted((folder / 'run' / 'stages' / arm).iterdir())
     losses = {path.name: distill_losses(path) for path in stages}
