@@ -249,6 +249,8 @@ def verdict(cell: dict) -> str:
         r'(\w+?)(?:_forward)?_impl: implementation for device cpu|the operator (\w+) for GPUs', text
     ):
         return f'needs a GPU ({gpu[1] or gpu[2]})'
+    if package := re.search(r"No module named '(\w+)'", text):
+        return f'no: its config needs the package {package[1]}'
     text = re.sub(r'^mmdet::\S+ has a problem: - |^(mmdet::\S+:|\w+:) (?=\w)', '', text)
     sentence = re.split(r'(?<=[a-z)])[.:] ', text)[0].rstrip('.')
     return f'{"fails" if "failed" in cell else "no"}: {sentence}'

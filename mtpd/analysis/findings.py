@@ -115,23 +115,28 @@ def run_findings(run: Run, study: Study | None = None) -> list[Finding]:
 
 
 def stage_findings(run: Run, arm: str, stage: int | None = None) -> list[Finding]:
-    """What is out of its usual range in the losses of an arm's stages, and in the AP of their teachers.
+    """What is out of its usual range in the losses of an arm's finished stages, and in the AP of their teachers.
 
     Args:
         stage: that one alone, counted from 1.
     """
     rows: list[Finding | None] = []
     aps = {row['stage']: row['AP'] for row in run.stage_aps(arm)}
+    teachers = next(item['teachers'] for item in run.arms if item['name'] == arm)
+    folders = run.stage_dirs(arm)
     for k, losses in _stage_losses(run, arm, stage):
+        # At a stage's start the learning rate rises and generation layers are untrained: too early to judge.
+        if not any((folders[k - 1] / name).is_file() for name in ('student.pth', 'metrics.json')):
+            continue
         detection = [row['detection'] for row in losses]
         # A row is a mean over the log's interval; of the end there are several.
         end = statistics.fmean(detection[-max(1, len(detection) // 10) :])
         subject = f'{arm}, stage {k}'
         if len(detection) > 1:
             known = (aps[k - 1], aps[k]) if k - 1 in aps and k in aps else None
-            rows.append(rise_finding(subject, detection[0], end, known))
+            has_teacher = teachers[k - 1] is not None
+            rows.append(rise_finding(subject, detection[0], end, known, has_teacher))
         rows.append(_balance_finding(run, subject, losses))
-    teachers = next(item['teachers'] for item in run.arms if item['name'] == arm)
     if stage:
         teachers = teachers[stage - 1 : stage]
     rows += [_teacher_finding(run, name) for name in dict.fromkeys(teachers) if name]

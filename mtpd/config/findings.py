@@ -171,12 +171,17 @@ def teacher_mode_finding(mode: str) -> Finding | None:
 
 
 def rise_finding(
-    subject: str, first: float, last: float, aps: tuple[float, float] | None = None
+    subject: str,
+    first: float,
+    last: float,
+    aps: tuple[float, float] | None = None,
+    teacher: bool = True,
 ) -> Finding | None:
     """Whether the detection loss of a stage ends above where it began; a note where AP rose all the same.
 
     Args:
         aps: AP (points) before the stage and after it, where they are known.
+        teacher: whether the stage has one.
     """
     if last <= USUAL_RISE * first:
         return None
@@ -184,19 +189,15 @@ def rise_finding(
     usual = f'up to {USUAL_RISE:g} times'
     if aps and aps[1] > aps[0]:
         text += f', and AP rises from {aps[0]:.1f} to {aps[1]:.1f}'
-        return Finding(
-            subject,
-            'note',
-            text,
-            usual,
-            'The stage helps. A smaller weight of distillation may help more.',
-        )
+        change = 'The stage helps.'
+        if teacher:
+            change += ' A smaller weight of distillation may help more.'
+        return Finding(subject, 'note', text, usual, change)
     if aps:
         text += f', and AP goes from {aps[0]:.1f} to {aps[1]:.1f}'
-    change = (
-        'Give the distillation loss less weight, lower the learning rate of stages (schedule.arm_lr), or train longer '
-        '(schedule.arm).'
-    )
+    change = 'Lower the learning rate of stages (schedule.arm_lr), or train longer (schedule.arm).'
+    if teacher:
+        change += ' Or give the distillation loss less weight.'
     return warning(subject, text, usual, change)
 
 

@@ -64,7 +64,7 @@ class WarmStart(NamedTuple):
 
     def __str__(self) -> str:
         kinds = {
-            'kept as they were, since the shapes differ (detector, file)': self.other_shape,
+            'kept as they were, since the shapes differ, as with other classes (detector, file)': self.other_shape,
             'kept as they were, since the file lacks them': self.not_in_file,
             'of the file left out, since the detector lacks them': self.not_in_detector,
         }

@@ -144,7 +144,10 @@ def settings_problem(settings_file: Path, text: str) -> str | None:
     except MtpdError:  # more than literals: in the file, or in a plain mmdet config
         return other_settings_text(folder)
     keys = differing_settings(recorded, settings, [*CHANGEABLE, *_unused_methods(settings)])
-    return other_settings_text(folder, keys) if keys else None
+    is_smoke = read_json_if_valid(folder / 'run.json', {}).get('smoke')
+    return (
+        other_settings_text(folder, keys, 'a smoke run' if is_smoke else 'a run') if keys else None
+    )
 
 
 def refuse_other_settings(recipe: Recipe, run_dir: Path) -> None:

@@ -15,7 +15,7 @@ from mtpd.analysis.findings import (
     stage_texts,
 )
 from mtpd.analysis.run import load_run
-from mtpd.config.findings import Finding, count_text, number_text, unique
+from mtpd.config.findings import Finding, count_text, number_text, rise_finding, unique
 from mtpd.config.recipe import load_recipe
 from mtpd.errors import MtpdError
 
@@ -84,6 +84,7 @@ def test_a_detection_loss_that_ends_above_where_it_began(tmp_path, ap, severity,
     folder = path / 'stages/direct/1_rx101'
     put_log(folder, [(0.5, 1, 1), (0.8, 1, 1), (0.7, 1, 1)])
     (folder / 'metrics.json').unlink()
+    (folder / 'student.pth').touch()
     if ap:
         put(folder / 'metrics.json', metrics(ap))
     run = with_settings(path)
@@ -94,6 +95,24 @@ def test_a_detection_loss_that_ends_above_where_it_began(tmp_path, ap, severity,
     recipe = load_recipe(MINI)
     (sentence,) = stage_sentences(recipe, 'direct', 1, path)
     assert ('To look at' in sentence) == (severity == 'warning')
+
+
+def test_an_unfinished_stage_is_not_judged(tmp_path):
+    """Its learning rate still rises, and its generation layers are untrained."""
+    path = make_run(tmp_path / 'runs' / 'mini' / '0')
+    folder = path / 'stages/direct/1_rx101'
+    put_log(folder, [(0.5, 90, 1), (0.8, 90, 1), (0.7, 90, 1)])
+    run = with_settings(path)
+    assert stage_findings(run, 'direct', 1)
+    for file in ('metrics.json', 'student.pth'):
+        (folder / file).unlink(missing_ok=True)
+    assert stage_findings(with_settings(path), 'direct', 1) == []
+
+
+def test_an_arm_without_a_teacher_is_given_no_advice_on_distillation():
+    alone, taught = (rise_finding('none, stage 1', 0.5, 0.7, teacher=t) for t in (False, True))
+    assert 'distillation' not in alone.change and 'learning rate' in alone.change
+    assert 'distillation loss less weight' in taught.change
 
 
 def test_a_loss_that_ends_a_little_higher_is_usual(tmp_path):
