@@ -65,16 +65,17 @@ def settings_problems(recipe: Recipe, names: Iterable[str]) -> list[str]:
 
 def other_task(model: ConfigDict) -> str | None:
     """What a model of mmdet does that is not done here, in a sentence; None for a detector of objects."""
-    kind = DETECTORS.get(model.type)
+    kind = model.get('type')  # a teacher's features need no head, and no detector
+    detector = DETECTORS.get(kind) if kind else None
     limits = ': only boxes and masks of objects are trained and measured here.'
-    if kind and issubclass(kind, RPN):
-        return f'the model ({model.type}) proposes boxes without classes{limits}'
+    if detector and issubclass(detector, RPN):
+        return f'the model ({kind}) proposes boxes without classes{limits}'
     if _segments_stuff(model):
-        return f'the model ({model.type}) segments stuff, too (panoptic){limits}'
+        return f'the model ({kind}) segments stuff, too (panoptic){limits}'
     if any(key.startswith('teacher_') for key in model):
-        return f'the model ({model.type}) has a teacher of its own (mmdet distils it), which is not used here.'
+        return f'the model ({kind}) has a teacher of its own (mmdet distils it), which is not used here.'
     if model.get('roi_head') and not model.get('rpn_head'):
-        return f'the model ({model.type}) takes proposals from a file, which is not read here.'
+        return f'the model ({kind}) takes proposals from a file, which is not read here.'
     return None
 
 
