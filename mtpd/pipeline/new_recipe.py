@@ -14,17 +14,20 @@ from typing import Any, NamedTuple
 
 import yaml
 from mmcv import Config, ConfigDict
+from mmdet.datasets import DATASETS
 from mmdet.models import build_detector
 
 from ..config.files import pretrained_as_init_cfg, pretrained_keys, read_config
 from ..config.recipe import load_recipe
 from ..data import coco, layouts
+from ..data.classes import known_classes, same_classes
 from ..distill.hook_points import Outputs, measured_outputs
 from ..distill.initialization import inherit_from_teacher
 from ..errors import MtpdError
 from ..preflight.detectors import RAW_PIXELS, normalise_steps, other_task
 from ..preflight.diagnosis import balanced_weights
 from ..preflight.student_config import image_scales, parts_left_out
+from ..runtime.checkpoints import load_checkpoint
 from ..utils.files import write_json, write_text
 from ..utils.paths import packaged_configs, resolve_path
 
@@ -275,18 +278,36 @@ class _Draft:
         return {'image': norm}
 
     def _only_features(self, teacher: Detector) -> dict:
-        """What a teacher needs said that has another task than detecting objects."""
-        if not other_task(teacher.cfg.model):
+        """What a teacher needs said whose head is of no use: of another task, or of other classes."""
+        if other_task(teacher.cfg.model):
+            reason = 'it is no detector of objects'
+        elif self._has_other_classes(teacher):
+            reason = "its classes are not the dataset's"
+        else:
             return {}
-        self.notes.append(
-            f'Of {teacher.label} the features are used alone, without AP: it is no detector of objects.'
-        )
+        self.notes.append(f'Of {teacher.label} the features are used alone, without AP: {reason}.')
         if self.pocket:
             self.notes.append(
                 'That needs its weights, which --pocket leaves out: doctor refuses it.'
             )
             return {}
         return {'features_only': True}
+
+    def _has_other_classes(self, teacher: Detector) -> bool:
+        """Whether a teacher's weights are of other classes than the dataset; --pocket trains teachers of the dataset's."""
+        weights = teacher.published.weights
+        if not self.data or self.pocket or not weights:
+            return False
+        annotations, _ = layouts.locate_split(resolve_path(self.data, self.out), 'train')
+        if not annotations.is_file():
+            return False
+        if Path(weights).is_file():
+            classes = known_classes((load_checkpoint(weights).get('meta') or {}).get('CLASSES'))
+        else:
+            split = teacher.cfg.get('data', {}).get('test', {})
+            kind = DATASETS.get(split.get('type', 'CocoDataset'))
+            classes = known_classes(split.get('classes') or kind.CLASSES)
+        return classes is not None and not same_classes(coco.class_names(annotations), classes)
 
     def _checkpoint_notes(self) -> list[str]:
         lines = []
@@ -369,6 +390,9 @@ class _Draft:
             self.notes.append('Stages start from the given student.')
             return {'start': 'baseline'}
         first = self.teachers[0]
+        if other_task(first.cfg.model) or self._has_other_classes(first):
+            self.notes.append("Stages start at random, as the student's config says.")
+            return {'start': 'random'}
         try:
             student, teacher = (
                 build_detector(ConfigDict(_without_weights(d.cfg.model)))

@@ -200,6 +200,14 @@ def test_where_no_module_gives_a_level_alone_the_necks_maps_are_compared(tmp_pat
     assert models[0].neck.rfp_backbone.pretrained is None  # nothing is fetched
 
 
+def test_a_teacher_of_other_classes_gives_its_features_only(tmp_path, tiny_coco):
+    data = str(tiny_coco(tmp_path / 'coco'))
+    text, recipe = made(tmp_path, ATSS.format(50), ATSS.format(101), data=data)
+    assert recipe.cfg.teachers.atss_r101_fpn_1x.features_only is True
+    assert recipe.cfg.distill.start == 'random'
+    assert "its classes are not the dataset's" in one_line(text)
+
+
 def test_what_detects_no_objects_may_give_its_features_only(tmp_path):
     rpn = 'mmdet::rpn/rpn_r50_fpn_1x_coco.py'
     with pytest.raises(MtpdError, match=r'the model \(RPN\) proposes boxes without classes'):
