@@ -60,7 +60,7 @@ PAIRS = {  # the student, its teachers in order, other options
     'RetinaNet R18 <- R50 <- R101 <- X101': [
         RETINANET.format(name) for name in ('r18', 'r50', 'r101', 'x101_32x4d')
     ],
-    'three classes: RetinaNet R18 <- R50 of COCO': [
+    'three classes: RetinaNet R18 <- R50': [
         RETINANET.format(name) for name in ('r18', 'r50')
     ],
 }
@@ -122,6 +122,7 @@ def row_of(title: str, options: argparse.Namespace, folder: Path) -> dict:
         'command': command,
         'recipe': (folder / 'my.py').read_text(),
         'notes': notes.splitlines(),
+        'commit': describe_environment(1)['git_commit'],
         'doctor': checks.strip().splitlines()[-1],
         'start': recipe.cfg.distill.start,
         'distillation_losses': losses,
