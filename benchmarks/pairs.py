@@ -60,9 +60,7 @@ PAIRS = {  # the student, its teachers in order, other options
     'RetinaNet R18 <- R50 <- R101 <- X101': [
         RETINANET.format(name) for name in ('r18', 'r50', 'r101', 'x101_32x4d')
     ],
-    'three classes: RetinaNet R18 <- R50': [
-        RETINANET.format(name) for name in ('r18', 'r50')
-    ],
+    'three classes: RetinaNet R18 <- R50': [RETINANET.format(name) for name in ('r18', 'r50')],
 }
 UPDATES = 10  # of a stage, and of a teacher
 
