@@ -31,7 +31,7 @@ from mtpd.report import markdown_table, show_sentences
 
 plan = load_recipe(recipe, cfg_options, seed)
 run_dir = plan.run_dir(work_dir)
-checks = run_checks(recipe)
+checks = run_checks(recipe, plan.overrides, run_dir)
 fixes = {'fix': 'fix'} if any(c.fix for c in checks) else {}
 markdown_table(
     [c._asdict() for c in checks], {'name': 'check', 'state': 'state', 'found': 'found', **fixes}

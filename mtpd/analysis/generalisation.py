@@ -10,6 +10,10 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -24,7 +28,9 @@ from ..data import coco, loading
 from ..engine import memory, pipelines
 from ..engine.evaluation import DetectionTask, evaluate_model, load_detector
 from ..engine.loop import data_parallel, evaluation_loader, recipe_device
+from ..errors import MtpdError
 from ..utils.files import file_sha256, read_json_if_valid, write_json
+from ..utils.processes import end_with_parent
 from ..utils.progress import progress_bar
 from . import study
 from .run import Run
@@ -50,19 +56,22 @@ def measure_run(
         analysis/generalisation.json, with these settings and the checkpoint's SHA-256.
     """
     file = run.path / MEASUREMENTS_FILE
-    measured, rows = read_json_if_valid(file, {}), []
-    students = list(_student_checkpoints(recipe, run))
-    for name, label, checkpoint in progress_bar('fit and flatness', students):
-        key = {
-            **{'images': images, 'probed': probed, 'directions': directions},
+    measured = read_json_if_valid(file, {})
+    settings = {'images': images, 'probed': probed, 'directions': directions}
+    keys, todo = {}, {}
+    for name, label, checkpoint in _student_checkpoints(recipe, run):
+        keys[name] = {
+            **settings,
             **{'sizes': list(PERTURBATION_SIZES), 'sha256': file_sha256(checkpoint)},
             **{'name': name, 'label': label},
         }
-        if not key.items() <= measured.get(name, {}).items():
-            measured[name] = key | _measure_student(recipe, checkpoint, images, probed, directions)
-            write_json(file, measured)
-        rows.append(measured[name])
-    return rows
+        if not keys[name].items() <= measured.get(name, {}).items():
+            todo[name] = checkpoint
+    rows = _measure_students(recipe, todo, settings)
+    for name, row in progress_bar('fit and flatness', rows, len(todo)):
+        measured[name] = keys[name] | row
+        write_json(file, measured)
+    return [measured[name] for name in keys]
 
 
 def measure_seeds(recipe: Recipe, run: Run, folders: Sequence[str] = ()) -> dict[int, list[dict]]:
@@ -86,6 +95,35 @@ def _student_checkpoints(recipe: Recipe, run: Run) -> Iterator[tuple[str, str, P
     for row in run.results():
         if row['role'] == 'arm' and row['AP'] is not None:
             yield row['name'], row['label'], run.stage_dirs(row['name'])[-1] / 'student.pth'
+
+
+def _measure_students(
+    recipe: Recipe, students: dict[str, Path], settings: dict[str, int]
+) -> Iterator[tuple[str, dict]]:
+    """Name and measurements of each student as they are made: on a CPU as many at a time as arms are trained there."""
+    measure = partial(_measure_student, recipe, **settings)
+    workers = min(len(students), recipe.cfg.runtime.jobs)
+    if workers < 2 or recipe_device(recipe) != 'cpu':
+        yield from ((name, measure(path)) for name, path in students.items())
+        return
+    # Forked, as torch's data workers are: each has one thread, and imports nothing anew.
+    pool = ProcessPoolExecutor(workers, get_context('fork'), initializer=_start_worker)
+    try:
+        names = {pool.submit(measure, path): name for name, path in students.items()}
+        for done in as_completed(names):
+            yield names[done], done.result()
+    except BrokenProcessPool as error:
+        raise MtpdError(
+            'The system has ended a process that measures fit and flatness, most likely for lack of memory. What was '
+            'measured is kept. Set runtime.jobs=1 to measure one student at a time.'
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    end_with_parent()
+    torch.set_num_threads(1)
 
 
 def _measure_student(

@@ -175,7 +175,9 @@ def _write_scene(
 ) -> tuple[list[dict], str]:
     pixels, objects = draw_scene(split, index, size, seed)
     path = folder / split / f'{index:06d}.png'
-    Image.fromarray(pixels).save(path, compress_level=1)
+    Image.fromarray(pixels).save(
+        path, compress_level=0
+    )  # noise hardly shrinks, and is slow to unpack
     annotations = []
     for item in objects:
         code = rle.encode(np.asfortranarray(item['mask'], np.uint8))

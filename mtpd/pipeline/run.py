@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -85,16 +86,19 @@ def step_chains(recipe: Recipe, run_dir: Path) -> list[list[list[Step]]]:
 
     # Arms that begin alike are one chain: the later ones take over what the first has trained.
     arm_chains: dict[tuple, list[Step]] = {}
+    distilled: Counter = Counter()
     if not _has_auto_arms(recipe):
         for arm in recipe.arms.values():
             first_stage = arm.teachers[0], arm.stage_updates
             arm_chains.setdefault(first_stage, []).extend(stage_steps(arm))
+            distilled[first_stage] += arm.stage_updates * sum(map(bool, arm.teachers))
+    if recipe.cfg.runtime.jobs > 1:  # long chains first, so that none is left alone at the end
+        arm_chains = {key: arm_chains[key] for key, _ in distilled.most_common()}
 
     metrics = [f'detectors/{name}/metrics.json' for name in recipe.detectors]
     order = [step('03_teacher_order', 'order/costs.json', 'order/sequence.json')]
     preparation = [
-        [[step('00_environment', 'environment.json')]],
-        [[step('01_data')]],
+        [[step('00_environment', 'environment.json')], [step('01_data')]],
         [[step('02_detectors', *metrics)]],
     ]
     # Teachers without AP have no place in a sequence that is chosen by it.

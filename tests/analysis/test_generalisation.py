@@ -7,6 +7,9 @@ from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 # isort: split
 
 import json
+import os
+import signal
+import time
 
 import pytest
 import torch
@@ -18,6 +21,7 @@ from mtpd import load_recipe, load_run, plots
 from mtpd.analysis import generalisation, generalisation_gap
 from mtpd.analysis.run import DISTILLATION_LOSS
 from mtpd.engine.evaluation import load_detector
+from mtpd.errors import MtpdError
 
 RECIPE = 'configs/mini/retinanet_r50__r101_rx101.py'
 TEACHER = 'configs/mini/teachers/r101/model.pth'
@@ -167,18 +171,23 @@ def test_figures_say_the_numbers():
     assert not plots.flatness({}).axes and not plots.generalisation({}).axes
 
 
-def test_what_is_kept_is_not_measured_again(recipe, tmp_path):
+SETTINGS = {'images': 4, 'probed': 2, 'directions': 1}
+
+
+@pytest.fixture
+def trained(recipe, tmp_path):
+    """A run whose students all have the same weights, and a detector that has them."""
     run = load_run(make_run(tmp_path / 'recipe' / '0'))
     model = build_detector(recipe.model('student'))
     student = run.path / 'detectors' / 'student' / 'model.pth'
     student.parent.mkdir(exist_ok=True)
-    torch.save({'state_dict': model.state_dict(), 'meta': {}}, student)
-    for arm in run.arms:
-        torch.save(
-            {'state_dict': model.state_dict(), 'meta': {}},
-            run.stage_dirs(arm['name'])[-1] / 'student.pth',
-        )
-    few = {'images': 4, 'probed': 2, 'directions': 1}
+    for path in (student, *(run.stage_dirs(arm['name'])[-1] / 'student.pth' for arm in run.arms)):
+        torch.save({'state_dict': model.state_dict(), 'meta': {}}, path)
+    return run, model
+
+
+def test_what_is_kept_is_not_measured_again(recipe, trained):
+    (run, model), few = trained, SETTINGS
     rows = generalisation.measure_run(recipe, run, **few)
     assert [row['name'] for row in rows] == ['baseline', *(arm['name'] for arm in run.arms)]
     assert rows[0]['train'] == rows[1]['train']  # the same weights
@@ -198,6 +207,34 @@ def test_what_is_kept_is_not_measured_again(recipe, tmp_path):
     assert again['direct']['train']['loss'] not in (123, rows[0]['train']['loss'])
     other = generalisation.measure_run(recipe, run, **few | {'images': 5})
     assert all(row['train']['loss'] != 123 for row in other)
+
+
+@pytest.mark.parametrize('jobs', [1, 2])
+def test_students_measured_side_by_side_have_the_same_numbers(recipe, trained, jobs):
+    run, model = trained
+    recipe = load_recipe(recipe.source, recipe.overrides | {'runtime.jobs': jobs})
+    rows = generalisation.measure_run(recipe, run, **SETTINGS)
+    model = load_detector(recipe, run.stage_dirs('direct')[-1] / 'student.pth')
+    loss = generalisation.detection_loss(model, generalisation.training_batches(recipe, 'train', 4))
+    assert [row['train']['loss'] for row in rows] == pytest.approx([loss] * len(rows), rel=1e-5)
+    assert [row['name'] for row in rows] == ['baseline', *(arm['name'] for arm in run.arms)]
+
+
+def test_a_measuring_process_that_is_ended_leaves_what_is_measured(recipe, trained, monkeypatch):
+    run, _ = trained
+    measure = generalisation._box_ap
+
+    def box_ap(recipe, model, checkpoint, *more):
+        if 'direct' in str(checkpoint):
+            time.sleep(2)  # until the others are written
+            os.kill(os.getpid(), signal.SIGKILL)
+        return measure(recipe, model, checkpoint, *more)
+
+    monkeypatch.setattr(generalisation, '_box_ap', box_ap)
+    with pytest.raises(MtpdError, match=r'lack of memory. What was measured is kept.*jobs=1'):
+        generalisation.measure_run(recipe, run, **SETTINGS)
+    kept = json.loads((run.path / generalisation.MEASUREMENTS_FILE).read_text())
+    assert 'baseline' in kept and 'direct' not in kept
 
 
 def test_shares_of_levels():

@@ -39,13 +39,23 @@ def status(run_dir):
 
 
 def test_the_steps_are_all_arms_stages_between_preparation_and_evaluation(tmp_path):
-    names = [s.notebook for s in pipeline.recipe_steps(load_recipe(MINI), tmp_path)]
-    stages = ['none_1', 'direct_1']
+    def names(jobs):
+        recipe = load_recipe(MINI, {'runtime.jobs': jobs})
+        return [step.title for step in pipeline.recipe_steps(recipe, tmp_path)]
+
+    def stages(*arms):
+        counts = {'none': 1, 'direct': 1}
+        numbered = [f'{arm}_{k + 1}' for arm in arms for k in range(counts.get(arm, 2))]
+        return [f'04_distill_stage__{stage}' for stage in numbered]
+
+    before = ['00_environment', '01_data', '02_detectors', '03_teacher_order']
+    after = ['05_evaluate', '06_analysis']
     # Arms that begin with the same stage follow each other.
-    stages += [f'{arm}_{k}' for arm in ('repeated', 'reverse', 'progressive') for k in (1, 2)]
-    wanted = ['00_environment', '01_data', '02_detectors', '03_teacher_order']
-    wanted += [f'04_distill_stage__{stage}' for stage in stages] + ['05_evaluate', '06_analysis']
-    assert names == [f'notebooks/{name}.ipynb' for name in wanted]
+    in_order = stages('none', 'direct', 'repeated', 'reverse', 'progressive')
+    assert names(1) == [*before, *in_order, *after]
+    # Side by side what takes longest begins first, and what takes least, without a teacher, last.
+    long_first = stages('repeated', 'reverse', 'direct', 'progressive', 'none')
+    assert names(2) == [*before, *long_first, *after]
 
 
 @pytest.fixture
