@@ -235,7 +235,7 @@ def worker_count(workers: int | str, device: str, processes: int, training: bool
 
     Args:
         workers: a recipe's `runtime.workers`. 'auto' on a GPU is all cores of the process but one, from 2 to
-            MAX_WORKERS. On the CPU, which computes on the same cores, it is one in training and none in evaluation.
+            MAX_WORKERS. On the CPU it is none: a worker would compute on the same cores.
         device: 'cpu' or 'cuda'.
         processes: how many processes share the cores of this machine.
         training: whether the images are for a training, and not an evaluation.
@@ -243,7 +243,7 @@ def worker_count(workers: int | str, device: str, processes: int, training: bool
     if not isinstance(workers, str):
         return workers
     if device == 'cpu':
-        return int(training)
+        return 0
     return min(MAX_WORKERS, max(2, cpu_cores() // processes - 1))
 
 

@@ -129,8 +129,9 @@ def new_recipe(
     Raises:
         MtpdError: no such config, detectors without a common level, or a file that exists; all in one message.
     """
-    if out.exists():
-        raise MtpdError(f'{out} exists. Choose another name, or remove it.')
+    for path in (out, _few_images_file(out)) if pocket else (out,):
+        if path.exists():
+            raise MtpdError(f'{path} exists. Choose another name, or remove it.')
     problems, detectors = [], []
     if len(teacher_checkpoints) not in (0, len(teachers)):
         problems.append(
@@ -181,6 +182,12 @@ class _Draft:
         self.checkpoint = checkpoint
         self.notes: list[str] = []
         self.names = _teacher_names(self.teachers)
+        # Why a teacher's head is of no use, by its name; the others' are.
+        reasons = {
+            name: self._why_headless(teacher)
+            for name, teacher in zip(self.names, self.teachers, strict=True)
+        }
+        self.headless = {name: reason for name, reason in reasons.items() if reason}
         self.loss_weights: dict[str, float] = {}
         self.weight_note = ''
 
@@ -214,7 +221,7 @@ class _Draft:
             'teachers': {
                 key: self._spec(teacher, teacher.published.weights)
                 | self._own_images(teacher)
-                | self._only_features(teacher)
+                | self._only_features(key)
                 for key, teacher in zip(self.names, self.teachers, strict=True)
             },
             'arms': self._arms(),
@@ -251,7 +258,7 @@ class _Draft:
         chosen = [image for image in table['images'] if image['id'] in shown][:POCKET_IMAGES]
         ids = {image['id'] for image in chosen}
         objects = [item for item in table['annotations'] if item['image_id'] in ids]
-        file = self.out.with_name(f'{self.out.stem}_val.json').absolute()
+        file = _few_images_file(self.out).absolute()
         write_json(file, {**table, 'images': chosen, 'annotations': objects})
         self.notes.append(
             f'{cut}, {len(chosen)} of {len(table["images"])} validation images ({file.name}). AP means nothing.'
@@ -277,21 +284,23 @@ class _Draft:
         self.notes.append(f'{teacher.label} has its own image normalisation (teachers.*.image).')
         return {'image': norm}
 
-    def _only_features(self, teacher: Detector) -> dict:
-        """What a teacher needs said whose head is of no use: of another task, or of other classes."""
-        if other_task(teacher.cfg.model):
-            reason = 'it is no detector of objects'
-        elif self._has_other_classes(teacher):
-            reason = "its classes are not the dataset's"
-        else:
+    def _only_features(self, name: str) -> dict:
+        """What a teacher needs said whose head is of no use."""
+        if name not in self.headless:
             return {}
-        self.notes.append(f'Of {teacher.label} the features are used alone, without AP: {reason}.')
+        label, reason = self.teachers[self.names.index(name)].label, self.headless[name]
+        self.notes.append(f'Of {label} the features are used alone, without AP: {reason}.')
         if self.pocket:
             self.notes.append(
                 'That needs its weights, which --pocket leaves out: doctor refuses it.'
             )
             return {}
         return {'features_only': True}
+
+    def _why_headless(self, teacher: Detector) -> str:
+        if other_task(teacher.cfg.model):
+            return 'it is no detector of objects'
+        return "its classes are not the dataset's" if self._has_other_classes(teacher) else ''
 
     def _has_other_classes(self, teacher: Detector) -> bool:
         """Whether a teacher's weights are of other classes than the dataset; --pocket trains teachers of the dataset's."""
@@ -390,7 +399,7 @@ class _Draft:
             self.notes.append('Stages start from the given student.')
             return {'start': 'baseline'}
         first = self.teachers[0]
-        if other_task(first.cfg.model) or self._has_other_classes(first):
+        if self.names[0] in self.headless:
             self.notes.append("Stages start at random, as the student's config says.")
             return {'start': 'random'}
         try:
@@ -455,6 +464,10 @@ class _Draft:
         if left:
             self.notes.append(f"Not taken from the student's config: {', '.join(left)}.")
         return values
+
+
+def _few_images_file(recipe: Path) -> Path:
+    return recipe.with_name(f'{recipe.stem}_val.json')
 
 
 def _gives(outputs: Outputs, stride: int) -> bool:

@@ -211,7 +211,7 @@ def test_how_many_there_are_on_a_gpu(monkeypatch, cores, sharing, training, eval
     assert loading.worker_count('auto', 'cuda', sharing) == training
     assert loading.worker_count('auto', 'cuda', sharing, training=False) == evaluation
     assert loading.worker_count(5, 'cuda', sharing) == loading.worker_count(5, 'cpu', sharing) == 5
-    assert loading.worker_count('auto', 'cpu', sharing) == 1
+    assert loading.worker_count('auto', 'cpu', sharing) == 0
     assert loading.worker_count('auto', 'cpu', sharing, training=False) == 0
 
 

@@ -161,6 +161,9 @@ def test_a_trial_evaluates_few_images_and_says_so(tmp_path, tiny_coco, monkeypat
     notes = one_line(text)
     assert '10 updates a stage' in notes and '2 of 4 validation images' in notes
     assert notes.count('AP means nothing') == 1
+    (tmp_path / 'my.py').unlink()
+    with pytest.raises(MtpdError, match=r'my_val.json exists. Choose another name, or remove it'):
+        made(tmp_path, ATSS.format(50), ATSS.format(101), pocket=True, data=str(data))
 
 
 def test_a_trial_may_be_written_before_its_data_is_here(tmp_path):

@@ -14,6 +14,6 @@ schedule = dict(
     checkpoint_interval=50,
     eval_interval=0,  # updates between evaluations during training; 0: at the end only
 )
-# workers: processes that load images, for each that trains; 'auto': by device and cores, 1 on the CPU.
+# workers: processes that load images, for each that trains; 'auto': by device and cores, 0 on the CPU.
 # threads 0: one per core; jobs: arms that train side by side, which share the cores.
 runtime = dict(device='auto', workers='auto', threads=0, jobs=2)
