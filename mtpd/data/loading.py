@@ -230,7 +230,7 @@ _LIKELY_CAUSES = {
 }
 
 
-def worker_count(workers: int | str, device: str, processes: int, training: bool = True) -> int:
+def worker_count(workers: int | str, device: str, processes: int) -> int:
     """How many data workers a process has. Results do not depend on it.
 
     Args:
@@ -238,7 +238,6 @@ def worker_count(workers: int | str, device: str, processes: int, training: bool
             MAX_WORKERS. On the CPU it is none: a worker would compute on the same cores.
         device: 'cpu' or 'cuda'.
         processes: how many processes share the cores of this machine.
-        training: whether the images are for a training, and not an evaluation.
     """
     if not isinstance(workers, str):
         return workers

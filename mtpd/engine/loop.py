@@ -297,7 +297,7 @@ def training_config(
 def evaluation_loader(recipe: Recipe) -> dict:
     """mmdet's config of an evaluation's data loader."""
     images = recipe.cfg.evaluation.batch_size
-    return dict(samples_per_gpu=images, workers_per_gpu=data_workers(recipe, training=False))
+    return dict(samples_per_gpu=images, workers_per_gpu=data_workers(recipe))
 
 
 # Devices, processes, threads and speed switches.
@@ -350,13 +350,13 @@ def process_count(recipe: Recipe) -> int:
     return distributed.process_count(recipe.gpus, recipe.device, recipe.source)
 
 
-def data_workers(recipe: Recipe, training: bool = True) -> int:
-    """How many data workers each process of a training has or, if not `training`, of an evaluation."""
+def data_workers(recipe: Recipe) -> int:
+    """How many data workers each process of a training or an evaluation has."""
     process = world.current_world()
     local_processes = process.local_size if process else process_count(recipe)
     runtime = recipe.cfg.runtime
     return loading.worker_count(
-        runtime.workers, recipe_device(recipe), local_processes * runtime.jobs, training
+        runtime.workers, recipe_device(recipe), local_processes * runtime.jobs
     )
 
 

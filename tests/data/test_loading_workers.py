@@ -195,24 +195,14 @@ def test_a_test_ends_with_the_message(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ('cores', 'sharing', 'training', 'evaluation'),
-    [
-        (1, 1, 2, 2),
-        (2, 1, 2, 2),
-        (8, 1, 7, 7),
-        (16, 1, 8, 8),
-        (16, 2, 7, 7),
-        (16, 4, 3, 3),
-        (128, 8, 8, 8),
-    ],
+    ('cores', 'sharing', 'workers'),
+    [(1, 1, 2), (2, 1, 2), (8, 1, 7), (16, 1, 8), (16, 2, 7), (16, 4, 3), (128, 8, 8)],
 )
-def test_how_many_there_are_on_a_gpu(monkeypatch, cores, sharing, training, evaluation):
+def test_how_many_there_are(monkeypatch, cores, sharing, workers):
     monkeypatch.setattr(loading, 'cpu_cores', lambda: cores)
-    assert loading.worker_count('auto', 'cuda', sharing) == training
-    assert loading.worker_count('auto', 'cuda', sharing, training=False) == evaluation
+    assert loading.worker_count('auto', 'cuda', sharing) == workers
     assert loading.worker_count(5, 'cuda', sharing) == loading.worker_count(5, 'cpu', sharing) == 5
     assert loading.worker_count('auto', 'cpu', sharing) == 0
-    assert loading.worker_count('auto', 'cpu', sharing, training=False) == 0
 
 
 @pytest.mark.parametrize(
@@ -243,7 +233,7 @@ def test_recipes_share_their_cores(monkeypatch, tmp_path, name):
         load_recipe(recipe, {'runtime.device': 'cpu'}), {}, {}, tmp_path, 4, 0, 'cpu'
     )
     loaders = made.data.train_dataloader, made.data.val_dataloader
-    assert [loader.workers_per_gpu for loader in loaders] == [1, 0]
+    assert [loader.workers_per_gpu for loader in loaders] == [0, 0]
 
 
 def test_processes_of_other_machines_have_other_cores(monkeypatch):
