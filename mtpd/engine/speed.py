@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..distill.distiller import Distiller, Teacher
 from ..runtime import target_assignment  # noqa: F401  (puts its functions in place)
 from ..runtime.anchors import make_targets_on_own_stream
-from . import deform_convs, folded_norms, fused_convs, window_attention
+from . import deform_convs, folded_norms, fused_convs, max_pooling, window_attention
 
 FUSED_OPTIMIZERS = ('Adam', 'AdamW', 'SGD')  # torch has a fused kernel for them on CPU and GPU
 CUDA_ONLY = (
@@ -136,6 +136,8 @@ def apply_speed(model: nn.Module, speed: Speed, device: str) -> nn.Module:
             # corrupts memory: only backbones have such.
             if device == 'cuda' or name != 'backbone':
                 part.to(memory_format=torch.channels_last)
+            else:
+                max_pooling.pool_channels_last(part)
     if speed.precision == 'bf16':
         use_bfloat16(model, student, device, backbone=device == 'cuda')
         if device == 'cpu':

@@ -97,10 +97,11 @@ def step_chains(recipe: Recipe, run_dir: Path) -> list[list[list[Step]]]:
 
     metrics = [f'detectors/{name}/metrics.json' for name in recipe.detectors]
     order = [step('03_teacher_order', 'order/costs.json', 'order/sequence.json')]
-    preparation = [
-        [[step('00_environment', 'environment.json')], [step('01_data')]],
-        [[step('02_detectors', *metrics)]],
-    ]
+    environment = [step('00_environment', 'environment.json')]
+    data, detectors = [step('01_data')], [step('02_detectors', *metrics)]
+    preparation = [[environment, data], [detectors]]
+    if all(map(recipe.checkpoint, recipe.detectors)):  # there is none to train, with all cores
+        preparation = [[environment, data + detectors]]
     # Teachers without AP have no place in a sequence that is chosen by it.
     has_ap = not any(recipe.is_features_only(name) for name in recipe.detectors)
     chosen_by_costs = [order] if has_ap else []

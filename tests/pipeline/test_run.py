@@ -58,6 +58,18 @@ def test_the_steps_are_all_arms_stages_between_preparation_and_evaluation(tmp_pa
     assert names(2) == [*before, *long_first, *after]
 
 
+def test_detectors_are_trained_with_all_cores_and_measured_beside_other_steps(tmp_path):
+    def groups(**overrides):
+        chains = pipeline.step_chains(load_recipe(MINI, overrides), tmp_path)
+        return [[[step.title for step in chain] for chain in group] for group in chains]
+
+    measured = [['00_environment'], ['01_data', '02_detectors']]
+    assert groups()[0] == measured
+    trained = groups(**{'student.checkpoint': None})
+    assert trained[:2] == [[['00_environment'], ['01_data']], [['02_detectors']]]
+    assert trained[2:] == groups()[1:]
+
+
 @pytest.fixture
 def sources(tmp_path, monkeypatch):
     """Small notebooks in place of the kit's, for the real runner."""
