@@ -166,7 +166,7 @@ class Run:
         """One row for the baseline, each teacher and each arm.
 
         Keys: name, label, role ('baseline', 'teacher', 'arm'), kind (`arm_kinds`), stages (teachers,
-        None for no teacher), updates (of a teacher that came trained, as the recipe says), seconds (of training),
+        None for no teacher), updates (done; of a teacher that came trained, as the recipe says), seconds (of training),
         AP AP50 AP75 AP_s AP_m AP_l mask_AP (points 0..100), parameters (count), gflops, ms_per_image. A value that is
         not there yet is None. A key gets a column by an entry in `mtpd.report.tables.COLUMNS`; one of a measured time is also
         named in `MEASURED_TIMES`.
@@ -190,12 +190,13 @@ class Run:
             )
         kinds = arm_kinds(self.arms)
         for arm in self.arms:
+            metrics = self.metrics('arm', arm['name'])
+            done = arm.get('updates') if metrics else self._updates_done(arm['name'])
             rows.append(
                 {'name': arm['name'], 'label': arm.get('label') or arm['name'], 'role': 'arm'}
-                | {'kind': kinds[arm['name']], 'stages': arm['teachers']}
-                | {'updates': arm.get('updates')}
+                | {'kind': kinds[arm['name']], 'stages': arm['teachers'], 'updates': done}
                 | {'seconds': self.training_seconds(arm['name'])}
-                | ap_points(self.metrics('arm', arm['name']))
+                | ap_points(metrics)
                 | self._model(self.student)
             )
         return rows
@@ -204,6 +205,11 @@ class Run:
         """The training seconds of all stages of an arm; None while one is not known."""
         values = [_training_seconds(folder) for folder in self.stage_dirs(arm)]
         return sum(values) if values and None not in values else None
+
+    def _updates_done(self, arm: str) -> int | None:
+        """The updates of an arm that is not at its end; None before the first checkpoint."""
+        done = [read_json(folder / 'training.json', {}) for folder in self.stage_dirs(arm)]
+        return sum(training.get('update', 0) for training in done) or None
 
     def _model(self, name: str | None) -> dict:
         model = read_json(self.detector_dir(str(name)) / 'model.json', {})

@@ -82,8 +82,15 @@ def test_stage_aps_start_at_the_baseline(run):
 
 def test_a_run_that_failed_shows_what_is_there(tmp_path):
     run = load_run(make_run(tmp_path / 'r' / '0', done=False))
+    put(run.stage_dirs('progressive')[1] / 'training.json', {'update': 60, 'seconds': 9.0})
     rows = {row['name']: row for row in run.results()}
     assert run.state == 'failed'
+    # Those done: 400 of the first stage, 60 of the second.
+    assert [rows[arm]['updates'] for arm in ('direct', 'progressive', 'reverse')] == [
+        800,
+        460,
+        None,
+    ]
     assert rows['direct']['AP'] is not None
     assert rows['progressive']['AP'] is None and rows['reverse']['AP'] is None
     assert [r['stage'] for r in run.stage_aps('progressive')] == [0, 1]
