@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -50,22 +51,34 @@ def run_checks(
     recipe_path: str | None = None, overrides: dict | None = None, work_dir: Path | None = None
 ) -> list[Check]:
     """Look at everything that `recipe_path` (default: the demo's recipe) needs. Never raises."""
-    checks = [
-        *_checks_or_failure('python', check_python()),
-        *_checks_or_failure('torch', check_torch()),
-        *_checks_or_failure('versions', check_versions()),
-        *_checks_or_failure('mtpd', check_checkout()),
-        *_checks_or_failure('device', check_device()),
-        *_checks_or_failure('ops', check_ops()),
-        *_checks_or_failure('memory', check_memory()),
-        *_checks_or_failure('kernel', check_kernel()),
-        *_checks_or_failure('runs', check_results_folder(work_dir)),
-    ]
-    if any(check.name == 'ops' and check.state == 'fail' for check in checks):
-        text = 'not checked: it needs mmcv'
-        return [*checks, Check('recipe', 'fail', text, 'Repair the ops first.')]
+    return list(each_check(recipe_path, overrides, work_dir))
+
+
+def each_check(
+    recipe_path: str | None = None, overrides: dict | None = None, work_dir: Path | None = None
+) -> Iterator[Check]:
+    """As `run_checks`, one after the other as they are made."""
+    environment = {
+        'python': check_python(),
+        'torch': check_torch(),
+        'versions': check_versions(),
+        'mtpd': check_checkout(),
+        'device': check_device(),
+        'ops': check_ops(),
+        'memory': check_memory(),
+        'kernel': check_kernel(),
+        'runs': check_results_folder(work_dir),
+    }
+    broken_ops = False
+    for name, checks in environment.items():
+        for check in _checks_or_failure(name, checks):
+            broken_ops |= (check.name, check.state) == ('ops', 'fail')
+            yield check
+    if broken_ops:
+        yield Check('recipe', 'fail', 'not checked: it needs mmcv', 'Repair the ops first.')
+        return
     recipe_checks = check_recipe(recipe_path or DEFAULT_RECIPE, overrides, work_dir)
-    return checks + _checks_or_failure('recipe', recipe_checks)
+    yield from _checks_or_failure('recipe', recipe_checks)
 
 
 def print_checks(
@@ -74,30 +87,27 @@ def print_checks(
     overrides: dict | None = None,
     work_dir: Path | None = None,
 ) -> int:
-    """Show the checks as a table. Returns 1 if the recipe can't run, else 0."""
-    checks = run_checks(recipe_path, overrides, work_dir)
-    width = max(len(check.name) for check in checks)
-    for check in checks:
+    """Shows the checks as a table, a line when each is made. Returns 1 if the recipe can't run, else 0."""
+    states: Counter[str] = Counter()
+    width = max(map(len, COMPARED_PACKAGES))
+    for check in each_check(recipe_path, overrides, work_dir):
+        states[check.state] += 1
         echo(f'{check.state:<5} {check.name:<{width}}  {check.found}')
         if check.fix:
             echo(f'{"":<5} {"":<{width}}  -> {check.fix}')
-    failed = sum(check.state == 'fail' for check in checks)
-    warned = sum(check.state == 'warn' for check in checks)
-    echo(f'\n{len(checks)} checks: {failed} failed, {warned} to look at.')
-    return 1 if failed else 0
+    echo(f'\n{states.total()} checks: {states["fail"]} failed, {states["warn"]} to look at.')
+    return 1 if states['fail'] else 0
 
 
-def _checks_or_failure(name: str, checks: Iterator[Check]) -> list[Check]:
+def _checks_or_failure(name: str, checks: Iterator[Check]) -> Iterator[Check]:
     """What a check yields, and its breakdown as one more failed check."""
-    done: list[Check] = []
     try:
-        done.extend(checks)
+        yield from checks
     except Exception as error:  # a broken package can raise anything, and to say so is the job here
         if isinstance(error, MtpdError):  # it names its fix
-            done.append(Check(name, 'fail', str(error)))
+            yield Check(name, 'fail', str(error))
         else:
-            done.append(Check(name, 'fail', f'{type(error).__name__}: {error}', 'Run `make env`.'))
-    return done
+            yield Check(name, 'fail', f'{type(error).__name__}: {error}', 'Run `make env`.')
 
 
 # The environment.

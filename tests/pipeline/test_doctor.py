@@ -129,7 +129,7 @@ def test_a_check_that_breaks_is_a_failed_check():
     first, broken = doctor._checks_or_failure('second', look())
     assert (first.name, broken.name, broken.state) == ('first', 'second', 'fail')
     assert 'OSError: gone' in broken.found
-    assert doctor._checks_or_failure('third', user_mistake())[0].found == 'do this'
+    assert next(doctor._checks_or_failure('third', user_mistake())).found == 'do this'
 
 
 # Another environment that would be used in place of this one
