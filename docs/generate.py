@@ -137,7 +137,8 @@ def kind(rule: Rule) -> str:
 
 def switches() -> str:
     bf16, not_backbone = '`bf16` where the {} multiplies in it', ", but for the student's backbone"
-    words = {('keep_memory', 'cuda'): '-', ('channels_last', 'cpu'): f'yes{not_backbone}'}
+    words = {('keep_memory', 'cuda'): '-'}
+    words['channels_last', 'cpu'] = f'yes{not_backbone}; of that, max pooling only'
     words['precision', 'cuda'] = f'{bf16.format("GPU")}; else `fp32`'
     words['precision', 'cpu'] = f'{bf16.format("processor")}{not_backbone}; else `fp32`'
     words |= {(name, 'cpu'): '-' for name in CUDA_ONLY}

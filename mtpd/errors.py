@@ -37,6 +37,10 @@ class RecipeError(MtpdError):
             '\n'.join([f'{source} has {count}:', *(f'  - {problem}' for problem in problems)])
         )
 
+    def __reduce__(self) -> tuple:
+        """To be raised in another process than the one that found the problems."""
+        return RecipeError, (self.source, self.problems)
+
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A sentence with the known word nearest to `word`, or with all known words where none is near."""

@@ -8,6 +8,7 @@ from ..runtime import compat  # noqa: F401  (before mmcv)
 # isort: split
 import contextlib
 import json
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -16,6 +17,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+import cv2
 import torch
 from mmcv import ConfigDict
 from mmdet.datasets import build_dataloader
@@ -103,10 +105,10 @@ def _measure_students(
     """Name and measurements of each student as they are made: on a CPU as many at a time as arms are trained there."""
     measure = partial(_measure_student, recipe, **settings)
     workers = min(len(students), recipe.cfg.runtime.jobs)
-    if workers < 2 or recipe_device(recipe) != 'cpu':
+    # Forked, as torch's data workers are, they import nothing anew. A GPU, or another system, does not take that.
+    if workers < 2 or recipe_device(recipe) != 'cpu' or sys.platform != 'linux':
         yield from ((name, measure(path)) for name, path in students.items())
         return
-    # Forked, as torch's data workers are: each has one thread, and imports nothing anew.
     pool = ProcessPoolExecutor(workers, get_context('fork'), initializer=_start_worker)
     try:
         names = {pool.submit(measure, path): name for name, path in students.items()}
@@ -122,8 +124,10 @@ def _measure_students(
 
 
 def _start_worker() -> None:
+    """One thread: what a library's other threads did ended with the fork."""
     end_with_parent()
     torch.set_num_threads(1)
+    cv2.setNumThreads(0)
 
 
 def _measure_student(

@@ -21,7 +21,7 @@ from mtpd import load_recipe, load_run, plots
 from mtpd.analysis import generalisation, generalisation_gap
 from mtpd.analysis.run import DISTILLATION_LOSS
 from mtpd.engine.evaluation import load_detector
-from mtpd.errors import MtpdError
+from mtpd.errors import MtpdError, RecipeError
 
 RECIPE = 'configs/mini/retinanet_r50__r101_rx101.py'
 TEACHER = 'configs/mini/teachers/r101/model.pth'
@@ -218,6 +218,16 @@ def test_students_measured_side_by_side_have_the_same_numbers(recipe, trained, j
     loss = generalisation.detection_loss(model, generalisation.training_batches(recipe, 'train', 4))
     assert [row['train']['loss'] for row in rows] == pytest.approx([loss] * len(rows), rel=1e-5)
     assert [row['name'] for row in rows] == ['baseline', *(arm['name'] for arm in run.arms)]
+
+
+def test_a_problem_in_a_measuring_process_is_its_message(recipe, trained, monkeypatch):
+    def fail(recipe, *_):
+        raise RecipeError(recipe.source, ['one is wrong', 'two is wrong'])
+
+    monkeypatch.setattr(generalisation, '_box_ap', fail)
+    with pytest.raises(RecipeError, match='has 2 problems:\n  - one is wrong\n  - two') as caught:
+        generalisation.measure_run(recipe, trained[0], **SETTINGS)
+    assert caught.value.problems == ['one is wrong', 'two is wrong']
 
 
 def test_a_measuring_process_that_is_ended_leaves_what_is_measured(recipe, trained, monkeypatch):
