@@ -86,7 +86,7 @@ def evaluate(
     Returns:
         The twelve numbers of COCO per metric as fractions 0..1 (``bbox_mAP``, ``bbox_mAP_50``, ..., None where the
         split has no such objects), ``per_class``, ``num_images``, ``checkpoint`` and its ``sha256``, the
-        annotation file's ``annotations_sha256``; where some images were left out ``corrupt_images`` and, of the training in `out`, ``corrupt_training_images``.
+        annotation file's ``annotations_sha256``, and how images were made, ``image``; where some images were left out ``corrupt_images`` and, of the training in `out`, ``corrupt_training_images``.
 
     Raises:
         RecipeError: a metric the detector or the dataset cannot give, or a broken dataset.
@@ -200,6 +200,8 @@ def evaluate_model(
         'sha256': file_sha256(checkpoint),
         'annotations_sha256': coco.fingerprint(Path(data.ann_file)),
     }
+    if image := pipelines.image_settings(task.split):
+        numbers['image'] = image
     if corrupt:
         numbers['corrupt_images'] = len(corrupt)
     if out and (left_out := hooks.count_corrupt_images(Path(out))):

@@ -63,6 +63,20 @@ def test_pipeline(image: dict) -> list[dict]:
     ]
 
 
+def image_settings(split: dict) -> dict | None:
+    """How a dataset's config with `test_pipeline` makes its images: ``scale``, ``mean``, ``std``, ``to_rgb``, as JSON has them.
+
+    None for other pipelines.
+    """
+    steps = [step for step in split['pipeline'] if step['type'] == 'MultiScaleFlipAug']
+    norms = [part for step in steps for part in step['transforms'] if part['type'] == 'Normalize']
+    if len(norms) != 1 or not isinstance(steps[0]['img_scale'], tuple):
+        return None
+    lists = {key: [float(value) for value in norms[0][key]] for key in ('mean', 'std')}
+    to_rgb = bool(norms[0].get('to_rgb', True))
+    return {'scale': [*steps[0]['img_scale']], **lists, 'to_rgb': to_rgb}
+
+
 def _normalise_and_pad(image: dict) -> list[dict]:
     norm = dict(mean=list(image.mean), std=list(image.std), to_rgb=image.to_rgb)
     return [dict(type='Normalize', **norm), dict(type='Pad', size_divisor=image.divisor)]

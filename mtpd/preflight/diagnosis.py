@@ -755,8 +755,9 @@ def _add_aps(
     """
     # A teacher of features alone has no AP.
     weights = {name: path for name, path in weights.items() if not recipe.is_features_only(name)}
-    before = {name: known_ap(run_dir, name, path) for name, path in weights.items()}
-    known = {name: None if _has_other_images(recipe, name) else ap for name, ap in before.items()}
+    measured = {name: known_ap(recipe, run_dir, name, path) for name, path in weights.items()}
+    before = {name: ap for name, (ap, _) in measured.items()}
+    known = {name: ap if same_images else None for name, (ap, same_images) in measured.items()}
     teachers = [name for name in weights if name != 'student']
     few: dict[str, tuple[float, float, int]] = {}
     for name in weights if None in known.values() else ():
@@ -794,13 +795,6 @@ def _add_aps(
     }
 
 
-def _has_other_images(recipe: Recipe, name: str) -> bool:
-    """Whether a detector's images are overridden: an AP in a file may be of others."""
-    return any(
-        key.startswith(('image.', f'{detector_key(name)}.image.')) for key in recipe.overrides
-    )
-
-
 def image_finding(teacher: str, ap: float, before: float | None, images: int) -> Finding | None:
     """Whether a teacher has lost half of its AP (points) by images that are made in another way than before."""
     if before is None or ap > before / 2:
@@ -825,18 +819,29 @@ def class_order_finding(teacher: str, ap: float, any_class: float, images: int) 
     )
 
 
-def known_ap(run_dir: Path, name: str, path: Path) -> float | None:
-    """AP (points) of a checkpoint, as a metrics.json of it says: the run's, or the one beside the checkpoint.
+def known_ap(recipe: Recipe, run_dir: Path, name: str, path: Path) -> tuple[float | None, bool]:
+    """AP (points) of a checkpoint as a metrics.json of it says, and whether its images were made as they are now.
 
-    A smoke run measures on too few images.
+    The run's file is read first, then the one beside the checkpoint; None where neither has it. A smoke run measures on too
+    few images. Metrics of other annotations do not count.
     """
     files = [run_dir / 'detectors' / name / 'metrics.json', path.with_name('metrics.json')]
     smoke = read_json_if_valid(run_dir / 'run.json', {}).get('smoke')
+    split = pipelines.dataset_config(recipe, 'val', detector=name)
+    annotations = coco.fingerprint(Path(split['ann_file']))
     for file in files[1:] if smoke else files:
         metrics = read_json_if_valid(file, {})
-        if metrics.get('bbox_mAP') is not None and metrics.get('sha256') == file_sha256(path):
-            return 100 * metrics['bbox_mAP']
-    return None
+        if metrics.get('bbox_mAP') is None or metrics.get('sha256') != file_sha256(path):
+            continue
+        if metrics.get('annotations_sha256', annotations) != annotations:
+            continue
+        if 'image' in metrics:
+            same_images = metrics['image'] == pipelines.image_settings(split)
+        else:  # of an earlier version: they are taken to be the recipe's
+            keys = ('image.', f'{detector_key(name)}.image.')
+            same_images = not any(key.startswith(keys) for key in recipe.overrides)
+        return 100 * metrics['bbox_mAP'], same_images
+    return None, True
 
 
 def measure_ap(recipe: Recipe, name: str, path: Path, folder: Path) -> tuple[float, float, int]:

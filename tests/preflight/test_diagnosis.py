@@ -3,6 +3,7 @@
 from mtpd.runtime import compat  # noqa: F401  (before mmcv)
 
 # isort: split
+import json
 import math
 import re
 from pathlib import Path
@@ -17,6 +18,7 @@ from helpers.tiny_training import MINI
 from mtpd.config.recipe import load_recipe
 from mtpd.distill.distiller import Distiller
 from mtpd.engine.distill_config import distill_cfg
+from mtpd.engine.evaluation import evaluate
 from mtpd.pipeline import doctor
 from mtpd.preflight import diagnosis, trial
 from mtpd.runtime import checkpoints
@@ -409,14 +411,45 @@ def test_a_teacher_of_features_alone_has_no_ap(tmp_path):
 
 
 def test_ap_is_read_where_the_checkpoint_is_the_one_that_was_measured(tmp_path):
-    """Of the run first, then beside the file; a smoke run's is not read."""
-    run, path = tmp_path / 'run', tmp_path / 'r101.pth'
+    """Of the run first, then beside the file; a smoke run's is not read, nor that of other annotations."""
+    few = {'data.scenes.train': 4, 'data.scenes.val': 2, 'data.cache': str(tmp_path)}
+    recipe, path = load_recipe(MINI, SETTINGS | few), tmp_path / 'r101.pth'
     path.write_bytes(b'weights')
-    digest = file_sha256(path)
-    write_json(run / 'detectors/r101/metrics.json', {'bbox_mAP': 0.6, 'sha256': digest})
-    write_json(tmp_path / 'metrics.json', {'bbox_mAP': 0.4, 'sha256': digest})
-    assert diagnosis.known_ap(run, 'r101', path) == 60
-    write_json(run / 'run.json', {'smoke': True})
-    assert diagnosis.known_ap(run, 'r101', path) == 40
+    of_run, beside = tmp_path / 'run/detectors/r101/metrics.json', tmp_path / 'metrics.json'
+    about = {'sha256': file_sha256(path)}
+    write_json(of_run, {'bbox_mAP': 0.6, **about})
+    write_json(beside, {'bbox_mAP': 0.4, **about})
+
+    def known():
+        return diagnosis.known_ap(recipe, tmp_path / 'run', 'r101', path)
+
+    assert known() == (60, True)
+    write_json(of_run, {'bbox_mAP': 0.6, **about, 'annotations_sha256': 'of others'})
+    assert known() == (40, True)
+    write_json(of_run, {'bbox_mAP': 0.5, **about, 'annotations_sha256': file_sha256(recipe.split('val')[0])})  # fmt: skip
+    assert known() == (50, True)
+    write_json(tmp_path / 'run' / 'run.json', {'smoke': True})
+    assert known() == (40, True)
     path.write_bytes(b'others')
-    assert diagnosis.known_ap(run, 'r101', path) is None
+    assert known() == (None, True)
+
+
+def test_ap_is_of_the_images_that_its_file_states(tmp_path):
+    """By what `evaluate` writes, not by what the command line overrides."""
+    few = {'data.scenes.train': 4, 'data.scenes.val': 2, 'data.cache': str(tmp_path)}
+    recipe = load_recipe(MINI, SETTINGS | few)
+    evaluate(recipe, R101, detector='r101', out=tmp_path / 'run/detectors/r101')
+    metrics = json.loads((tmp_path / 'run/detectors/r101/metrics.json').read_text())
+    assert metrics['image']['scale'] == [128, 128] and metrics['image']['to_rgb'] is True
+    assert metrics['image']['mean'] == [123.675, 116.28, 103.53]
+
+    def same_images(**options):
+        changed = load_recipe(MINI, SETTINGS | few | options)
+        return diagnosis.known_ap(changed, tmp_path / 'run', 'r101', R101)[1]
+
+    assert same_images() and same_images(
+        **{'image.flip': 0.5, 'image.mean': [123.675, 116.28, 103.53]}
+    )
+    assert not same_images(**{'image.scale': 96})
+    assert not same_images(**{'teachers.r101.image.to_rgb': False})
+    assert same_images(**{'teachers.rx101.image.to_rgb': False})
