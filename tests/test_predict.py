@@ -444,6 +444,6 @@ def test_recipes_are_listed_with_the_papers_ap():
     recipes = {str(path.relative_to(ROOT)) for path in (ROOT / 'configs').glob('[!_t]*/*.py')}
     assert set(lines) == recipes
     assert lines['configs/paper/retinanet_r50__swint_swins.py'].endswith(
-        '(released by the authors: 42.0 AP)'
+        "(the authors' model on COCO: 42.0 AP)"
     )
     assert 'pocket size' in lines[MINI]

@@ -281,7 +281,7 @@ def recipes(as_json: bool) -> None:
         echo_json(rows)
         return
     for row in rows:
-        paper = f'  (released by the authors: {row["paper"]} AP)' if row['paper'] else ''
+        paper = f"  (the authors' model on COCO: {row['paper']} AP)" if row['paper'] else ''
         click.echo(f'{row["path"]:<58}  {row["title"]}{paper}')
 
 

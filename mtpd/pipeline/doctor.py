@@ -55,9 +55,12 @@ def run_checks(
 
 
 def each_check(
-    recipe_path: str | None = None, overrides: dict | None = None, work_dir: Path | None = None
+    recipe_path: str | None = None,
+    overrides: dict | None = None,
+    work_dir: Path | None = None,
+    echo: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Check]:
-    """As `run_checks`, one after the other as they are made."""
+    """As `run_checks`, one after the other as they are made. `echo`: as of `check_recipe`."""
     environment = {
         'python': check_python(),
         'torch': check_torch(),
@@ -77,7 +80,7 @@ def each_check(
     if broken_ops:
         yield Check('recipe', 'fail', 'not checked: it needs mmcv', 'Repair the ops first.')
         return
-    recipe_checks = check_recipe(recipe_path or DEFAULT_RECIPE, overrides, work_dir)
+    recipe_checks = check_recipe(recipe_path or DEFAULT_RECIPE, overrides, work_dir, echo)
     yield from _checks_or_failure('recipe', recipe_checks)
 
 
@@ -90,7 +93,7 @@ def print_checks(
     """Shows the checks as a table, a line when each is made. Returns 1 if the recipe can't run, else 0."""
     states: Counter[str] = Counter()
     width = max(map(len, COMPARED_PACKAGES))
-    for check in each_check(recipe_path, overrides, work_dir):
+    for check in each_check(recipe_path, overrides, work_dir, echo):
         states[check.state] += 1
         echo(f'{check.state:<5} {check.name:<{width}}  {check.found}')
         if check.fix:
@@ -304,9 +307,13 @@ def _amount_check(name: str, size: int, limits: tuple[float, float], what: str, 
 
 
 def check_recipe(
-    path: str, overrides: dict | None = None, work_dir: Path | None = None
+    path: str,
+    overrides: dict | None = None,
+    work_dir: Path | None = None,
+    echo: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Check]:
-    """The recipe itself, its data, its checkpoints, and what its run would take."""
+    """The recipe itself, its data, its checkpoints, and what its run would take; `echo` gets a line before updates are tried."""
+    from ..config.plan import planned_trainings
     from ..data import coco
     from ..engine import loop
     from ..preflight import checks as preflight
@@ -321,7 +328,7 @@ def check_recipe(
         return
     yield Check('recipe', 'ok', f'{recipe.name} ({path}); a recipe is Python, and its code has run')
     run_dir = recipe.run_dir(work_dir)
-    problems, expected = preflight.check_run(recipe, run_dir, echo=lambda text: None)
+    problems, _ = preflight.check_run(recipe, run_dir, tried=False)
     yield from (Check('recipe', 'fail', problem) for problem in problems)
     yield from check_weights(recipe)
     if not problems:
@@ -333,14 +340,21 @@ def check_recipe(
         yield from (Check('student', 'ok', f'note: {note}') for note in student_notes(recipe))
     if other_settings := settings_problem(run_dir / 'recipe.py', recipe.text):
         yield Check('work-dir', 'fail', other_settings)
-    elif not problems and not expected:
-        text = f'{run_dir}: nothing is left to train, so no update was tried'
-        yield Check('its time', 'ok', text)
-    if not problems:
-        yield from check_findings(recipe, work_dir)
+    if problems:
+        return
+    expected, problems = forecast.forecast(
+        recipe, planned_trainings(recipe, run_dir), run_dir, echo
+    )
+    yield from (Check('recipe', 'fail', problem) for problem in problems)
+    if problems:
+        return
+    yield from check_findings(recipe, work_dir)
     if expected:
         words = forecast.forecast_texts(recipe, run_dir, expected) | loop.speed_settings(recipe)
         yield from (Check(f'its {name}', 'ok', text) for name, text in words.items())
+    elif not other_settings:
+        text = f'{run_dir}: nothing is left to train, so no update was tried'
+        yield Check('its time', 'ok', text)
 
 
 def check_findings(recipe: Recipe, work_dir: Path | None = None) -> Iterator[Check]:

@@ -153,6 +153,7 @@ def run_recipe(
 
     def make_report() -> None:
         if report:
+            echo('making the report ...')
             echo(f'report: {report(run_dir)}')
 
     with run_lock(run_dir, command, echo) as status:
@@ -292,6 +293,8 @@ class _StepRunner:
             self.update_status(
                 entry, state=state, ended=timestamp(), seconds=seconds, reason=reason
             )
+        if prefix:  # others are at work beside it
+            self.echo(f'{head}: done in {seconds:.0f} s')
 
     def update_status(self, entry: dict, **values: Any) -> None:
         """Puts values into a step's entry of status.json."""

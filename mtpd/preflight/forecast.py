@@ -136,9 +136,8 @@ def forecast_texts(recipe: Recipe, run_dir: Path, measured: dict) -> dict[str, s
     processor = sum(row.get('processor', row['seconds']) for row in rows)
     if processor < BUSY * wall:
         time = (
-            f'about {_time_text(seconds * processor / wall)} alone. The machine is busy: other programs use it, and '
-            f'updates took {wall:.1f} s of wall time for {processor:.1f} s of processor time. If that stays, about '
-            f'{_time_text(seconds)}'
+            f'about {_time_text(seconds)} if the machine stays as busy as it is, far less alone: other programs use it, and '
+            f'updates took {wall:.1f} s of wall time for {processor:.1f} s of processor time'
         )
     return {'time': time, 'memory': f'{_format_gib(largest)} a training'}
 

@@ -109,7 +109,7 @@ def test_the_time_left_is_the_sum_of_what_is_left(tmp_path, tiny_coco):
     assert forecast.forecast_texts(recipe, tmp_path, measured)['memory'] == '1.0 GiB a training'
 
 
-def test_a_busy_machine_is_named_with_the_time_that_a_run_takes_alone(tmp_path):
+def test_a_busy_machine_is_named(tmp_path):
     recipe = load_recipe(MINI, SETTINGS)
     row = {'seconds': 3.0, 'data': 0.0, 'wanted': GIB}
     rows = {t.title: dict(row) for t in planned_trainings(recipe, tmp_path)}
@@ -121,10 +121,11 @@ def test_a_busy_machine_is_named_with_the_time_that_a_run_takes_alone(tmp_path):
         assert forecast.forecast_texts(recipe, tmp_path, measured)['time'] == usual
     measured['trainings'] = {title: row | {'processor': 0.3} for title in rows}
     text = forecast.forecast_texts(recipe, tmp_path, measured)['time']
-    alone = f'{hours / 10:.1f} hours' if hours >= 20 else f'{hours * 6:.0f} minutes'
-    assert text.startswith(f'about {alone} alone. The machine is busy')
+    assert text.startswith(
+        f'about {hours:.1f} hours if the machine stays as busy as it is, far less'
+    )
     took = f'{3 * len(rows):.1f} s of wall time for {0.3 * len(rows):.1f} s of processor time'
-    assert took in text and text.endswith(f'about {hours:.1f} hours')
+    assert took in text
 
 
 @pytest.mark.long
