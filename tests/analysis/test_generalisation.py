@@ -243,8 +243,8 @@ def test_a_measuring_process_that_is_ended_leaves_what_is_measured(recipe, train
     monkeypatch.setattr(generalisation, '_box_ap', box_ap)
     with pytest.raises(MtpdError, match=r'lack of memory. What was measured is kept.*jobs=1'):
         generalisation.measure_run(recipe, run, **SETTINGS)
-    kept = json.loads((run.path / generalisation.MEASUREMENTS_FILE).read_text())
-    assert 'baseline' in kept and 'direct' not in kept
+    measured = json.loads((run.path / generalisation.MEASUREMENTS_FILE).read_text())
+    assert 'baseline' in measured and 'direct' not in measured
 
 
 def test_shares_of_levels():
