@@ -68,13 +68,13 @@ def image_settings(split: dict) -> dict | None:
 
     None for other pipelines.
     """
-    steps = [step for step in split['pipeline'] if step['type'] == 'MultiScaleFlipAug']
-    norms = [part for step in steps for part in step['transforms'] if part['type'] == 'Normalize']
-    if len(norms) != 1 or not isinstance(steps[0]['img_scale'], tuple):
+    tests = [step for step in split.get('pipeline', ()) if step['type'] == 'MultiScaleFlipAug']
+    norms = [part for test in tests for part in test['transforms'] if part['type'] == 'Normalize']
+    if len(norms) != 1 or not isinstance(tests[0].get('img_scale'), tuple):
         return None
     lists = {key: [float(value) for value in norms[0][key]] for key in ('mean', 'std')}
     to_rgb = bool(norms[0].get('to_rgb', True))
-    return {'scale': [*steps[0]['img_scale']], **lists, 'to_rgb': to_rgb}
+    return {'scale': [*tests[0]['img_scale']], **lists, 'to_rgb': to_rgb}
 
 
 def _normalise_and_pad(image: dict) -> list[dict]:

@@ -154,3 +154,24 @@ def test_a_mask_head_is_one_that_a_model_has():
     assert pipelines.has_mask_head({'panoptic_head': {'type': 'Mask2FormerHead'}})
     without = {'roi_head': {'mask_head': None}, 'init_cfg': {'checkpoint': '/x/no_mask_head.pth'}}
     assert not pipelines.has_mask_head(without)
+
+
+def test_how_images_are_made_is_read_where_a_config_says_it(recipe):
+    made = pipelines.image_settings(pipelines.dataset_config(recipe, 'val'))
+    image = recipe.cfg.image
+    assert made == {
+        'scale': [image.scale] * 2,
+        'mean': image.mean,
+        'std': image.std,
+        'to_rgb': True,
+    }
+    norm = dict(type='Normalize', mean=[1, 2, 3], std=[1, 1, 1])
+    test = dict(type='MultiScaleFlipAug', img_scale=(1333, 800), transforms=[norm])
+    plain = {'scale': [1333, 800], 'mean': [1.0, 2.0, 3.0], 'std': [1.0] * 3, 'to_rgb': True}
+    assert pipelines.image_settings({'pipeline': [test]}) == plain
+    several = {**test, 'img_scale': [(1333, 800), (1000, 600)]}
+    factor = dict(type='MultiScaleFlipAug', scale_factor=1.0, transforms=[norm])
+    for split in ({'type': 'ConcatDataset', 'datasets': []}, {'pipeline': []}):
+        assert pipelines.image_settings(split) is None
+    for step in (several, factor, {**test, 'transforms': []}):
+        assert pipelines.image_settings({'pipeline': [step]}) is None
