@@ -491,6 +491,7 @@ def test_a_detector_has_the_same_ap_on_the_twin(scenes, tmp_path):
     odd = detector_numbers(tmp_path / 'odd', tmp_path / 'out')
     assert odd.pop('annotations_sha256') != base.pop('annotations_sha256')
     assert odd.pop('per_class')['bbox'] == pytest.approx(base.pop('per_class')['bbox'], abs=1e-9)
+    assert odd.pop('image') == base.pop('image')
     assert odd == pytest.approx(base, abs=1e-9)
     # detections.json has the file's ids.
     detections = json.loads((tmp_path / 'out/detections.json').read_text())
