@@ -1,4 +1,4 @@
-"""Max pooling on the CPU, three times as fast: computed in the layout (N, H, W, C), whatever the layout around it is."""
+"""Max pooling on the CPU, computed faster in the layout (N, H, W, C), whatever the layout around it is."""
 
 from __future__ import annotations
 
