@@ -273,7 +273,8 @@ def explain_worker_death(work: Callable[[], T]) -> T:
     """What `work` returns. Raises MtpdError where a data worker was killed or ended by itself in the meantime.
 
     torch raises in a signal handler, wherever the process is. So this is no context manager: the handler could run in
-    its `__exit__`, outside of the guarded block.
+    its `__exit__`, outside of the guarded block. And code that is interrupted there may raise an error of its own, as
+    torch's writer of checkpoints does: the worker's is in its context.
     """
     try:
         try:
@@ -285,15 +286,22 @@ def explain_worker_death(work: Callable[[], T]) -> T:
             if code is None:
                 raise
             raise MtpdError(_worker_death_text(_signal_text(code))) from error
-    except RuntimeError as error:
-        # Only at the text's beginning: a worker's own error in a dataset may have these words further on.
-        if not (death := _WORKER_DEATH.match(str(error))):
+    except Exception as error:
+        # Only at a text's beginning: a worker's own error in a dataset may have these words further on.
+        deaths = [death for text in _texts(error) if (death := _WORKER_DEATH.match(text))]
+        if not deaths:
             raise
-        # torch's loop that waits for data wraps the signal handler's error, which names the signal, into another.
-        death = _WORKER_DEATH.match(str(error.__cause__)) or death
-        # The loop may see the worker's end before the handler does, and names no signal.
-        text = death['signal'] or _late_signal(error)
-        raise MtpdError(_worker_death_text(text)) from error
+        # Not every one names the signal: torch's loop that waits for data wraps the handler's error, which does, into
+        # another. It may also see the worker's end before the handler does.
+        text = next((death['signal'] for death in deaths if death['signal']), None)
+        raise MtpdError(_worker_death_text(text or _late_signal(error))) from error
+
+
+def _texts(error: BaseException | None) -> Iterator[str]:
+    """Of an error and of those in whose handling it was raised."""
+    while error:
+        yield str(error)
+        error = error.__cause__ or error.__context__
 
 
 def _wait_for_worker_exit(error: BaseException) -> int | None:

@@ -362,9 +362,6 @@ def save_atomic(obj: object, path: str | Path) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     except (OSError, RuntimeError) as error:  # torch's zip writer wraps a full disk's OSError
-        # A data worker's death is raised wherever the process is, see `data.loading.explain_worker_death`.
-        if str(error).startswith('DataLoader worker'):
-            raise
         raise MtpdError(
             f'checkpoint {path} cannot be written ({error}): check permissions and free space'
         ) from error

@@ -1,10 +1,12 @@
 """A data worker that is killed ends the training or the test with a message that names the signal."""
 
+import io
 import os
 import signal
 import tempfile
 import time
 from multiprocessing import Event, active_children
+from pathlib import Path
 from threading import Timer
 
 import pytest
@@ -132,6 +134,26 @@ def test_its_signal_is_told_where_torch_names_none():
 
     with pytest.raises(MtpdError, match='ended by signal SIGKILL'):
         loading.explain_worker_death(lambda: noticed(batches))
+
+
+@pytest.mark.parametrize('call', range(1, 6))
+def test_its_end_while_a_checkpoint_is_written_is_no_full_disk(tmp_path, monkeypatch, call):
+    """The writer of torch's zip files is interrupted, and complains of the place where it stopped."""
+    calls = iter(range(1, 100))
+
+    class InterruptedFile(io.FileIO):
+        def write(self, content):
+            if next(calls) == call:
+                raise RuntimeError('DataLoader worker (pid 1) is killed by signal: Killed. ')
+            return super().write(content)
+
+    monkeypatch.setattr(Path, 'open', lambda path, mode: InterruptedFile(path, mode))
+    weights = {'a': torch.zeros(1000), 'b': torch.zeros(1000)}
+    with pytest.raises(MtpdError, match='a data worker was ended by signal SIGKILL') as caught:
+        loading.explain_worker_death(
+            lambda: checkpoints.save_atomic(weights, tmp_path / 'latest.pth')
+        )
+    assert 'free space' not in str(caught.value) and not list(tmp_path.iterdir())
 
 
 def test_other_errors_stay_what_they_are():

@@ -580,18 +580,6 @@ def test_sha256_of_a_known_content(tmp_path):
     assert file_sha256(tmp_path / 'a').startswith('ba7816bf8f01cfea414140de5dae2223')
 
 
-def test_a_data_workers_end_while_a_checkpoint_is_written_is_no_full_disk(tmp_path, monkeypatch):
-    """torch raises it from a signal handler, wherever the process is: see `explain_worker_death`."""
-
-    def save(obj, file):
-        raise RuntimeError('DataLoader worker (pid 1) is killed by signal: Killed. ')
-
-    monkeypatch.setattr(torch, 'save', save)
-    with pytest.raises(RuntimeError, match=r'^DataLoader worker') as caught:
-        checkpoints.save_atomic({}, tmp_path / 'latest.pth')
-    assert not isinstance(caught.value, MtpdError) and not list(tmp_path.iterdir())
-
-
 def test_an_onnx_file_is_called_that(tmp_path):
     path = tmp_path / 'student.onnx'
     path.write_bytes(b'\x08\x08\x12\x07pytorch')
