@@ -82,7 +82,9 @@ def format_diagnosis(diagnosis: Diagnosis) -> str:
 
 def _add_run(diagnosis: Diagnosis, run: Run) -> None:
     if run.info.get('smoke'):
-        diagnosis.unmeasured.append(f'{run.path}: it is a smoke run, whose numbers mean nothing')
+        diagnosis.unmeasured.append(
+            f'{run.path}: it is a smoke run, whose numbers mean nothing. A run without --smoke can be judged.'
+        )
         return
     diagnosis.findings = unique([*diagnosis.findings, *run_findings(run)])
     diagnosis.measured += [text for name in _arm_names(run) for text in stage_texts(run, name)]

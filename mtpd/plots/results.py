@@ -61,7 +61,13 @@ def ap_by_arm(rows: list[dict]) -> Figure:
         )
     ax.set_yticks(range(len(arms)), [r['label'] for r in reversed(arms)])
     ax.set_ylim(-0.6, len(arms) - 0.4)
-    ax.set_xlim(min(values) - 0.08 * room, max(values) + 0.12 * room)
+    # A number stands on the side of its dot that is away from the baseline, and has room there.
+    below = [r['AP'] for r in arms if base is not None and r['AP'] < base]
+    above = [r['AP'] for r in arms if base is None or r['AP'] >= base]
+    ax.set_xlim(
+        min([min(values) - 0.08 * room, *(ap - 0.3 * room for ap in below)]),
+        max([max(values) + 0.12 * room, *(ap + 0.3 * room for ap in above)]),
+    )
     lines = [(r['AP'], r['label'], ':') for r in teachers]
     lines += [] if base is None else [(base, 'baseline', '-')]
     places = spread_apart([line[0] for line in lines], 0.16 * room)

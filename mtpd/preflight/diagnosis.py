@@ -766,11 +766,12 @@ def _add_aps(
         except (MtpdError, MemoryError, RuntimeError) as error:
             first = str(error).partition('\n')[0]
             diagnosis.unmeasured.append(f'{name}: AP was not measured: {first}')
-    student_ap = known.get('student')
+    student_ap, on = known.get('student'), ''
     if student_ap is None and 'student' in few:
-        student_ap = few['student'][0]
+        student_ap, _, images = few['student']
+        on = f' on {images} images'
     if student_ap is not None:
-        diagnosis.measured.append(f'student: AP {student_ap:.1f} before distillation')
+        diagnosis.measured.append(f'student: AP {student_ap:.1f}{on}, before distillation')
         diagnosis.findings += filter(None, [student_finding(student_ap)])
     for name in teachers:
         if known[name] is not None and known.get('student', 0.0) is not None:

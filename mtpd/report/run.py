@@ -226,6 +226,8 @@ def _run_figures(run: Run, results: list[dict], study: Study) -> list[dict]:
     names = [run.label(name) for name in costs['detectors']]
     drawn = study_figures(study) if len(study.seeds) > 1 else []
     prefix = f'Seed {run.info.get("seed")}: ' if drawn else ''
+    if run.info.get('smoke'):
+        prefix = 'Of a smoke run: '
     dataset = run.info.get('dataset') or 'this run'
     curves = run.curves()
     trained = {} if curves else run.detector_curves()

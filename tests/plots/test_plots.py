@@ -149,6 +149,25 @@ def test_figures_become_images_with_alt_text_in_a_notebook(figures):
         assert image.width > metadata[mime]['width']  # sharper than its place on the page
 
 
+@pytest.mark.parametrize('sign', [1, -1])
+def test_numbers_of_arms_stand_inside_the_axes(sign):
+    """Above the baseline they stand right of their dots, below it left, where the names of the arms begin."""
+    gains = {'No teacher': 0.4, 'Teacher 2 only': 10.6, 'Teacher 1, then teacher 2': 7}
+    rows = [{'role': 'baseline', 'label': 'Student', 'AP': 42.4}]
+    rows += [
+        {'role': 'arm', 'label': label, 'AP': 42.4 + sign * gain} for label, gain in gains.items()
+    ]
+    chart = plots.ap_by_arm(rows)
+    renderer = FigureCanvasAgg(chart).get_renderer()
+    chart.draw(renderer)
+    axes = chart.axes[0].get_window_extent()
+    numbers = [text for text in chart.axes[0].texts if '(' in text.get_text()]
+    assert len(numbers) == 3
+    for text in numbers:
+        place = text.get_window_extent(renderer)
+        assert axes.x0 < place.x0 and place.x1 < axes.x1
+
+
 def test_stages_are_shaded_and_their_teachers_named(run):
     fig = plots.loss_curves(run.curves('progressive'))
     top, bottom = fig.axes

@@ -208,6 +208,7 @@ def test_of_equal_arms_none_is_best_and_a_smoke_run_has_no_verdict(tmp_path):
     put(run / 'run.json', info | {'smoke': True})
     smoke = make_report(run).read_text('utf-8')
     assert 'The best student' not in smoke and '(best arm)' not in smoke
+    assert 'Results of a smoke run: they mean nothing' in smoke and 'Of a smoke run: AP' in smoke
 
 
 def test_a_run_with_nothing_but_its_plan_has_a_report(tmp_path):
