@@ -231,7 +231,12 @@ def _run_all_steps(
     if (run_dir / 'order' / 'sequence.json').is_file():
         recipe = resolve_auto_arms(recipe, run_dir)
     try:
-        _StepRunner(recipe, run_dir, status, echo, stream).run()
+        steps = _StepRunner(recipe, run_dir, status, echo, stream)
+        if steps.chains.jobs > 1:
+            echo(
+                f'up to {steps.chains.jobs} steps run side by side, not in the order of their numbers'
+            )
+        steps.run()
         if _has_auto_arms(recipe):  # the last of these steps has made the choice
             recipe = resolve_auto_arms(recipe, run_dir)
             _StepRunner(recipe, run_dir, status, echo, stream).run()
