@@ -150,7 +150,7 @@ def checking_steps(options: argparse.Namespace) -> list[Step]:
         f'{device} {"" if options.whole_demo else few}',
     ]
     steps = [
-        Step('check', 150, *PYTHON, *check, '--device', options.device),
+        Step('check', 300, *PYTHON, *check, '--device', options.device),
         Step('notebook', 300, *PYTHON, *notebook, '-p', 'cfg_options', f'{device} {few}'),
         Step('demo', 1200, *PYTHON, *demo),
     ]
