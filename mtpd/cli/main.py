@@ -265,7 +265,7 @@ def predict(sources, checkpoint, config, detector, out, threshold, device) -> No
     with contextlib.closing(prediction.predict(model, sources, out, threshold)) as rows:
         for row in rows:
             counts = Counter(item['class'] for item in row['objects'])
-            objects = ', '.join(f'{name} ({count})' for name, count in counts.items())
+            objects = ', '.join(f'{count} of class {name}' for name, count in counts.most_common())
             objects = objects or f'no object with a score of at least {threshold:g}'
             click.echo(f'{row["image"]} -> {row["drawn"]}: {objects}')
 
