@@ -1,6 +1,7 @@
 """The command line: what it prints, how it ends, and that a user's mistake is one message."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -40,6 +41,27 @@ def test_help_needs_no_heavy_import():
     commands = ('run', 'train', 'eval', 'export', 'report', 'data', 'doctor', 'install-ops')
     for command in (*commands, 'sweep', 'status', 'collect'):
         assert f'  {command} ' in process.stdout
+
+
+@pytest.mark.parametrize(('before', 'after'), [('SIG_DFL', -signal.SIGINT), ('SIG_IGN', 0)])
+def test_ctrl_c_after_the_end_leaves_no_traceback(before, after):
+    """Python is cleaning up then: what it calls would raise KeyboardInterrupt. Where Ctrl-C was ignored, it is so still."""
+    code = (
+        'import atexit, signal, sys, time; from mtpd.cli import main\n'
+        f'if "{before}" == "SIG_IGN": signal.signal(signal.SIGINT, signal.SIG_IGN)\n'
+        'def clean_up():\n'
+        '    print("cleaning up", flush=True)\n'
+        '    sys.stdin.readline()\n'
+        'atexit.register(clean_up)\n'
+        'main(["--help"])'
+    )
+    pipes = dict.fromkeys(('stdin', 'stdout', 'stderr'), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, '-c', code], text=True, **pipes) as process:
+        while process.stdout.readline() != 'cleaning up\n':
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate('\n')
+    assert (process.returncode, errors) == (after, '')
 
 
 def test_help_lists_each_command_once_under_what_one_wants():

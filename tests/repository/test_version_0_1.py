@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 
 from mtpd import load_recipe, load_run
-from mtpd.cli import main
+from mtpd.cli.main import main
 
 FIXTURE = Path(__file__).parents[1] / 'fixtures' / 'v0_1'
 STAGE = 'stages/progressive/2_large'  # at update 41 of 60
