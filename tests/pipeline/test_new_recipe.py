@@ -257,6 +257,7 @@ def test_the_weight_is_measured_where_weights_and_data_are(tmp_path, tiny_coco):
     text, recipe = made(tmp_path, model, model, data=data)
     assert 'It was not measured' in one_line(text) and 'settings' not in text  # no weights
     teacher = tmp_path / 'teacher.pth'
+    torch.manual_seed(0)
     weights = build_detector(ConfigDict(recipe.model('student'))).state_dict()
     torch.save({'state_dict': weights, 'meta': {}}, teacher)
     (tmp_path / 'my.py').unlink()
